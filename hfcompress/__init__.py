@@ -1,0 +1,24 @@
+"""hfcompress: make a Hugging Face transformer small, fast and cheap, and prove it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import wrapt
+
+__version__ = "0.1.0"
+
+
+def _wrap_auto_config(module: Any) -> None:
+    wrapt.wrap_function_wrapper(module, "AutoConfig.from_pretrained", _register_pruned_first)
+
+
+def _register_pruned_first(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+    importlib.import_module("hfcompress.model.pruned")
+    return wrapped(*args, **kwargs)
+
+
+# `import hfcompress` is enough to load a pruned checkpoint with the Auto classes. It costs no import of torch: the
+# classes are registered when the first config is read, and never in the middle of transformers' own imports.
+wrapt.register_post_import_hook(_wrap_auto_config, "transformers.models.auto.configuration_auto")

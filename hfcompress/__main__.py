@@ -1,0 +1,5 @@
+"""`python -m hfcompress`."""
+
+from hfcompress.cli import main
+
+main()

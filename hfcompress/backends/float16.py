@@ -1,0 +1,33 @@
+"""Half precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfcompress.backends.base import Backend
+from hfcompress.base.shape import Shape
+from hfcompress.model.probe import Probe, logits_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Float16(Backend):
+    """Every weight and activation in IEEE half precision: half the bytes; fast on GPUs, slow on most CPUs."""
+
+    source: ClassVar[str] = "https://pytorch.org/docs/stable/tensors.html"
+    dtype: ClassVar[str] = "float16"
+
+    def plan(self, shape: Shape) -> Shape:
+        return replace(shape, linear_bits=16, embedding_bits=16, other_bits=16)
+
+    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
+        import torch
+
+        from hfcompress.model.artifact import load_model
+
+        model = load_model(source, auto_class).to(getattr(torch, self.dtype))
+        model.save_pretrained(target)
+        return logits_of(model, probe)

@@ -1,0 +1,141 @@
+"""ONNX Runtime dynamic int8."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfcompress.backends.base import Backend
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import Shape
+from hfcompress.model.probe import Probe, logits_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+EXPORT_TOLERANCE = 1e-4
+OPSET = 17
+
+
+class OnnxInt8(Backend):
+    """Exported to ONNX, int8 weights per channel and activations quantized as they come; embeddings included."""
+
+    source: ClassVar[str] = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+    extra: ClassVar[str] = "onnx"
+    modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    per_channel: bool = True
+    """One scale an output channel instead of one a matrix."""
+    embeddings: bool = True
+    """Quantize the embedding tables too: in a small encoder they are most of the file."""
+
+    def plan(self, shape: Shape) -> Shape:
+        return replace(shape, linear_bits=8, embedding_bits=8 if self.embeddings else 32)
+
+    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        from hfcompress.model.artifact import load_model
+
+        model = load_model(source, auto_class)
+        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, _quiet():
+            exported = Path(folder) / "model.onnx"
+            export(model, exported, probe)
+            _require_equal(run_onnx(exported, probe), logits_of(model, probe))
+            quantize_dynamic(
+                exported,
+                target / "model.onnx",
+                weight_type=QuantType.QInt8,
+                per_channel=self.per_channel,
+                op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if self.embeddings else [])],
+                extra_options={"MatMulConstBOnly": True},
+            )
+        model.config.save_pretrained(target)
+        _drop_remote_code(target)
+        return run_onnx(target / "model.onnx", probe)
+
+
+def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
+    """Writes an ONNX graph with dynamic batch and length; inputs are named as the tokenizer names them.
+
+    Eager attention is exported: its graph has the fewest nodes around the two products.
+    """
+    import torch
+    from torch import nn
+
+    from hfcompress.model.observe import accepted
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            return self.model(**dict(zip(names, tensors, strict=True))).logits
+
+    inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
+    names = list(inputs)
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        torch.onnx.export(
+            Logits().eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in names}, "logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    finally:
+        model.set_attn_implementation(attention)
+
+
+def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
+    """An ONNX graph's logits on a probe; an input that the probe lacks (token types) is fed zeros."""
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    ids = probe["input_ids"]
+    feed = {node.name: probe.get(node.name, np.zeros_like(ids)) for node in session.get_inputs()}
+    return session.run(["logits"], feed)[0]
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801  reads as a context, like its base
+    """The tracer warns of every shape that it reads, and the exporter of its own age: parity is checked instead."""
+
+    def __enter__(self) -> Any:
+        import logging
+
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        return entered
+
+    def __exit__(self, *exc: Any) -> None:
+        import logging
+
+        logging.disable(logging.NOTSET)
+        super().__exit__(*exc)
+
+
+def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:
+    import numpy as np
+
+    difference = float(np.abs(exported - expected).max())
+    if not difference <= EXPORT_TOLERANCE:
+        raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
+
+
+def _drop_remote_code(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config.pop("auto_map", None)
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,165 @@
+"""YAML with line numbers: safe tags only, no duplicate keys, and a size that a recipe can have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfcompress.base.errors import HfcompressError, Key, Problem
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A recipe file as read.
+
+    Attributes:
+        path: The file.
+        text: Its text, verbatim.
+        data: What it says, as plain Python values.
+        lines: The line (from 1) of each key path.
+    """
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    lines: dict[Key, str] = field(default_factory=dict)
+
+    def where(self, key: Key) -> str:
+        """File and line of a key path, or of the nearest one above it that the file spells out."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, str(self.path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `5e-5` is a number, not a string."""
+
+    yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read(path: Path) -> Document:
+    """Read a recipe file.
+
+    Raises:
+        HfcompressError: a file that is missing, too large, not UTF-8, not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise HfcompressError(f"no such recipe: {path}", "`hfcompress list recipes` names those that ship")
+    if path.stat().st_size > MAX_BYTES:
+        raise HfcompressError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HfcompressError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Document:
+    """The document that `text` holds; `path` is named in errors."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Key, str] = {}
+        if node is not None:
+            _walk(node, (), lines, path, set())
+        data = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise HfcompressError(Problem(error.problem or "not YAML", _yaml_fix(error), where=place)) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise HfcompressError(Problem(f"not YAML: {error}", where=str(path))) from None
+    finally:
+        loader.dispose()
+    if data is None:
+        raise HfcompressError(Problem("the recipe is empty", "`hfcompress copy quickstart` gives one", where=str(path)))
+    if not isinstance(data, dict):
+        raise HfcompressError(
+            Problem(
+                f"a recipe is a mapping (name, model, task, stages), this is a {type(data).__name__}", where=str(path)
+            )
+        )
+    return Document(path, text, data, lines)
+
+
+def _yaml_fix(error: yaml.MarkedYAMLError) -> str:
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return "recipes hold plain values only: tags that build objects are refused"
+    return "check the indentation, the colons and the quotes on that line"
+
+
+def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: set[int]) -> None:
+    lines[key] = f"{path}:{node.start_mark.line + 1}"
+    if len(lines) > MAX_NODES:
+        raise HfcompressError(f"{path} has more than {MAX_NODES:,} values once its aliases are followed")
+    if id(node) in above:
+        raise HfcompressError(Problem("an alias that contains itself", where=lines[key]))
+    above = above | {id(node)}
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[Any, int] = {}
+        for name, value in node.value:
+            if name.value in seen:
+                raise HfcompressError(
+                    Problem(
+                        f"the key '{name.value}' stands twice (first on line {seen[name.value]})",
+                        "keep one of them",
+                        (*key, str(name.value)),
+                        f"{path}:{name.start_mark.line + 1}",
+                    )
+                )
+            if isinstance(name.value, str):
+                seen[name.value] = name.start_mark.line + 1
+            _walk(value, (*key, str(name.value)), lines, path, above)
+            lines[(*key, str(name.value))] = f"{path}:{name.start_mark.line + 1}"
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(value, (*key, index), lines, path, above)
+
+
+def override(document: Document, assignment: str) -> Document:
+    """The document with one `--set KEY.PATH=VALUE` applied; VALUE is read as YAML.
+
+    Raises:
+        HfcompressError: an assignment without `=`, or one that goes through something that is not there.
+    """
+    spelled, equals, text = assignment.partition("=")
+    if not equals or not spelled:
+        raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
+    key: Key = tuple(int(part) if part.isdigit() else part for part in spelled.split("."))
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506  _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise HfcompressError(f"--set {assignment}: the value is not YAML ({error})") from None
+    lines = {k: v for k, v in document.lines.items() if k[: len(key)] != key} | {key: f"--set {spelled}"}
+    return Document(document.path, document.text, _assigned(document.data, key, value, spelled), lines)
+
+
+def _assigned(data: Any, key: Key, value: Any, spelled: str) -> Any:
+    if not key:
+        return value
+    head, rest = key[0], key[1:]
+    if isinstance(data, list):
+        if not isinstance(head, int) or head >= len(data):
+            raise HfcompressError(f"--set {spelled}: '{head}' is not one of the {len(data)} entries counted from 0")
+        return [_assigned(entry, rest, value, spelled) if i == head else entry for i, entry in enumerate(data)]
+    if isinstance(data, str) and rest == () and head != "use":
+        data = {"use": data}
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise HfcompressError(f"--set {spelled}: '{head}' cannot be set inside the value {data!r}")
+    return {**data, str(head): _assigned(data.get(str(head)), rest, value, spelled)}

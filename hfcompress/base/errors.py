@@ -1,0 +1,84 @@
+"""Mistakes a user can mend, told as what, where and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+Key = tuple[str | int, ...]
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake.
+
+    Attributes:
+        message: What is wrong.
+        fix: How to mend it.
+        key: The path inside the recipe, such as `("stages", 0, "train", "epochs")`.
+        where: File and line, filled in by whoever knows them.
+    """
+
+    message: str
+    fix: str = ""
+    key: Key = ()
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (self.where, dotted(self.key)) if part)
+        return (f"{place}: " if place else "") + self.message + (f"\n    {self.fix}" if self.fix else "")
+
+
+class HfcompressError(Exception):
+    """The user's mistake, or several at once; the command line prints it without a traceback and exits with 2."""
+
+    def __init__(self, problem: str | Problem | Iterable[Problem], fix: str = "") -> None:
+        if isinstance(problem, str):
+            problem = Problem(problem, fix)
+        self.problems = [problem] if isinstance(problem, Problem) else list(problem)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def dotted(key: Key) -> str:
+    """`("stages", 0, "kind")` as `stages.0.kind`, the spelling that `--set` takes."""
+    return ".".join(str(part) for part in key)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that offers the nearest known word, or all of them where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"choose from: {', '.join(known)}" if known else ""
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, where `error` comes from a full or read-only one, else None."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return _DISK_ERRORS[error.errno] + (f": {error.filename}" if error.filename else "")
+    if type(error).__name__ == "SafetensorError" and "os error 28" in str(error):
+        return _DISK_ERRORS[errno.ENOSPC]
+    return None
+
+
+def require_directory(path: Path, what: str) -> Path:
+    """`path`, where it is a directory.
+
+    Raises:
+        HfcompressError: where it is not.
+    """
+    if not path.is_dir():
+        raise HfcompressError(f"{what} not found: {path}", "give the path of an existing directory")
+    return path

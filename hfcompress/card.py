@@ -1,0 +1,221 @@
+"""The model card: the report, written for people, with the metadata that the Hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfcompress import report
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.source import BUILTIN, is_local
+from hfcompress.model.artifact import Artifact
+from hfcompress.recipe import Loaded
+
+METRIC_NAMES = {
+    "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
+    "spearman": "Spearman", "mse": "Mean squared error",
+}  # fmt: skip
+
+
+def render(loaded: Loaded, content: Mapping[str, Any], artifact: Artifact) -> str:
+    """The README.md of a model; every figure in it is read from the report.
+
+    Args:
+        loaded: The recipe, embedded verbatim.
+        content: The report.
+        artifact: The model that the card stands beside; its row is the last that has its stage.
+    """
+    from huggingface_hub import ModelCard
+
+    row = next(row for row in content["rows"] if row["stage"] == artifact.stage)
+    card = ModelCard.from_template(
+        _metadata(loaded, content, row, artifact),
+        template_path=str(Path(__file__).with_name("templates") / "card.md"),
+        **_sections(loaded, content, row, artifact),
+    )
+    text = str(card)
+    validate(text)
+    return text
+
+
+def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe, metric = loaded.recipe, report.metric_of(content)
+    base, dataset = base_model(loaded), dataset_name(loaded)
+    result = EvalResult(
+        task_type="text-classification",
+        dataset_type=dataset or "local",
+        dataset_name=" ".join(filter(None, [dataset or Path(recipe.task.dataset).name, recipe.task.config])),
+        dataset_config=recipe.task.config,
+        dataset_split=content["task"]["split"],
+        metric_type=metric,
+        metric_name=METRIC_NAMES[metric],
+        metric_value=round(float(row["quality"][metric]), 6),
+    )
+    kinds = [stage.kind for stage in recipe.stages]
+    tags = ["hfcompress", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
+    return ModelCardData(
+        language=recipe.hub.language[0] if len(recipe.hub.language) == 1 else recipe.hub.language,
+        license=recipe.hub.license,
+        library_name="onnx" if artifact.runtime == "onnx" else "transformers",
+        pipeline_tag="text-classification",
+        base_model=base,
+        base_model_relation=("quantized" if kinds[-1] == "quantize" else "finetune") if base else None,
+        datasets=[dataset] if dataset else None,
+        metrics=[metric],
+        tags=tags,
+        model_name=recipe.name,
+        eval_results=[result],
+    )
+
+
+_TAGS = {"distill": "distillation", "prune": "pruning", "quantize": "quantization"}
+
+
+def base_model(loaded: Loaded) -> str | None:
+    """The Hub id of the model that this one comes from, where there is one."""
+    spec = loaded.recipe.model
+    return loaded.recipe.hub.base_model or (None if is_local(spec) or spec == BUILTIN else spec.partition("@")[0])
+
+
+def dataset_name(loaded: Loaded) -> str | None:
+    """The Hub id of the data set, where there is one."""
+    spec = loaded.recipe.task.dataset
+    return loaded.recipe.hub.dataset or (None if is_local(spec) else spec)
+
+
+def _sections(
+    loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact
+) -> dict[str, Any]:
+    from hfcompress import __version__
+
+    metric, source = report.metric_of(content), content["rows"][0]
+    base = source["quality"][metric]
+    return {
+        "name": loaded.recipe.name,
+        "version": __version__,
+        "base": base_model(loaded) or Path(loaded.recipe.model).name,
+        "row": row,
+        "source": source,
+        "metric": METRIC_NAMES[metric].lower(),
+        "value": row["quality"][metric],
+        "low": row["quality_interval"][0],
+        "high": row["quality_interval"][1],
+        "n": row["quality"]["n"],
+        "share": row["quality"][metric] / base if base else None,
+        "table": report.as_markdown(content).partition("\n\n")[0],
+        "conditions": report.conditions(content),
+        "made": [_sentence(stage) for stage in loaded.recipe.stages],
+        "recipe": loaded.document.text.rstrip("\n"),
+        "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or "PATH_OR_REPO"),
+        "dataset": dataset_name(loaded) or loaded.recipe.task.dataset,
+        "language": ", ".join(loaded.recipe.hub.language),
+        "remote_code": (artifact.path / "modeling_pruned.py").is_file() and artifact.runtime == "torch",
+        "runtime": artifact.runtime,
+        "dtype": artifact.dtype,
+        "max_length": loaded.recipe.task.max_length,
+        "labels": loaded.recipe.task.type == "text-classification",
+    }
+
+
+def _sentence(stage: Any) -> str:
+    if stage.kind == "finetune":
+        return f"**finetune**: {stage.train.epochs:g} epochs on the task's labels"
+    if stage.kind == "distill":
+        losses = ", ".join(loss.name for loss in stage.losses)
+        sources = "; ".join(dict.fromkeys(loss.source for loss in stage.losses if loss.source))
+        return f"**distill** from `{stage.teacher}` for {stage.train.epochs:g} epochs: {losses} ({sources})"
+    if stage.kind == "prune":
+        recovered = f", {stage.recover.epochs:g} epochs of recovery" if stage.recover else ", no recovery"
+        return (
+            f"**prune**: {stage.heads:.0%} of the heads and {stage.ffn:.0%} of the FFN neurons by "
+            f"{stage.criterion.name} ({stage.criterion.source}){recovered}"
+        )
+    return f"**quantize**: {stage.backend.name} ({stage.backend.source})"
+
+
+def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:
+    """Python that loads the model and answers; it runs as it stands once `place` is a real path or repository."""
+    pair = len(loaded.recipe.task.text) == 2
+    example = '"A man is playing a guitar.", "Someone plays music."' if pair else '"a charming and often affecting journey"'
+    last = (
+        "print(CONFIG.id2label[int(LOGITS.argmax(-1)[0])])"
+        if loaded.recipe.task.type == "text-classification"
+        else "print(float(LOGITS[0, 0]))"
+    )
+    return (_onnx_snippet if artifact.runtime == "onnx" else _torch_snippet)(artifact, place, example, last)
+
+
+def _torch_snippet(artifact: Artifact, place: str, example: str, last: str) -> str:
+    trust = ", trust_remote_code=True" if (artifact.path / "modeling_pruned.py").is_file() else ""
+    last = last.replace("CONFIG", "model.config").replace("LOGITS", "logits")
+    return f"""import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+path = "{place}"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto"{trust}).eval()
+with torch.inference_mode():
+    logits = model(**tokenizer({example}, return_tensors="pt")).logits
+{last}"""
+
+
+def _onnx_snippet(artifact: Artifact, place: str, example: str, last: str) -> str:  # noqa: ARG001
+    last = last.replace("CONFIG.id2label[int(LOGITS.argmax(-1)[0])]", 'config["id2label"][str(logits.argmax(-1)[0])]')
+    last = last.replace("LOGITS", "logits")
+    return f"""import json
+from pathlib import Path
+
+import onnxruntime
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
+
+path = "{place}"
+folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path))
+config = json.loads((folder / "config.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+batch = tokenizer({example}, return_tensors="np")
+names = [node.name for node in session.get_inputs()]
+logits = session.run(["logits"], {{name: batch[name].astype("int64") for name in names}})[0]
+{last}"""
+
+
+def validate(text: str) -> None:
+    """Holds a card against what the Hub would refuse, without asking it.
+
+    Raises:
+        HfcompressError: for a licence, language, pipeline or metric value that the Hub does not take.
+    """
+    import math
+
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(text).data
+    problems = []
+    if data.license not in LICENSES:
+        problems.append(f"hub.license '{data.license}' is not a licence id of the Hub ({', '.join(sorted(LICENSES)[:6])}, …)")
+    languages = data.language if isinstance(data.language, list) else [data.language]
+    problems += [f"hub.language '{code}' is no ISO 639 code" for code in languages if not re.fullmatch(r"[a-z]{2,3}", code)]
+    for result in data.eval_results or []:
+        if type(result.metric_value) is not float or not math.isfinite(result.metric_value):
+            problems.append(f"the metric {result.metric_type} has the value {result.metric_value!r}")
+    if "[More Information Needed]" in text:
+        problems.append("the card has an empty section")
+    if problems:
+        raise HfcompressError("the model card would be refused: " + "; ".join(problems), "mend `hub:` in the recipe")
+
+
+LICENSES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense
+    zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3
+    llama4 grok2-community gemma unknown other""".split()
+)

@@ -1,0 +1,237 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfcompress.base.console import err, out
+from hfcompress.base.errors import HfcompressError, disk_problem
+
+app = typer.Typer(
+    name="hfcompress",
+    help="Make a Hugging Face transformer small, fast and cheap, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: stages.0.train.epochs=1")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run directory; default runs/NAME.")]
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Any:
+    from hfcompress.recipe import find, load
+
+    return load(find(recipe), overrides)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="recipes, losses, criteria, backends or metrics; all if left out")] = "",
+) -> None:
+    """Shipped recipes and everything a recipe can name."""
+    from hfcompress.listing import SECTIONS, section
+
+    if what and what not in SECTIONS:
+        from hfcompress.base.errors import did_you_mean
+
+        raise HfcompressError(f"nothing to list by the name '{what}'", did_you_mean(what, SECTIONS))
+    for name in [what] if what else SECTIONS:
+        out().print(section(name))
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) -> None:
+    """Print a recipe; with --full every default is spelled out."""
+    from hfcompress.recipe import dumped, resolved
+
+    loaded = _load(recipe, overrides)
+    text = dumped(resolved(loaded.recipe)) if full or overrides else loaded.document.text
+    out().print(text.rstrip("\n"), markup=False)
+
+
+@app.command()
+def copy(
+    recipe: RecipeFile,
+    target: Annotated[Path | None, typer.Argument(help="File or directory; default: here, under its own name.")] = None,
+) -> None:
+    """Copy a shipped recipe, to edit it; a file that is there is never overwritten."""
+    from hfcompress.base import document
+    from hfcompress.recipe import find
+
+    source = document.read(find(recipe))
+    path = target or Path(source.path.name)
+    path = path / source.path.name if path.is_dir() else path
+    if path.exists():
+        raise HfcompressError(f"{path} exists", "give another name")
+    path.write_text(source.text, encoding="utf-8")
+    out().print(f"{path}: edit it, then `hfcompress check {path}`", markup=False)
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Find every mistake of a recipe, before anything is trained."""
+    from hfcompress.recipe import check as check_
+
+    loaded = _load(recipe, overrides)
+    check_(loaded)
+    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}", markup=False)
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show what each stage will make: shape, parameters, bytes, MACs, steps. Exact, and no weights are loaded."""
+    from hfcompress.listing import plan_table
+    from hfcompress.plan import plan as plan_
+
+    loaded = _load(recipe, overrides)
+    rows = plan_(loaded)
+    out().print(loaded.headline, markup=False)
+    out().print(plan_table(rows, loaded.recipe.task.max_length))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    only: Annotated[str | None, typer.Option(help="Run only the stages of this kind.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+) -> None:
+    """Run a recipe; the same command resumes at the first unfinished stage."""
+    loaded = _load(recipe, overrides)
+    if only is not None and only not in KINDS:
+        from hfcompress.base.errors import did_you_mean
+
+        raise HfcompressError(f"--only {only}: no such kind of stage", did_you_mean(only, KINDS))
+    from hfcompress.runner import run as run_
+
+    finished = run_(loaded, output or Path("runs") / loaded.recipe.name, only, fresh)
+    if finished is not None:
+        _show(finished.report, finished.directory)
+
+
+KINDS = ("finetune", "distill", "prune", "quantize")
+
+
+def _show(content: dict[str, Any], directory: Path) -> None:
+    from hfcompress.report import as_table, conditions
+
+    out().print(as_table(content))
+    out().print(conditions(content), markup=False)
+    for label, path in (
+        ("plot", directory / "plots" / "tradeoff.png"),
+        ("report", directory / "report.md"),
+        ("model", directory / "final"),
+        ("card", directory / "final" / "README.md"),
+    ):
+        if path.exists():
+            out().print(f"{label:7}{path}", markup=False)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Directories or Hub ids, the source first.")],
+    task: Annotated[str, typer.Option("--task", metavar="RECIPE", help="The recipe whose task and measure are used.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
+) -> None:
+    """Measure any models side by side on the same rows."""
+    from hfcompress.comparison import compare
+    from hfcompress.report import as_table, conditions, write
+
+    content = compare(models, _load(task, overrides))
+    out().print(as_table(content))
+    out().print(conditions(content), markup=False)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write(content, output)
+        out().print(f"report {output / 'report.md'}", markup=False)
+
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.")]
+
+
+@app.command()
+def report(run_directory: RunDirectory) -> None:
+    """Print the report of a run again, and draw its plot anew."""
+    from hfcompress.report import read, write
+
+    content = read(run_directory)
+    write(content, run_directory)
+    _show(content, run_directory)
+
+
+@app.command()
+def card(
+    run_directory: RunDirectory,
+    write_: Annotated[bool, typer.Option("--write", help="Write it into final/ instead of printing it.")] = False,
+) -> None:
+    """Render the model card of a run from its report."""
+    from hfcompress.card import render
+    from hfcompress.model.artifact import open_artifact
+    from hfcompress.runner import opened, write
+
+    loaded, content = opened(run_directory)
+    final = open_artifact(run_directory / "final", content["rows"][-1]["stage"])
+    text = render(loaded, content, final)
+    if write_:
+        write(final.path / "README.md", text)
+        out().print(str(final.path / "README.md"), markup=False)
+    else:
+        out().print(text, markup=False)
+
+
+@app.command()
+def push(
+    run_directory: RunDirectory,
+    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="The repository.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
+) -> None:
+    """Publish a run's model and card in one commit."""
+    from hfcompress import push as push_
+
+    files = push_.uploads(run_directory)
+    for file in files:
+        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}", markup=False)
+    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}", markup=False)
+    if not dry_run:
+        out().print(push_.push(run_directory, repo, private), markup=False)
+
+
+def main() -> None:
+    """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except HfcompressError as error:
+        _complain([str(problem) for problem in error.problems])
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain(["interrupted; the same command goes on from here"])
+        sys.exit(130)
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        _complain([f"{problem}\n    free some space, or choose another directory with --output"])
+        sys.exit(2)
+
+
+def _complain(messages: list[str]) -> None:
+    for message in messages:
+        err().print(f"error: {message}", markup=False, style="red")
+
+
+if __name__ == "__main__":
+    main()

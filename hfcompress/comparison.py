@@ -1,0 +1,35 @@
+"""Any models side by side, on the same rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfcompress.base.console import say
+from hfcompress.data.source import model_directory
+from hfcompress.measure.environment import environment
+from hfcompress.measure.measure import measure
+from hfcompress.model.artifact import open_artifact
+from hfcompress.recipe import Loaded
+
+
+def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
+    """A report with one row a model; the first is what the others are held against.
+
+    Args:
+        models: Directories or Hub ids.
+        loaded: The recipe whose task, measure and seed are used.
+    """
+    recipe = loaded.recipe
+    artifacts = [open_artifact(model_directory(model), _label(model)) for model in models]
+    return {
+        "schema": 1,
+        "name": f"{len(models)} models on {recipe.name}",
+        "environment": environment(),
+        "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
+        "rows": measure(artifacts, recipe.task, recipe.measure, recipe.seed, say),
+    }
+
+
+def _label(model: str) -> str:
+    parts = [part for part in model.rstrip("/").split("/") if part]
+    return "/".join(parts[-2:])

@@ -1,0 +1,269 @@
+"""Tasks: what the data looks like, which head reads it, and which metric judges it.
+
+A task is the only place that knows its labels. A stage asks it for encoded rows, for a batch, for the loss that the
+labels give and for the metric; a new task is one more class here and an entry in `Task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from hfcompress.base.component import Strict
+from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
+from hfcompress.data import metrics, source
+
+if TYPE_CHECKING:
+    import datasets
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["train", "dev", "test"]
+
+
+class _SequenceTask(Strict):
+    """What the tasks that read one text or a pair share."""
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    metrics: ClassVar[Mapping[str, Any]]
+
+    dataset: str
+    """Hub id, or a directory with train, dev (or validation) and test files of csv, tsv, jsonl or parquet."""
+    config: str | None = None
+    """The configuration of a Hub data set, such as `sst2`."""
+    text: list[str] = Field(min_length=1, max_length=2)
+    """The column with the text, or the two columns of a pair."""
+    label: str = "label"
+    """The column with the label."""
+    max_length: int = Field(default=128, ge=4)
+    """Tokens a row is truncated to."""
+    splits: dict[Literal["train", "dev", "test"], str] = {}
+    """Other names of the splits, such as `{dev: heldout}`."""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
+        found = []
+        name = getattr(self, "metric", "")
+        if name not in self.metrics:
+            found.append(
+                Problem(f"the task has no metric '{name}'", did_you_mean(name, self.metrics), ("task", "metric"))
+            )
+        if not source.is_local(self.dataset):
+            return found
+        path = source.split_file(self.dataset, "train", self.splits)
+        if path is None:
+            fix = "it needs train and dev (or validation) files of csv, tsv, jsonl or parquet; `splits:` renames them"
+            return [*found, Problem(f"no train file in {self.dataset}", fix, ("task", "dataset"))]
+        try:
+            header = source.columns(path)
+        except HfcompressError as error:
+            return [*found, *(Problem(p.message, p.fix, ("task", "dataset")) for p in error.problems)]
+        for index, column in enumerate([*self.text, self.label]):
+            key: tuple[str | int, ...] = ("task", "text", index) if index < len(self.text) else ("task", "label")
+            if column not in header:
+                found.append(Problem(f"{path.name} has no column '{column}'", did_you_mean(column, header), key))
+        return found
+
+    def rows(self, split: Split = "train") -> int | None:
+        """How many rows a local split has; None where only reading the Hub would tell."""
+        if not source.is_local(self.dataset):
+            return None
+        path = source.split_file(self.dataset, split, self.splits)
+        if path is None or path.suffix == ".parquet":
+            return None if path is None else _parquet_rows(path)
+        with path.open("rb") as stream:
+            lines = sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+        return lines - (path.suffix in (".csv", ".tsv"))
+
+    def read(self, split: Split) -> datasets.Dataset:
+        """The raw rows of a split.
+
+        `test` falls back to `dev`, since a data set such as GLUE hides its test labels.
+
+        Raises:
+            HfcompressError: where the split or a column is missing, or there is no row.
+        """
+        found = source.read_split(self.dataset, self.config, split, self.splits)
+        if found is None and split == "test":
+            return self.read("dev")
+        if found is None:
+            raise HfcompressError(
+                f"the data set {self.dataset} has no {split} split", "rename one in `task.splits`, or add the file"
+            )
+        for column in [*self.text, self.label]:
+            if column not in found.column_names:
+                raise HfcompressError(
+                    f"the {split} split of {self.dataset} has no column '{column}'",
+                    did_you_mean(column, found.column_names),
+                )
+        if len(found) == 0:
+            raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
+        return found
+
+    def judged_split(self) -> Split:
+        """The split that the report is measured on: test where there is one, else dev."""
+        return "test" if source.read_split(self.dataset, self.config, "test", self.splits) is not None else "dev"
+
+    def fingerprint(self) -> str:
+        """A hash of the texts and labels that training and choosing see."""
+        digest = hashlib.sha256()
+        for split in ("train", "dev"):
+            rows = self.read(split)  # type: ignore[arg-type]
+            for column in [*self.text, self.label]:
+                digest.update("\x1f".join(map(str, rows[column])).encode())
+        return digest.hexdigest()[:16]
+
+    def encode(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> datasets.Dataset:
+        """Token ids, labels and lengths; no padding, which the batch decides.
+
+        Args:
+            rows: Raw rows.
+            tokenizer: The model's.
+            labels: The head's label names and ids.
+        """
+        targets = self.targets(rows, labels)
+
+        def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
+            texts = [[str(text) for text in batch[column]] for column in self.text]
+            encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
+            return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+        encoded = rows.select_columns(self.text).map(
+            tokens, batched=True, batch_size=4096, remove_columns=self.text, desc="tokens", load_from_cache_file=False
+        )
+        return encoded.add_column("labels", targets)
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Any]:
+        raise NotImplementedError
+
+
+class TextClassification(_SequenceTask):
+    """One class a text, or a pair of texts."""
+
+    metrics: ClassVar[Mapping[str, Any]] = metrics.CLASSIFICATION
+    problem_type: ClassVar[str] = "single_label_classification"
+
+    type: Literal["text-classification"]
+    metric: str = "accuracy"
+    """accuracy, f1 or matthews_correlation."""
+
+    def label_names(self) -> list[str]:
+        """The classes, in the order of their ids: a Hub feature's names, else the sorted values of the train split."""
+        rows = self.read("train")
+        names = getattr(rows.features[self.label], "names", None)
+        if names:
+            return list(names)
+        values = set(rows[self.label])
+        if len(values) < 2:
+            raise HfcompressError(
+                f"the train split has one class only ({next(iter(values))!r} in column '{self.label}')",
+                "a classifier needs rows of at least two",
+            )
+        return [str(value) for value in sorted(values)]
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[int]:
+        """Class ids; a label is an id of the head's, or one of its names.
+
+        Raises:
+            HfcompressError: for a label that the head does not have.
+        """
+        ids = {str(name): index for name, index in (labels or {}).items()}
+        found: list[int] = []
+        for number, value in enumerate(rows[self.label]):
+            is_id = isinstance(value, int) and not isinstance(value, bool) and str(value) not in ids
+            index = value if is_id else ids.get(str(value), -1)
+            if not 0 <= index < len(ids):
+                raise HfcompressError(
+                    f"row {number} has the label {value!r} in column '{self.label}', outside the model's {len(ids)} "
+                    f"labels ({', '.join(ids)})",
+                    "mend the row, or use a model whose head has that label",
+                )
+            found.append(index)
+        return found
+
+    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """`(rows, labels)` logits to class ids."""
+        return logits.argmax(-1)
+
+    def baseline(self, references: NDArray[Any]) -> float:
+        """What always answering the most frequent class scores, by this task's metric."""
+        import numpy as np
+
+        constant = np.full_like(references, np.bincount(references).argmax())
+        return float(self.metrics[self.metric](constant, references))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, the mean over rows."""
+        from torch.nn import functional as F
+
+        return F.cross_entropy(logits.float(), labels)
+
+
+class Regression(_SequenceTask):
+    """A score a text, or a pair of texts."""
+
+    metrics: ClassVar[Mapping[str, Any]] = metrics.REGRESSION
+    problem_type: ClassVar[str] = "regression"
+
+    type: Literal["regression"]
+    label: str = "score"
+    metric: str = "pearson"
+    """pearson, spearman or mse."""
+
+    def label_names(self) -> list[str]:
+        """One output, named after its column."""
+        return [self.label]
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:  # noqa: ARG002
+        """Scores.
+
+        Raises:
+            HfcompressError: for a value that is not a finite number.
+        """
+        import math
+
+        found = []
+        for number, value in enumerate(rows[self.label]):
+            try:
+                score = float(value)
+            except (TypeError, ValueError):
+                score = math.nan
+            if not math.isfinite(score):
+                raise HfcompressError(
+                    f"row {number} has {value!r} in column '{self.label}', which is not a finite number", "mend the row"
+                )
+            found.append(score)
+        return found
+
+    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """`(rows, 1)` outputs to scores."""
+        return logits.reshape(-1)
+
+    def baseline(self, references: NDArray[Any]) -> float:
+        """What always answering the mean scores, by this task's metric."""
+        import numpy as np
+
+        return float(self.metrics[self.metric](np.full_like(references, references.mean()), references))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error."""
+        from torch.nn import functional as F
+
+        return F.mse_loss(logits.float().squeeze(-1), labels.float())
+
+
+Task = Annotated[TextClassification | Regression, Field(discriminator="type")]
+TASKS: dict[str, type[_SequenceTask]] = {"text-classification": TextClassification, "regression": Regression}
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(path).num_rows)

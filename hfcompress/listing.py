@@ -1,0 +1,75 @@
+"""Tables of what there is and what is planned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from hfcompress.backends.base import BACKENDS
+from hfcompress.criteria.base import CRITERIA
+from hfcompress.data import metrics
+from hfcompress.losses.base import LOSSES
+from hfcompress.plan import PlannedRow, layers_text
+from hfcompress.recipe import headline, shipped
+
+if TYPE_CHECKING:
+    from hfcompress.base.component import Drawer
+
+_DRAWERS: dict[str, Drawer] = {"losses": LOSSES, "criteria": CRITERIA, "backends": BACKENDS}  # type: ignore[type-arg]
+SECTIONS = ("recipes", *_DRAWERS, "metrics")
+
+
+def section(name: str) -> Table:
+    """The table of one section."""
+    if name == "recipes":
+        rows = [[recipe, headline(path.read_text(encoding="utf-8"))] for recipe, path in shipped().items()]
+        return _table("recipes", ["name", "what it makes"], rows)
+    if name == "metrics":
+        rows = [["text-classification", ", ".join(metrics.CLASSIFICATION)], ["regression", ", ".join(metrics.REGRESSION)]]
+        return _table("metrics", ["task", "names"], rows)
+    return _table(name, ["name", "what it is", "source", "options", "here"], _components(_DRAWERS[name]))
+
+
+def _components(drawer: Drawer) -> list[list[str]]:  # type: ignore[type-arg]
+    rows = []
+    for name in drawer.names():
+        cls = drawer.get(name)
+        missing = cls().missing_modules()
+        here = f"pip install 'hfcompress[{cls.extra}]'" if missing else "yes"
+        rows.append([name, (cls.__doc__ or "").splitlines()[0], cls.source, ", ".join(cls.model_fields) or "-", here])
+    return rows
+
+
+def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for heading in head:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def plan_table(rows: list[PlannedRow], length: int) -> Table:
+    """The plan, for the terminal."""
+    head = ["stage", "layers", "heads", "FFN", "hidden", "parameters", "", "encoder", "MB", f"MACs at {length}", "steps"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(head):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        shape = row.shape
+        table.add_row(
+            row.stage,
+            *layers_text(shape),
+            str(shape.hidden),
+            f"{shape.parameters:,}",
+            f"{shape.parameters / 1e6:.1f}M",
+            f"{shape.encoder_parameters:,}",
+            f"{shape.bytes / 1e6:.1f}",
+            f"{shape.macs(length) / 1e6:,.1f}M",
+            "?" if row.steps is None else f"{row.steps:,}" if row.steps else "-",
+        )
+    return table

@@ -1,0 +1,21 @@
+"""The task's own loss on the data's labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from hfcompress.losses.base import Loss, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class HardLabels(Loss):
+    """Cross-entropy for classes, mean squared error for scores: `L = loss(z_S, y)`."""
+
+    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
+    needs_teacher: ClassVar[bool] = False
+
+    def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
+        assert step.labels is not None
+        return step.task.loss(step.student.logits, step.labels)

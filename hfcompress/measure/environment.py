@@ -1,0 +1,66 @@
+"""The machine and the versions behind a figure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from hfcompress.measure.process import default_threads
+
+PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+def environment() -> dict[str, Any]:
+    """Processor, abilities, cores, accelerator, operating system, and package versions."""
+    return {
+        "cpu": cpu_name(),
+        "cpu_flags": cpu_flags(),
+        "cores": default_threads(),
+        "accelerator": accelerator(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a figure depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """The vector instructions that matter to int8 and bfloat16."""
+    present = set(_cpuinfo("flags").split())
+    return [flag for flag in FLAGS if flag in present]
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    lines = (line.partition(":") for line in path.read_text().splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
+
+
+def accelerator() -> str | None:
+    """The GPU's name, or None."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -1,0 +1,146 @@
+"""The client of `worker.py`: a model in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.model.artifact import MODELING_FILE, Artifact
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Batch = Mapping[str, "NDArray[Any]"]
+
+
+class WorkerError(RuntimeError):
+    """The process failed, or answered that it could not."""
+
+
+class ModelProcess:
+    """A model directory, loaded in a process of its own that does not know hfcompress.
+
+    Args:
+        artifact: What to load. Its own modeling file, which hfcompress wrote, is trusted; no other code is.
+        auto_class: Such as `AutoModelForSequenceClassification`.
+        device: `cpu` or `cuda`; ONNX graphs run on the CPU.
+        threads: Of one operator.
+    """
+
+    def __init__(self, artifact: Artifact, auto_class: str, device: str = "cpu", threads: int | None = None) -> None:
+        self.artifact = artifact
+        self.device = "cpu" if artifact.runtime == "onnx" else device
+        self.threads = threads or default_threads()
+        self._folder = TemporaryDirectory(prefix="hfcompress-worker-")
+        self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=self._environment(),
+        )
+        try:
+            self.loaded = self._ask(
+                "load",
+                runtime=artifact.runtime,
+                path=str(artifact.path),
+                device=self.device,
+                threads=self.threads,
+                auto_class=auto_class,
+                trust=(artifact.path / MODELING_FILE).is_file() and _is_ours(artifact.path / MODELING_FILE),
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def _environment(self) -> dict[str, str]:
+        threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        alone = {"HF_MODULES_CACHE": self._folder.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        distributed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        kept = {k: v for k, v in os.environ.items() if k not in distributed and not k.startswith("ACCELERATE_")}
+        return {**kept, **threads, **alone}
+
+    def logits(self, batches: Iterable[Batch]) -> NDArray[Any]:
+        """The logits of all rows, in order."""
+        import numpy as np
+
+        output = Path(self._folder.name) / "logits.npy"
+        self._ask("logits", inputs=self._write(batches), output=str(output))
+        return np.load(output, allow_pickle=False)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Takes the batches that `time` and `energy` run, and warms up."""
+        self._ask("prepare", inputs=self._write(batches))
+
+    def time(self) -> list[float]:
+        """Seconds for each prepared batch, once."""
+        return list(self._ask("time")["seconds"])
+
+    def peak_bytes(self) -> int:
+        """Peak memory so far, in bytes."""
+        return int(self._ask("memory")["bytes"])
+
+    def energy(self, seconds: float) -> float:
+        """Watt-hours for 1,000 rows of the prepared batches, as codecarbon estimates them."""
+        answer = self._ask("energy", seconds=seconds)
+        return float(answer["watt_hours"] * 1000 / answer["rows"])
+
+    def _write(self, batches: Iterable[Batch]) -> str:
+        import numpy as np
+
+        path = Path(self._folder.name) / "inputs.npz"
+        arrays = {f"{i}/{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        return str(path)
+
+    def _ask(self, what: str, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._log.seek(0)
+            raise WorkerError(f"the process for {self.artifact.path} died: {self._log.read()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        if not answer.pop("ok"):
+            raise WorkerError(f"{self.artifact.path} in a fresh process: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        self._process.wait(timeout=60)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> ModelProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _is_ours(path: Path) -> bool:
+    from hfcompress.model import artifact
+
+    return path.read_bytes() == Path(artifact.__file__).with_name("pruned.py").read_bytes()
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,178 @@
+"""One model in a process of its own: loaded as a user would load it, then run, timed and weighed.
+
+Run by path (`python -P worker.py`), it imports numpy and the runtime that the model needs and nothing of hfcompress:
+what loads here loads anywhere. It reads one JSON request a line and answers with one JSON line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class TorchModel:
+    """A directory through `from_pretrained`."""
+
+    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        self.torch, self.device = torch, device
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        placed = {"device_map": device} if "quantization_config" in config else {}
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        model = getattr(transformers, auto_class).from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=trust, local_files_only=True, **placed
+        )
+        self.model = (model if placed else model.to(device)).eval()
+        self.parameters = sum(p.numel() for p in model.parameters()) if not placed else None
+        self.accepted = set(inspect.signature(self.model.forward).parameters)
+
+    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device, so that what is timed is the model."""
+        tensors = {k: self.torch.from_numpy(v).to(self.device) for k, v in batch.items() if k in self.accepted}
+        self.finish()
+        return tensors
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        with self.torch.inference_mode():
+            return self.model(**batch).logits.float().cpu().numpy()
+
+    def finish(self) -> None:
+        """Waits for what the device still does."""
+        if self.device.startswith("cuda"):
+            self.torch.cuda.synchronize()
+
+    def peak_bytes(self) -> int:
+        """The process's peak resident memory, or the device's where there is one."""
+        if self.device.startswith("cuda"):
+            return int(self.torch.cuda.max_memory_allocated())
+        return resident_peak()
+
+
+class OnnxModel:
+    """A directory through onnxruntime."""
+
+    parameters = None
+
+    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:  # noqa: ARG002
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # A spinning thread pool slows whatever else runs, and flatters itself.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        file = next(iter(sorted(Path(path).glob("*.onnx"))))
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.names = [node.name for node in self.session.get_inputs()]
+
+    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that the graph names; token types that a tokenizer left out are zeros."""
+        return {name: batch.get(name, np.zeros_like(batch["input_ids"])) for name in self.names}
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        return self.session.run(None, batch)[0]
+
+    def finish(self) -> None:
+        """Nothing is left running."""
+
+    def peak_bytes(self) -> int:
+        """The process's peak resident memory."""
+        return resident_peak()
+
+
+def resident_peak() -> int:
+    """Peak resident memory of this process, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss would count the parent's memory, as it was at the fork
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def read_batches(path: str) -> list[dict[str, Any]]:
+    """The batches of an .npz whose entries are named `index/input`."""
+    found: dict[int, dict[str, Any]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for entry in arrays.files:
+            index, _, name = entry.partition("/")
+            found.setdefault(int(index), {})[name] = arrays[entry]
+    return [found[index] for index in sorted(found)]
+
+
+class Worker:
+    """Answers requests about one model."""
+
+    model: Any
+
+    def load(self, runtime: str, **options: Any) -> dict[str, Any]:
+        start = time.perf_counter()
+        self.model = (OnnxModel if runtime == "onnx" else TorchModel)(**options)
+        return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start}
+
+    def logits(self, inputs: str, output: str) -> dict[str, Any]:
+        np.save(output, np.concatenate([self.model(self.model.place(b)) for b in read_batches(inputs)]))
+        return {}
+
+    def prepare(self, inputs: str) -> dict[str, Any]:
+        self.batches = [self.model.place(batch) for batch in read_batches(inputs)]
+        for batch in [*self.batches[:3], max(self.batches, key=lambda b: b["input_ids"].shape[1])]:
+            self.model(batch)
+        return {}
+
+    def time(self) -> dict[str, Any]:
+        seconds = []
+        for batch in self.batches:
+            start = time.perf_counter()
+            self.model(batch)
+            self.model.finish()
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
+    def memory(self) -> dict[str, Any]:
+        return {"bytes": self.model.peak_bytes()}
+
+    def energy(self, seconds: float) -> dict[str, Any]:
+        from codecarbon import OfflineEmissionsTracker
+
+        rows, start = 0, time.perf_counter()
+        tracker = OfflineEmissionsTracker(
+            country_iso_code="USA", measure_power_secs=1, save_to_file=False, log_level="error", allow_multiple_runs=True
+        )
+        tracker.start()
+        while time.perf_counter() - start < seconds:
+            for batch in self.batches:
+                self.model(batch)
+                rows += len(batch["input_ids"])
+        self.model.finish()
+        tracker.stop()
+        return {"watt_hours": tracker.final_emissions_data.energy_consumed * 1000, "rows": rows}
+
+
+def main() -> None:
+    """Serves until standard input closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library that prints must not write into the answers
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"ok": True, **getattr(worker, request.pop("do"))(**request)}
+        except Exception as error:
+            answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Gates on attention heads and FFN neurons, the replacement for `head_mask` that works under every attention.
+
+A gate multiplies what a head (or neuron) feeds into the linear layer behind it, which is exactly the ξ of
+Michel et al. 2019 (arXiv:1905.10650, eq. 5). With one gate a row its gradient is a per-sample gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.model.family import family_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@contextmanager
+def gated(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Iterator[None]:
+    """Multiplies every head's and neuron's output by its gate while the context lasts.
+
+    Args:
+        model: A Hugging Face encoder.
+        heads: One tensor a layer, `(heads,)` or `(batch, heads)`.
+        neurons: One tensor a layer, `(ffn,)` or `(batch, ffn)`.
+    """
+    family = family_of(model)
+    handles = []
+    try:
+        for layer, head_gate, neuron_gate in zip(family.stack(model), heads, neurons, strict=True):
+            for path, gate in ((family.attention_output, head_gate), (family.ffn_out, neuron_gate)):
+                handles.append(layer.get_submodule(path).register_forward_pre_hook(partial(_multiply, gate)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _multiply(gate: Tensor, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x = inputs[0]
+    units = gate.shape[-1]
+    if units == 0:
+        return inputs
+    gate = gate.reshape(-1, 1, units, 1)
+    return ((x.unflatten(-1, (units, -1)) * gate).flatten(-2), *inputs[1:])
+
+
+def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Heads and neurons of each layer, read from the tensors."""
+    family = family_of(model)
+    head_dim = model.config.hidden_size // model.config.num_attention_heads  # type: ignore[union-attr,operator]
+    stack = family.stack(model)
+    heads = [layer.get_submodule(family.query).out_features // head_dim for layer in stack]  # type: ignore[operator]
+    neurons = [layer.get_submodule(family.ffn_in).out_features for layer in stack]
+    return heads, neurons  # type: ignore[return-value]

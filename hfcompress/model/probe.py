@@ -1,0 +1,43 @@
+"""A small padded batch that every model of a config can read, to hold two loads of it against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.shape import shape_of
+from hfcompress.model.artifact import read_config
+from hfcompress.model.observe import accepted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Probe = Mapping[str, "NDArray[Any]"]
+
+
+def probe_inputs(path: Path, rows: int = 4, length: int = 24) -> Probe:
+    """Token arrays `(rows, length)` for the model in a directory: the same for the same config, most rows padded."""
+    import numpy as np
+
+    config = read_config(path)
+    shape = shape_of(config)
+    length = min(length, shape.usable_positions)
+    generator = np.random.default_rng(0)
+    pad = config.get("pad_token_id") or 0
+    ids = generator.integers(min(5, shape.vocab - 1), shape.vocab, (rows, length))
+    lengths = np.linspace(length, 2, rows).astype(int)[:, None]
+    mask = (np.arange(length)[None] < lengths).astype(np.int64)
+    ids = np.where((mask == 1) & (ids != pad), ids, np.where(mask == 1, shape.vocab - 1, pad)).astype(np.int64)
+    probe = {"input_ids": ids, "attention_mask": mask}
+    return probe | ({"token_type_ids": np.zeros_like(ids)} if shape.types else {})
+
+
+def logits_of(model: Any, probe: Probe) -> NDArray[Any]:
+    """A PyTorch model's logits on a probe, in eval mode, as float32."""
+    import torch
+
+    device = next(model.parameters()).device
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in probe.items()}
+    with torch.inference_mode():
+        return model.eval()(**accepted(model, inputs)).logits.float().cpu().numpy()

@@ -1,0 +1,52 @@
+"""What a recipe will make, before it is made: exact shapes, parameters and MACs, without any weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hfcompress.base.shape import Shape
+from hfcompress.recipe import Loaded, check
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """One line of the plan.
+
+    Attributes:
+        stage: `source`, or the stage's directory name.
+        shape: The shape after it.
+        steps: Optimizer steps on one process; None where only reading the data would tell.
+    """
+
+    stage: str
+    shape: Shape
+    steps: int | None
+
+
+def plan(loaded: Loaded) -> list[PlannedRow]:
+    """The model and what each stage makes of it.
+
+    Raises:
+        HfcompressError: with everything that cannot work.
+    """
+    shapes = check(loaded, weights=False)
+    recipe = loaded.recipe
+    rows = recipe.task.rows()
+    planned = [PlannedRow("model", shapes[0], 0)]
+    for name, stage, shape in zip(recipe.stage_names(), recipe.stages, shapes[1:], strict=True):
+        planned.append(PlannedRow(name, shape, stage.steps(rows)))
+    return planned
+
+
+def layers_text(shape: Shape) -> tuple[str, str, str]:
+    """Layers, heads and FFN widths for a table; totals where a global ranking decides."""
+    heads, ffn = [x.heads for x in shape.layers], [x.ffn for x in shape.layers]
+    if not shape.even:
+        return str(len(heads)), f"{sum(heads)} in all", f"{sum(ffn)} in all"
+    return str(len(heads)), _span(heads), _span(ffn)
+
+
+def _span(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)}-{max(values)}"
+
+

@@ -1,0 +1,74 @@
+"""Quality against size and against latency, every stage, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, ACCENT, FAINT = "#1f2933", "#c2410c", "#9aa5b1"
+
+
+def tradeoff(content: Mapping[str, Any], path: Path) -> None:
+    """Draws one panel for size and one for each batch size's latency, all with the same quality axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = content["rows"]
+    metric = next(name for name in rows[0]["quality"] if name != "n")
+    panels = [("weights on disk, MB", [row["disk_bytes"] / 1e6 for row in rows])]
+    for index, entry in enumerate(rows[0]["latency"]):
+        label = f"latency at batch {entry['batch_size']}, ms (median)"
+        panels.append((label, [row["latency"][index]["p50_ms"] for row in rows]))
+    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (label, values) in zip(axes, panels, strict=True):
+        _panel(axis, rows, metric, values)
+        axis.set_xlabel(label, color=INK)
+    axes[0].set_ylabel(f"{metric} (bar: 95% interval)", color=INK)
+    figure.suptitle(f"{content['name']}: smaller and faster is to the left", x=0.01, ha="left", fontsize=11, color=INK)
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=150, format="png")
+    scratch.replace(path)
+
+
+def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[float]) -> None:
+    quality = [row["quality"][metric] for row in rows]
+    below = [max(q - row["quality_interval"][0], 0) for q, row in zip(quality, rows, strict=True)]
+    above = [max(row["quality_interval"][1] - q, 0) for q, row in zip(quality, rows, strict=True)]
+    axis.set_xscale("log")
+    axis.plot(values, quality, color=FAINT, linewidth=1, zorder=1)
+    for i, row in enumerate(rows):
+        color = INK if i == 0 else ACCENT
+        axis.errorbar(
+            values[i], quality[i], yerr=[[below[i]], [above[i]]], fmt="o", color=color, capsize=3, markersize=5, zorder=2
+        )
+        # Alternate above and below, so that neighbours with close values do not cover one another.
+        offset = (0, 10) if i % 2 == 0 else (0, -16)
+        edge = above[i] if i % 2 == 0 else -below[i]
+        axis.annotate(
+            row["stage"], (values[i], quality[i] + edge), xytext=offset, textcoords="offset points", ha="center",
+            fontsize=8, color=color,
+        )  # fmt: skip
+    axis.margins(x=0.18, y=0.18)
+    _plain_ticks(axis, values)
+    axis.grid(True, axis="y", color="#e4e7eb", linewidth=0.8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _plain_ticks(axis: Axes, values: list[float]) -> None:
+    """Ticks at the measured values, thinned where they would touch: a log axis labels few of its own."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or value / kept[-1] > 1.25:
+            kept.append(value)
+    axis.xaxis.set_major_locator(FixedLocator(kept))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

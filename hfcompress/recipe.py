@@ -1,0 +1,252 @@
+"""The recipe: read, overridden, validated, with every mistake at its line."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from hfcompress.base import document
+from hfcompress.base.component import Strict
+from hfcompress.base.document import Document
+from hfcompress.base.errors import HfcompressError, Key, Problem
+from hfcompress.base.shape import Shape, shape_of
+from hfcompress.data.source import model_config
+from hfcompress.data.task import Task
+from hfcompress.measure.measure import Measure
+from hfcompress.stages.base import Stage
+from hfcompress.stages.distill import Distill
+from hfcompress.stages.finetune import Finetune
+from hfcompress.stages.prune import Prune
+from hfcompress.stages.quantize import Quantize
+
+AnyStage = Annotated[Finetune | Distill | Prune | Quantize, Field(discriminator="kind")]
+
+
+class Hub(Strict):
+    """What the model card says of the model, and where `push` puts it."""
+
+    repo: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    """Such as `user/name`; `push --repo` overrides it."""
+    private: bool = False
+    license: str = "apache-2.0"
+    """A licence id of the Hub's list."""
+    language: list[str] = ["en"]
+    """ISO 639 codes."""
+    base_model: str | None = None
+    """The Hub id that the card names as base model, where the recipe's model is a local directory."""
+    dataset: str | None = None
+    """The Hub id that the card names as data set, where the task's is a local directory."""
+
+
+class Recipe(Strict):
+    """A list of stages that make a model smaller, the task it is for, and how the result is measured."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=96)
+    """Names the run directory; letters, digits, `-`, `_` and `.`."""
+    model: str = Field(min_length=1)
+    """Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
+    task: Task
+    stages: list[AnyStage] = Field(min_length=1)
+    measure: Measure = Measure()
+    hub: Hub = Hub()
+    seed: int = Field(default=42, ge=0, lt=2**32)
+
+    def stage_names(self) -> list[str]:
+        """`01-distill`, `02-prune`, …: the stages' directories."""
+        return [f"{index:02d}-{stage.kind}" for index, stage in enumerate(self.stages, start=1)]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and the file it came from."""
+
+    recipe: Recipe
+    document: Document
+
+    @property
+    def headline(self) -> str:
+        """The file's first comment: what the recipe makes."""
+        return headline(self.document.text)
+
+
+def headline(text: str) -> str:
+    """The first comment line of a recipe."""
+    first = text.lstrip().partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def recipes_directory() -> Path:
+    """Where the shipped recipes lie: in the wheel, or at the top of a checkout."""
+    inside = Path(__file__).with_name("recipes")
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(recipes_directory().glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """A recipe file, by path or by the name of a shipped one."""
+    path = Path(name)
+    return path if path.exists() or name not in shipped() else shipped()[name]
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Loaded:
+    """Reads and validates a recipe.
+
+    Args:
+        path: The file.
+        overrides: `KEY.PATH=VALUE` assignments, applied in order.
+
+    Raises:
+        HfcompressError: with every mistake in it.
+    """
+    read = document.read(path)
+    for assignment in overrides or []:
+        read = document.override(read, assignment)
+    try:
+        return Loaded(Recipe.model_validate(read.data), read)
+    except ValidationError as error:
+        raise HfcompressError(_problem(read, details) for details in error.errors(include_url=False)) from None
+
+
+_TAGS = {"finetune", "distill", "prune", "quantize", "text-classification", "regression"}
+
+
+def _problem(read: Document, details: Any) -> Problem:
+    key = _recipe_key(details["loc"], read.data)
+    message = str(details["msg"]).removeprefix("Value error, ")
+    if details["type"] == "union_tag_not_found":
+        message = f"'{details['ctx']['discriminator'].strip(chr(39))}' is missing"
+    elif details["type"] == "union_tag_invalid":
+        context = details["ctx"]
+        message = f"unknown {context['discriminator']} '{context['tag']}'; choose from: {context['expected_tags']}"
+    elif details["type"] == "missing":
+        message = "this key is required"
+    elif details["type"] not in ("unknown_key", "invalid", "value_error"):
+        message = f"{message}, not {details['input']!r}" if _short(details["input"]) else message
+    return Problem(message, "", key, read.where(key))
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool, type(None))) and len(repr(value)) < 60
+
+
+def _recipe_key(location: tuple[Any, ...], data: Any) -> Key:
+    """Pydantic's location without the tags of its unions, which the file does not spell."""
+    key: list[str | int] = []
+    for part in location:
+        inside = isinstance(data, dict) and part in data
+        if part in _TAGS and not inside:
+            continue
+        key.append(part)
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            data = None
+    return tuple(key)
+
+
+def check(loaded: Loaded, weights: bool = True) -> list[Shape]:
+    """Looks for what cannot work, before anything is trained.
+
+    Args:
+        loaded: The recipe.
+        weights: Also require that a local model has weights; `plan` needs its config only.
+
+    Returns:
+        The model's shape, then the shape after each stage.
+
+    Raises:
+        HfcompressError: with everything that was found.
+    """
+    recipe, problems = loaded.recipe, list(loaded.recipe.task.problems())
+    for index, stage in enumerate(recipe.stages):
+        problems += _stage_order(index, recipe)
+        modules, extra = stage.missing_modules()
+        if modules:
+            message = f"{', '.join(modules)} is not installed"
+            problems.append(Problem(message, f"pip install 'hfcompress[{extra}]'", ("stages", index)))
+    problems += [*_extras(recipe)]
+    shapes: list[Shape] = []
+    try:
+        shapes = _planned(recipe, problems, weights)
+    except HfcompressError as error:
+        problems += [replace(p, key=p.key or ("model",)) for p in error.problems]
+    if problems:
+        raise HfcompressError(replace(p, where=p.where or loaded.document.where(p.key)) for p in problems)
+    return shapes
+
+
+def _planned(recipe: Recipe, problems: list[Problem], weights: bool) -> list[Shape]:
+    from hfcompress.data.source import is_local, model_directory
+    from hfcompress.model.artifact import require_weights
+
+    shapes = [shape_of(model_config(recipe.model))]
+    if weights and is_local(recipe.model):
+        require_weights(model_directory(recipe.model))
+    if recipe.task.max_length > shapes[0].usable_positions:
+        limit = shapes[0].usable_positions
+        message = f"max_length is {recipe.task.max_length}, wider than the model's position table allows ({limit})"
+        problems.append(Problem(message, f"set it to {limit} or less", ("task", "max_length")))
+    source = shapes[0]
+    for index, stage in enumerate(recipe.stages):
+        found = stage.problems(shapes[-1], source, recipe.task)
+        problems += [replace(p, key=("stages", index, *p.key)) for p in found]
+        shapes.append(stage.plan(shapes[-1]) if not found else shapes[-1])
+        if not stage.compresses:
+            source = shapes[-1]
+    return shapes
+
+
+def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
+    stage, key = recipe.stages[index], ("stages", index)
+    found = []
+    if not stage.compresses and any(s.compresses for s in recipe.stages[:index]):
+        found.append(Problem("finetune makes the source, so it comes first", "move it to the top", key))
+    if any(s.kind == "quantize" for s in recipe.stages[:index]):
+        found.append(Problem(f"{stage.kind} cannot follow quantize", "put quantize last", key))
+    spec = stage.teacher_spec()
+    names = recipe.stage_names()
+    if spec in names and names.index(spec) >= index:
+        found.append(Problem(f"the teacher {spec} is not made yet at this stage", "name an earlier one", key))
+    return found
+
+
+def _extras(recipe: Recipe) -> list[Problem]:
+    if recipe.measure.energy and importlib.util.find_spec("codecarbon") is None:
+        return [Problem("codecarbon is not installed", "pip install 'hfcompress[energy]'", ("measure", "energy"))]
+    return []
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default spelled out."""
+    return {**recipe.model_dump(mode="json"), "stages": [stage_options(stage) for stage in recipe.stages]}
+
+
+def stage_options(stage: Stage) -> dict[str, Any]:
+    """A stage with every default spelled out, components by name."""
+    from hfcompress.base.component import Component
+
+    def spelled(value: Any) -> Any:
+        if isinstance(value, Component):
+            return value.spelled()
+        if isinstance(value, Strict):
+            return {name: spelled(getattr(value, name)) for name in type(value).model_fields}
+        return [spelled(entry) for entry in value] if isinstance(value, list) else value
+
+    options: dict[str, Any] = spelled(stage)
+    return options
+
+
+def dumped(value: Any) -> str:
+    """A value as YAML, for people."""
+    return yaml.safe_dump(value, sort_keys=False, width=120)

@@ -1,0 +1,304 @@
+"""Runs a recipe: each stage into a directory of its own, resumed by what it depends on, then measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hfcompress import card, report
+from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.source import model_directory
+from hfcompress.measure.environment import environment, versions
+from hfcompress.measure.measure import measure
+from hfcompress.measure.verify import verify
+from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
+from hfcompress.recipe import Loaded, check, resolved, stage_options
+from hfcompress.stages.base import Bench, Stage, digest, on_main_process, teacher_artifact
+
+SPACE_FACTOR = 5
+"""A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        directory: `runs/<name>`.
+        artifacts: What the finished stages made, the source first.
+        report: The report's content.
+    """
+
+    directory: Path
+    artifacts: list[Artifact]
+    report: dict[str, Any]
+
+
+def run(loaded: Loaded, directory: Path, only: str | None = None, fresh: bool = False) -> Run | None:
+    """Runs what is not done yet, measures all of it and writes report and card.
+
+    Args:
+        loaded: The recipe.
+        directory: The run directory; made where it does not exist.
+        only: Run the stages of this kind alone; those before them must be done. A leading finetune always runs.
+        fresh: Start over instead of resuming.
+
+    Returns:
+        The run, on the first process of a distributed run; None on the others.
+
+    Raises:
+        HfcompressError: for whatever the user can mend.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    shapes = check(loaded)
+    on_main_process(lambda: _open(loaded, directory, fresh, max(s.bytes for s in shapes)))
+    artifacts = _run_stages(loaded, directory, only)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    content = _measured(loaded, directory, artifacts)
+    _finish(loaded, directory, artifacts, content)
+    return Run(directory, artifacts, content)
+
+
+def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
+    """Takes the run directory, or refuses one that belongs to something else."""
+    identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
+    lock = directory / "recipe.lock.json"
+    if lock.is_file():
+        held = json.loads(lock.read_text(encoding="utf-8"))["recipe"]
+        same = all(held.get(key) == value for key, value in identity.items())
+        if not same and not (fresh and held.get("name") == loaded.recipe.name):
+            differing = ", ".join(key for key, value in identity.items() if held.get(key) != value)
+            raise HfcompressError(
+                f"{directory} belongs to another recipe (its {differing} differs)",
+                "choose another directory with --output, or start over with --fresh where the name is the same",
+            )
+    elif directory.exists() and any(directory.iterdir()):
+        raise HfcompressError(
+            f"{directory} is not empty and was not made by hfcompress", "choose another directory with --output"
+        )
+    if fresh and lock.is_file():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < SPACE_FACTOR * largest:
+        raise HfcompressError(
+            f"the disk is full: {free / 1e6:,.0f} MB are free at {directory}, a stage needs about "
+            f"{SPACE_FACTOR * largest / 1e6:,.0f} MB",
+            "free some space, or choose another directory with --output",
+        )
+    write(directory / "recipe.yaml", loaded.document.text)
+    content = {
+        "recipe": resolved(loaded.recipe),
+        "environment": environment(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    write(lock, json.dumps(content, indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file beside its place, then renames it there."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def _run_stages(loaded: Loaded, directory: Path, only: str | None) -> list[Artifact]:
+    recipe = loaded.recipe
+    source = open_artifact(model_directory(recipe.model), "source", "source")
+    artifacts, made, fingerprint = [source], dict[str, Artifact](), recipe.task.fingerprint()
+    last = max((i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind)), default=-1)
+    if last < 0:
+        raise HfcompressError(f"the recipe has no {only} stage", "see `hfcompress plan`")
+    for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
+        bench = Bench(recipe.task, recipe.seed, source, made, directory / f"{name}.partial")
+        key = _resume_key(stage, artifacts[-1], bench, fingerprint)
+        done = _finished(directory / name, key, stage)
+        if done is None:
+            if only not in (None, stage.kind) and stage.compresses:
+                raise HfcompressError(
+                    f"{name} comes first and is not done", f"run it: `hfcompress run RECIPE --only {stage.kind}`"
+                )
+            done = _run_stage(name, stage, artifacts[-1], bench, key, directory)
+        else:
+            say(f"{name}: done before")
+        made[name] = done
+        if stage.compresses:
+            artifacts.append(done)
+        else:
+            source = replace(done, stage="source", kind="source")
+            artifacts = [source]
+    return artifacts
+
+
+def _resume_key(stage: Stage, parent: Artifact, bench: Bench, fingerprint: str) -> str:
+    """A hash of everything that a stage's result depends on."""
+    from accelerate import PartialState
+
+    spec = stage.teacher_spec()
+    teacher = teacher_artifact(spec, parent, bench.source, bench.made) if spec else None
+    return digest(
+        {
+            "stage": stage_options(stage),
+            "parent": weights_hash(parent.path),
+            "teacher": weights_hash(teacher.path) if teacher else None,
+            "task": bench.task.model_dump(exclude={"dataset"}),
+            "data": fingerprint,
+            "seed": bench.seed,
+            "versions": versions(),
+            "device": PartialState().device.type,
+        }
+    )
+
+
+def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
+    record = path / "stage.json"
+    if not record.is_file() or json.loads(record.read_text(encoding="utf-8")).get("key") != key:
+        return None
+    return open_artifact(path, path.name, stage.kind)
+
+
+def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str, directory: Path) -> Artifact:
+    say(f"{name}: {stage.kind}")
+    start = time.perf_counter()
+    on_main_process(lambda: _take(bench.directory, key))
+    with _kept_notes(bench):
+        stage.run(parent, bench)
+    on_main_process(lambda: _complete(name, stage, bench, key, directory, time.perf_counter() - start))
+    return open_artifact(directory / name, name, stage.kind)
+
+
+def _take(partial: Path, key: str) -> None:
+    """Keeps an interrupted attempt at the same work, throws away one at other work."""
+    mark = partial / "key"
+    if partial.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
+        shutil.rmtree(partial)
+    shutil.rmtree(partial / "model", ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    write(mark, key)
+
+
+@contextmanager
+def _kept_notes(bench: Bench) -> Iterator[None]:
+    """Notes survive an interruption, as the work they tell of does."""
+    path = bench.directory / "notes.json"
+    if path.is_file():
+        bench.notes.update(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        yield
+    finally:
+        if os.environ.get("RANK", "0") == "0" and bench.directory.is_dir():
+            write(path, json.dumps(bench.notes))
+
+
+def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, seconds: float) -> None:
+    """Proves the saved model, then gives the stage its name."""
+    model = open_artifact(bench.model_directory, name, stage.kind)
+    assert bench.logits is not None
+    device = "cuda" if stage.kind == "quantize" and model.runtime == "torch" and _on_gpu() else "cpu"
+    difference = verify(model, bench.logits, bench.task.auto_class, device)
+    record = {
+        "key": key,
+        "stage": stage_options(stage),
+        "seconds": round(seconds, 1),
+        "reload_difference": difference,
+        **bench.notes,
+    }
+    write(bench.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
+    target, old = directory / name, directory / f"{name}.old"
+    if target.exists():
+        target.rename(old)
+    bench.model_directory.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(bench.directory)
+    say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process with difference {difference:.1g}")
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
+    recipe = loaded.recipe
+    key = digest(
+        {
+            "models": {a.stage: weights_hash(a.path) for a in artifacts},
+            "measure": recipe.measure.model_dump(),
+            "task": recipe.task.model_dump(),
+            "data": recipe.task.fingerprint(),
+            "versions": versions(),
+        }
+    )
+    kept = report.read(directory) if (directory / "report.json").is_file() else {}
+    if kept.get("key") == key:
+        say("report: done before")
+        return kept
+    start = time.perf_counter()
+    rows = measure(artifacts, recipe.task, recipe.measure, recipe.seed, say)
+    return {
+        "schema": 1,
+        "name": recipe.name,
+        "key": key,
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "task": {
+            **recipe.task.model_dump(mode="json"),
+            "split": recipe.task.judged_split(),
+        },
+        "rows": rows,
+    }
+
+
+def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
+    """Writes report, plot, `final/` and its card."""
+    report.write(content, directory)
+    last = artifacts[-1]
+    scratch, final, old = directory / "final.partial", directory / "final", directory / "final.old"
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(last.path, scratch, ignore=shutil.ignore_patterns("stage.json", "README.md"))
+    write(scratch / "recipe.yaml", loaded.document.text)
+    write(scratch / "README.md", card.render(loaded, content, replace(last, path=scratch)))
+    plot = directory / "plots" / "tradeoff.png"
+    if plot.is_file():
+        shutil.copyfile(plot, scratch / plot.name)
+    if final.exists():
+        final.rename(old)
+    scratch.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:
+    """The recipe and the report of a finished run.
+
+    Raises:
+        HfcompressError: where the directory is no run, or it is not finished.
+    """
+    from pydantic import ValidationError
+
+    from hfcompress.base import document
+    from hfcompress.recipe import Recipe
+
+    lock = directory / "recipe.lock.json"
+    if not lock.is_file():
+        raise HfcompressError(f"{directory} is not a run directory", "give what `hfcompress run` wrote, such as runs/NAME")
+    if not (directory / "report.json").is_file():
+        raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
+    text = (directory / "recipe.yaml").read_text(encoding="utf-8")
+    try:
+        recipe = Recipe.model_validate(json.loads(lock.read_text(encoding="utf-8"))["recipe"])
+    except ValidationError as error:
+        raise HfcompressError(f"{lock} was written by another version of hfcompress: {error.errors()[0]['msg']}") from None
+    return Loaded(recipe, document.parse(text, directory / "recipe.yaml")), report.read(directory)

@@ -1,0 +1,171 @@
+"""What a stage is, and the bench it works at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hfcompress.base.component import Strict
+from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.shape import Shape
+from hfcompress.data.source import model_directory
+from hfcompress.data.task import Split
+from hfcompress.model.artifact import Artifact, open_artifact, save_model
+from hfcompress.model.probe import logits_of, probe_inputs
+
+if TYPE_CHECKING:
+    import datasets
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Bench:
+    """What a stage works with: the task, the models made so far, a directory of its own.
+
+    Attributes:
+        task: The recipe's task.
+        seed: The recipe's seed.
+        source: The model as it enters the first compressing stage; the default teacher.
+        made: The artifacts so far, by stage name.
+        directory: Where the stage writes; renamed to its final name once the stage is done.
+        notes: What the stage wants kept in its stage.json.
+        logits: The finished model's logits on its probe, in this process; the saved one must give the same.
+    """
+
+    task: Any
+    seed: int
+    source: Artifact
+    made: Mapping[str, Artifact]
+    directory: Path
+    notes: dict[str, Any] = field(default_factory=dict)
+    logits: NDArray[Any] | None = None
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the stage's model goes."""
+        return self.directory / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a training run keeps the state that it resumes from."""
+        return self.directory / "checkpoints"
+
+    def teacher(self, spec: str, parent: Artifact) -> Artifact:
+        """The artifact that a `teacher:` names."""
+        return teacher_artifact(spec, parent, self.source, self.made)
+
+    @cached_property
+    def _raw(self) -> dict[str, datasets.Dataset]:
+        return {split: self.task.read(split) for split in ("train", "dev")}
+
+    def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> datasets.Dataset:
+        """The tokenized rows of `train` or `dev`."""
+        return self.task.encode(self._raw[split], tokenizer, labels)
+
+    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Saves the stage's model, and keeps what the saved one must answer."""
+
+        def save() -> None:
+            save_model(model.cpu(), tokenizer, self.model_directory)
+            self.logits = logits_of(model, probe_inputs(self.model_directory))
+
+        on_main_process(save)
+
+
+def teacher_artifact(spec: str, parent: Artifact, source: Artifact, made: Mapping[str, Artifact]) -> Artifact:
+    """The artifact behind `source`, `parent`, the name of an earlier stage, a directory or a Hub id."""
+    if spec == "source":
+        return source
+    if spec == "parent":
+        return parent
+    if spec in made:
+        return made[spec]
+    return open_artifact(model_directory(spec), spec)
+
+
+class Stage(Strict):
+    """One step of a recipe; it is its own configuration.
+
+    `plan` and `problems` read shapes only: no weights, no torch.
+    """
+
+    compresses: ClassVar[bool] = True
+    """False for a stage that makes the source itself."""
+
+    kind: Literal["finetune", "distill", "prune", "quantize"]
+
+    def plan(self, shape: Shape) -> Shape:
+        """The shape that the stage makes of a shape."""
+        raise NotImplementedError
+
+    def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
+        """What cannot work, with key paths inside the stage."""
+        return []
+
+    def steps(self, rows: int | None) -> int | None:
+        """Optimizer steps on one process; None where the number of rows is not known."""
+        return 0
+
+    def teacher_spec(self) -> str | None:
+        """The `teacher:` of the stage, where it has one."""
+        return None
+
+    def missing_modules(self) -> tuple[list[str], str]:
+        """Modules that are not installed, and the extra that brings them."""
+        return [], ""
+
+    def options(self) -> dict[str, Any]:
+        """The stage with its defaults resolved, as JSON."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def run(self, parent: Artifact, bench: Bench) -> None:
+        """Writes the stage's model into `bench.model_directory`, on every process of a distributed run."""
+        raise NotImplementedError
+
+
+def digest(value: Any) -> str:
+    """A short hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def require_trainable(parent: Artifact, stage: str) -> Shape:
+    """The parent's shape, where it can be trained or cut.
+
+    Raises:
+        HfcompressError: for a quantized or exported model, or an architecture that is only measured.
+    """
+    if parent.runtime == "onnx" or parent.quantized:
+        raise HfcompressError(
+            f"{stage} needs a float32 PyTorch model, {parent.path} is {parent.runtime} {parent.dtype}",
+            "put quantize last",
+        )
+    if parent.shape is None:
+        raise HfcompressError(f"the architecture of {parent.path} is not supported by {stage}")
+    return parent.shape
+
+
+def on_main_process(action: Callable[[], None]) -> None:
+    """Runs `action` on the first process of a distributed run while the others wait; all fail if it fails."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    failure: list[str | None] = [None]
+    error: BaseException | None = None
+    if state.is_main_process:
+        try:
+            action()
+        except BaseException as caught:
+            error, failure = caught, [f"{type(caught).__name__}: {caught}"]
+    if state.num_processes > 1:
+        broadcast_object_list(failure)
+    if error is not None:
+        raise error
+    if failure[0] is not None:
+        raise HfcompressError(f"the first process failed: {failure[0]}")

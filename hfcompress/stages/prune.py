@@ -1,0 +1,153 @@
+"""Heads and FFN neurons that matter least are cut out, and the rest recovers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from hfcompress.base.component import Strict
+from hfcompress.base.console import say
+from hfcompress.base.errors import Problem
+from hfcompress.base.shape import Layer, Shape
+from hfcompress.criteria.base import CRITERIA, Calibration
+from hfcompress.losses.soft_labels import SoftLabels
+from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
+from hfcompress.stages.base import Bench, Stage, on_main_process, require_trainable
+from hfcompress.stages.distill import Losses, teach, teaching_problems
+from hfcompress.stages.train import Train
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Recover(Train):
+    """Training after the cut: a `train:` block with losses and a teacher."""
+
+    epochs: float = Field(default=1.0, ge=0)
+    losses: Losses = [SoftLabels()]
+    teacher: str = "parent"
+    """`parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id."""
+
+
+class Prune(Stage):
+    """Cuts a share of the heads and of the FFN neurons."""
+
+    kind: Literal["prune"]
+    criterion: CRITERIA.field() = Field(default_factory=lambda: CRITERIA.parse("taylor"))  # type: ignore[valid-type]
+    heads: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the attention heads to cut."""
+    ffn: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the FFN neurons to cut."""
+    allocation: Literal["even", "uneven"] = "even"
+    """`even` cuts the same number in every layer; `uneven` ranks all layers together, scores normalised by layer."""
+    multiple_of: int = Field(default=8, ge=1)
+    """FFN widths stay multiples of it, where hardware likes them."""
+    recover: Recover | None = None
+    """Training after the cut; none where it is left out."""
+
+    def plan(self, shape: Shape) -> Shape:
+        heads = [kept(layer.heads, self.heads) for layer in shape.layers]
+        ffn = [kept(layer.ffn, self.ffn, self.multiple_of) for layer in shape.layers]
+        even = self.allocation == "even"
+        return replace(shape, layers=tuple(Layer(h, f) for h, f in zip(heads, ffn, strict=True)), even=even)
+
+    def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
+        found = []
+        if self.heads == 0 and self.ffn == 0:
+            found.append(Problem("nothing is pruned", "give `heads` or `ffn` a share above 0", ("heads",)))
+        odd = next((layer.ffn for layer in shape.layers if layer.ffn % self.multiple_of), None)
+        if self.ffn and odd:
+            message = f"the FFN width {odd} is not a multiple of {self.multiple_of}"
+            found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
+        if self.recover and self.recover.teacher in ("parent", "source"):
+            teacher = shape if self.recover.teacher == "parent" else source
+            for problem in teaching_problems(self.plan(shape), teacher, self.recover.losses):
+                found.append(replace(problem, key=("recover", *problem.key)))
+        return found
+
+    def steps(self, rows: int | None) -> int | None:
+        return self.recover.steps(rows) if self.recover else 0
+
+    def teacher_spec(self) -> str | None:
+        return self.recover.teacher if self.recover else None
+
+    def run(self, parent: Artifact, bench: Bench) -> None:
+        require_trainable(parent, self.kind)
+        tokenizer = load_tokenizer(parent.path)
+        cut_directory = bench.directory / "cut"
+        on_main_process(lambda: self._cut(parent, bench, tokenizer, cut_directory))
+        pruned = load_model(cut_directory, bench.task.auto_class)
+        if self.recover:
+            teach(pruned, self.recover.losses, self.recover, bench.teacher(self.recover.teacher, parent), bench, tokenizer)
+        bench.finish(pruned, tokenizer)
+
+    def _cut(self, parent: Artifact, bench: Bench, tokenizer: Any, target: Any) -> None:
+        """Scores, chooses and cuts; one process does it, so that all of them go on with the same mask."""
+        from hfcompress.model.surgery import Keep, cut
+        from hfcompress.stages import training
+
+        if (target / "config.json").is_file():
+            return
+        model = load_model(parent.path, bench.task.auto_class)
+        model = model.to(training.TrainingArguments(output_dir=str(bench.checkpoints), report_to="none").device)
+        say(f"prune: scoring by {self.criterion.name}")
+        scores = self.criterion.scores(model, self._calibration(bench, tokenizer, model))
+        shape = require_trainable(parent, self.kind)
+        heads = choose(scores.heads, self.heads, 1, self.allocation == "even")
+        neurons = choose(scores.neurons, self.ffn, self.multiple_of if self.ffn else 1, self.allocation == "even")
+        small = cut(model, [Keep(h, n) for h, n in zip(heads, neurons, strict=True)]).cpu()
+        bench.notes["kept"] = [
+            {"heads": f"{len(h)}/{layer.heads}", "ffn": f"{len(n)}/{layer.ffn}"}
+            for h, n, layer in zip(heads, neurons, shape.layers, strict=True)
+        ]
+        scratch = target.with_name(target.name + ".partial")
+        save_model(small, tokenizer, scratch)
+        scratch.rename(target)
+
+    def _calibration(self, bench: Bench, tokenizer: Any, model: Any) -> Calibration:
+        from hfcompress.stages import training
+
+        def batches(count: int) -> Any:
+            rows = bench.encoded("train", tokenizer, dict(model.config.label2id))
+            rows = rows.shuffle(seed=bench.seed).select(range(min(count, len(rows))))
+            return training.batches(rows, tokenizer)
+
+        return Calibration(batches, bench.task.loss, bench.seed)
+
+
+def kept(units: int, share_cut: float, multiple: int = 1) -> int:
+    """How many of a layer's units stay: the nearest multiple, at least one."""
+    if share_cut == 0:
+        return units
+    groups = units / multiple
+    return max(round(groups * (1 - share_cut)), 1) * multiple
+
+
+def choose(scores: list[Tensor], share_cut: float, multiple: int, even: bool) -> list[tuple[int, ...]]:
+    """The units that stay in each layer, ascending.
+
+    Within a layer the best stay, in groups of `multiple`. `even` keeps the same share of each layer; otherwise groups
+    of all layers are ranked together by the sum of their scores, each layer's scores divided by their norm
+    (Michel et al. 2019), at least one group a layer staying.
+    """
+    quota = [kept(len(s), share_cut, multiple) for s in scores]
+    if not even and share_cut:
+        quota = _ranked_quota(scores, sum(quota), multiple)
+    order = [s.float().argsort(descending=True, stable=True) for s in scores]
+    return [tuple(sorted(o[:q].tolist())) for o, q in zip(order, quota, strict=True)]
+
+
+def _ranked_quota(scores: list[Tensor], total: int, multiple: int) -> list[int]:
+    candidates = []
+    for layer, values in enumerate(scores):
+        normalised = (values.float() / values.float().norm().clamp(min=1e-20)).sort(descending=True).values
+        groups = normalised.reshape(-1, multiple).sum(-1)
+        candidates += [(float(value), layer, rank) for rank, value in enumerate(groups)]
+    first = [c for c in candidates if c[2] == 0]
+    rest = sorted((c for c in candidates if c[2] > 0), key=lambda c: (-c[0], c[1], c[2]))
+    quota = [0] * len(scores)
+    for _, layer, _ in (first + rest)[: max(total // multiple, len(first))]:
+        quota[layer] += multiple
+    return quota
