@@ -258,6 +258,7 @@ def training_arguments(options: Train, folder: Path, seed: int, rows: int, metri
         logging_steps=options.logging_steps,
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=PartialState().device.type == "cpu",
         report_to=options.report_to or "none",
         seed=seed,
     )
