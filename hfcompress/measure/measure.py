@@ -16,7 +16,7 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.metrics import bootstrap_interval, metric
 from hfcompress.measure.process import Batch, ModelProcess, default_threads
-from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
+from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_config
 
 if TYPE_CHECKING:
     import datasets
@@ -87,9 +87,7 @@ def measure(
 
 
 def _encoded(artifact: Artifact, task: Any, rows: datasets.Dataset) -> datasets.Dataset:
-    config = read_config(artifact.path)
-    labels = config.get("label2id") or {name: int(i) for i, name in (config.get("id2label") or {}).items()}
-    return task.encode(rows, load_tokenizer(artifact.path), labels)
+    return task.encode(rows, load_tokenizer(artifact.path), label_ids(read_config(artifact.path)))
 
 
 def _batches(data: datasets.Dataset, groups: Sequence[Sequence[int]], pad: int) -> Iterator[Batch]:

@@ -94,6 +94,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    """The head's label names and ids; a config with transformers' default names does not spell them."""
+    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
+    return {str(name): int(index) for index, name in names.items()}
+
+
 def require_weights(path: Path) -> None:
     """Passes where a model directory holds safetensors or ONNX weights.
 

@@ -28,7 +28,7 @@ def build_student(
         random: Leave every weight at its random start.
 
     Returns:
-        The student in train mode, and for each of `embeddings`, `layer N` and `head` where it came from.
+        The student in train mode, and for each of `embeddings`, `layer N` (from 1) and `head` where it came from.
     """
     import torch
 
@@ -50,7 +50,7 @@ def _origin_of(name: str, layer_map: list[int], family: Family) -> tuple[str, st
     if not separator:
         return ("embeddings" if "embeddings." in name else "head"), name
     index, _, rest = after.partition(".")
-    return f"layer {int(index)}", f"{before}{separator}{layer_map[int(index)]}.{rest}"
+    return f"layer {int(index) + 1}", f"{before}{separator}{layer_map[int(index)]}.{rest}"
 
 
 def _fill(tensor: Tensor, source: Tensor | None, name: str, family: Family, old: Shape, new: Shape) -> str:
@@ -76,4 +76,4 @@ def _summary(part: str, kinds: set[str], layer_map: list[int]) -> str:
     how = " and ".join(sorted(kinds))
     if not part.startswith("layer ") or kinds == {"random"}:
         return how
-    return f"{how} from layer {layer_map[int(part.removeprefix('layer '))]}"
+    return f"{how} from layer {layer_map[int(part.removeprefix('layer ')) - 1] + 1}"

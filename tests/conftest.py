@@ -1,0 +1,39 @@
+"""Shared fixtures; nothing here reaches the network, and nothing writes outside pytest's folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests import world
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("home")
+    os.environ["HFCOMPRESS_HOME"] = str(home / "hfcompress")
+    os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with train, dev and test files."""
+    return world.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A fine-tuned two-layer BERT."""
+    return world.fine_tuned(tmp_path_factory.mktemp("teacher"), data)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, teacher: Path, data: Path) -> Path:
+    """A recipe of three stages on the tiny world."""
+    return world.recipe(tmp_path / "recipe.yaml", teacher, data)
