@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.base.console import err, out
+from hfcompress.base.console import err, out, print_table
 from hfcompress.base.errors import HfcompressError, disk_problem
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     loaded = _load(recipe, overrides)
     rows = plan_(loaded)
     out().print(loaded.headline, markup=False)
-    out().print(plan_table(rows, loaded.recipe.task.max_length))
+    print_table(plan_table(rows, loaded.recipe.task.max_length))
 
 
 @app.command()
@@ -126,7 +126,7 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 def _show(content: dict[str, Any], directory: Path) -> None:
     from hfcompress.report import as_table, conditions
 
-    out().print(as_table(content))
+    print_table(as_table(content))
     out().print(conditions(content), markup=False)
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
@@ -150,7 +150,7 @@ def evaluate(
     from hfcompress.report import as_table, conditions, write
 
     content = compare(models, _load(task, overrides))
-    out().print(as_table(content))
+    print_table(as_table(content))
     out().print(conditions(content), markup=False)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

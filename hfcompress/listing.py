@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -27,7 +28,10 @@ def section(name: str) -> Table:
         rows = [[recipe, headline(path.read_text(encoding="utf-8"))] for recipe, path in shipped().items()]
         return _table("recipes", ["name", "what it makes"], rows)
     if name == "metrics":
-        rows = [["text-classification", ", ".join(metrics.CLASSIFICATION)], ["regression", ", ".join(metrics.REGRESSION)]]
+        rows = [
+            ["text-classification", ", ".join(metrics.CLASSIFICATION)],
+            ["regression", ", ".join(metrics.REGRESSION)],
+        ]
         return _table("metrics", ["task", "names"], rows)
     return _table(name, ["name", "what it is", "source", "options", "here"], _components(_DRAWERS[name]))
 
@@ -38,7 +42,8 @@ def _components(drawer: Drawer) -> list[list[str]]:  # type: ignore[type-arg]
         cls = drawer.get(name)
         missing = cls().missing_modules()
         here = f"pip install 'hfcompress[{cls.extra}]'" if missing else "yes"
-        rows.append([name, (cls.__doc__ or "").splitlines()[0], cls.source, ", ".join(cls.model_fields) or "-", here])
+        what = str(sys.modules[cls.__module__].__doc__).splitlines()[0]
+        rows.append([name, what, cls.source, ", ".join(cls.model_fields) or "-", here])
     return rows
 
 
@@ -55,7 +60,19 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
 
 def plan_table(rows: list[PlannedRow], length: int) -> Table:
     """The plan, for the terminal."""
-    head = ["stage", "layers", "heads", "FFN", "hidden", "parameters", "", "encoder", "MB", f"MACs at {length}", "steps"]
+    head = [
+        "stage",
+        "layers",
+        "heads",
+        "FFN",
+        "hidden",
+        "parameters",
+        "",
+        "encoder",
+        "MB",
+        f"MACs at {length}",
+        "steps",
+    ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(head):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)

@@ -48,5 +48,3 @@ def layers_text(shape: Shape) -> tuple[str, str, str]:
 
 def _span(values: list[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else f"{min(values)}-{max(values)}"
-
-

@@ -45,7 +45,14 @@ def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[
     for i, row in enumerate(rows):
         color = INK if i == 0 else ACCENT
         axis.errorbar(
-            values[i], quality[i], yerr=[[below[i]], [above[i]]], fmt="o", color=color, capsize=3, markersize=5, zorder=2
+            values[i],
+            quality[i],
+            yerr=[[below[i]], [above[i]]],
+            fmt="o",
+            color=color,
+            capsize=3,
+            markersize=5,
+            zorder=2,
         )
         # Alternate above and below, so that neighbours with close values do not cover one another.
         offset = (0, 10) if i % 2 == 0 else (0, -16)

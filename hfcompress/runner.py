@@ -293,12 +293,16 @@ def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:
 
     lock = directory / "recipe.lock.json"
     if not lock.is_file():
-        raise HfcompressError(f"{directory} is not a run directory", "give what `hfcompress run` wrote, such as runs/NAME")
+        raise HfcompressError(
+            f"{directory} is not a run directory", "give what `hfcompress run` wrote, such as runs/NAME"
+        )
     if not (directory / "report.json").is_file():
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
     text = (directory / "recipe.yaml").read_text(encoding="utf-8")
     try:
         recipe = Recipe.model_validate(json.loads(lock.read_text(encoding="utf-8"))["recipe"])
     except ValidationError as error:
-        raise HfcompressError(f"{lock} was written by another version of hfcompress: {error.errors()[0]['msg']}") from None
+        raise HfcompressError(
+            f"{lock} was written by another version of hfcompress: {error.errors()[0]['msg']}"
+        ) from None
     return Loaded(recipe, document.parse(text, directory / "recipe.yaml")), report.read(directory)

@@ -1,0 +1,1 @@
+"""Quantization backends, one file each."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
 from hfcompress.base.shape import Shape
@@ -39,3 +41,4 @@ class Backend(Component):
 
 
 BACKENDS: Drawer[Backend] = Drawer("hfcompress.backends", Backend)
+AnyBackend = Annotated[SerializeAsAny[Backend], BeforeValidator(BACKENDS.parse)]

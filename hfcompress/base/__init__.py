@@ -1,0 +1,1 @@
+"""Errors, components, documents, shapes, the console: no torch here."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from hfcompress.base.errors import did_you_mean
@@ -40,7 +40,10 @@ def _explained(details: Any, known: list[str]) -> InitErrorDetails:
     if kind == "extra_forbidden" and len(details["loc"]) == 1:
         key = str(details["loc"][0])
         hint = did_you_mean(key, known)
-        kind, context = PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint}), {}
+        kind, context = (
+            PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint}),
+            {},
+        )
     elif isinstance(context.get("error"), Exception) or not _is_core_error(kind, context):
         kind, context = PydanticCustomError("invalid", "{text}", {"text": _text(details)}), {}
     return InitErrorDetails(type=kind, loc=details["loc"], input=details["input"], ctx=context)
@@ -122,12 +125,3 @@ class Drawer(Generic[C]):
             raise ValueError(f"a {self.what} is its name, or a mapping with `use: NAME` and options")
         options = {key: option for key, option in value.items() if key != "use"}
         return self.get(value["use"]).model_validate(options)
-
-    def field(self) -> Any:
-        """The pydantic type of a recipe field that holds one of these components."""
-        return Annotated[SerializeAsAny[self.base], BeforeValidator(self.parse)]  # type: ignore[name-defined]
-
-
-def field_choices(model: type[BaseModel], field: str) -> tuple[Any, ...]:
-    """The values that a `Literal` field of a model allows."""
-    return get_args(model.model_fields[field].annotation)

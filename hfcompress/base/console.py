@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+FILE_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
 
 
 @cache
@@ -15,7 +19,8 @@ def out() -> Console:
     """Results, on standard output."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=FILE_WIDTH)
 
 
 @cache
@@ -24,6 +29,14 @@ def err() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """A table at its full width: a cell that is cut off is of no use to anyone."""
+    from rich.measure import Measurement
+
+    wanted = Measurement.get(out(), out().options.update(max_width=1000), table).maximum
+    out().print(table, width=max(wanted, 1), crop=False)
 
 
 def say(message: str, **style: Any) -> None:

@@ -141,7 +141,7 @@ def override(document: Document, assignment: str) -> Document:
         raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
     key: Key = tuple(int(part) if part.isdigit() else part for part in spelled.split("."))
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506  _Loader is a SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise HfcompressError(f"--set {assignment}: the value is not YAML ({error})") from None
     lines = {k: v for k, v in document.lines.items() if k[: len(key)] != key} | {key: f"--set {spelled}"}

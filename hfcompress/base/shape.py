@@ -62,7 +62,7 @@ class Shape:
         linear_bits: Bits a weight of the encoder's linear layers takes when stored.
         embedding_bits: Bits a word-embedding weight takes when stored.
         other_bits: Bits any other parameter takes when stored.
-        even: Whether `layers` is known layer by layer; where it is False only the totals are (a global ranking decides).
+        even: Whether `layers` is known layer by layer; where not, only the totals are, since a global ranking decides.
     """
 
     architecture: str
@@ -90,8 +90,9 @@ class Shape:
 
     @property
     def stock(self) -> bool:
-        """Whether a stock config can express the shape: equal layers whose heads fill the hidden width."""
-        return len(set(self.layers)) <= 1 and all(x.heads * self.head_dim == self.hidden for x in self.layers)
+        """Whether a stock config can express the shape: equal layers with an FFN whose heads fill the hidden width."""
+        full = all(x.ffn and x.heads * self.head_dim == self.hidden for x in self.layers)
+        return full and len(set(self.layers)) <= 1
 
     @property
     def embedding_parameters(self) -> int:
@@ -161,7 +162,9 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None) -> Shape:
     needed = [keys.layers, keys.heads, keys.hidden, keys.ffn, "vocab_size", "max_position_embeddings"]
     missing = [key for key in needed if not isinstance(config.get(key), int)]
     if missing:
-        raise HfcompressError(f"the config of this {kind} model lacks {', '.join(missing)}", "use a complete config.json")
+        raise HfcompressError(
+            f"the config of this {kind} model lacks {', '.join(missing)}", "use a complete config.json"
+        )
     overrides = {int(i): layer for i, layer in (config.get("per_layer_config") or {}).items()}
     layers = tuple(
         Layer(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
 
@@ -63,3 +63,4 @@ class DataCriterion(Criterion):
 
 
 CRITERIA: Drawer[Criterion] = Drawer("hfcompress.criteria", Criterion)
+AnyCriterion = Annotated[SerializeAsAny[Criterion], BeforeValidator(CRITERIA.parse)]

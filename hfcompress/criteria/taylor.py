@@ -19,7 +19,9 @@ class Taylor(DataCriterion):
     nor on which rows share a batch.
     """
 
-    source: ClassVar[str] = "Molchanov et al. 2017, arXiv:1611.06440, eq. 8; Michel et al. 2019, arXiv:1905.10650, eq. 5"
+    source: ClassVar[str] = (
+        "Molchanov et al. 2017, arXiv:1611.06440, eq. 8; Michel et al. 2019, arXiv:1905.10650, eq. 5"
+    )
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         import torch

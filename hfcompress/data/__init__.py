@@ -1,0 +1,1 @@
+"""Tasks, metrics, and where models and data come from."""

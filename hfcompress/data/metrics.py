@@ -94,10 +94,10 @@ def metric(name: str) -> Any:
     function = {**CLASSIFICATION, **REGRESSION}[name]
     value_type = "int64" if name in CLASSIFICATION else "float64"
 
-    class Metric(evaluate.Metric):
+    class Metric(evaluate.Metric):  # type: ignore[name-defined]
         def _info(self) -> Any:
             features = {key: datasets.Value(value_type) for key in ("predictions", "references")}
-            return evaluate.MetricInfo(
+            return evaluate.MetricInfo(  # type: ignore[attr-defined]
                 description=(function.__doc__ or "").splitlines()[0],
                 citation="",
                 inputs_description="predictions and references: one value a row",

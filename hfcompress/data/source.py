@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.artifact import read_config
+from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.model.artifact import MODELING_FILE, read_config, require_weight_names
 
 if TYPE_CHECKING:
     import datasets
@@ -17,7 +20,11 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:quickstart"
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
-_MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.onnx"]
+_BESIDE_THE_WEIGHTS = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "*.txt",
+                       "*.model", "*.codes", MODELING_FILE]  # fmt: skip
+_SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+_ONNX = ["*.onnx", "*.onnx_data"]
+_IN_A_FOLDER = ["*/*"]
 
 
 def cache_home() -> Path:
@@ -39,11 +46,54 @@ def model_directory(spec: str) -> Path:
     if Path(spec).expanduser().is_dir():
         return Path(spec).expanduser()
     _refuse_a_path(spec, "model")
+    # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
+    folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS)
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX)
+    if not any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
+        require_weights(spec)
+    return folder
+
+
+def _snapshot(spec: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
+    repo, revision = _split(spec)
+    with hub_errors(f"model '{spec}'"):
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IN_A_FOLDER)
+        )
+
+
+def _split(spec: str) -> tuple[str, str | None]:
     repo, _, revision = spec.partition("@")
-    with _hub_errors(spec, "model"):
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_MODEL_FILES))
+    return repo, revision or None
+
+
+def require_weights(spec: str) -> None:
+    """Passes where a model has weights that can be loaded; of a Hub model only the names of its files are asked for.
+
+    Raises:
+        HfcompressError: where it has none, or pickled ones only.
+    """
+    if is_local(spec):
+        require_weight_names([path.name for path in model_directory(spec).iterdir()], spec)
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return
+    repo, revision = _split(spec)
+    with hub_errors(f"model '{spec}'"):
+        names = HfApi().list_repo_files(repo, revision=revision)
+    require_weight_names([name for name in names if "/" not in name], spec)
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's cache holds; None for any other folder."""
+    cached = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if cached else None
 
 
 def model_config(spec: str) -> dict[str, Any]:
@@ -57,43 +107,74 @@ def model_config(spec: str) -> dict[str, Any]:
     _refuse_a_path(spec, "model")
     from huggingface_hub import hf_hub_download
 
-    repo, _, revision = spec.partition("@")
-    with _hub_errors(spec, "model"):
-        return read_config(Path(hf_hub_download(repo, "config.json", revision=revision or None)).parent)
+    repo, revision = _split(spec)
+    with hub_errors(f"model '{spec}'"):
+        return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
 
 
 def _refuse_a_path(spec: str, what: str) -> None:
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or not spec:
+    repo, _ = _split(spec)
+    if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
 
 
-class _hub_errors:  # noqa: N801  reads as a context, like contextlib's own
-    """Turns the Hub client's errors into one that says what to do."""
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turns what the Hub's clients raise into an error that says what to do; any other error passes.
 
-    def __init__(self, spec: str, what: str) -> None:
-        self.spec, self.what = spec, what
+    Args:
+        what: What is asked for, such as `model 'user/name'`.
+    """
+    try:
+        yield
+    except HfcompressError:
+        raise
+    except Exception as error:
+        problem = _hub_problem(error)
+        if problem is None:
+            raise
+        raise HfcompressError(f"{what}: {problem[0]}", problem[1]) from error
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, _trace: Any) -> None:
-        if error is None or isinstance(error, (HfcompressError, KeyboardInterrupt)):
-            return
-        name = type(error).__name__
-        reason = {
-            "RepositoryNotFoundError": "the Hub knows no such repository (or it is private: `hf auth login`)",
-            "GatedRepoError": "the repository is gated: accept its terms on the Hub, then `hf auth login`",
-            "RevisionNotFoundError": "the repository has no such revision",
-            "EntryNotFoundError": "the repository lacks a file that is needed",
-            "HFValidationError": "that is no Hub id",
-            "DatasetNotFoundError": "the Hub knows no such data set, and no such directory is here",
-        }.get(name)
-        if reason is None and not isinstance(error, (OSError, ValueError)) and "Hub" not in name:
-            return
-        raise HfcompressError(
-            f"{self.what} '{self.spec}': {reason or 'it is not a local directory, and the Hub cannot be reached'}",
-            f"give a local directory, or check the id and the connection ({name})",
-        ) from error
+_LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
+_OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
+_REASONS = {
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", _OFFLINE),
+    "IncompleteSnapshotError": ("the cache holds a part of it only, and the Hub cannot be reached", _OFFLINE),
+    "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
+    "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
+    "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
+    "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
+    "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
+}  # fmt: skip
+_UNREACHABLE = ("the Hub cannot be reached", "check the connection (HF_ENDPOINT too, where it is set), or give a directory")
+
+
+def _hub_problem(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong and how to mend it; None where the error is not the Hub's."""
+    # By name, since the clients' errors sit elsewhere in each of their versions.
+    names = [kind.__name__ for kind in type(error).__mro__]
+    known = next((name for name in names if name in _REASONS), None)
+    if known:
+        return _REASONS[known]
+    if "DatasetNotFoundError" in names:
+        return _first_line(error), _LOG_IN
+    inner = error.__cause__ if "LocalEntryNotFoundError" in names or isinstance(error, RuntimeError) else None
+    if inner is not None and (told := _hub_problem(inner)) is not None:
+        return told
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"the Hub refuses access ({status})", "log in with `hf auth login`, with a token that may do this"
+    if status is not None:
+        return f"the Hub answered {status}", "try again later"
+    clients = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+    if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):
+        return _UNREACHABLE
+    return _UNREACHABLE if type(error).__module__.partition(".")[0] in clients and disk_problem(error) is None else None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def is_local(dataset: str) -> bool:
@@ -160,13 +241,30 @@ def read_split(dataset: str, config: str | None, split: str, splits: Mapping[str
         path = split_file(dataset, split, splits)
         return None if path is None else _read_file(path)
     _refuse_a_path(dataset, "data")
+    found = _hub_splits(dataset, config)
+    names = (splits[split],) if split in splits else SPLIT_NAMES[split]
+    return next((found[name] for name in names if name in found), None)
+
+
+@lru_cache(maxsize=4)
+def _hub_splits(dataset: str, config: str | None) -> datasets.DatasetDict:
     import datasets
 
-    names = (splits[split],) if split in splits else SPLIT_NAMES[split]
-    with _hub_errors(dataset, "data set"):
-        available = datasets.get_dataset_split_names(dataset, config)
-        name = next((n for n in names if n in available), None)
-        return None if name is None else datasets.load_dataset(dataset, config, split=name)
+    repo, revision = _split(dataset)
+    what = f"data set '{dataset}'"
+    with hub_errors(what):
+        try:
+            return datasets.load_dataset(repo, config, revision=revision)
+        except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+            # An unknown or missing configuration: the library's message lists those that are there.
+            raise HfcompressError(f"{what}: {_first_line(error)}", "set `task.config`, or check the files") from error
+        except RuntimeError as error:
+            if "Dataset scripts" not in str(error):
+                raise
+            raise HfcompressError(
+                f"{what} is a script, which can run any code, so it is not loaded",
+                f"the Hub keeps a converted copy: name it as `{repo}@refs/convert/parquet`",
+            ) from error
 
 
 def _read_file(path: Path) -> datasets.Dataset:

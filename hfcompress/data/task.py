@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 Split = Literal["train", "dev", "test"]
 
 
+class Splits(Strict):
+    """What a data set calls its splits, where it is not `train`, `dev` (or `validation`) and `test`."""
+
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Those that are renamed."""
+        return self.model_dump(exclude_none=True)
+
+
 class _SequenceTask(Strict):
     """What the tasks that read one text or a pair share."""
 
@@ -42,7 +55,7 @@ class _SequenceTask(Strict):
     """The column with the label."""
     max_length: int = Field(default=128, ge=4)
     """Tokens a row is truncated to."""
-    splits: dict[Literal["train", "dev", "test"], str] = {}
+    splits: Splits = Splits()
     """Other names of the splits, such as `{dev: heldout}`."""
 
     def problems(self) -> list[Problem]:
@@ -55,7 +68,7 @@ class _SequenceTask(Strict):
             )
         if not source.is_local(self.dataset):
             return found
-        path = source.split_file(self.dataset, "train", self.splits)
+        path = source.split_file(self.dataset, "train", self.splits.named)
         if path is None:
             fix = "it needs train and dev (or validation) files of csv, tsv, jsonl or parquet; `splits:` renames them"
             return [*found, Problem(f"no train file in {self.dataset}", fix, ("task", "dataset"))]
@@ -73,7 +86,7 @@ class _SequenceTask(Strict):
         """How many rows a local split has; None where only reading the Hub would tell."""
         if not source.is_local(self.dataset):
             return None
-        path = source.split_file(self.dataset, split, self.splits)
+        path = source.split_file(self.dataset, split, self.splits.named)
         if path is None or path.suffix == ".parquet":
             return None if path is None else _parquet_rows(path)
         with path.open("rb") as stream:
@@ -83,14 +96,10 @@ class _SequenceTask(Strict):
     def read(self, split: Split) -> datasets.Dataset:
         """The raw rows of a split.
 
-        `test` falls back to `dev`, since a data set such as GLUE hides its test labels.
-
         Raises:
             HfcompressError: where the split or a column is missing, or there is no row.
         """
-        found = source.read_split(self.dataset, self.config, split, self.splits)
-        if found is None and split == "test":
-            return self.read("dev")
+        found = source.read_split(self.dataset, self.config, split, self.splits.named)
         if found is None:
             raise HfcompressError(
                 f"the data set {self.dataset} has no {split} split", "rename one in `task.splits`, or add the file"
@@ -106,8 +115,11 @@ class _SequenceTask(Strict):
         return found
 
     def judged_split(self) -> Split:
-        """The split that the report is measured on: test where there is one, else dev."""
-        return "test" if source.read_split(self.dataset, self.config, "test", self.splits) is not None else "dev"
+        """The split that the report is measured on: test, or dev where there is no test, or only one without labels."""
+        test = source.read_split(self.dataset, self.config, "test", self.splits.named)
+        if test is None or (self.label in test.column_names and set(test[self.label]) == {-1}):
+            return "dev"
+        return "test"
 
     def fingerprint(self) -> str:
         """A hash of the texts and labels that training and choosing see."""
@@ -221,7 +233,7 @@ class Regression(_SequenceTask):
         """One output, named after its column."""
         return [self.label]
 
-    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:  # noqa: ARG002
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:
         """Scores.
 
         Raises:
@@ -260,7 +272,6 @@ class Regression(_SequenceTask):
 
 
 Task = Annotated[TextClassification | Regression, Field(discriminator="type")]
-TASKS: dict[str, type[_SequenceTask]] = {"text-classification": TextClassification, "regression": Regression}
 
 
 def _parquet_rows(path: Path) -> int:

@@ -24,7 +24,9 @@ class AttentionScores(Loss):
         heads = {layer.heads for layer in (*student.layers, *teacher.layers)}
         if len(heads) > 1:
             counts = ", ".join(map(str, sorted(heads)))
-            return [f"the scores are compared head by head, and there are layers with {counts} heads; use hidden_states"]
+            return [
+                f"the scores are compared head by head, and there are layers with {counts} heads; use hidden_states"
+            ]
         return []
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
 from hfcompress.base.shape import Shape
@@ -67,6 +66,7 @@ class Loss(Component):
 
 
 LOSSES: Drawer[Loss] = Drawer("hfcompress.losses", Loss)
+AnyLoss = Annotated[SerializeAsAny[Loss], BeforeValidator(LOSSES.parse)]
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -79,8 +79,3 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     weights = mask.to(student.device).expand_as(student).float()
     squares = (student.float() - teacher.float()).pow(2) * weights
     return squares.sum() / weights.sum().clamp(min=1)
-
-
-def described(losses: list[Loss]) -> list[Mapping[str, Any]]:
-    """Losses as a recipe would spell them out."""
-    return [loss.spelled() for loss in losses]

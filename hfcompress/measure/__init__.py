@@ -1,0 +1,1 @@
+"""Quality, size, latency, memory and energy of a model in a process of its own."""

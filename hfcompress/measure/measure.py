@@ -20,7 +20,6 @@ from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_
 
 if TYPE_CHECKING:
     import datasets
-    from numpy.typing import NDArray
 
 MAX_BATCHES = 64
 ENERGY_SECONDS = 10.0
@@ -100,8 +99,7 @@ def _batches(data: datasets.Dataset, groups: Sequence[Sequence[int]], pad: int) 
         yield {
             name: np.array(
                 [
-                    list(columns[name][i])
-                    + [pad if name == "input_ids" else 0] * (longest - len(columns[name][i]))
+                    list(columns[name][i]) + [pad if name == "input_ids" else 0] * (longest - len(columns[name][i]))
                     for i in group
                 ],
                 dtype=np.int64,

@@ -63,7 +63,7 @@ class OnnxModel:
 
     parameters = None
 
-    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:  # noqa: ARG002
+    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -147,7 +147,11 @@ class Worker:
 
         rows, start = 0, time.perf_counter()
         tracker = OfflineEmissionsTracker(
-            country_iso_code="USA", measure_power_secs=1, save_to_file=False, log_level="error", allow_multiple_runs=True
+            country_iso_code="USA",
+            measure_power_secs=1,
+            save_to_file=False,
+            log_level="error",
+            allow_multiple_runs=True,
         )
         tracker.start()
         while time.perf_counter() - start < seconds:

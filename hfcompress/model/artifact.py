@@ -106,7 +106,19 @@ def require_weights(path: Path) -> None:
     Raises:
         HfcompressError: where it holds none, or pickles only.
     """
-    names = [p.name for p in path.iterdir()]
+    require_weight_names([p.name for p in path.iterdir()], str(path))
+
+
+def require_weight_names(names: list[str], path: str) -> None:
+    """Passes where one of the files of a model, by their names, holds safetensors or ONNX weights.
+
+    Args:
+        names: The files.
+        path: Where they are; for the message.
+
+    Raises:
+        HfcompressError: where none does, or pickles only.
+    """
     if any(name.endswith((".safetensors", ".onnx")) for name in names):
         return
     pickles = sorted(name for name in names if name.endswith(PICKLES))

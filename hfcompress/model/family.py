@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import PRUNED
 
@@ -35,7 +35,7 @@ class Family:
 
     def stack(self, model: nn.Module) -> list[nn.Module]:
         """The transformer layers of a model with or without head."""
-        base = getattr(model, getattr(model, "base_model_prefix", ""), model)
+        base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
         return list(base.get_submodule(self.layers))
 
 

@@ -76,6 +76,6 @@ def _caught_projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, li
             handle.remove()
 
 
-def _catch(caught: list[Tensor], head_dim: int, _module: Any, _inputs: Any, output: Tensor) -> None:
+def _catch(caught: list[Tensor], head_dim: Any, _module: Any, _inputs: Any, output: Tensor) -> None:
     batch, length, _ = output.shape
     caught.append(output.view(batch, length, -1, head_dim).transpose(1, 2))

@@ -84,7 +84,7 @@ class PrunedRobertaConfig(RobertaConfig):
     per_layer_config = None
 
 
-def _resize(parent: nn.Module, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
+def _resize(parent: Any, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
     old = parent.get_submodule(path)
     new = nn.Linear(
         old.in_features if columns is None else columns,
@@ -101,12 +101,13 @@ class _Pruned:
     """Builds the stock model, then gives each layer the width that the config says; the weights are loaded after."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         (heads_key, ffn_key), layers, projections, attention_output, ffn_in, ffn_out = _PARTS[config.model_type]
-        base: nn.Module = getattr(self, self.base_model_prefix, self)  # type: ignore[attr-defined,call-overload]
+        model: Any = self
+        base = getattr(model, model.base_model_prefix, model)
         overrides = {int(index): sizes for index, sizes in (config.per_layer_config or {}).items()}
         head_dim = config.hidden_size // config.num_attention_heads
-        for index, layer in enumerate(base.get_submodule(layers)):  # type: ignore[arg-type]
+        for index, layer in enumerate(base.get_submodule(layers)):
             sizes = overrides.get(index, {})
             if heads_key in sizes:
                 width = sizes[heads_key] * head_dim

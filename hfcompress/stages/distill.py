@@ -11,12 +11,12 @@ from hfcompress.base.component import Strict
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import LOSSES, Loss
+from hfcompress.losses.base import AnyLoss, Loss
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer
 from hfcompress.stages.base import Bench, Stage, require_trainable
 from hfcompress.stages.train import Train
 
-Losses = Annotated[list[LOSSES.field()], Field(min_length=1)]  # type: ignore[misc]
+Losses = Annotated[list[AnyLoss], Field(min_length=1)]
 
 
 class Student(Strict):
@@ -70,15 +70,16 @@ class Distill(Stage):
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         shape = require_trainable(parent, self.kind)
+        import torch
+
         from hfcompress.model.student import build_student
-        from hfcompress.stages import training
 
         tokenizer = load_tokenizer(parent.path)
         student = load_model(parent.path, bench.task.auto_class)
         if self.student is not None:
             target = self.plan(shape)
             layers = [layer - 1 for layer in uniform_map(len(target.layers), len(shape.layers))]
-            training.torch.manual_seed(bench.seed)
+            torch.manual_seed(bench.seed)
             student, report = build_student(student, target, layers, self.student.init == "random")
             bench.notes["student"] = report
             say("student: " + "; ".join(f"{part} {how}" for part, how in report.items()))
@@ -148,9 +149,7 @@ def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
     return [max((2 * i * n + m) // (2 * m), 1) for i in range(1, m + 1)]
 
 
-def teach(
-    student: Any, losses: list[Loss], train: Train, teacher: Artifact, bench: Bench, tokenizer: Any
-) -> None:
+def teach(student: Any, losses: list[Loss], train: Train, teacher: Artifact, bench: Bench, tokenizer: Any) -> None:
     """Trains the student in place with the teacher, which is scored first; notes both dev scores.
 
     Raises:

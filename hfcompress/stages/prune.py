@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
 from hfcompress.base.console import say
 from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Layer, Shape
-from hfcompress.criteria.base import CRITERIA, Calibration
+from hfcompress.criteria.base import CRITERIA, AnyCriterion, Calibration
 from hfcompress.losses.soft_labels import SoftLabels
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
 from hfcompress.stages.base import Bench, Stage, on_main_process, require_trainable
@@ -35,7 +34,7 @@ class Prune(Stage):
     """Cuts a share of the heads and of the FFN neurons."""
 
     kind: Literal["prune"]
-    criterion: CRITERIA.field() = Field(default_factory=lambda: CRITERIA.parse("taylor"))  # type: ignore[valid-type]
+    criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
     heads: float = Field(default=0.0, ge=0, lt=1)
     """Share of the attention heads to cut."""
     ffn: float = Field(default=0.0, ge=0, lt=1)
@@ -80,18 +79,20 @@ class Prune(Stage):
         on_main_process(lambda: self._cut(parent, bench, tokenizer, cut_directory))
         pruned = load_model(cut_directory, bench.task.auto_class)
         if self.recover:
-            teach(pruned, self.recover.losses, self.recover, bench.teacher(self.recover.teacher, parent), bench, tokenizer)
+            teach(
+                pruned, self.recover.losses, self.recover, bench.teacher(self.recover.teacher, parent), bench, tokenizer
+            )
         bench.finish(pruned, tokenizer)
 
     def _cut(self, parent: Artifact, bench: Bench, tokenizer: Any, target: Any) -> None:
         """Scores, chooses and cuts; one process does it, so that all of them go on with the same mask."""
+        from accelerate import PartialState
+
         from hfcompress.model.surgery import Keep, cut
-        from hfcompress.stages import training
 
         if (target / "config.json").is_file():
             return
-        model = load_model(parent.path, bench.task.auto_class)
-        model = model.to(training.TrainingArguments(output_dir=str(bench.checkpoints), report_to="none").device)
+        model = load_model(parent.path, bench.task.auto_class).to(PartialState().device)
         say(f"prune: scoring by {self.criterion.name}")
         scores = self.criterion.scores(model, self._calibration(bench, tokenizer, model))
         shape = require_trainable(parent, self.kind)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from hfcompress.backends.base import BACKENDS
+from hfcompress.backends.base import AnyBackend
 from hfcompress.base.shape import Shape
 from hfcompress.model.artifact import Artifact, load_tokenizer
 from hfcompress.model.probe import probe_inputs
@@ -15,7 +15,7 @@ class Quantize(Stage):
     """Stores the model as the backend does; nothing is trained."""
 
     kind: Literal["quantize"]
-    backend: BACKENDS.field()  # type: ignore[valid-type]
+    backend: AnyBackend
 
     def plan(self, shape: Shape) -> Shape:
         return self.backend.plan(shape)

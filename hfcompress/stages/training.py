@@ -53,7 +53,9 @@ class Objective(nn.Module):
                 if module is not None:
                     self.learned[f"{index}_{loss.name}"] = module
 
-    def forward(self, labels: Tensor | None = None, teacher: Observed | None = None, **inputs: Tensor) -> dict[str, Any]:
+    def forward(
+        self, labels: Tensor | None = None, teacher: Observed | None = None, **inputs: Tensor
+    ) -> dict[str, Any]:
         """The logits, the weighted sum of the losses, and each loss by name.
 
         In eval mode the loss is the task's own, so that what is watched does not depend on what is trained.
@@ -67,7 +69,8 @@ class Objective(nn.Module):
         parts = {}
         for index, loss in enumerate(self.losses):
             key = f"{index}_{loss.name}"
-            parts[loss.name] = loss.weight * loss.compute(step, self.learned[key] if key in self.learned else None)
+            module = self.learned[key] if key in self.learned else None  # noqa: SIM401  a ModuleDict has no get
+            parts[key] = loss.weight * loss.compute(step, module)
         return {"loss": torch.stack(list(parts.values())).sum(), "logits": observed.logits, "parts": parts}
 
 
@@ -100,7 +103,8 @@ class CompressionTrainer(Trainer):
             seen = observe(self.teacher, tokens, objective.needs)
         # Inference tensors cannot be saved for backward; their copies can.
         return Observed(
-            seen.logits.clone(), *(tuple(t.clone() for t in some) for some in (seen.hidden_states, seen.queries, seen.keys))
+            seen.logits.clone(),
+            *(tuple(t.clone() for t in some) for some in (seen.hidden_states, seen.queries, seen.keys)),
         )
 
     def _count(self, parts: Mapping[str, Tensor]) -> None:
@@ -112,7 +116,8 @@ class CompressionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss since the last log; the only place where they leave the device."""
         if self._counted and "loss" in logs and len(self._parts) > 1:
-            logs = {**logs, **{f"loss_{name}": round(float(v) / self._counted, 4) for name, v in self._parts.items()}}
+            means = {name: round(float(value) / self._counted, 4) for name, value in self._parts.items()}
+            logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
         if "loss" in logs:
             self._parts, self._counted = {}, 0
         super().log(logs, start_time)

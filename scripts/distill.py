@@ -1,0 +1,9 @@
+"""Runs the distill stages of a recipe: `accelerate launch scripts/distill.py RECIPE [--set KEY=VALUE]`."""
+
+import sys
+
+from hfcompress.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["run", "--only", "distill"]
+    main()

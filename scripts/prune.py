@@ -1,0 +1,9 @@
+"""Runs the prune stages of a recipe: `accelerate launch scripts/prune.py RECIPE [--set KEY=VALUE]`."""
+
+import sys
+
+from hfcompress.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["run", "--only", "prune"]
+    main()
