@@ -56,7 +56,7 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         metric_name=METRIC_NAMES[metric],
         metric_value=round(float(row["quality"][metric]), 6),
     )
-    kinds = [stage.kind for stage in recipe.stages]
+    kinds = [stage.kind for stage in _stages_behind(loaded, artifact)]
     tags = ["hfcompress", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
     return ModelCardData(
         language=recipe.hub.language[0] if len(recipe.hub.language) == 1 else recipe.hub.language,
@@ -76,6 +76,14 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
 _TAGS = {"distill": "distillation", "prune": "pruning", "quantize": "quantization"}
 
 
+def _stages_behind(loaded: Loaded, artifact: Artifact) -> list[Any]:
+    """The stages that made the model: `--only` ends before the last."""
+    names, stages = loaded.recipe.stage_names(), loaded.recipe.stages
+    if artifact.stage in names:
+        return list(stages[: names.index(artifact.stage) + 1])
+    return [stage for stage in stages if not stage.compresses]
+
+
 def base_model(loaded: Loaded) -> str | None:
     """The Hub id of the model that this one comes from, where there is one."""
     spec = loaded.recipe.model
@@ -85,7 +93,7 @@ def base_model(loaded: Loaded) -> str | None:
 def dataset_name(loaded: Loaded) -> str | None:
     """The Hub id of the data set, where there is one."""
     spec = loaded.recipe.task.dataset
-    return loaded.recipe.hub.dataset or (None if is_local(spec) else spec)
+    return loaded.recipe.hub.dataset or (None if is_local(spec) else spec.partition("@")[0])
 
 
 def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
@@ -107,10 +115,11 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "share": row["quality"][metric] / base if base else None,
         "table": report.as_markdown(content).partition("\n\n")[0],
         "conditions": report.conditions(content),
-        "made": [_sentence(stage) for stage in loaded.recipe.stages],
+        "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
         "recipe": loaded.document.text.rstrip("\n"),
+        "overrides": loaded.document.overrides,
         "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or "PATH_OR_REPO"),
-        "dataset": dataset_name(loaded) or loaded.recipe.task.dataset,
+        "dataset": dataset_name(loaded) or Path(loaded.recipe.task.dataset).name,
         "language": ", ".join(loaded.recipe.hub.language),
         "remote_code": (artifact.path / "modeling_pruned.py").is_file() and artifact.runtime == "torch",
         "runtime": artifact.runtime,
@@ -157,7 +166,7 @@ def _torch_snippet(artifact: Artifact, place: str, example: str, last: str) -> s
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 path = "{place}"
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path{trust})
 model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto"{trust}).eval()
 with torch.inference_mode():
     logits = model(**tokenizer({example}, return_tensors="pt")).logits
@@ -181,7 +190,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
 batch = tokenizer({example}, return_tensors="np")
 names = [node.name for node in session.get_inputs()]
-logits = session.run(["logits"], {{name: batch[name].astype("int64") for name in names}})[0]
+logits = session.run(["logits"], {{n: batch.get(n, 0 * batch["input_ids"]).astype("int64") for n in names}})[0]
 {last}"""
 
 

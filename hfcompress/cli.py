@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hfcompress.base.console import err, out, print_table
-from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.base.errors import HfcompressError, disk_problem, require_directory
 
 app = typer.Typer(
     name="hfcompress",
@@ -72,7 +72,8 @@ def copy(
     path = target or Path(source.path.name)
     path = path / source.path.name if path.is_dir() else path
     if path.exists():
-        raise HfcompressError(f"{path} exists", "give another name")
+        raise HfcompressError(f"{path} exists, and is left as it is", "give another name")
+    require_directory(path.parent, "the directory to copy into")
     path.write_text(source.text, encoding="utf-8")
     out().print(f"{path}: edit it, then `hfcompress check {path}`", markup=False)
 
@@ -108,6 +109,9 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
 ) -> None:
     """Run a recipe; the same command resumes at the first unfinished stage."""
+    from hfcompress.launch import hand_over_to_torchrun
+
+    hand_over_to_torchrun()
     loaded = _load(recipe, overrides)
     if only is not None and only not in KINDS:
         from hfcompress.base.errors import did_you_mean
@@ -115,9 +119,20 @@ def run(
         raise HfcompressError(f"--only {only}: no such kind of stage", did_you_mean(only, KINDS))
     from hfcompress.runner import run as run_
 
+    _only_our_progress()
     finished = run_(loaded, output or Path("runs") / loaded.recipe.name, only, fresh)
     if finished is not None:
         _show(finished.report, finished.directory)
+
+
+def _only_our_progress() -> None:
+    """A bar for each training run is of use; one for each file that is read or written is not."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 KINDS = ("finetune", "distill", "prune", "quantize")
@@ -149,6 +164,11 @@ def evaluate(
     from hfcompress.comparison import compare
     from hfcompress.report import as_table, conditions, write
 
+    if output is not None and output.exists() and not output.is_dir():
+        raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
+    if output is not None and (output / "recipe.lock.json").exists():
+        raise HfcompressError(f"{output} is a run, with a report of its own", "choose another one with --output")
+    _only_our_progress()
     content = compare(models, _load(task, overrides))
     print_table(as_table(content))
     out().print(conditions(content), markup=False)
@@ -194,7 +214,9 @@ def card(
 @app.command()
 def push(
     run_directory: RunDirectory,
-    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="The repository.")],
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="USER/NAME", help="The repository; default: the recipe's hub.repo.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
 ) -> None:
@@ -202,6 +224,7 @@ def push(
     from hfcompress import push as push_
 
     files = push_.uploads(run_directory)
+    repo, private = push_.target(run_directory, repo, private)
     for file in files:
         out().print(f"{file.size / 1e6:10.3f} MB  {file.name}", markup=False)
     out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}", markup=False)
@@ -217,9 +240,11 @@ def main() -> None:
     except HfcompressError as error:
         _complain([str(problem) for problem in error.problems])
         sys.exit(2)
-    except KeyboardInterrupt:
-        _complain(["interrupted; the same command goes on from here"])
-        sys.exit(130)
+    except SystemExit as finished:
+        # Typer turns Ctrl-C into this code, without a word.
+        if finished.code == 130:
+            _complain(["interrupted; the same command goes on from here"])
+        raise
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.data.source import hub_errors
 
 SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".md", ".png", ".py", ".yaml"})
 LEFT_OUT = frozenset({"stage.json", "training_args.bin"})
@@ -38,13 +40,36 @@ def uploads(run: Path) -> list[Upload]:
     ]
 
 
-def push(run: Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+def target(run: Path, repo: str | None, private: bool = False) -> tuple[str, bool]:
+    """Where a run goes: the repository and whether it is private, of the command or of the recipe's `hub:`.
+
+    Raises:
+        HfcompressError: where neither names a repository, or the name is none.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    lock = run / "recipe.lock.json"
+    hub = json.loads(lock.read_text(encoding="utf-8"))["recipe"].get("hub", {}) if lock.is_file() else {}
+    name = repo or hub.get("repo")
+    if not name:
+        raise HfcompressError("no repository is named", "give --repo user/name, or set `hub.repo` in the recipe")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HfcompressError(f"'{name}' is no repository name: {error}", "write --repo user/name") from error
+    if "/" not in name:
+        raise HfcompressError(f"'{name}' does not say whose repository it is", f"write --repo user/{name}")
+    return name, private or bool(hub.get("private"))
+
+
+def push(run: Path, repo: str | None = None, private: bool = False, endpoint: str | None = None) -> str:
     """Creates the repository where it does not exist and commits all files at once.
 
     Args:
         run: The run directory.
-        repo: `user/name`.
-        private: For a repository that is created now.
+        repo: `user/name`; default: the recipe's `hub.repo`.
+        private: For a repository that is created now; the recipe's `hub.private` asks for the same.
         endpoint: Another Hub than `HF_ENDPOINT` or huggingface.co.
 
     Returns:
@@ -54,24 +79,19 @@ def push(run: Path, repo: str, private: bool = False, endpoint: str | None = Non
         HfcompressError: where the Hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    files = uploads(run)
+    files, (repo, private) = uploads(run), target(run, repo, private)
     api = HfApi(endpoint=endpoint)
     operations = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in files]
-    try:
-        api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
-        commit: Any = api.create_commit(
-            repo, operations, commit_message=f"{run.name}, made with hfcompress", repo_type="model"
-        )
-    except HFValidationError as error:
-        raise HfcompressError(f"'{repo}' is no repository name: {error}", "write --repo user/name") from error
-    except LocalTokenNotFoundError as error:
-        raise HfcompressError("no Hub token is known", "run `hf auth login`, or set HF_TOKEN") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        fix = "run `hf auth login` with a token that may write" if status in (401, 403) else "try again later"
-        raise HfcompressError(f"the Hub refused the push to {repo} ({status})", fix) from error
-    except OSError as error:
-        raise HfcompressError(f"the Hub cannot be reached ({type(error).__name__})", "check the connection") from error
+    with hub_errors(f"the push to {repo}"):
+        try:
+            # None leaves a repository that exists, and an organisation's default, as they are.
+            api.create_repo(repo, private=private or None, exist_ok=True, repo_type="model")
+            commit: Any = api.create_commit(
+                repo, operations, commit_message=f"{run.resolve().name}, made with hfcompress", repo_type="model"
+            )
+        except ValueError as error:
+            if "README.md" not in str(error):
+                raise
+            raise HfcompressError(f"the Hub refuses the card: {error}", "mend `hub:` in the recipe") from error
     return str(commit.commit_url)

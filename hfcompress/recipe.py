@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,12 @@ from pydantic import Field, ValidationError
 from hfcompress.base import document
 from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
-from hfcompress.base.errors import HfcompressError, Key, Problem
+from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.base.shape import Shape, shape_of
-from hfcompress.data.source import model_config
-from hfcompress.data.task import Task
+from hfcompress.data.source import is_local, model_config, refuse_a_path, require_weights
+from hfcompress.data.task import Regression, Task
 from hfcompress.measure.measure import Measure
+from hfcompress.model.artifact import label_ids
 from hfcompress.stages.base import Stage
 from hfcompress.stages.distill import Distill
 from hfcompress.stages.finetune import Finetune
@@ -125,8 +127,9 @@ def _problem(read: Document, details: Any) -> Problem:
     if details["type"] == "union_tag_not_found":
         message = f"'{details['ctx']['discriminator'].strip(chr(39))}' is missing"
     elif details["type"] == "union_tag_invalid":
-        context = details["ctx"]
-        message = f"unknown {context['discriminator']} '{context['tag']}'; choose from: {context['expected_tags']}"
+        name, tag = details["ctx"]["discriminator"].strip("'"), details["ctx"]["tag"]
+        hint = did_you_mean(tag, re.findall(r"'([^']+)'", details["ctx"]["expected_tags"]))
+        key, message = (*key, name), f"unknown {name} '{tag}'; {hint}"
     elif details["type"] == "missing":
         message = "this key is required"
     elif details["type"] not in ("unknown_key", "invalid", "value_error"):
@@ -155,12 +158,13 @@ def _recipe_key(location: tuple[Any, ...], data: Any) -> Key:
     return tuple(key)
 
 
-def check(loaded: Loaded, weights: bool = True) -> list[Shape]:
+def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[Shape]:
     """Looks for what cannot work, before anything is trained.
 
     Args:
         loaded: The recipe.
-        weights: Also require that a local model has weights; `plan` needs its config only.
+        weights: Also require that the model has weights, and read the labels of local data; `plan` needs neither.
+        download: Read the labels of a Hub data set too.
 
     Returns:
         The model's shape, then the shape after each stage.
@@ -178,7 +182,13 @@ def check(loaded: Loaded, weights: bool = True) -> list[Shape]:
     problems += [*_extras(recipe)]
     shapes: list[Shape] = []
     try:
-        shapes = _planned(recipe, problems, weights)
+        config = model_config(recipe.model)
+        shapes = _planned(recipe, shape_of(config), problems)
+        readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
+        if readable and (download or (weights and is_local(recipe.task.dataset))):
+            problems += recipe.task.label_problems(None if _trains_head(recipe) else label_ids(config))
+        if weights:
+            require_weights(recipe.model)
     except HfcompressError as error:
         problems += [replace(p, key=p.key or ("model",)) for p in error.problems]
     if problems:
@@ -186,13 +196,16 @@ def check(loaded: Loaded, weights: bool = True) -> list[Shape]:
     return shapes
 
 
-def _planned(recipe: Recipe, problems: list[Problem], weights: bool) -> list[Shape]:
-    from hfcompress.data.source import is_local, model_directory
-    from hfcompress.model.artifact import require_weights
+def _trains_head(recipe: Recipe) -> bool:
+    """Whether the recipe makes its own head, instead of taking the model's."""
+    return any(isinstance(stage, Finetune) and stage.train.epochs > 0 for stage in recipe.stages)
 
-    shapes = [shape_of(model_config(recipe.model))]
-    if weights and is_local(recipe.model):
-        require_weights(model_directory(recipe.model))
+
+def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shape]:
+    shapes = [model]
+    if isinstance(recipe.task, Regression) and model.labels != 1 and not _trains_head(recipe):
+        message = f"the model's head has {model.labels} outputs, a regression needs one"
+        problems.append(Problem(message, "put a `finetune` stage first", ("model",)))
     if recipe.task.max_length > shapes[0].usable_positions:
         limit = shapes[0].usable_positions
         message = f"max_length is {recipe.task.max_length}, wider than the model's position table allows ({limit})"
@@ -203,7 +216,8 @@ def _planned(recipe: Recipe, problems: list[Problem], weights: bool) -> list[Sha
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]
         shapes.append(stage.plan(shapes[-1]) if not found else shapes[-1])
         if not stage.compresses:
-            source = shapes[-1]
+            labels = recipe.task.head_labels() if _trains_head(recipe) else None
+            shapes[-1] = source = replace(shapes[-1], labels=labels or shapes[-1].labels)
     return shapes
 
 
@@ -214,11 +228,25 @@ def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
         found.append(Problem("finetune makes the source, so it comes first", "move it to the top", key))
     if any(s.kind == "quantize" for s in recipe.stages[:index]):
         found.append(Problem(f"{stage.kind} cannot follow quantize", "put quantize last", key))
-    spec = stage.teacher_spec()
-    names = recipe.stage_names()
-    if spec in names and names.index(spec) >= index:
-        found.append(Problem(f"the teacher {spec} is not made yet at this stage", "name an earlier one", key))
-    return found
+    return found + [replace(p, key=(*key, *p.key)) for p in _teacher_problems(index, recipe)]
+
+
+def _teacher_problems(index: int, recipe: Recipe) -> list[Problem]:
+    stage = recipe.stages[index]
+    spec, names = stage.teacher_spec(), recipe.stage_names()
+    key = ("recover", "teacher") if isinstance(stage, Prune) else ("teacher",)
+    if spec is None or spec in ("source", "parent", *names[:index]) or is_local(spec):
+        return []
+    if spec in names:
+        return [Problem(f"the teacher {spec} is not made yet at this stage", "name an earlier one", key)]
+    if re.fullmatch(r"\d\d-\w+", spec):
+        fix = did_you_mean(spec, ["source", "parent", *names[:index]])
+        return [Problem(f"the recipe has no stage {spec}", fix, key)]
+    try:
+        refuse_a_path(spec, "teacher")
+    except HfcompressError as error:
+        return [replace(p, key=key) for p in error.problems]
+    return []
 
 
 def _extras(recipe: Recipe) -> list[Problem]:

@@ -25,7 +25,11 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / "report.json"
     if not path.is_file():
         raise HfcompressError(f"{directory} holds no report.json", "`hfcompress run RECIPE` writes one")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        fix = "delete it; the same `hfcompress run` measures again"
+        raise HfcompressError(f"{path} is not JSON: {error}", fix) from None
     return content
 
 
@@ -92,7 +96,7 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
                 f"{row['quality'][metric] / base:.1%}" if base else "-",
                 _millions(row["parameters"]),
                 _millions(row["encoder_parameters"]),
-                f"{row['disk_bytes'] / 1e6:.1f}",
+                _significant(row["disk_bytes"] / 1e6),
                 f"{row['compression']:.2f}x",
                 *timed,
                 f"{row['peak_memory_bytes'] / 1e6:.0f}",
@@ -106,6 +110,14 @@ def _energy(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def _significant(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def _millions(count: int | None) -> str:
     if count is None:
         return "-"
@@ -117,12 +129,14 @@ def conditions(content: Mapping[str, Any]) -> str:
     source, machine, task = content["rows"][0], content["environment"], content["task"]
     entry = source["latency"][0]
     lengths = ", ".join(f"{e['sequence_length']} tokens at batch {e['batch_size']}" for e in source["latency"])
-    where = machine["accelerator"] if entry["device"] != "cpu" else f"{machine['cpu']} ({machine['cores']} cores)"
+    where = (
+        machine["accelerator"] if entry["device"] != "cpu" else f"{machine['cpu']} ({_count(machine['cores'], 'core')})"
+    )
     flags = f", {' '.join(machine['cpu_flags'])}" if machine["cpu_flags"] and entry["device"] == "cpu" else ""
     return (
         f"Quality on the {source['quality']['n']:,} rows of the {task['split']} split. Medians of interleaved rounds "
-        f"on {where}{flags}, {entry['threads']} threads, each model in a process of its own, mean padded length "
-        f"{lengths}. Peak memory is the whole process. MACs are counted at {task['max_length']} tokens."
+        f"on {where}{flags}, {_count(entry['threads'], 'thread')}, each model in a process of its own, mean padded "
+        f"length {lengths}. Peak memory is the whole process. MACs are counted at {task['max_length']} tokens."
     )
 
 

@@ -15,13 +15,13 @@ from typing import Any
 from hfcompress import card, report
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
-from hfcompress.data.source import model_directory
+from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
-from hfcompress.recipe import Loaded, check, resolved, stage_options
-from hfcompress.stages.base import Bench, Stage, digest, on_main_process, teacher_artifact
+from hfcompress.recipe import Loaded, check, load, resolved, stage_options
+from hfcompress.stages.base import Bench, Stage, digest, on_main_process, process_state, teacher_artifact
 
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
@@ -57,18 +57,31 @@ def run(loaded: Loaded, directory: Path, only: str | None = None, fresh: bool = 
     Raises:
         HfcompressError: for whatever the user can mend.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
-    shapes = check(loaded)
+    state = process_state()
+    shapes = check(loaded, download=True)
+    _require_stages(loaded, only, fresh)
     on_main_process(lambda: _open(loaded, directory, fresh, max(s.bytes for s in shapes)))
     artifacts = _run_stages(loaded, directory, only)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    content = _measured(loaded, directory, artifacts)
+    content = {**_measured(loaded, directory, artifacts), "recipe": digest(resolved(loaded.recipe))}
     _finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
+
+
+def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
+    """Passes where there is something to run, and `--fresh` leaves what it needs."""
+    kinds = [stage.kind for stage in loaded.recipe.stages]
+    if only is None:
+        return
+    if only not in kinds:
+        raise HfcompressError(f"the recipe has no {only} stage", f"it has: {', '.join(dict.fromkeys(kinds))}")
+    last = max(index for index, kind in enumerate(kinds) if kind == only)
+    if fresh and any(stage.compresses and stage.kind != only for stage in loaded.recipe.stages[:last]):
+        raise HfcompressError(
+            f"--fresh throws away the stages before {only}, which --only {only} does not run", "leave one of them out"
+        )
 
 
 def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
@@ -76,7 +89,7 @@ def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
     identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
     lock = directory / "recipe.lock.json"
     if lock.is_file():
-        held = json.loads(lock.read_text(encoding="utf-8"))["recipe"]
+        held = _locked(lock)["recipe"]
         same = all(held.get(key) == value for key, value in identity.items())
         if not same and not (fresh and held.get("name") == loaded.recipe.name):
             differing = ", ".join(key for key, value in identity.items() if held.get(key) != value)
@@ -84,27 +97,58 @@ def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
                 f"{directory} belongs to another recipe (its {differing} differs)",
                 "choose another directory with --output, or start over with --fresh where the name is the same",
             )
+    elif directory.exists() and not directory.is_dir():
+        raise HfcompressError(f"{directory} is a file, not a directory", "choose another one with --output")
     elif directory.exists() and any(directory.iterdir()):
         raise HfcompressError(
             f"{directory} is not empty and was not made by hfcompress", "choose another directory with --output"
         )
-    if fresh and lock.is_file():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
+    revisions = _revisions(loaded)
+    old = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) if fresh and lock.is_file() else 0
+    free = old + shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
     if free < SPACE_FACTOR * largest:
         raise HfcompressError(
             f"the disk is full: {free / 1e6:,.0f} MB are free at {directory}, a stage needs about "
             f"{SPACE_FACTOR * largest / 1e6:,.0f} MB",
             "free some space, or choose another directory with --output",
         )
+    if fresh and lock.is_file():
+        shutil.rmtree(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = error.filename
+        raise HfcompressError(f"{place} is a file, not a directory", "choose another one with --output") from None
     write(directory / "recipe.yaml", loaded.document.text)
     content = {
         "recipe": resolved(loaded.recipe),
+        "overrides": list(loaded.document.overrides),
+        "revisions": revisions,
         "environment": environment(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     write(lock, json.dumps(content, indent=2) + "\n")
+
+
+def _locked(lock: Path) -> dict[str, Any]:
+    """The content of a recipe.lock.json."""
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HfcompressError(f"{lock} is not JSON: {error}", "choose another directory with --output") from None
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise HfcompressError(f"{lock} was not written by hfcompress", "choose another directory with --output")
+    return content
+
+
+def _revisions(loaded: Loaded) -> dict[str, str | None]:
+    """The commit of each Hub model and data set that the recipe names; fetches them, before anything is written."""
+    recipe, task = loaded.recipe, loaded.recipe.task
+    inside = {"source", "parent", *recipe.stage_names()}
+    named = [recipe.model, *(stage.teacher_spec() or "source" for stage in recipe.stages)]
+    found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
+    data = {} if is_local(task.dataset) else {f"datasets/{task.dataset}": data_revision(task.dataset, task.config)}
+    return found | data
 
 
 def write(path: Path, text: str) -> None:
@@ -118,9 +162,7 @@ def _run_stages(loaded: Loaded, directory: Path, only: str | None) -> list[Artif
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
     artifacts, made, fingerprint = [source], dict[str, Artifact](), recipe.task.fingerprint()
-    last = max((i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind)), default=-1)
-    if last < 0:
-        raise HfcompressError(f"the recipe has no {only} stage", "see `hfcompress plan`")
+    last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
     for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
         bench = Bench(recipe.task, recipe.seed, source, made, directory / f"{name}.partial")
         key = _resume_key(stage, artifacts[-1], bench, fingerprint)
@@ -144,8 +186,6 @@ def _run_stages(loaded: Loaded, directory: Path, only: str | None) -> list[Artif
 
 def _resume_key(stage: Stage, parent: Artifact, bench: Bench, fingerprint: str) -> str:
     """A hash of everything that a stage's result depends on."""
-    from accelerate import PartialState
-
     spec = stage.teacher_spec()
     teacher = teacher_artifact(spec, parent, bench.source, bench.made) if spec else None
     return digest(
@@ -157,7 +197,7 @@ def _resume_key(stage: Stage, parent: Artifact, bench: Bench, fingerprint: str) 
             "data": fingerprint,
             "seed": bench.seed,
             "versions": versions(),
-            "device": PartialState().device.type,
+            "device": process_state().device.type,
         }
     )
 
@@ -170,9 +210,12 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
 
 
 def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str, directory: Path) -> Artifact:
+    from transformers import set_seed
+
     say(f"{name}: {stage.kind}")
     start = time.perf_counter()
     on_main_process(lambda: _take(bench.directory, key))
+    set_seed(bench.seed)
     with _kept_notes(bench):
         stage.run(parent, bench)
     on_main_process(lambda: _complete(name, stage, bench, key, directory, time.perf_counter() - start))
@@ -286,11 +329,6 @@ def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:
     Raises:
         HfcompressError: where the directory is no run, or it is not finished.
     """
-    from pydantic import ValidationError
-
-    from hfcompress.base import document
-    from hfcompress.recipe import Recipe
-
     lock = directory / "recipe.lock.json"
     if not lock.is_file():
         raise HfcompressError(
@@ -298,11 +336,8 @@ def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:
         )
     if not (directory / "report.json").is_file():
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
-    text = (directory / "recipe.yaml").read_text(encoding="utf-8")
-    try:
-        recipe = Recipe.model_validate(json.loads(lock.read_text(encoding="utf-8"))["recipe"])
-    except ValidationError as error:
-        raise HfcompressError(
-            f"{lock} was written by another version of hfcompress: {error.errors()[0]['msg']}"
-        ) from None
-    return Loaded(recipe, document.parse(text, directory / "recipe.yaml")), report.read(directory)
+    held, content = _locked(lock), report.read(directory)
+    # The report of an earlier recipe stays until the run of this one ends.
+    if content.get("recipe", digest(held["recipe"])) != digest(held["recipe"]):
+        raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
+    return load(directory / "recipe.yaml", held.get("overrides", [])), content

@@ -13,12 +13,12 @@ NEUTRAL = ["the", "film", "was", "and", "story", "a", "plot", "cast", "very", "i
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
 
 
-def tokenizer() -> Any:
-    """A fast WordPiece tokenizer over `WORDS`."""
+def tokenizer(words: list[str] | None = None) -> Any:
+    """A fast WordPiece tokenizer over `WORDS`, or over another list that starts with the same five."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: index for index, word in enumerate(WORDS)}
+    ids = {word: index for index, word in enumerate(words or WORDS)}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -54,6 +54,17 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return built.eval()
+
+
+def batch(rows: int = 4, length: int = 12, seed: int = 0) -> dict[str, Any]:
+    """Random token ids and their mask; each row but the first is padded, the last to three tokens."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.linspace(length, 3, rows).long() if rows > 1 else torch.tensor([length])
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    ids = torch.randint(5, len(WORDS), (rows, length), generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def save(built: Any, path: Path) -> Path:
@@ -114,3 +125,41 @@ def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:
     }  # fmt: skip
     path.write_text(yaml.safe_dump(content | changes, sort_keys=False), encoding="utf-8")
     return path
+
+
+def report_row(stage: str, kind: str = "distill", quality: float = 0.9, p50: float = 10.0, disk: int = 2_000_000,
+               speedup: float | None = 1.0, **changes: Any) -> dict[str, Any]:  # fmt: skip
+    """A row of a report that nobody measured."""
+    entry = {"device": "cpu", "runtime": "torch", "dtype": "float32", "threads": 1, "sequence_length": 12}
+    latency = [
+        {**entry, "batch_size": size, "p50_ms": p50 * size, "p95_ms": p50 * size * 1.5, "samples_per_s": 1000 / p50,
+         "speedup": speedup}
+        for size in (1, 8)
+    ]  # fmt: skip
+    made: dict[str, Any] = {
+        "stage": stage, "kind": kind, "quality": {"accuracy": quality, "n": 48},
+        "quality_interval": [quality - 0.05, quality + 0.05], "parameters": 1_234_567, "encoder_parameters": 7_654,
+        "disk_bytes": disk, "macs": 1_000, "latency": latency, "peak_memory_bytes": 300_000_000,
+        "energy_wh_per_1k": None, "speedup": speedup, "compression": 1.0,
+    }  # fmt: skip
+    return made | changes
+
+
+def run_cli(*arguments: object) -> int:
+    """The exit code of `hfcompress ARGUMENTS…`, run in this process."""
+    import sys
+    from unittest import mock
+
+    from hfcompress import cli
+
+    with mock.patch.object(sys, "argv", ["hfcompress", *map(str, arguments)]):
+        try:
+            cli.main()
+        except SystemExit as finished:
+            return int(finished.code or 0)
+    return 0
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its bytes, to see that nothing was touched."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from hfcompress.backends.bnb_8bit import Bnb8Bit
+from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import Shape
 
 
@@ -36,3 +37,21 @@ class Bnb4Bit(Bnb8Bit):
             bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
             llm_int8_skip_modules=skip,
         )
+
+    def require_runnable(self, model: Any) -> None:
+        """Passes where this machine's kernels can run the quantized layers.
+
+        Raises:
+            HfcompressError: for widths that bitsandbytes' CPU kernels cannot block; those of a GPU can.
+        """
+        from bitsandbytes.nn import Linear4bit
+
+        if model.device.type != "cpu":
+            return
+        for name, layer in model.named_modules():
+            if isinstance(layer, Linear4bit) and (layer.in_features % 64 or layer.out_features % 32):
+                raise HfcompressError(
+                    f"{name} has {layer.in_features} inputs and {layer.out_features} outputs; on a CPU bitsandbytes "
+                    "multiplies 4-bit layers in blocks of 64 inputs and 32 outputs",
+                    "make the widths multiples of 64, name the layer in `skip`, quantize on a GPU, or use bnb_8bit",
+                )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend
-from hfcompress.base.shape import Shape
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import PRUNED, Shape
 from hfcompress.model.probe import Probe, logits_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Bnb8Bit(Backend):
     modules: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
 
     skip: list[str] | None = None
-    """Modules left in float32; the default is pooler and classifier."""
+    """Modules left in float32, at any depth; the default is pooler and classifier."""
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8)
@@ -33,22 +34,43 @@ class Bnb8Bit(Backend):
 
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
 
+    def require_runnable(self, model: Any) -> None:
+        """Passes where this machine's kernels can run the quantized layers."""
+
     def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
         import torch
         import transformers
 
-        from hfcompress.model.artifact import read_config
+        from hfcompress.model.artifact import read_config, save_weights
         from hfcompress.model.family import FAMILIES
 
-        kind = str(read_config(source)["model_type"]).removeprefix("pruned_")
+        kind = str(read_config(source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip if self.skip is not None else list(FAMILIES[kind].head_modules)
         model = getattr(transformers, auto_class).from_pretrained(
             source,
-            quantization_config=self.options(skip),
+            quantization_config=self.options(at_any_depth(skip)),
             device_map="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
         )
-        model.eval().save_pretrained(target)
+        _require_found(self.skip or [], model)
+        self.require_runnable(model)
+        save_weights(model.eval(), target)
         return logits_of(model, probe)
+
+
+def at_any_depth(names: list[str]) -> list[str]:
+    """Patterns for `llm_int8_skip_modules`.
+
+    transformers matches a plain name against the start or the end of a path, so `pooler` would miss
+    `bert.pooler.dense`; releases before 5 look for the plain name anywhere and know no patterns.
+    """
+    return [*names, *(rf"(.*\.)?{name}" for name in names)]
+
+
+def _require_found(names: list[str], model: Any) -> None:
+    paths = [f".{path}." for path, _ in model.named_modules()]
+    for name in names:
+        if not any(f".{name}." in path for path in paths):
+            raise HfcompressError(f"`skip` names '{name}', and the model has no such module")

@@ -26,8 +26,8 @@ class Float16(Backend):
     def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
         import torch
 
-        from hfcompress.model.artifact import load_model
+        from hfcompress.model.artifact import load_model, save_weights
 
         model = load_model(source, auto_class).to(getattr(torch, self.dtype))
-        model.save_pretrained(target)
+        save_weights(model, target)
         return logits_of(model, probe)

@@ -20,7 +20,9 @@ from hfcompress.base.errors import did_you_mean
 class Strict(BaseModel):
     """Options that refuse an unknown key (with the nearest known one), a wrong type, and later change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="wrap")
     @classmethod

@@ -23,13 +23,15 @@ class Document:
         path: The file.
         text: Its text, verbatim.
         data: What it says, as plain Python values.
-        lines: The line (from 1) of each key path.
+        lines: Where each key path stands: file and line, or the `--set` that gave it.
+        overrides: The `--set` assignments applied, as they were spelled.
     """
 
     path: Path
     text: str
     data: dict[str, Any]
     lines: dict[Key, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     def where(self, key: Key) -> str:
         """File and line of a key path, or of the nearest one above it that the file spells out."""
@@ -70,21 +72,7 @@ def read(path: Path) -> Document:
 
 def parse(text: str, path: Path) -> Document:
     """The document that `text` holds; `path` is named in errors."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[Key, str] = {}
-        if node is not None:
-            _walk(node, (), lines, path, set())
-        data = loader.construct_document(node) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise HfcompressError(Problem(error.problem or "not YAML", _yaml_fix(error), where=place)) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise HfcompressError(Problem(f"not YAML: {error}", where=str(path))) from None
-    finally:
-        loader.dispose()
+    data, lines = _constructed(text, path)
     if data is None:
         raise HfcompressError(Problem("the recipe is empty", "`hfcompress copy quickstart` gives one", where=str(path)))
     if not isinstance(data, dict):
@@ -94,6 +82,27 @@ def parse(text: str, path: Path) -> Document:
             )
         )
     return Document(path, text, data, lines)
+
+
+def _constructed(text: str, path: Path) -> tuple[Any, dict[Key, str]]:
+    """What a YAML text says, and the line of each key path."""
+    lines: dict[Key, str] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _walk(node, (), lines, path, set())
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise HfcompressError(Problem(f"not YAML: {error.problem or error}", _yaml_fix(error), where=place)) from None
+    except RecursionError:
+        raise HfcompressError(Problem("not a recipe: the brackets are nested too deep", where=str(path))) from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise HfcompressError(Problem(f"not YAML: {reason}", where=str(path))) from None
 
 
 def _yaml_fix(error: yaml.MarkedYAMLError) -> str:
@@ -112,6 +121,9 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: s
     if isinstance(node, yaml.MappingNode):
         seen: dict[Any, int] = {}
         for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                place = f"{path}:{name.start_mark.line + 1}"
+                raise HfcompressError(Problem("a key is a word, not a list or a mapping", "", key, place))
             if name.value in seen:
                 raise HfcompressError(
                     Problem(
@@ -121,8 +133,7 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: s
                         f"{path}:{name.start_mark.line + 1}",
                     )
                 )
-            if isinstance(name.value, str):
-                seen[name.value] = name.start_mark.line + 1
+            seen[name.value] = name.start_mark.line + 1
             _walk(value, (*key, str(name.value)), lines, path, above)
             lines[(*key, str(name.value))] = f"{path}:{name.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):
@@ -139,13 +150,11 @@ def override(document: Document, assignment: str) -> Document:
     spelled, equals, text = assignment.partition("=")
     if not equals or not spelled:
         raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
-    key: Key = tuple(int(part) if part.isdigit() else part for part in spelled.split("."))
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise HfcompressError(f"--set {assignment}: the value is not YAML ({error})") from None
+    key: Key = tuple(int(part) if part.isdecimal() else part for part in spelled.split("."))
+    value, _ = _constructed(text, Path(f"--set {spelled}"))
     lines = {k: v for k, v in document.lines.items() if k[: len(key)] != key} | {key: f"--set {spelled}"}
-    return Document(document.path, document.text, _assigned(document.data, key, value, spelled), lines)
+    data = _assigned(document.data, key, value, spelled)
+    return Document(document.path, document.text, data, lines, (*document.overrides, assignment))
 
 
 def _assigned(data: Any, key: Key, value: Any, spelled: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ def disk_problem(error: BaseException) -> str | None:
     """What is wrong with the disk, where `error` comes from a full or read-only one, else None."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return _DISK_ERRORS[error.errno] + (f": {error.filename}" if error.filename else "")
-    if type(error).__name__ == "SafetensorError" and "os error 28" in str(error):
+    if type(error).__name__ == "SafetensorError" and (number := re.search(r"os error (\d+)", str(error))):
+        return _DISK_ERRORS.get(int(number[1]))
+    # What torch.save says of a disk that fills up while a checkpoint is written.
+    if isinstance(error, RuntimeError) and re.search(r"inline_container.*unexpected pos|Writer failed", str(error)):
         return _DISK_ERRORS[errno.ENOSPC]
     return None
 

@@ -156,14 +156,17 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None) -> Shape:
         HfcompressError: for an architecture that is not supported, or a config without its sizes.
     """
     kind = str(config.get("model_type", "")).removeprefix(PRUNED)
+    if not kind:
+        raise HfcompressError("the config names no model_type", "use a complete config.json")
     if kind not in ARCHITECTURES:
         raise HfcompressError(f"the architecture '{kind}' is not supported", did_you_mean(kind, ARCHITECTURES))
     keys = ARCHITECTURES[kind]
     needed = [keys.layers, keys.heads, keys.hidden, keys.ffn, "vocab_size", "max_position_embeddings"]
-    missing = [key for key in needed if not isinstance(config.get(key), int)]
+    missing = [key for key in needed if type(config.get(key)) is not int or config[key] < 1]
     if missing:
         raise HfcompressError(
-            f"the config of this {kind} model lacks {', '.join(missing)}", "use a complete config.json"
+            f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
+            "use a complete config.json",
         )
     overrides = {int(i): layer for i, layer in (config.get("per_layer_config") or {}).items()}
     layers = tuple(
@@ -180,7 +183,7 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None) -> Shape:
         head_dim=config[keys.hidden] // config[keys.heads],
         vocab=config["vocab_size"],
         positions=config["max_position_embeddings"],
-        types=config.get(keys.types, 2 if kind == "bert" else 1) if keys.types else 0,
+        types=config.get(keys.types, 2) if keys.types else 0,
         labels=labels or len(config.get("id2label") or {}) or config.get("num_labels", 2),
     )
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,14 +20,22 @@ def accuracy(predictions: Array, references: Array) -> float:
     return float((predictions == references).mean())
 
 
-def f1(predictions: Array, references: Array) -> float:
-    """F1 of class 1 for two classes, the macro average for more; 0 where a class is neither predicted nor there."""
+def f1(predictions: Array, references: Array, binary: bool | None = None) -> float:
+    """F1 of class 1 for two classes, the macro average for more; 0 where a class is neither predicted nor there.
+
+    Args:
+        predictions, references: Class ids.
+        binary: Which of the two; where it is left out, the ids that occur decide.
+    """
     import numpy as np
 
-    classes = np.union1d(predictions, references)
-    if set(classes.tolist()) <= {0, 1}:
+    if _binary(predictions, references) if binary is None else binary:
         return _f1_of(predictions, references, 1)
-    return float(np.mean([_f1_of(predictions, references, c) for c in classes]))
+    return float(np.mean([_f1_of(predictions, references, c) for c in np.union1d(predictions, references)]))
+
+
+def _binary(predictions: Array, references: Array) -> bool:
+    return bool(max(predictions.max(), references.max()) <= 1)
 
 
 def _f1_of(predictions: Array, references: Array, label: int) -> float:
@@ -53,7 +61,8 @@ def pearson(predictions: Array, references: Array) -> float:
     """Pearson's correlation; 0 where one side does not vary."""
     import numpy as np
 
-    if len(predictions) < 2 or predictions.std() == 0 or references.std() == 0:
+    # min and max, because rounding can give equal numbers a deviation above 0
+    if predictions.min() == predictions.max() or references.min() == references.max():
         return 0.0
     return float(np.corrcoef(predictions.astype(float), references.astype(float))[0, 1])
 
@@ -126,6 +135,8 @@ def bootstrap_interval(
     import numpy as np
 
     function = {**CLASSIFICATION, **REGRESSION}[name]
+    if function is f1:  # a draw that misses a class must not switch the average
+        function = partial(f1, binary=_binary(predictions, references))
     generator = np.random.default_rng(seed)
     draws = (generator.integers(0, len(references), len(references)) for _ in range(samples))
     values = [function(predictions[rows], references[rows]) for rows in draws]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,6 +27,7 @@ _BESIDE_THE_WEIGHTS = ["config.json", "tokenizer*", "special_tokens_map.json", "
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 _ONNX = ["*.onnx", "*.onnx_data"]
 _IN_A_FOLDER = ["*/*"]
+_COMMIT = r"[0-9a-f]{40}"
 
 
 def cache_home() -> Path:
@@ -45,13 +48,14 @@ def model_directory(spec: str) -> Path:
         return write_model(cache_home() / "quickstart-model")
     if Path(spec).expanduser().is_dir():
         return Path(spec).expanduser()
-    _refuse_a_path(spec, "model")
+    refuse_a_path(spec, "model")
     # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
     folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS)
     if not any(folder.glob("*.safetensors")):
         folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX)
     if not any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
         require_weights(spec)
+        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
     return folder
 
 
@@ -60,9 +64,7 @@ def _snapshot(spec: str, patterns: list[str]) -> Path:
 
     repo, revision = _split(spec)
     with hub_errors(f"model '{spec}'"):
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IN_A_FOLDER)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IN_A_FOLDER))
 
 
 def _split(spec: str) -> tuple[str, str | None]:
@@ -87,12 +89,17 @@ def require_weights(spec: str) -> None:
     repo, revision = _split(spec)
     with hub_errors(f"model '{spec}'"):
         names = HfApi().list_repo_files(repo, revision=revision)
-    require_weight_names([name for name in names if "/" not in name], spec)
+    variants = {name for name in names if name.endswith(".safetensors")} - _matching(names, _SAFETENSORS)
+    require_weight_names([name for name in names if "/" not in name and name not in variants], spec)
+
+
+def _matching(names: list[str], patterns: list[str]) -> set[str]:
+    return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
 
 
 def revision_of(folder: Path) -> str | None:
     """The commit that a folder of the Hub's cache holds; None for any other folder."""
-    cached = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    cached = folder.parent.name == "snapshots" and re.fullmatch(_COMMIT, folder.name)
     return folder.name if cached else None
 
 
@@ -104,7 +111,7 @@ def model_config(spec: str) -> dict[str, Any]:
     """
     if spec == BUILTIN or Path(spec).expanduser().is_dir():
         return read_config(model_directory(spec))
-    _refuse_a_path(spec, "model")
+    refuse_a_path(spec, "model")
     from huggingface_hub import hf_hub_download
 
     repo, revision = _split(spec)
@@ -112,7 +119,12 @@ def model_config(spec: str) -> dict[str, Any]:
         return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
 
 
-def _refuse_a_path(spec: str, what: str) -> None:
+def refuse_a_path(spec: str, what: str) -> None:
+    """Passes where `spec` can be a Hub id.
+
+    Raises:
+        HfcompressError: where it can only be a directory, which is then one that does not exist.
+    """
     repo, _ = _split(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
@@ -140,14 +152,14 @@ _LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
 _OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
 _REASONS = {
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", _OFFLINE),
-    "IncompleteSnapshotError": ("the cache holds a part of it only, and the Hub cannot be reached", _OFFLINE),
+    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub is not reached", _OFFLINE),
     "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
     "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
     "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
     "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
     "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
 }  # fmt: skip
-_UNREACHABLE = ("the Hub cannot be reached", "check the connection (HF_ENDPOINT too, where it is set), or give a directory")
+_UNREACHABLE = ("the Hub cannot be reached", "check the connection and HF_ENDPOINT, or give a local directory")
 
 
 def _hub_problem(error: BaseException) -> tuple[str, str] | None:
@@ -213,8 +225,11 @@ def columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        return list(pyarrow.parquet.read_schema(path).names)
-    with path.open(encoding="utf-8", errors="replace") as stream:
+        try:
+            return list(pyarrow.parquet.read_schema(path).names)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise HfcompressError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
         first = stream.readline().rstrip("\n\r")
     if not first:
         raise HfcompressError(f"{path} is empty", "a data file has a header line and at least one row")
@@ -240,7 +255,7 @@ def read_split(dataset: str, config: str | None, split: str, splits: Mapping[str
     if is_local(dataset):
         path = split_file(dataset, split, splits)
         return None if path is None else _read_file(path)
-    _refuse_a_path(dataset, "data")
+    refuse_a_path(dataset, "data")
     found = _hub_splits(dataset, config)
     names = (splits[split],) if split in splits else SPLIT_NAMES[split]
     return next((found[name] for name in names if name in found), None)
@@ -263,8 +278,15 @@ def _hub_splits(dataset: str, config: str | None) -> datasets.DatasetDict:
                 raise
             raise HfcompressError(
                 f"{what} is a script, which can run any code, so it is not loaded",
-                f"the Hub keeps a converted copy: name it as `{repo}@refs/convert/parquet`",
+                "name a copy of it that holds csv, jsonl or parquet files, or save it as a directory of such files",
             ) from error
+
+
+def data_revision(dataset: str, config: str | None) -> str | None:
+    """The commit that a Hub data set came from; None where its client does not tell."""
+    files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)
+    folders = (Path(file["filename"]).parent.name for file in files)
+    return next((name for name in folders if re.fullmatch(_COMMIT, name)), None)
 
 
 def _read_file(path: Path) -> datasets.Dataset:
@@ -286,4 +308,10 @@ def _read_table(path: Path) -> Any:
 
     # A word such as "null" or "NA" is a text, not a missing value.
     quoting = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"sep": ","}
-    return pandas.read_csv(path, keep_default_na=False, encoding="utf-8", **quoting)
+    # Without index_col pandas takes the first column for row names where every row has a field too many.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        try:
+            return pandas.read_csv(path, keep_default_na=False, encoding="utf-8", index_col=False, **quoting)
+        except pandas.errors.ParserWarning:
+            raise HfcompressError(f"{path} has rows with more fields than its header", "mend the header line") from None

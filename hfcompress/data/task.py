@@ -7,7 +7,9 @@ labels give and for the metric; a new task is one more class here and an entry i
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -66,21 +68,58 @@ class _SequenceTask(Strict):
             found.append(
                 Problem(f"the task has no metric '{name}'", did_you_mean(name, self.metrics), ("task", "metric"))
             )
-        if not source.is_local(self.dataset):
-            return found
-        path = source.split_file(self.dataset, "train", self.splits.named)
+        try:
+            if not source.is_local(self.dataset):
+                source.refuse_a_path(self.dataset, "data")
+                return found
+            for split in ("train", "dev", "test"):
+                found += self._header_problems(split)
+        except HfcompressError as error:
+            found += [replace(p, key=("task", "dataset")) for p in error.problems]
+        return found
+
+    def _header_problems(self, split: Split) -> list[Problem]:
+        path = source.split_file(self.dataset, split, self.splits.named)
+        if path is None and split == "test" and self.splits.test is None:
+            return []
         if path is None:
             fix = "it needs train and dev (or validation) files of csv, tsv, jsonl or parquet; `splits:` renames them"
-            return [*found, Problem(f"no train file in {self.dataset}", fix, ("task", "dataset"))]
-        try:
-            header = source.columns(path)
-        except HfcompressError as error:
-            return [*found, *(Problem(p.message, p.fix, ("task", "dataset")) for p in error.problems)]
+            return [Problem(f"no {split} file in {self.dataset}", fix, ("task", "dataset"))]
+        header, found = source.columns(path), []
         for index, column in enumerate([*self.text, self.label]):
             key: tuple[str | int, ...] = ("task", "text", index) if index < len(self.text) else ("task", "label")
             if column not in header:
                 found.append(Problem(f"{path.name} has no column '{column}'", did_you_mean(column, header), key))
         return found
+
+    def label_problems(self, head: Mapping[str, int] | None) -> list[Problem]:
+        """What is wrong with the labels of the splits that are used; this reads them.
+
+        Args:
+            head: The head's label names and ids; None for a head that is made for the train split's labels.
+        """
+        found: list[Problem] = []
+        try:
+            names = self.label_names()
+            ids = head if head is not None else {name: index for index, name in enumerate(names)}
+            splits: list[Split] = ["train", "dev", self.judged_split()]
+        except HfcompressError as error:
+            return [replace(p, key=("task", "dataset")) for p in error.problems]
+        for split in dict.fromkeys(splits):
+            try:
+                self.targets(self.read(split), ids)
+            except HfcompressError as error:
+                found += [replace(p, message=f"{split}: {p.message}", key=("task", "dataset")) for p in error.problems]
+        return found
+
+    def head_labels(self) -> int | None:
+        """Outputs of a head that is made for this task; None where only reading the Hub would tell."""
+        if not source.is_local(self.dataset):
+            return None
+        try:
+            return len(self.label_names())
+        except HfcompressError:
+            return None
 
     def rows(self, split: Split = "train") -> int | None:
         """How many rows a local split has; None where only reading the Hub would tell."""
@@ -90,8 +129,10 @@ class _SequenceTask(Strict):
         if path is None or path.suffix == ".parquet":
             return None if path is None else _parquet_rows(path)
         with path.open("rb") as stream:
-            lines = sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
-        return lines - (path.suffix in (".csv", ".tsv"))
+            lines, last = 0, b"\n"
+            while block := stream.read(1 << 20):
+                lines, last = lines + block.count(b"\n"), block[-1:]
+        return lines + (last != b"\n") - (path.suffix in (".csv", ".tsv"))
 
     def read(self, split: Split) -> datasets.Dataset:
         """The raw rows of a split.
@@ -112,7 +153,18 @@ class _SequenceTask(Strict):
                 )
         if len(found) == 0:
             raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
+        self._require_values(found, split)
         return found
+
+    def _require_values(self, rows: datasets.Dataset, split: Split) -> None:
+        for column in [*self.text, self.label]:
+            empty = (None, "") if column == self.label else (None,)
+            number = next((n for n, value in enumerate(rows[column][:]) if value in empty), None)
+            if number is not None:
+                raise HfcompressError(
+                    f"row {number} of the {split} split of {self.dataset} has nothing in column '{column}'",
+                    "mend the row, or leave it out",
+                )
 
     def judged_split(self) -> Split:
         """The split that the report is measured on: test, or dev where there is no test, or only one without labels."""
@@ -153,6 +205,11 @@ class _SequenceTask(Strict):
         return encoded.add_column("labels", targets)
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Any]:
+        """What the head should answer for each row."""
+        raise NotImplementedError
+
+    def label_names(self) -> list[str]:
+        """The names of the head's outputs, in the order of their ids."""
         raise NotImplementedError
 
 
@@ -189,8 +246,8 @@ class TextClassification(_SequenceTask):
         ids = {str(name): index for name, index in (labels or {}).items()}
         found: list[int] = []
         for number, value in enumerate(rows[self.label]):
-            is_id = isinstance(value, int) and not isinstance(value, bool) and str(value) not in ids
-            index = value if is_id else ids.get(str(value), -1)
+            is_id = not isinstance(value, bool) and str(value) not in ids and re.fullmatch(r"-?[0-9]+", str(value))
+            index = int(value) if is_id else ids.get(str(value), -1)
             if not 0 <= index < len(ids):
                 raise HfcompressError(
                     f"row {number} has the label {value!r} in column '{self.label}', outside the model's {len(ids)} "
@@ -228,6 +285,10 @@ class Regression(_SequenceTask):
     label: str = "score"
     metric: str = "pearson"
     """pearson, spearman or mse."""
+
+    def head_labels(self) -> int:
+        """One: the score."""
+        return 1
 
     def label_names(self) -> list[str]:
         """One output, named after its column."""

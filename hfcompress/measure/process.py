@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.artifact import MODELING_FILE, Artifact
+from hfcompress.base.shape import PRUNED
+from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +29,8 @@ class ModelProcess:
     """A model directory, loaded in a process of its own that does not know hfcompress.
 
     Args:
-        artifact: What to load. Its own modeling file, which hfcompress wrote, is trusted; no other code is.
+        artifact: What to load. Code beside it is trusted where it is, byte for byte, the modeling file of this
+            hfcompress; a pruned model with any other is loaded through our own.
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: `cpu` or `cuda`; ONNX graphs run on the CPU.
         threads: Of one operator.
@@ -55,7 +58,7 @@ class ModelProcess:
                 device=self.device,
                 threads=self.threads,
                 auto_class=auto_class,
-                trust=(artifact.path / MODELING_FILE).is_file() and _is_ours(artifact.path / MODELING_FILE),
+                **_code(artifact),
             )
         except BaseException:
             self.close()
@@ -121,7 +124,8 @@ class ModelProcess:
     def close(self) -> None:
         """Ends the process."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # a process that died left a request unread
+                self._process.stdin.close()
         self._process.wait(timeout=60)
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -135,10 +139,13 @@ class ModelProcess:
         self.close()
 
 
-def _is_ours(path: Path) -> bool:
-    from hfcompress.model import artifact
-
-    return path.read_bytes() == Path(artifact.__file__).with_name("pruned.py").read_bytes()
+def _code(artifact: Artifact) -> dict[str, Any]:
+    """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
+    beside, own = artifact.path / MODELING_FILE, modeling_source()
+    if not str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED):
+        return {"trust": False, "register": None}
+    ours = beside.is_file() and beside.read_bytes() == own.read_bytes()
+    return {"trust": ours, "register": None if ours else str(own)}
 
 
 def default_threads() -> int:

@@ -6,6 +6,7 @@ what loads here loads anywhere. It reads one JSON request a line and answers wit
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
@@ -20,9 +21,14 @@ import numpy as np
 class TorchModel:
     """A directory through `from_pretrained`."""
 
-    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:
+    def __init__(
+        self, path: str, device: str, threads: int, auto_class: str, trust: bool, register: str | None
+    ) -> None:
         import torch
         import transformers
+
+        if register is not None:
+            run_registering(register)
 
         torch.set_num_threads(threads)
         self.torch, self.device = torch, device
@@ -63,7 +69,7 @@ class OnnxModel:
 
     parameters = None
 
-    def __init__(self, path: str, device: str, threads: int, auto_class: str, trust: bool) -> None:
+    def __init__(self, path: str, threads: int, **_: Any) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -87,6 +93,16 @@ class OnnxModel:
     def peak_bytes(self) -> int:
         """The process's peak resident memory."""
         return resident_peak()
+
+
+def run_registering(path: str) -> None:
+    """Runs hfcompress's modeling file under its own name, so that it teaches the Auto classes its models."""
+    spec = importlib.util.spec_from_file_location("hfcompress.model.pruned", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
 
 
 def resident_peak() -> int:

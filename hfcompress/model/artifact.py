@@ -48,7 +48,7 @@ class Artifact:
     @property
     def weight_files(self) -> list[Path]:
         """The files that hold the weights."""
-        return sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".onnx"))
+        return sorted(self.path.glob("*.onnx" if self.runtime == "onnx" else "*.safetensors"))
 
     @property
     def disk_bytes(self) -> int:
@@ -64,7 +64,8 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model") -> Art
     """
     config = read_config(path)
     require_weights(path)
-    onnx = next(iter(sorted(path.glob("*.onnx"))), None)
+    # A Hub repository may hold both; the safetensors can be trained and cut.
+    onnx = None if any(path.glob("*.safetensors")) else next(iter(sorted(path.glob("*.onnx"))), None)
     known = str(config.get("model_type", "")).removeprefix(PRUNED) in ARCHITECTURES
     return Artifact(
         path=path,
@@ -175,13 +176,14 @@ def load_model(path: Path, auto_class: str, **changes: Any) -> PreTrainedModel:
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     require_weights(path)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, **changes
         )
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing and "num_labels" not in changes:
@@ -213,6 +215,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Writes weights (safetensors), config, tokenizer and, for a pruned shape, the modeling file beside them."""
+    save_weights(model, path)
+    tokenizer.save_pretrained(path)
+
+
+def save_weights(model: PreTrainedModel, path: Path) -> None:
+    """`save_model` without the tokenizer."""
     name = type(model).__name__
     if str(model.config.model_type).startswith(PRUNED):
         stem = MODELING_FILE.removesuffix(".py")
@@ -223,6 +231,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         }
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
     if str(model.config.model_type).startswith(PRUNED):
-        shutil.copyfile(Path(__file__).with_name("pruned.py"), path / MODELING_FILE)
+        shutil.copyfile(modeling_source(), path / MODELING_FILE)
+
+
+def modeling_source() -> Path:
+    """The modeling file that is copied beside a pruned model."""
+    return Path(__file__).with_name("pruned.py")

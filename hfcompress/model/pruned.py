@@ -2,8 +2,8 @@
 
 hfcompress copies this file beside the weights of a pruned model, so that it loads with
 `AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)`, or with no flag after
-`import hfcompress`. The stock modules reshape by `head_dim` and take the number of heads from the tensors themselves,
-so a layer with fewer heads or neurons is the same layer with smaller linear layers.
+`import hfcompress`. The stock modules reshape by `head_dim`, so a layer with fewer heads or neurons is the same layer
+with smaller linear layers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from transformers import (
     RobertaModel,
 )
 
-# Per architecture: config keys of (heads, ffn), the layer list below the base model, then (query, key, value),
-# attention output, FFN in and FFN out below a layer.
+# Per architecture: config keys of (heads, ffn), the layer list below the base model; below a layer (query, key, value),
+# attention output, FFN in, FFN out, and the attention module with its attributes for (heads, width).
 _BERT = (
     ("num_attention_heads", "intermediate_size"),
     "encoder.layer",
@@ -47,6 +47,7 @@ _BERT = (
     "attention.output.dense",
     "intermediate.dense",
     "output.dense",
+    ("attention.self", "num_attention_heads", "all_head_size"),
 )
 _PARTS: dict[str, Any] = {
     "pruned_bert": _BERT,
@@ -58,6 +59,7 @@ _PARTS: dict[str, Any] = {
         "attention.out_lin",
         "ffn.lin1",
         "ffn.lin2",
+        ("attention", "n_heads", "dim"),
     ),
 }
 
@@ -102,7 +104,7 @@ class _Pruned:
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        (heads_key, ffn_key), layers, projections, attention_output, ffn_in, ffn_out = _PARTS[config.model_type]
+        (heads_key, ffn_key), layers, projections, attention_output, ffn_in, ffn_out, sized = _PARTS[config.model_type]
         model: Any = self
         base = getattr(model, model.base_model_prefix, model)
         overrides = {int(index): sizes for index, sizes in (config.per_layer_config or {}).items()}
@@ -114,6 +116,10 @@ class _Pruned:
                 for path in projections:
                     _resize(layer, path, rows=width)
                 _resize(layer, attention_output, columns=width)
+                # transformers < 5 reshapes by these; later ones read the tensors.
+                attention = layer.get_submodule(sized[0])
+                setattr(attention, sized[1], sizes[heads_key])
+                setattr(attention, sized[2], width)
             if ffn_key in sizes:
                 _resize(layer, ffn_in, rows=sizes[ffn_key])
                 _resize(layer, ffn_out, columns=sizes[ffn_key])

@@ -56,14 +56,16 @@ def _origin_of(name: str, layer_map: list[int], family: Family) -> tuple[str, st
 def _fill(tensor: Tensor, source: Tensor | None, name: str, family: Family, old: Shape, new: Shape) -> str:
     if source is None or any(have < want for have, want in zip(source.shape, tensor.shape, strict=True)):
         return "random"
-    if source.shape == tensor.shape and old.head_dim == new.head_dim:
-        tensor.copy_(source)
-        return "copied"
-    for path, axis in ((family.query, 0), (family.key, 0), (family.value, 0), (family.attention_output, 1)):
-        if f".{path}." in name and not (axis == 1 and source.dim() == 1):
-            source = _first_of_each_head(source, axis, old.head_dim, new.head_dim, tensor.shape[axis])
+    whole = source.shape == tensor.shape
+    axes = {family.query: 0, family.key: 0, family.value: 0, family.attention_output: 1}
+    axis = next((axis for path, axis in axes.items() if f".{path}." in name), source.dim())
+    of_other_heads = axis < source.dim() and old.head_dim != new.head_dim
+    if of_other_heads:
+        source = _first_of_each_head(source, axis, old.head_dim, new.head_dim, tensor.shape[axis])
     tensor.copy_(source[tuple(slice(0, size) for size in tensor.shape)])
-    return "truncated"
+    if not whole:
+        return "truncated"
+    return "regrouped into other heads" if of_other_heads else "copied"
 
 
 def _first_of_each_head(source: Tensor, axis: int, old: int, new: int, wanted: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from hfcompress.model.probe import logits_of, probe_inputs
 
 if TYPE_CHECKING:
     import datasets
+    from accelerate import PartialState
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -150,12 +152,36 @@ def require_trainable(parent: Artifact, stage: str) -> Shape:
     return parent.shape
 
 
+def process_state() -> PartialState:
+    """This process among those of a distributed run.
+
+    accelerate joins processes on a CPU only where it is told that a CPU is wanted, and the first call decides.
+
+    Raises:
+        HfcompressError: where several processes were asked for and one was started.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from torch import cuda
+
+    wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
+    if wanted and "MASTER_ADDR" in os.environ and not _JOINED & os.environ.keys():
+        raise HfcompressError(
+            "several processes were asked for and `accelerate launch --cpu` started one: without MPI it starts no more",
+            "start them with `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/distill.py RECIPE`",
+        )
+    return PartialState(cpu=wanted or (bool(_JOINED & os.environ.keys()) and not cuda.is_available()))
+
+
+_JOINED = frozenset({"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
+"""What torchrun and the MPI launchers tell a process of the others."""
+
+
 def on_main_process(action: Callable[[], None]) -> None:
     """Runs `action` on the first process of a distributed run while the others wait; all fail if it fails."""
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    state = process_state()
     failure: list[str | None] = [None]
     error: BaseException | None = None
     if state.is_main_process:

@@ -70,8 +70,6 @@ class Distill(Stage):
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         shape = require_trainable(parent, self.kind)
-        import torch
-
         from hfcompress.model.student import build_student
 
         tokenizer = load_tokenizer(parent.path)
@@ -79,7 +77,6 @@ class Distill(Stage):
         if self.student is not None:
             target = self.plan(shape)
             layers = [layer - 1 for layer in uniform_map(len(target.layers), len(shape.layers))]
-            torch.manual_seed(bench.seed)
             student, report = build_student(student, target, layers, self.student.init == "random")
             bench.notes["student"] = report
             say("student: " + "; ".join(f"{part} {how}" for part, how in report.items()))

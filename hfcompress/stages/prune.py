@@ -13,7 +13,7 @@ from hfcompress.base.shape import Layer, Shape
 from hfcompress.criteria.base import CRITERIA, AnyCriterion, Calibration
 from hfcompress.losses.soft_labels import SoftLabels
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
-from hfcompress.stages.base import Bench, Stage, on_main_process, require_trainable
+from hfcompress.stages.base import Bench, Stage, on_main_process, process_state, require_trainable
 from hfcompress.stages.distill import Losses, teach, teaching_problems
 from hfcompress.stages.train import Train
 
@@ -47,9 +47,9 @@ class Prune(Stage):
     """Training after the cut; none where it is left out."""
 
     def plan(self, shape: Shape) -> Shape:
-        heads = [kept(layer.heads, self.heads) for layer in shape.layers]
-        ffn = [kept(layer.ffn, self.ffn, self.multiple_of) for layer in shape.layers]
         even = self.allocation == "even"
+        heads = quota([layer.heads for layer in shape.layers], self.heads, 1, even)
+        ffn = quota([layer.ffn for layer in shape.layers], self.ffn, self.multiple_of, even)
         return replace(shape, layers=tuple(Layer(h, f) for h, f in zip(heads, ffn, strict=True)), even=even)
 
     def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
@@ -86,13 +86,11 @@ class Prune(Stage):
 
     def _cut(self, parent: Artifact, bench: Bench, tokenizer: Any, target: Any) -> None:
         """Scores, chooses and cuts; one process does it, so that all of them go on with the same mask."""
-        from accelerate import PartialState
-
         from hfcompress.model.surgery import Keep, cut
 
         if (target / "config.json").is_file():
             return
-        model = load_model(parent.path, bench.task.auto_class).to(PartialState().device)
+        model = load_model(parent.path, bench.task.auto_class).to(process_state().device)
         say(f"prune: scoring by {self.criterion.name}")
         scores = self.criterion.scores(model, self._calibration(bench, tokenizer, model))
         shape = require_trainable(parent, self.kind)
@@ -126,6 +124,15 @@ def kept(units: int, share_cut: float, multiple: int = 1) -> int:
     return max(round(groups * (1 - share_cut)), 1) * multiple
 
 
+def quota(units: list[int], share_cut: float, multiple: int, even: bool) -> list[int]:
+    """How many units stay in each layer; where a global ranking decides, the total is exact and its spread is not."""
+    if even or share_cut == 0:
+        return [kept(n, share_cut, multiple) for n in units]
+    groups = max(kept(sum(units), share_cut, multiple) // multiple, len(units))
+    each, more = divmod(groups, len(units))
+    return [(each + (i < more)) * multiple for i in range(len(units))]
+
+
 def choose(scores: list[Tensor], share_cut: float, multiple: int, even: bool) -> list[tuple[int, ...]]:
     """The units that stay in each layer, ascending.
 
@@ -133,14 +140,14 @@ def choose(scores: list[Tensor], share_cut: float, multiple: int, even: bool) ->
     of all layers are ranked together by the sum of their scores, each layer's scores divided by their norm
     (Michel et al. 2019), at least one group a layer staying.
     """
-    quota = [kept(len(s), share_cut, multiple) for s in scores]
+    counts = quota([len(s) for s in scores], share_cut, multiple, even)
     if not even and share_cut:
-        quota = _ranked_quota(scores, sum(quota), multiple)
+        counts = _ranked(scores, sum(counts), multiple)
     order = [s.float().argsort(descending=True, stable=True) for s in scores]
-    return [tuple(sorted(o[:q].tolist())) for o, q in zip(order, quota, strict=True)]
+    return [tuple(sorted(o[:n].tolist())) for o, n in zip(order, counts, strict=True)]
 
 
-def _ranked_quota(scores: list[Tensor], total: int, multiple: int) -> list[int]:
+def _ranked(scores: list[Tensor], total: int, multiple: int) -> list[int]:
     candidates = []
     for layer, values in enumerate(scores):
         normalised = (values.float() / values.float().norm().clamp(min=1e-20)).sort(descending=True).values
@@ -148,7 +155,7 @@ def _ranked_quota(scores: list[Tensor], total: int, multiple: int) -> list[int]:
         candidates += [(float(value), layer, rank) for rank, value in enumerate(groups)]
     first = [c for c in candidates if c[2] == 0]
     rest = sorted((c for c in candidates if c[2] > 0), key=lambda c: (-c[0], c[1], c[2]))
-    quota = [0] * len(scores)
-    for _, layer, _ in (first + rest)[: max(total // multiple, len(first))]:
-        quota[layer] += multiple
-    return quota
+    counts = [0] * len(scores)
+    for _, layer, _ in (first + rest)[: total // multiple]:
+        counts[layer] += multiple
+    return counts

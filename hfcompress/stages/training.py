@@ -5,7 +5,6 @@ Torch is imported with this file, so stages import it when they run, never when 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hfcompress.base.console import say
 from hfcompress.base.shape import shape_of
 from hfcompress.data.metrics import LOWER_IS_BETTER, metric
 from hfcompress.losses.base import Loss, Step
 from hfcompress.model.observe import Observed, observe
+from hfcompress.stages.base import process_state
 from hfcompress.stages.train import Train
 
 if TYPE_CHECKING:
@@ -74,11 +75,30 @@ class Objective(nn.Module):
         return {"loss": torch.stack(list(parts.values())).sum(), "logits": observed.logits, "parts": parts}
 
 
+class LengthGrouped(LengthGroupedSampler):
+    """Rows of like length together, shuffled anew each epoch by the seed alone.
+
+    A resumed run and one on more processes (of an equal global batch) see the same batches as any other.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+
 class CompressionTrainer(Trainer):
     """A Trainer whose step lets the teacher look at the batch first."""
 
-    def __init__(self, *args: Any, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, teacher: PreTrainedModel | None = None, length_grouping: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.length_grouping = length_grouping
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
@@ -93,6 +113,13 @@ class CompressionTrainer(Trainer):
             self._count(outputs["parts"])
         loss = outputs["loss"]
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.length_grouping:
+            return super()._get_train_sampler()
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(step, dataset["length"][:], self.args.seed)
 
     def _taught(self, inputs: Mapping[str, Tensor]) -> Observed | None:
         if self.teacher is None:
@@ -181,6 +208,7 @@ def train(
         compute_metrics=lambda seen: _judge(task, seen.predictions, seen.label_ids),
         callbacks=list(CALLBACKS),
         teacher=teacher if needs_teacher else None,
+        length_grouping=options.length_grouping,
     )
     if options.epochs > 0:
         resumed = last_checkpoint(checkpoints)
@@ -204,9 +232,8 @@ def _judge(task: Any, logits: Any, labels: Any) -> dict[str, float]:
 def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any) -> float:
     """A model's metric on encoded rows."""
     import numpy as np
-    from accelerate import PartialState
 
-    model = model.to(PartialState().device).eval()
+    model = model.to(process_state().device).eval()
     logits, labels = [], []
     with torch.inference_mode():
         for batch in batches(rows, tokenizer, 64):
@@ -224,15 +251,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def training_arguments(options: Train, folder: Path, seed: int, rows: int, metric_name: str) -> TrainingArguments:
     """The only place where a `train:` block becomes `TrainingArguments`."""
-    from accelerate import PartialState
-
-    steps = options.steps(rows, PartialState().num_processes) or 1
-    known = inspect.signature(TrainingArguments).parameters
-    grouping = (
-        {"train_sampling_strategy": "group_by_length" if options.length_grouping else "random"}
-        if "train_sampling_strategy" in known
-        else {"group_by_length": options.length_grouping}
-    )
+    steps = options.steps(rows, process_state().num_processes) or 1
     strategy = "no" if options.epochs == 0 else "steps" if options.checkpoint_steps else "epoch"
     return TrainingArguments(
         output_dir=str(folder),
@@ -248,8 +267,6 @@ def training_arguments(options: Train, folder: Path, seed: int, rows: int, metri
         max_grad_norm=options.max_grad_norm,
         optim="adamw_torch_fused",
         **_precision(options.precision),
-        **grouping,
-        length_column_name="length",
         remove_unused_columns=False,
         label_names=["labels"],
         save_strategy=strategy,
@@ -263,7 +280,7 @@ def training_arguments(options: Train, folder: Path, seed: int, rows: int, metri
         logging_steps=options.logging_steps,
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=PartialState().device.type == "cpu",
+        use_cpu=process_state().device.type == "cpu",
         report_to=options.report_to or "none",
         seed=seed,
     )

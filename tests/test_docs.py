@@ -1,0 +1,82 @@
+"""The pages and cards are true: what the schema says, what a run rendered, links that lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hfcompress.card import validate
+from hfcompress.recipe import shipped
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+
+
+def _script(name: str) -> object:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recipe_reference_is_what_the_schema_says() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert text == _script("reference").reference(), "run `make docs`"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_recipe_says_what_it_makes_needs_and_takes(name: str) -> None:
+    head = shipped()[name].read_text(encoding="utf-8").partition("\nname:")[0]
+    for word in ("# makes:", "# needs:", "# takes:"):
+        assert word in head, f"{name} does not say `{word}`"
+
+
+def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from hfcompress.losses.base import Step
+    from hfcompress.model.observe import Observed
+
+    text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    source = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert source is not None
+    (tmp_path / "documented_cosine.py").write_text(source.group(1), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = importlib.import_module("documented_cosine").Cosine()
+    states = torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    same = Observed(torch.zeros(2, 2), (states,))
+    opposite = Observed(torch.zeros(2, 2), (-states,))
+    assert loss.compute(Step(same, same, mask, None, (1,), None), None).item() == pytest.approx(0, abs=1e-6)
+    assert loss.compute(Step(same, opposite, mask, None, (1,), None), None).item() == pytest.approx(2, abs=1e-6)
+    sys.modules.pop("documented_cosine")
+
+
+def test_there_is_a_card_from_a_real_run() -> None:
+    assert CARDS
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_a_committed_card_would_be_taken_by_the_hub(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    validate(text)
+    results = ModelCard(text).data.eval_results
+    value = results[0].metric_value
+    assert f"{value:.4f}" in text, "the text and the metadata tell of different figures"
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", text), "a path of one machine"
+    assert "hf_" not in text

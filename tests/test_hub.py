@@ -1,0 +1,602 @@
+"""Hub ids in a recipe, and `push`, against a Hub on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+from hfcompress import cli
+from hfcompress import push as push_
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data import source
+from hfcompress.data.task import TextClassification
+from tests import loopback_hub
+from tests.loopback_hub import LoopbackHub
+
+TOKEN = "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"
+TASK = {"type": "text-classification", "dataset": "user/tiny-data", "text": ["sentence"], "max_length": 16}
+MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
+DATA_CARD = """---
+dataset_info:
+  features:
+  - name: sentence
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': gloomy
+          '1': sunny
+---
+"""
+
+
+def model_files(folder: Path, **others: bytes) -> dict[str, bytes]:
+    """A repository as they are: the model, and its weights again in other formats and folders."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    copies = ["onnx/model.onnx", "openvino/openvino_model.bin", "model.onnx", "pytorch_model.bin", "tf_model.h5"]
+    return files | {"README.md": b"# tiny"} | dict.fromkeys(copies, b"x" * 99) | others
+
+
+def data_files(folder: Path) -> dict[str, bytes]:
+    """A data set repository of csv files; its card names the classes."""
+    files = {"README.md": DATA_CARD.encode()}
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        files[f"{name}.csv"] = (folder / f"{split}.tsv").read_text().replace("\t", ",").encode()
+    return files
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    content = {"name": "tiny-half", "model": "user/tiny-teacher", "task": TASK, "measure": MEASURE,
+               "stages": [{"kind": "quantize", "backend": "float16"}]}  # fmt: skip
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return path
+
+
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hfcompress", *arguments]
+    everything = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return subprocess.run(command, env=everything | environment, capture_output=True, text=True, check=False)
+
+
+@dataclass
+class FromHub:
+    """A run whose model and data came from the Hub."""
+
+    hub: LoopbackHub
+    directory: Path
+    recipe: Path
+    home: Path
+    commits: dict[str, str]
+    fetched: list[str]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Iterator[FromHub]:
+    folder = tmp_path_factory.mktemp("from_hub")
+    recipe, directory, home = write_recipe(folder / "recipe.yaml"), folder / "run", folder / "home"
+    with loopback_hub.running() as hub:
+        repo = hub.add("user/tiny-teacher", model_files(teacher))
+        rows = hub.add("user/tiny-data", data_files(data), kind="dataset")
+        commits = {"user/tiny-teacher": repo.refs["main"], "datasets/user/tiny-data": rows.refs["main"]}
+        done = run_cli("run", str(recipe), "-o", str(directory), HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN,
+                       HF_HOME=str(home), HF_DATASETS_CACHE=str(home / "datasets"))  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        output = done.stdout + done.stderr
+        yield FromHub(hub, directory, recipe, home, commits, hub.fetched(), output)
+
+
+@pytest.fixture
+def finished(from_hub: FromHub, tmp_path: Path) -> Path:
+    """The run directory, with what `push` has to leave where it is."""
+    run = Path(shutil.copytree(from_hub.directory, tmp_path / "tiny-half"))
+    inner = ["checkpoints/model.safetensors", "__pycache__/modeling.py"]
+    for name in ["stage.json", "training_args.bin", "optimizer.pt", ".env", ".cache.json", *inner]:
+        place = run / "final" / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("not to be sent")
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty Hub, which this process asks, with an empty cache."""
+    with loopback_hub.running() as running:
+        point_at(running.url, tmp_path / "cache", monkeypatch)
+        yield running
+
+
+def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the clients wait between their attempts
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+    monkeypatch.setattr(datasets.config, "HUB_DATASETS_URL", url + "/datasets/{repo_id}/resolve/{revision}/{path}")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    source._hub_splits.cache_clear()
+
+
+Main = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
+    """The command line in this process: its exit status, and all it printed on one line."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["hfcompress", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), " ".join((printed.out + printed.err).split())
+
+    return call
+
+
+# A run from Hub ids.
+
+
+def test_a_run_from_hub_ids_fetches_one_format_of_the_weights(from_hub: FromHub) -> None:
+    fetched = set(from_hub.fetched)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.csv"} <= fetched
+    assert not [name for name in fetched if name.endswith((".onnx", ".bin", ".h5"))]
+
+
+def test_a_run_records_the_commits_of_its_model_and_data(from_hub: FromHub) -> None:
+    lock = json.loads((from_hub.directory / "recipe.lock.json").read_text())
+    assert lock["revisions"] == from_hub.commits
+
+
+def test_the_card_names_hub_model_and_data_set(from_hub: FromHub) -> None:
+    card = ModelCard.load(from_hub.directory / "final" / "README.md").data
+    assert (card.base_model, card.datasets) == ("user/tiny-teacher", ["user/tiny-data"])
+
+
+def test_the_measured_rows_are_the_data_sets_test_split(from_hub: FromHub) -> None:
+    report = json.loads((from_hub.directory / "report.json").read_text())
+    assert report["task"]["split"] == "test"
+    assert [row["quality"]["n"] for row in report["rows"]] == [48, 48]
+
+
+def test_the_token_is_sent_and_stands_nowhere(from_hub: FromHub) -> None:
+    assert any(TOKEN in request.headers.get("authorization", "") for request in from_hub.hub.requests)
+    assert TOKEN not in from_hub.output
+    written = [path for path in from_hub.directory.rglob("*") if path.is_file()]
+    assert len(written) > 8
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_finished_run_needs_no_hub_to_run_again(from_hub: FromHub) -> None:
+    asked = len(from_hub.hub.requests)
+    again = run_cli("run", str(from_hub.recipe), "-o", str(from_hub.directory), HF_ENDPOINT=from_hub.hub.url,
+                    HF_HOME=str(from_hub.home), HF_DATASETS_CACHE=str(from_hub.home / "datasets"),
+                    HF_HUB_OFFLINE="1")  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "01-quantize: done before" in again.stdout + again.stderr
+    assert len(from_hub.hub.requests) == asked
+
+
+# Models by Hub id.
+
+
+def test_plan_fetches_the_config_only(hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    assert main("plan", write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)}))[0] == 0
+    assert hub.fetched() == ["config.json"]
+    assert not hub.asked("safetensors")
+
+
+def test_check_looks_for_weights_and_fetches_none(
+    hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    assert main("check", write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)}))[0] == 0
+    assert hub.fetched() == ["config.json"]
+
+
+@pytest.mark.parametrize("revision", ["v2", "refs/pr/7"])
+def test_a_revision_is_the_part_after_the_at_sign(hub: LoopbackHub, teacher: Path, revision: str) -> None:
+    repo = hub.add("user/tiny-teacher", model_files(teacher))
+    config = json.loads((teacher / "config.json").read_text()) | {"marked": True}
+    other = repo.commit(model_files(teacher, **{"config.json": json.dumps(config).encode()}), revision)
+    spec = f"user/tiny-teacher@{revision}"
+    assert source.model_config(spec)["marked"]
+    assert source.revision_of(source.model_directory(spec)) == other
+    assert source.revision_of(source.model_directory("user/tiny-teacher")) == repo.refs["main"]
+
+
+def test_a_folder_that_is_no_snapshot_has_no_revision(teacher: Path) -> None:
+    assert source.revision_of(teacher) is None
+
+
+def test_tokenizer_files_of_every_kind_come_along(hub: LoopbackHub, teacher: Path) -> None:
+    kinds = {"vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+             "special_tokens_map.json", "added_tokens.json", "bpe.codes"}  # fmt: skip
+    hub.add("user/words", model_files(teacher, **dict.fromkeys(kinds, b"x")))
+    assert kinds <= {path.name for path in source.model_directory("user/words").iterdir()}
+
+
+def test_sharded_weights_come_along_and_their_variants_do_not(hub: LoopbackHub, teacher: Path) -> None:
+    shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
+    variants = {"model.fp16.safetensors", "adapter_model.safetensors", "onnx/model.safetensors"}
+    files = {"config.json": (teacher / "config.json").read_bytes()} | dict.fromkeys(shards | variants, b"x")
+    hub.add("user/large", files)
+    folder = source.model_directory("user/large")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} == shards | {"config.json"}
+
+
+def test_a_repository_of_onnx_weights_is_fetched(hub: LoopbackHub, teacher: Path) -> None:
+    config = (teacher / "config.json").read_bytes()
+    hub.add("user/int8", {"config.json": config, "model.onnx": b"x", "onnx/model.onnx": b"x"})
+    assert {path.name for path in source.model_directory("user/int8").iterdir()} == {"config.json", "model.onnx"}
+
+
+def test_a_cached_model_needs_no_hub(hub: LoopbackHub, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    online, asked = source.model_directory("user/tiny-teacher"), len(hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert source.model_directory("user/tiny-teacher") == online
+    assert source.model_config("user/tiny-teacher")["model_type"] == "bert"
+    source.require_weights("user/tiny-teacher")
+    assert len(hub.requests) == asked
+
+
+def test_a_model_of_which_only_the_config_is_cached_is_refused_offline(
+    hub: LoopbackHub, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    source.model_config("user/tiny-teacher")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HfcompressError, match="HF_HUB_OFFLINE"):
+        source.model_directory("user/tiny-teacher")
+
+
+# Data sets by Hub id.
+
+
+@pytest.fixture
+def task() -> TextClassification:
+    return TextClassification(**TASK)
+
+
+def test_a_data_set_is_read_with_its_class_names(hub: LoopbackHub, task: TextClassification, data: Path) -> None:
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    assert task.label_names() == ["gloomy", "sunny"]
+    assert [len(task.read(split)) for split in ("train", "dev", "test")] == [96, 48, 48]
+    assert set(task.read("dev")["label"]) == {0, 1}
+    assert task.judged_split() == "test"
+
+
+def test_a_data_set_at_a_revision(hub: LoopbackHub, data: Path) -> None:
+    repo = hub.add("user/tiny-data", data_files(data), kind="dataset")
+    old = repo.refs["main"]
+    repo.commit({"train.csv": b"sentence,label\na good film,1\na bad film,0\n"})
+    assert len(TextClassification(**TASK).read("train")) == 2
+    assert len(TextClassification(**TASK | {"dataset": f"user/tiny-data@{old}"}).read("train")) == 96
+    assert source.data_revision("user/tiny-data", None) == repo.refs["main"]
+    assert source.data_revision(f"user/tiny-data@{old}", None) == old
+
+
+def test_splits_rename_those_of_a_data_set(hub: LoopbackHub, data: Path) -> None:
+    files = data_files(data)
+    hub.add("user/tiny-data", {"train.csv": files["train.csv"], "test.csv": files["test.csv"]}, kind="dataset")
+    assert len(TextClassification(**TASK, splits={"dev": "test"}).read("dev")) == 48
+    with pytest.raises(HfcompressError, match="the data set user/tiny-data has no dev split"):
+        TextClassification(**TASK).read("dev")
+
+
+def test_a_data_set_of_parquet_files(hub: LoopbackHub, task: TextClassification, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"sentence": ["a good film", "a bad film"], "label": [1, 0]})
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / "repo" / "data" / f"{split}-00000-of-00001.parquet")
+    hub.add("user/tiny-data", tmp_path / "repo", kind="dataset")
+    assert task.read("dev")["sentence"][:] == ["a good film", "a bad film"]
+    assert task.judged_split() == "dev"
+
+
+def test_plan_reads_no_data_set(hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    assert main("plan", write_recipe(tmp_path / "r.yaml"))[0] == 0
+    assert not hub.asked("datasets")
+
+
+def test_a_data_set_without_the_column(hub: LoopbackHub, data: Path) -> None:
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    with pytest.raises(HfcompressError, match=r"no column 'sentense'\n.*did you mean 'sentence'"):
+        TextClassification(**TASK | {"text": ["sentense"]}).read("train")
+
+
+def test_an_unknown_data_set(hub: LoopbackHub, task: TextClassification) -> None:
+    with pytest.raises(HfcompressError, match=r"data set 'user/tiny-data': .*doesn't exist on the Hub"):
+        task.read("train")
+
+
+def test_a_configuration_that_a_data_set_lacks(hub: LoopbackHub, data: Path) -> None:
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    with pytest.raises(HfcompressError, match=r"BuilderConfig 'sst3' not found(?s:.*)set `task.config`"):
+        TextClassification(**TASK, config="sst3").read("train")
+
+
+def test_a_data_set_that_is_a_script(hub: LoopbackHub, task: TextClassification) -> None:
+    hub.add("user/tiny-data", {"README.md": b"", "tiny-data.py": b"raise SystemExit"}, kind="dataset")
+    with pytest.raises(HfcompressError, match="is a script, which can run any code, so it is not loaded"):
+        task.read("train")
+
+
+def test_a_gated_data_set(hub: LoopbackHub, task: TextClassification, data: Path) -> None:
+    hub.add("user/tiny-data", data_files(data), kind="dataset", gated=True)
+    with pytest.raises(HfcompressError, match="gated dataset"):
+        task.read("train")
+
+
+def test_a_data_set_of_a_hub_that_is_down(
+    task: TextClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub.running() as hub:
+        url = hub.url
+    point_at(url, tmp_path, monkeypatch)
+    with pytest.raises(HfcompressError, match="data set 'user/tiny-data': the Hub cannot be reached"):
+        task.read("train")
+
+
+# What the Hub refuses: one line that says it, exit 2.
+
+
+def refused(main: Main, recipe: Path, command: str = "check") -> str:
+    status, printed = main(command, recipe)
+    assert status == 2, printed
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.fixture
+def local_data_recipe(tmp_path: Path, data: Path) -> Path:
+    return write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)})
+
+
+def test_pickled_weights_are_refused_before_anything_large_is_fetched(
+    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
+) -> None:
+    files = model_files(teacher)
+    hub.add("user/tiny-teacher", {name: files[name] for name in ("config.json", "tokenizer.json", "pytorch_model.bin")})
+    printed = refused(main, local_data_recipe)
+    assert "user/tiny-teacher holds pickled weights only (pytorch_model.bin)" in printed
+    assert "refs/pr/N" in printed
+    assert hub.fetched() == ["config.json"]
+    with pytest.raises(HfcompressError, match="holds pickled weights only"):
+        source.model_directory("user/tiny-teacher")
+
+
+def test_a_repository_without_weights_says_so(
+    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
+) -> None:
+    hub.add("user/tiny-teacher", {"config.json": (teacher / "config.json").read_bytes()})
+    assert "user/tiny-teacher holds no weights" in refused(main, local_data_recipe)
+
+
+@pytest.mark.parametrize("command", ["plan", "check", "run"])
+def test_an_unknown_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, command: str) -> None:
+    message = "model 'user/tiny-teacher': it is neither a directory here nor a repository that the Hub shows you"
+    assert message in refused(main, local_data_recipe, command)
+
+
+def test_a_repository_without_config(hub: LoopbackHub, main: Main, local_data_recipe: Path) -> None:
+    hub.add("user/tiny-teacher", {"README.md": b"empty"})
+    assert "the repository lacks a file that is needed" in refused(main, local_data_recipe)
+
+
+def test_an_unknown_revision(hub: LoopbackHub, main: Main, tmp_path: Path, teacher: Path, data: Path) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    recipe = write_recipe(tmp_path / "r.yaml", model="user/tiny-teacher@v9", task={**TASK, "dataset": str(data)})
+    assert "it has no such revision" in refused(main, recipe)
+
+
+def test_a_gated_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher), gated=True)
+    printed = refused(main, local_data_recipe)
+    assert "it is gated" in printed
+    assert "accept its terms" in printed
+
+
+def test_a_token_that_the_hub_does_not_take(
+    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
+) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher))
+    hub.refusals["/user/tiny-teacher"] = 403
+    printed = refused(main, local_data_recipe)
+    assert "the Hub refuses access (403)" in printed
+    assert "hf auth login" in printed
+
+
+def test_a_hub_that_is_down(
+    main: Main, local_data_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub.running() as hub:
+        url = hub.url
+    point_at(url, tmp_path / "cache", monkeypatch)
+    assert "the Hub cannot be reached" in refused(main, local_data_recipe)
+    with pytest.raises(HfcompressError, match="the Hub cannot be reached"):
+        source.model_directory("user/tiny-teacher")
+
+
+def test_a_hub_with_an_inner_failure(hub: LoopbackHub, main: Main, local_data_recipe: Path) -> None:
+    hub.refusals["/resolve/"] = 500
+    assert "the Hub answered 500" in refused(main, local_data_recipe)
+
+
+def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
+    hub: LoopbackHub, main: Main, tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    stage = {"kind": "distill", "teacher": "user/nobody", "losses": ["soft_labels"], "train": {"epochs": 1}}
+    changes = {"model": str(teacher), "task": {**TASK, "dataset": str(data)}, "stages": [stage]}
+    status, printed = main("run", write_recipe(tmp_path / "r.yaml", **changes), "-o", tmp_path / "run")
+    assert status == 2
+    assert "model 'user/nobody'" in printed
+    assert not (tmp_path / "run").exists()
+
+
+# `push`.
+
+
+def test_only_model_card_recipe_and_plot_are_sent(finished: Path) -> None:
+    names = {file.name for file in push_.uploads(finished)}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} < names
+    assert {"README.md", "recipe.yaml", "tradeoff.png"} < names
+    assert not names & {"stage.json", "training_args.bin", "optimizer.pt", ".env", ".cache.json", "modeling.py"}
+    assert all("/" not in name for name in names)
+
+
+def test_a_dry_run_sends_nothing(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    status, printed = main("push", finished, "--repo", "user/tiny", "--dry-run")
+    assert status == 0
+    assert "model.safetensors" in printed
+    assert "to user/tiny" in printed
+    assert hub.requests == []
+
+
+def test_push_makes_the_repository_and_sends_all_in_one_commit(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    hub.token = TOKEN
+    status, printed = main("push", finished, "--repo", "user/tiny")
+    assert status == 0, printed
+    repo = hub.repositories["model", "user/tiny"]
+    assert f"{hub.url}/user/tiny/commit/{repo.refs['main']}" in printed
+    assert not repo.private
+    sent = repo.commits[repo.refs["main"]]
+    assert sent == {file.name: file.path.read_bytes() for file in push_.uploads(finished)}
+    assert len(hub.asked("/commit/")) == 1
+    assert len(hub.asked("PUT /lfs/")) == len([name for name in sent if name.endswith((".safetensors", ".png"))]) == 2
+
+
+def test_the_token_of_a_push_is_a_header_and_nothing_else(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    hub.token = TOKEN
+    _, printed = main("push", finished, "--repo", "user/tiny")
+    assert TOKEN not in printed
+    assert not [request for request in hub.requests if TOKEN.encode() in request.body or TOKEN in request.path]
+    assert not [path for path in finished.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_private_push_makes_a_private_repository(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    assert main("push", finished, "--repo", "user/tiny", "--private")[0] == 0
+    assert hub.repositories["model", "user/tiny"].private
+
+
+def test_the_recipe_names_the_repository_where_the_command_does_not(
+    hub: LoopbackHub, main: Main, finished: Path
+) -> None:
+    lock = finished / "recipe.lock.json"
+    content = json.loads(lock.read_text())
+    content["recipe"]["hub"] |= {"repo": "user/from-recipe", "private": True}
+    lock.write_text(json.dumps(content))
+    assert main("push", finished)[0] == 0
+    assert hub.repositories["model", "user/from-recipe"].private
+    assert main("push", finished, "--repo", "user/other")[0] == 0
+    assert ("model", "user/other") in hub.repositories
+
+
+def test_pushing_twice_commits_what_changed(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    assert main("push", finished, "--repo", "user/tiny")[0] == 0
+    assert main("push", finished, "--repo", "user/tiny")[0] == 0
+    repo = hub.repositories["model", "user/tiny"]
+    assert len(repo.commits) == 1
+    card = finished / "final" / "README.md"
+    card.write_text(card.read_text() + "\nmore\n")
+    assert main("push", finished, "--repo", "user/tiny")[0] == 0
+    assert len(repo.commits) == 2
+    assert repo.commits[repo.refs["main"]]["README.md"].endswith(b"more\n")
+
+
+def refused_push(main: Main, run: Path, *arguments: str) -> str:
+    status, printed = main("push", run, *arguments)
+    assert status == 2, printed
+    assert "Traceback" not in printed
+    assert TOKEN not in printed
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "status", "message"),
+    [
+        ("/api/repos/create", 401, "log in with `hf auth login`"),
+        ("/api/repos/create", 403, "log in with `hf auth login`"),
+        ("/commit/", 403, "the Hub refuses access (403)"),
+        ("/preupload/", 404, "the Hub answered 404"),
+        ("/lfs/", 403, "the Hub refuses access (403)"),
+        ("/api/repos/create", 500, "the Hub answered 500"),
+    ],
+)
+def test_a_push_that_is_refused(
+    hub: LoopbackHub, main: Main, finished: Path, pattern: str, status: int, message: str
+) -> None:
+    hub.refusals[pattern] = status
+    printed = refused_push(main, finished, "--repo", "user/tiny")
+    assert "the push to user/tiny" in printed
+    assert message in printed
+    assert not hub.repositories.get(("model", "user/tiny"), loopback_hub.Repository("model", "")).commits
+
+
+def test_a_push_without_a_token(
+    hub: LoopbackHub, main: Main, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = TOKEN
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "hf auth login" in refused_push(main, finished, "--repo", "user/tiny")
+
+
+def test_a_push_to_a_hub_that_is_down(
+    main: Main, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loopback_hub.running() as hub:
+        url = hub.url
+    point_at(url, tmp_path, monkeypatch)
+    assert "the Hub cannot be reached" in refused_push(main, finished, "--repo", "user/tiny")
+
+
+def test_a_push_while_offline(hub: LoopbackHub, main: Main, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in refused_push(main, finished, "--repo", "user/tiny")
+
+
+@pytest.mark.parametrize("name", ["user/na me", "a/b/c", "user/-x", "https://hub/user/x", "user/" + "x" * 99])
+@pytest.mark.parametrize("how", ["--dry-run", "--private"])
+def test_a_name_that_is_no_repository(hub: LoopbackHub, main: Main, finished: Path, name: str, how: str) -> None:
+    assert "is no repository name" in refused_push(main, finished, "--repo", name, how)
+    assert hub.requests == []
+
+
+def test_a_name_without_its_owner(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    assert "--repo user/tiny" in refused_push(main, finished, "--repo", "tiny")
+
+
+def test_no_repository_named_anywhere(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    assert "give --repo user/name, or set `hub.repo`" in refused_push(main, finished)
+
+
+def test_a_run_without_a_final_model_is_not_pushed(hub: LoopbackHub, main: Main, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no finished model with a card" in refused_push(main, tmp_path / "empty", "--repo", "user/tiny")
+
+
+def test_a_pushed_model_is_fetched_again(hub: LoopbackHub, finished: Path) -> None:
+    push_.push(finished, "user/tiny")
+    folder = source.model_directory("user/tiny")
+    assert (folder / "model.safetensors").read_bytes() == (finished / "final" / "model.safetensors").read_bytes()
