@@ -35,7 +35,7 @@ def hand_over_to_torchrun() -> None:
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     where = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ.get("MASTER_PORT", "29500")]
-    os.execv(sys.executable, [*command, *where, *sys.argv])
+    os.execv(sys.executable, [*command, *where, *sys.orig_argv[1:]])
 
 
 def left_alone(environment: Mapping[str, str]) -> bool:

@@ -56,8 +56,7 @@ class OnnxInt8(Backend):
                 op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if self.embeddings else [])],
                 extra_options={"MatMulConstBOnly": True},
             )
-        model.config.save_pretrained(target)
-        _drop_remote_code(target)
+        _write_config(model.config, target)
         return run_onnx(target / "model.onnx", probe)
 
 
@@ -135,7 +134,9 @@ def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:
         raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
 
 
-def _drop_remote_code(path: Path) -> None:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+def _write_config(config: Any, path: Path) -> None:
+    """The model's config.json without a pointer to code, and with the label names that transformers leaves out."""
+    config.save_pretrained(path)
+    config = {**json.loads((path / "config.json").read_text(encoding="utf-8")), "id2label": config.id2label}
     config.pop("auto_map", None)
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

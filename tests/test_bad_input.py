@@ -1,0 +1,348 @@
+"""Input that cannot be used: each says what is wrong, ends with 2, and leaves every file as it was."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hfcompress import runner
+from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.recipe import load
+from tests import world
+from tests.world import run_cli, snapshot
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, recipe: Path) -> Path:
+    """A run directory of the recipe, with something in it that took long to make."""
+    directory = tmp_path / "runs"
+    runner._open(load(recipe), directory, fresh=False, largest=0)
+    (directory / "01-distill").mkdir()
+    (directory / "01-distill" / "model.safetensors").write_bytes(b"hours of work")
+    return directory
+
+
+@pytest.fixture
+def refused(runs: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """What `run` says; it ends with 2 and touches nothing, even where it was told to start over."""
+
+    def run(*arguments: object, recipe_file: Path = recipe, output: Path = runs, fresh: bool = True) -> str:
+        before = snapshot(output if output.is_dir() else output.parent)
+        started = ["--fresh"] if fresh else []
+        assert run_cli("run", recipe_file, "--output", output, *started, *arguments) == 2
+        assert snapshot(output if output.is_dir() else output.parent) == before
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") or "\nerror: " in said
+        assert "Traceback" not in said
+        return said
+
+    return run
+
+
+# --- the recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"name: a: b\n", "not YAML"),
+        (b"", "the recipe is empty"),
+        (b"- name: a\n", "this is a list"),
+        (b"#" * 10_000_000, "10,000,000 bytes"),
+        (b"name: !!python/object/apply:os.system [exit]\n", "tags that build objects are refused"),
+        (b"name: a\nname: b\n", "stands twice"),
+        (b"name: \xff\n", "not UTF-8"),
+    ],
+    ids=["not YAML", "empty", "a list", "10 MB", "object tag", "duplicate key", "not UTF-8"],
+)
+def test_a_recipe_that_is_none(refused: Refused, tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert why in refused(recipe_file=path)
+
+
+# --- the model
+
+
+def without(source: Path, target: Path, *names: str) -> Path:
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(*names)))
+
+
+def test_a_model_directory_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    assert "no such model directory" in refused("--set", f"model={tmp_path / 'gone'}")
+
+
+def test_a_model_directory_without_weights(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    model = without(teacher, tmp_path / "model", "*.safetensors")
+    said = refused("--set", f"model={model}")
+    assert f"{model} holds no weights" in said
+    assert "model.safetensors" in said
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_a_model_directory_with_pickled_weights_only(
+    refused: Refused, teacher: Path, tmp_path: Path, name: str
+) -> None:
+    model = without(teacher, tmp_path / "model", "*.safetensors")
+    (model / name).write_bytes(b"cos\nsystem\n(S'echo unpickled'\ntR.")
+    said = refused("--set", f"model={model}")
+    assert f"pickled weights only ({name})" in said
+    assert "save_pretrained" in said
+
+
+def test_a_model_directory_without_a_config(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    model = without(teacher, tmp_path / "model", "config.json")
+    assert f"{model} holds no config.json" in refused("--set", f"model={model}")
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("{", "config.json is not JSON"),
+        ("[]", "config.json is not a JSON object"),
+        ('{"model_type": "t5"}', "the architecture 't5' is not supported\n    choose from: bert, distilbert, roberta"),
+        ('{"model_type": "bert", "hidden_size": 8}', "no number above 0 for num_hidden_layers"),
+    ],
+)
+def test_a_config_that_cannot_be_used(refused: Refused, teacher: Path, tmp_path: Path, config: str, why: str) -> None:
+    model = without(teacher, tmp_path / "model")
+    (model / "config.json").write_text(config)
+    assert why in refused("--set", f"model={model}")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"not safetensors at all"])
+def test_weights_that_are_cut_off(teacher: Path, tmp_path: Path, content: bytes) -> None:
+    from hfcompress.model.artifact import load_model
+
+    model = without(teacher, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(HfcompressError, match="does not load as AutoModelForSequenceClassification"):
+        load_model(model, "AutoModelForSequenceClassification")
+
+
+# --- the data
+
+
+def data_with(path: Path, **files: str) -> Path:
+    """The tiny data with some files replaced: `train_tsv="…"`."""
+    world.write_data(path, {"train": 8, "dev": 8, "test": 8})
+    for name, text in files.items():
+        split, _, suffix = name.partition("_")
+        (path / f"{split}.tsv").unlink()
+        (path / f"{split}.{suffix}").write_text(text, encoding="utf-8")
+    return path
+
+
+HEADER = "sentence\tlabel\n"
+BOTH = "good film\t1\nbad film\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"train_tsv": ""}, "train.tsv is empty\n    a data file has a header line and at least one row"),
+        ({"train_tsv": HEADER}, "the train split of"),
+        ({"train_tsv": HEADER}, "has no rows"),
+        ({"dev_tsv": HEADER}, "dev: the dev split of"),
+        ({"train_tsv": HEADER + "good\t1\nfine\t1\n"}, "the train split has one class only (1 in column 'label')"),
+        (
+            {"train_tsv": HEADER + BOTH + "odd\t2\n"},
+            "train: row 2 has the label 2 in column 'label', outside the model",
+        ),
+        ({"dev_tsv": HEADER + BOTH + "odd\tGREAT\n"}, "dev: row 2 has the label 'GREAT' in column 'label'"),
+        ({"test_tsv": HEADER + BOTH + "odd\t-1\n"}, "test: row 2 has the label -1"),
+        ({"train_tsv": HEADER + BOTH + "short\n"}, "row 2 of the train split of"),
+        ({"train_tsv": HEADER + BOTH + "long\t1\tmore\n"}, "train.tsv cannot be read: "),
+        ({"train_tsv": HEADER + "long\t1\tmore\nlong\t0\tmore\n"}, "rows with more fields than its header"),
+        ({"train_csv": 'sentence,label\n"never closed,1\n'}, "train.csv cannot be read: "),
+        ({"train_tsv": "text\tlabel\n" + BOTH}, "train.tsv has no column 'sentence'"),
+        ({"dev_jsonl": "not json\n"}, "dev.jsonl:1 is not JSON"),
+        ({"dev_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": "b"}\n'}, "row 1 of the dev split of"),
+        ({"dev_parquet": "not parquet"}, "dev.parquet is not a parquet file"),
+    ],
+)
+def test_a_data_file_that_cannot_be_used(
+    refused: Refused, recipe: Path, tmp_path: Path, files: dict[str, str], why: str
+) -> None:
+    data = data_with(tmp_path / "bad", **files)
+    assert why in refused("--set", f"task.dataset={data}")
+    assert run_cli("check", recipe, "--set", f"task.dataset={data}") == 2
+
+
+def test_a_data_file_that_is_not_utf8(refused: Refused, tmp_path: Path) -> None:
+    data = data_with(tmp_path / "bad")
+    (data / "train.tsv").write_bytes(HEADER.encode() + "caf\xe9\t1\nbad\t0\n".encode("latin-1"))
+    assert "train.tsv cannot be read: 'utf-8' codec" in refused("--set", f"task.dataset={data}")
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_data_file_that_is_missing(refused: Refused, tmp_path: Path, split: str) -> None:
+    data = data_with(tmp_path / "bad")
+    (data / f"{split}.tsv").unlink()
+    assert f"no {split} file in {data}" in refused("--set", f"task.dataset={data}")
+
+
+def test_a_data_directory_that_is_missing(refused: Refused, tmp_path: Path) -> None:
+    assert "no such data directory" in refused("--set", f"task.dataset={tmp_path / 'gone'}")
+
+
+def test_a_label_that_only_the_dev_split_has_is_outside_a_head_made_for_train(refused: Refused, tmp_path: Path) -> None:
+    data = data_with(tmp_path / "bad", dev_tsv=HEADER + BOTH + "odd\t2\n")
+    stages = "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"
+    assert "dev: row 2 has the label 2" in refused("--set", f"task.dataset={data}", "--set", stages)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "high", ""])
+def test_a_regression_label_that_is_no_finite_number(refused: Refused, tmp_path: Path, value: str) -> None:
+    data = data_with(tmp_path / "bad", dev_tsv=f"sentence\tscore\na\t0.5\nb\t{value}\n")
+    for split in ("train", "test"):
+        (data / f"{split}.tsv").write_text("sentence\tscore\na\t0.5\nb\t1\n")
+    said = refused(
+        "--set", f"task={{type: regression, text: [sentence], dataset: {data}}}",
+        "--set", "stages=[{kind: finetune}, {kind: quantize, backend: float16}]",
+    )  # fmt: skip
+    assert "dev: row 1 " in said
+    assert "column 'score'" in said
+
+
+def test_a_file_with_a_byte_order_mark_is_read(recipe: Path, tmp_path: Path) -> None:
+    data = data_with(tmp_path / "data", train_csv="\ufeffsentence,label\ngood,1\nbad,0\n")
+    task = load(recipe, [f"task.dataset={data}"]).recipe.task
+    assert task.problems() == []
+    assert task.read("train")["sentence"][:] == ["good", "bad"]
+
+
+# --- the output directory
+
+
+def test_a_directory_that_hfcompress_did_not_make(refused: Refused, tmp_path: Path) -> None:
+    output = tmp_path / "theirs"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        assert "is not empty and was not made by hfcompress" in refused(output=output, fresh=fresh)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_is_a_file(refused: Refused, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "is a file, not a directory" in refused(output=tmp_path / place)
+
+
+def test_a_run_of_a_recipe_with_another_name(refused: Refused) -> None:
+    for fresh in (False, True):
+        said = refused("--set", "name=other", fresh=fresh)
+        assert "belongs to another recipe (its name differs)" in said
+        assert "--output" in said
+
+
+def test_a_run_of_the_same_name_on_another_model(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    model = without(teacher, tmp_path / "model")
+    said = refused("--set", f"model={model}", "--set", "task.max_length=12", fresh=False)
+    assert "belongs to another recipe (its model, task differs)" in said
+    assert "--fresh" in said
+
+
+def test_fresh_takes_over_a_run_of_the_same_name(runs: Path, recipe: Path, teacher: Path, tmp_path: Path) -> None:
+    model = without(teacher, tmp_path / "model")
+    runner._open(load(recipe, [f"model={model}"]), runs, fresh=True, largest=0)
+    assert set(snapshot(runs)) == {"recipe.yaml", "recipe.lock.json"}
+    assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["model"] == str(model)
+
+
+def test_the_same_recipe_keeps_what_was_made(runs: Path, recipe: Path) -> None:
+    runner._open(load(recipe, ["stages.0.train.epochs=9"]), runs, fresh=False, largest=0)
+    assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
+
+
+@pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "was not written by hfcompress")])
+def test_a_lock_that_cannot_be_read(refused: Refused, runs: Path, text: str, why: str) -> None:
+    (runs / "recipe.lock.json").write_text(text)
+    assert why in refused()
+
+
+# --- the disk
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    refused: Refused, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=10, free=0))
+    for output in (runs, tmp_path / "new" / "run"):
+        said = refused(output=output)
+        assert "the disk is full: 0 MB are free" in said
+        assert "a stage needs about" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_starting_over_counts_what_the_old_run_frees(runs: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=10, free=0))
+    with pytest.raises(HfcompressError, match="the disk is full"):
+        runner._open(load(recipe), runs, fresh=False, largest=1)
+    runner._open(load(recipe), runs, fresh=True, largest=1)
+    assert not (runs / "01-distill").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EROFS, "the file system is read-only"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "permission is denied"),
+    ],
+)
+def test_a_disk_that_takes_nothing(refused: Refused, monkeypatch: pytest.MonkeyPatch, number: int, why: str) -> None:
+    def refuses(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, "refused", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuses)
+    said = refused(fresh=False)
+    assert said.startswith(f"error: {why}: ")
+    assert "choose another directory with --output" in said
+
+
+def test_a_disk_that_fills_up_while_a_model_is_saved(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    def fills_up(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(runner, "run", fills_up)
+    assert refused().startswith("error: the disk is full\n")
+
+
+def safetensor_error(text: str) -> Exception:
+    from safetensors import SafetensorError
+
+    return SafetensorError(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "x"), "the disk is full"),
+        (OSError(errno.ENOSPC, "x", "a/file"), "the disk is full: a/file"),
+        (OSError(errno.EDQUOT, "x"), "the disk quota is used up"),
+        (OSError(errno.EROFS, "x"), "the file system is read-only"),
+        (PermissionError(errno.EACCES, "x"), "permission is denied"),
+        (safetensor_error("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (safetensor_error("I/O error: Read-only file system (os error 30)"), "the file system is read-only"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), "the disk is full"),
+        (OSError(errno.ENOENT, "x"), None),
+        (safetensor_error("header too large"), None),
+        (RuntimeError("No space left for jokes"), None),
+        (ValueError("os error 28"), None),
+    ],
+    ids=repr,
+)
+def test_what_is_a_problem_of_the_disk(error: Exception, said: str | None) -> None:
+    assert disk_problem(error) == said

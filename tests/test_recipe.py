@@ -1,0 +1,309 @@
+"""What a recipe may say, and that every mistake in it is told at once, at its line, before anything is trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.plan import plan
+from hfcompress.recipe import Loaded, check, find, load, resolved, shipped
+from tests import world
+
+BERT_BASE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+             "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}  # fmt: skip
+MINILM = BERT_BASE | {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+
+
+def problems(path: Path, *overrides: str) -> list[Problem]:
+    """What `load`, or else `check`, has against a recipe."""
+    with pytest.raises(HfcompressError) as caught:
+        check(load(path, list(overrides)))
+    return caught.value.problems
+
+
+def message(path: Path, *overrides: str) -> str:
+    return "\n".join(map(str, problems(path, *overrides)))
+
+
+def line_of(path: Path, text: str) -> int:
+    """The one line that holds a text."""
+    (number,) = [n for n, line in enumerate(path.read_text().splitlines(), start=1) if text in line]
+    return number
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def config_only(path: Path, config: dict[str, Any]) -> Path:
+    path.mkdir(exist_ok=True)
+    write(path / "config.json", json.dumps(config))
+    return path
+
+
+def test_the_tiny_recipe_is_sound(recipe: Path) -> None:
+    loaded = load(recipe)
+    shapes = check(loaded)
+    assert [len(shape.layers) for shape in shapes] == [2, 1, 1, 1]
+    assert loaded.recipe.stage_names() == ["01-distill", "02-prune", "03-quantize"]
+
+
+def test_every_mistake_of_the_file_is_told_at_once_with_line_and_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "r.yaml",
+        """\
+name: bad name
+model: m
+taks: x
+task:
+  type: text-classification
+  dataset: d
+  text: sentence
+  lable: y
+stages:
+  - kind: distill
+    losses: [soft_label, {use: soft_labels, temprature: 2}]
+    train:
+      learning_rate: fast
+      epochs: -1
+      schedule: lineer
+  - kind: prun
+    heads: 0.5
+  - kind: prune
+    criterion: taylr
+    heads: 1.0
+  - kind: quantize
+    backend: onnx_int4
+  - heads: 0.1
+measure: {latency: {batch_sizes: []}}
+seed: 1.5
+""",
+    )
+    found = {(".".join(map(str, p.key)), p.where.rpartition(":")[2]): p.message for p in problems(path)}
+    expected = {
+        ("name", "1"): "pattern",
+        ("taks", "3"): "did you mean 'task'?",
+        ("task.text", "7"): "valid list",
+        ("task.lable", "8"): "did you mean 'label'?",
+        ("stages.0.losses.0", "11"): "unknown loss 'soft_label'; did you mean 'soft_labels'?",
+        ("stages.0.losses.1.temprature", "11"): "did you mean 'temperature'?",
+        ("stages.0.train.learning_rate", "13"): "valid number, not 'fast'",
+        ("stages.0.train.epochs", "14"): "greater than or equal to 0, not -1",
+        ("stages.0.train.schedule", "15"): "'linear', 'cosine' or 'constant', not 'lineer'",
+        ("stages.1.kind", "16"): "unknown kind 'prun'; did you mean 'prune'?",
+        ("stages.2.criterion", "19"): "unknown criterion 'taylr'; did you mean 'taylor'?",
+        ("stages.2.heads", "20"): "less than 1, not 1.0",
+        ("stages.3.backend", "22"): "unknown backend 'onnx_int4'; did you mean 'onnx_int8'?",
+        ("stages.4", "23"): "'kind' is missing",
+        ("measure.latency.batch_sizes", "24"): "at least 1 item",
+        ("seed", "25"): "valid integer, not 1.5",
+    }
+    assert found.keys() == expected.keys()
+    for place, part in expected.items():
+        assert part in found[place]
+
+
+def test_a_key_that_is_missing_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", "name: a\ntask: {type: regression, text: [a]}\nstages: []\n")
+    told = message(path)
+    assert "r.yaml model: this key is required" in told.replace(":1", "")
+    assert "r.yaml:2 task.dataset: this key is required" in told
+    assert "r.yaml:3 stages: " in told
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "'1'", "true", "null", "[1]"])
+def test_a_number_is_a_finite_number(recipe: Path, value: str) -> None:
+    assert "stages.0.train.epochs" in message(recipe, f"stages.0.train.epochs={value}")
+
+
+def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
+    (problem,) = problems(recipe, "stages.0.train.epoch=1")
+    assert str(problem).startswith("--set stages.0.train.epoch stages.0.train.epoch: unknown key 'epoch'")
+    assert "did you mean 'epochs'?" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "why"),
+    [
+        (["task.metric=acuracy"], "task.metric", "has no metric 'acuracy'\n    did you mean 'accuracy'?"),
+        (["task.metric=pearson"], "task.metric", "has no metric 'pearson'"),
+        (["task.text=[sentense]"], "task.text.0", "train.tsv has no column 'sentense'\n    did you mean 'sentence'?"),
+        (["task.label=lable"], "task.label", "dev.tsv has no column 'lable'\n    did you mean 'label'?"),
+        (["task.splits.dev=heldout"], "task.dataset", "no dev file in"),
+        (["task.dataset=./gone"], "task.dataset", "no such data directory: ./gone"),
+        (["task.max_length=41"], "task.max_length", "position table allows (40)\n    set it to 40 or less"),
+        (["model=./gone"], "model", "no such model directory: ./gone"),
+        (["stages.0.student.heads=5"], "stages.0.student.heads", "5 heads do not divide the hidden width 32"),
+        (["stages.0.student.hidden=30"], "stages.0.student.hidden", "4 heads do not divide the hidden width 30"),
+        (["stages.0.student.positions=8"], "stages.0.student.positions", "the student's position table allows (8)"),
+        (["stages.0.student.positions=50"], "stages.0.student.positions", "cannot copy 50"),
+        (["stages.0.student.layers=3"], "stages.0.losses", "the student has 3 layers and the teacher 2"),
+        (["stages.0.teacher=02-prune"], "stages.0.teacher", "02-prune is not made yet"),
+        (["stages.0.teacher=01-distill"], "stages.0.teacher", "01-distill is not made yet"),
+        (["stages.0.teacher=07-distill"], "stages.0.teacher", "the recipe has no stage 07-distill"),
+        (["stages.0.teacher=./gone"], "stages.0.teacher", "no such teacher directory"),
+        (["stages.1.recover.teacher=01-distil"], "stages.1.recover.teacher", "did you mean '01-distill'?"),
+        (["stages.1.multiple_of=24"], "stages.1.multiple_of", "the FFN width 64 is not a multiple of 24"),
+        (["stages.1.heads=0", "stages.1.ffn=0"], "stages.1.heads", "nothing is pruned"),
+        (["stages.0={kind: quantize, backend: float16}"], "stages.1", "prune cannot follow quantize"),
+        (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it comes first"),
+    ],
+)
+def test_what_cannot_work_is_found_by_check(recipe: Path, overrides: list[str], key: str, why: str) -> None:
+    found = problems(recipe, *overrides)
+    assert key in [".".join(map(str, p.key)) for p in found]
+    told = next(str(p) for p in found if why in str(p))
+    assert "--set" in told or "recipe.yaml:" in told
+
+
+def test_check_tells_all_that_it_finds(recipe: Path, tmp_path: Path) -> None:
+    bare = config_only(tmp_path / "bare", world.model().config.to_dict())
+    told = message(
+        recipe, f"model={bare}", "task.metric=f2", "task.max_length=99", "stages.0.student.heads=5", "stages.1.ffn=0",
+        "stages.1.heads=0", "stages.0.teacher=02-prune",
+    )  # fmt: skip
+    for part in ("no metric 'f2'", "max_length is 99", "5 heads do not divide", "nothing is pruned", "not made yet",
+                 "holds no weights"):  # fmt: skip
+        assert part in told
+
+
+def test_a_student_deeper_than_its_teacher_may_learn_from_its_answers(recipe: Path) -> None:
+    loaded = load(recipe, ["stages.0.student.layers=3", "stages.0.losses=[soft_labels]"])
+    assert len(check(loaded)[1].layers) == 3
+
+
+def test_a_regression_needs_a_head_with_one_output(recipe: Path, data: Path) -> None:
+    task = f"task={{type: regression, text: [sentence], label: label, max_length: 16, dataset: {data}}}"
+    assert "the model's head has 2 outputs, a regression needs one" in message(recipe, task)
+    assert check(load(recipe, [task, "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"]))[1].labels == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "key", "extra"),
+    [
+        ("onnxruntime", [], ("stages", 2), "onnx"),
+        ("bitsandbytes", ["stages.2.backend=bnb_8bit"], ("stages", 2), "bitsandbytes"),
+        ("codecarbon", ["measure.energy=true"], ("measure", "energy"), "energy"),
+    ],
+)
+def test_an_extra_that_is_missing_names_its_installation(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, module: str, overrides: list[str], key: Any, extra: str
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == module else real(name, *a))
+    (problem,) = problems(recipe, *overrides)
+    assert problem.message == f"{module} is not installed"
+    assert problem.fix == f"pip install 'hfcompress[{extra}]'"
+    assert problem.key == key
+
+
+def test_resolved_spells_out_a_recipe_that_means_the_same(recipe: Path, tmp_path: Path) -> None:
+    loaded = load(recipe)
+    full = resolved(loaded.recipe)
+    assert full["stages"][1]["criterion"] == {"use": "taylor", "rows": 32}
+    assert full["stages"][2]["backend"] == {"use": "onnx_int8", "per_channel": True, "embeddings": True}
+    again = load(write(tmp_path / "full.yaml", yaml.safe_dump(full)))
+    assert again.recipe == loaded.recipe
+
+
+def test_a_recipe_is_found_by_path_before_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("tinybert") == shipped()["tinybert"]
+    write(tmp_path / "tinybert", "name: mine")
+    assert find("tinybert") == Path("tinybert")
+
+
+# --- the plan
+
+
+def test_the_plan_of_a_head_that_is_made_for_the_data_counts_its_labels(recipe: Path, tmp_path: Path) -> None:
+    data = tmp_path / "three"
+    data.mkdir()
+    for split in ("train", "dev"):
+        rows = "".join(f"good\t{label}\n" for label in "abc" * 4)
+        write(data / f"{split}.tsv", "sentence\tlabel\n" + rows)
+    stages = "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"
+    rows = plan(load(recipe, [f"task.dataset={data}", stages]))
+    assert [row.shape.labels for row in rows] == [2, 3, 3]
+    assert check(load(recipe, [f"task.dataset={data}", stages]))[-1].labels == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        ("{epochs: 2, batch_size: 16}", 12),
+        ("{epochs: 0.5, batch_size: 32}", 2),
+        ("{epochs: 1, batch_size: 10, gradient_accumulation: 3}", 4),
+        ("{epochs: 9, max_steps: 7}", 7),
+        ("{epochs: 0}", 0),
+    ],
+)
+def test_the_plan_counts_steps(recipe: Path, train: str, steps: int) -> None:
+    """The tiny train split has 96 rows."""
+    assert plan(load(recipe, [f"stages.0.train={train}"]))[1].steps == steps
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_rows_are_counted_with_and_without_a_last_line_end(
+    recipe: Path, tmp_path: Path, name: str, ending: str
+) -> None:
+    lines = ["sentence,label", "good,1", "bad,0"] if name.endswith("csv") else ['{"sentence": "a", "label": 0}'] * 2
+    write(tmp_path / name, "\n".join(lines) + ending)
+    assert load(recipe, [f"task.dataset={tmp_path}"]).recipe.task.rows() == 2
+
+
+def test_the_plan_needs_no_weights_and_check_does(recipe: Path, tmp_path: Path, teacher: Path) -> None:
+    bare = config_only(tmp_path / "bare", json.loads((teacher / "config.json").read_text()))
+    with_weights, without = plan(load(recipe)), plan(load(recipe, [f"model={bare}"]))
+    assert [row.shape for row in with_weights] == [row.shape for row in without]
+    assert "holds no weights" in message(recipe, f"model={bare}")
+
+
+# --- the recipes that ship
+
+
+def planned_with(name: str, tmp_path: Path, config: dict[str, Any]) -> tuple[Loaded, list[Any]]:
+    """The quickstart brings a model of its own; it is the others that are made for any BERT."""
+    model = "builtin:quickstart" if name == "quickstart" else config_only(tmp_path / "model", config)
+    loaded = load(shipped()[name], [f"model={model}"])
+    return loaded, plan(loaded)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_loads_and_says_what_it_makes(name: str) -> None:
+    loaded = load(shipped()[name])
+    assert len(loaded.headline) > 20
+    header = loaded.document.text.partition("\nname:")[0]
+    for word in ("makes:", "needs:", "takes:", "check:", "run:"):
+        assert word in header
+
+
+@pytest.mark.parametrize("config", [BERT_BASE, MINILM], ids=["bert-base", "MiniLM-L6"])
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_plans_offline(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    loaded, rows = planned_with(name, tmp_path, config)
+    assert [row.stage for row in rows] == ["model", *loaded.recipe.stage_names()]
+    assert rows[-1].shape.bytes < rows[0].shape.bytes
+    sizes = [row.shape.bytes for row, stage in zip(rows[1:], loaded.recipe.stages, strict=True) if stage.compresses]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_tinybert_student_of_bert_base_has_its_published_size(tmp_path: Path) -> None:
+    _, rows = planned_with("tinybert", tmp_path, BERT_BASE)
+    student = rows[-1].shape
+    assert (len(student.layers), student.hidden, student.layers[0].ffn) == (4, 312, 1200)
+    assert student.parameters == 14_350_874
+
+
+def test_a_regression_recipe_plans_a_head_with_one_output(tmp_path: Path) -> None:
+    _, rows = planned_with("stsb-distilbert", tmp_path, BERT_BASE)
+    assert [row.shape.labels for row in rows[:2]] == [2, 1]
+    assert rows[0].shape.parameters - rows[1].shape.parameters == 768 + 1
