@@ -1,9 +1,6 @@
 """Measures models side by side: `python scripts/evaluate.py MODEL... --task RECIPE`."""
 
-import sys
-
-from hfcompress.cli import main
+from entry import start
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["evaluate"]
-    main()
+    start("evaluate")

@@ -1,9 +1,6 @@
 """Runs the prune stages of a recipe: `accelerate launch scripts/prune.py RECIPE [--set KEY=VALUE]`."""
 
-import sys
-
-from hfcompress.cli import main
+from entry import start
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run", "--only", "prune"]
-    main()
+    start("run", "--only", "prune")

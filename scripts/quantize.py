@@ -1,9 +1,6 @@
 """Runs the quantize stages of a recipe: `accelerate launch scripts/quantize.py RECIPE [--set KEY=VALUE]`."""
 
-import sys
-
-from hfcompress.cli import main
+from entry import start
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run", "--only", "quantize"]
-    main()
+    start("run", "--only", "quantize")

@@ -1,9 +1,6 @@
 """Runs all stages of a recipe: `accelerate launch scripts/run.py RECIPE [--set KEY=VALUE]`."""
 
-import sys
-
-from hfcompress.cli import main
+from entry import start
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run"]
-    main()
+    start("run")

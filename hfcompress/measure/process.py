@@ -58,7 +58,7 @@ class ModelProcess:
                 device=self.device,
                 threads=self.threads,
                 auto_class=auto_class,
-                **_code(artifact),
+                **code_for(artifact),
             )
         except BaseException:
             self.close()
@@ -139,7 +139,7 @@ class ModelProcess:
         self.close()
 
 
-def _code(artifact: Artifact) -> dict[str, Any]:
+def code_for(artifact: Artifact) -> dict[str, Any]:
     """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
     beside, own = artifact.path / MODELING_FILE, modeling_source()
     if not str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.measure.process import ModelProcess
+from hfcompress.measure.process import ModelProcess, code_for
 from hfcompress.model.artifact import Artifact
 from hfcompress.model.probe import probe_inputs
 
@@ -36,10 +36,14 @@ def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: 
     """
     import numpy as np
 
+    if artifact.runtime == "torch" and code_for(artifact)["register"] is not None:
+        raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
     with ModelProcess(artifact, auto_class, device) as process:
         found = process.logits([probe_inputs(artifact.path)])
+    if found.shape != expected.shape:
+        raise ReloadError(f"{artifact.path}, reloaded, answers {found.shape} where {expected.shape} were expected")
     difference = float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
-    if found.shape != expected.shape or not difference <= TOLERANCE.get(artifact.dtype, 1e-5):
+    if not difference <= TOLERANCE.get(artifact.dtype, 1e-5):
         raise ReloadError(
             f"{artifact.path}, reloaded in a fresh process, differs from the model in memory by {difference:.2g}"
         )

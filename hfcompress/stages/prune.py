@@ -117,8 +117,8 @@ class Prune(Stage):
 
 
 def kept(units: int, share_cut: float, multiple: int = 1) -> int:
-    """How many of a layer's units stay: the nearest multiple, at least one."""
-    if share_cut == 0:
+    """How many of a layer's units stay: the nearest multiple, at least one where there are any."""
+    if share_cut == 0 or units == 0:
         return units
     groups = units / multiple
     return max(round(groups * (1 - share_cut)), 1) * multiple

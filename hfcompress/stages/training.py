@@ -198,7 +198,9 @@ def train(
     torch.manual_seed(seed)
     needs_teacher = any(loss.needs_teacher for loss in losses)
     objective = Objective(student, losses, task, teacher if needs_teacher else None, layer_map)
-    arguments = training_arguments(options, checkpoints, seed, len(rows["train"]), task.metric)
+    arguments = training_arguments(
+        options, checkpoints, seed, len(rows["train"]), task.metric, unused_parameters(losses)
+    )
     trainer = CompressionTrainer(
         objective,
         arguments,
@@ -249,7 +251,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def training_arguments(options: Train, folder: Path, seed: int, rows: int, metric_name: str) -> TrainingArguments:
+def unused_parameters(losses: Sequence[Loss]) -> bool:
+    """Whether some parameters get no gradient: the head, where no loss looks at the logits."""
+    return all(loss.needs for loss in losses)
+
+
+def training_arguments(
+    options: Train, folder: Path, seed: int, rows: int, metric_name: str, find_unused: bool = False
+) -> TrainingArguments:
     """The only place where a `train:` block becomes `TrainingArguments`."""
     steps = options.steps(rows, process_state().num_processes) or 1
     strategy = "no" if options.epochs == 0 else "steps" if options.checkpoint_steps else "epoch"
@@ -281,6 +290,7 @@ def training_arguments(options: Train, folder: Path, seed: int, rows: int, metri
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=process_state().device.type == "cpu",
+        ddp_find_unused_parameters=find_unused,
         report_to=options.report_to or "none",
         seed=seed,
     )

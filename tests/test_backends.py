@@ -1,0 +1,333 @@
+"""Each backend on stock and uneven models: what is stored, what it answers, and that it reloads anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from safetensors import safe_open
+
+from hfcompress.backends import onnx_int8
+from hfcompress.backends.base import BACKENDS
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import shape_of
+from hfcompress.measure.verify import verify
+from hfcompress.model.artifact import MODELING_FILE, load_model, open_artifact, save_model
+from hfcompress.model.probe import Probe, logits_of, probe_inputs
+from hfcompress.model.surgery import Keep, cut
+from tests import world
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:Exporting aten"),
+]
+
+AUTO = "AutoModelForSequenceClassification"
+FAMILIES = ("bert", "distilbert", "roberta")
+# Widths that 4-bit blocks of 64 divide.
+LAYOUTS = {
+    "stock": [Keep((0, 1, 2, 3), tuple(range(256)))] * 2,
+    "uneven": [Keep((1, 3), tuple(range(192))), Keep((0, 1, 2, 3), tuple(range(0, 256, 4)))],
+}
+FRESH_PROCESS = [
+    pytest.param("float16", "uneven"),
+    pytest.param("bnb_8bit", "uneven"),
+    pytest.param("bnb_4bit", "uneven"),
+    pytest.param("onnx_int8", "stock"),
+    pytest.param("onnx_int8", "uneven"),
+    # Together they take long: each starts a process that imports torch and transformers.
+    pytest.param("float16", "stock", marks=pytest.mark.slow),
+    pytest.param("bfloat16", "stock", marks=pytest.mark.slow),
+    pytest.param("bfloat16", "uneven", marks=pytest.mark.slow),
+    pytest.param("bnb_8bit", "stock", marks=pytest.mark.slow),
+    pytest.param("bnb_4bit", "stock", marks=pytest.mark.slow),
+]
+# Of the largest logit: how far the rounding of each storage may move an answer of these random models.
+NEAR = {"float16": 0.01, "bfloat16": 0.05, "bnb_8bit": 0.1, "bnb_4bit": 0.4, "onnx_int8": 0.15}
+
+
+@dataclass(frozen=True)
+class Made:
+    path: Path
+    source: Path
+    probe: Probe
+    plain: Any
+    """Logits of the float model on the probe."""
+    logits: Any
+    """What `quantize` returned."""
+
+
+Quantized = Callable[..., Made]
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """Quantizes a tiny model, once for equal arguments."""
+
+    @cache
+    def source(family: str, layout: str, hidden: int) -> Path:
+        path = tmp_path_factory.mktemp("float")
+        model = world.model(family, hidden=hidden, heads=4, ffn=2 * hidden)
+        save_model(model if hidden != 128 else cut(model, LAYOUTS[layout]), world.tokenizer(), path)
+        return path
+
+    @cache
+    def make(name: str, family: str = "bert", layout: str = "stock", hidden: int = 128, **options: Any) -> Made:
+        origin, target = source(family, layout, hidden), tmp_path_factory.mktemp(name)
+        probe = probe_inputs(origin)
+        logits = BACKENDS.parse({"use": name, **options}).quantize(origin, target, AUTO, probe)
+        world.tokenizer().save_pretrained(target)
+        return Made(target, origin, probe, logits_of(load_model(origin, AUTO), probe), logits)
+
+    return make
+
+
+def stored(path: Path) -> dict[str, str]:
+    """The dtype of each tensor in a directory's safetensors."""
+    with safe_open(path / "model.safetensors", "pt") as file:
+        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a mapping
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+# All backends
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_the_quantized_model_answers_like_the_float_one(name: str, layout: str, quantized: Quantized) -> None:
+    made = quantized(name, layout=layout)
+    assert 0 < relative(made.logits, made.plain) <= NEAR[name]
+
+
+@pytest.mark.parametrize(("name", "layout"), FRESH_PROCESS)
+def test_what_is_saved_answers_the_same_in_a_fresh_process(name: str, layout: str, quantized: Quantized) -> None:
+    made = quantized(name, layout=layout)
+    difference = verify(open_artifact(made.path), made.logits, AUTO)
+    assert difference == 0 or not name.startswith("bnb")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_the_directory_says_what_it_holds(name: str, layout: str, quantized: Quantized) -> None:
+    made = quantized(name, layout=layout)
+    artifact = open_artifact(made.path)
+    expected = {"bnb_8bit": "int8", "bnb_4bit": "nf4", "onnx_int8": "int8"}.get(name, name)
+    assert (artifact.dtype, artifact.runtime) == (expected, "onnx" if name.startswith("onnx") else "torch")
+    assert artifact.quantized
+    assert artifact.shape == open_artifact(made.source).shape
+    assert (made.path / MODELING_FILE).is_file() == (layout == "uneven" and artifact.runtime == "torch")
+
+
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_the_plan_s_bytes_are_those_on_disk(name: str, quantized: Quantized) -> None:
+    made = quantized(name, hidden=256)
+    source = open_artifact(made.source)
+    assert source.shape is not None
+    planned = BACKENDS.parse(name).plan(source.shape).bytes
+    assert open_artifact(made.path).disk_bytes == pytest.approx(planned, rel=0.1)
+    assert planned < source.shape.bytes * 0.51
+
+
+# Half precision
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float16", "F16"), ("bfloat16", "BF16")])
+def test_half_precision_stores_every_weight_in_half(name: str, dtype: str, quantized: Quantized) -> None:
+    assert set(stored(quantized(name).path).values()) == {dtype}
+
+
+# bitsandbytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), [("bnb_8bit", "I8"), ("bnb_4bit", "U8")])
+def test_bitsandbytes_leaves_pooler_and_classifier_in_float(
+    name: str, dtype: str, family: str, quantized: Quantized
+) -> None:
+    kinds = stored(quantized(name, family).path)
+    heads = [x for x in kinds if x.endswith(".weight") and ("pooler" in x or "classifier" in x)]
+    linear = [x for x in kinds if x.endswith(".weight") and ".layer." in x and "norm" not in x.lower()]
+    assert (len(heads), len(linear)) == (2, 12)
+    assert {kinds[x] for x in heads} == {"F32"}
+    assert {kinds[x] for x in linear} == {dtype}
+
+
+@pytest.mark.parametrize("name", ["bnb_8bit", "bnb_4bit"])
+def test_bitsandbytes_models_reload_through_stock_from_pretrained(name: str, quantized: Quantized) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    made = quantized(name)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(made.path, device_map="cpu")
+    assert np.array_equal(logits_of(reloaded, made.probe), made.logits)
+
+
+@pytest.mark.parametrize("options", [{"quant_type": "fp4"}, {"double_quant": True}])
+def test_the_options_of_4_bit_take_effect(options: dict[str, Any], quantized: Quantized) -> None:
+    made, default = quantized("bnb_4bit", **options), quantized("bnb_4bit")
+    assert relative(made.logits, default.logits) > 0
+    assert open_artifact(made.path).dtype == options.get("quant_type", "nf4")
+    nested = [name for name in stored(made.path) if "nested_absmax" in name]
+    assert bool(nested) == ("double_quant" in options)
+
+
+def test_skip_leaves_the_named_modules_in_float(quantized: Quantized, tmp_path: Path) -> None:
+    made = quantized("bnb_8bit")
+    BACKENDS.parse({"use": "bnb_8bit", "skip": ["intermediate", "classifier"]}).quantize(
+        made.source, tmp_path, AUTO, made.probe
+    )
+    kinds = stored(tmp_path)
+    assert kinds["bert.encoder.layer.0.intermediate.dense.weight"] == kinds["classifier.weight"] == "F32"
+    assert kinds["bert.pooler.dense.weight"] == kinds["bert.encoder.layer.0.output.dense.weight"] == "I8"
+
+
+def test_a_skip_that_names_no_module_is_refused(quantized: Quantized, tmp_path: Path) -> None:
+    made = quantized("bnb_8bit")
+    with pytest.raises(HfcompressError, match="names 'poler', and the model has no such module"):
+        BACKENDS.parse({"use": "bnb_8bit", "skip": ["poler"]}).quantize(made.source, tmp_path, AUTO, made.probe)
+
+
+def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> None:
+    model = cut(world.model(hidden=64, ffn=128), [Keep((0, 1, 2), tuple(range(128)))] * 2)
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    with pytest.raises(HfcompressError, match="64 inputs and 48 outputs"):
+        BACKENDS.parse("bnb_4bit").quantize(
+            tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float")
+        )
+    assert not (tmp_path / "out").exists()
+
+
+# ONNX
+
+
+def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in world.batch(rows, length, seed).items()}
+
+
+def initializers(path: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in onnx.load(path / "model.onnx").graph.initializer}
+
+
+def bits_of(path: Path, *dims: int) -> set[int]:
+    """The bits of a weight in the initializers of one shape."""
+    bits = {TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.FLOAT: 32}
+    return {bits[tensor.data_type] for tensor in initializers(path).values() if tuple(tensor.dims) == dims}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnx_takes_batches_and_lengths_never_seen_at_export(family: str, layout: str, quantized: Quantized) -> None:
+    made = quantized("onnx_int8", family, layout)
+    model = load_model(made.source, AUTO)
+    for rows, length in ((1, 3), (1, 37), (7, 11)):
+        probe = batch_of(rows, length)
+        found, expected = onnx_int8.run_onnx(made.path / "model.onnx", probe), logits_of(model, probe)
+        assert found.shape == (rows, 2)
+        assert relative(found, expected) <= NEAR["onnx_int8"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_float_graph_is_exact_for_padded_rows_and_rows_alone(family: str, tmp_path: Path) -> None:
+    model, path = world.model(family), tmp_path / "model.onnx"
+    attention = model.config._attn_implementation
+    onnx_int8.export(model, path, batch_of(4, 12, seed=1))
+    assert model.config._attn_implementation == attention
+    probe = batch_of(5, 23)
+    together = onnx_int8.run_onnx(path, probe)
+    assert np.allclose(together, logits_of(model, probe), atol=1e-5)
+    for row, length in enumerate(probe["attention_mask"].sum(1)):
+        alone = onnx_int8.run_onnx(path, {name: value[row : row + 1, :length] for name, value in probe.items()})
+        assert np.allclose(alone[0], together[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_moves_an_int8_answer_by_no_more_than_rounding(family: str, quantized: Quantized) -> None:
+    """A dynamic scale spans the whole batch, padding included: a row alone gets another scale, so other roundings."""
+    made, probe = quantized("onnx_int8", family), batch_of(4, 20)
+    together = onnx_int8.run_onnx(made.path / "model.onnx", probe)
+    expected = logits_of(load_model(made.source, AUTO), probe)
+    for row, length in enumerate(probe["attention_mask"].sum(1)):
+        one = {name: value[row : row + 1, :length] for name, value in probe.items()}
+        alone = onnx_int8.run_onnx(made.path / "model.onnx", one)
+        assert np.abs(alone[0] - together[row]).max() <= NEAR["onnx_int8"] / 2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_weights_are_really_in_the_graph(family: str, quantized: Quantized) -> None:
+    path, words = quantized("onnx_int8", family).path, len(world.WORDS)
+    assert bits_of(path, words, 128) == {8}
+    assert bits_of(path, 40, 128) == {8}
+    assert bits_of(path, 128, 256) == bits_of(path, 256, 128) == {8}
+    assert bits_of(path, 128, 128) == {8}
+    big_floats = [t.name for t in initializers(path).values() if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
+    assert big_floats == []
+
+
+def test_embeddings_can_stay_in_float(quantized: Quantized) -> None:
+    path = quantized("onnx_int8", embeddings=False).path
+    assert bits_of(path, len(world.WORDS), 128) == {32}
+    assert bits_of(path, 128, 256) == {8}
+
+
+def test_a_scale_a_channel_or_one_a_matrix(quantized: Quantized) -> None:
+    def scales(path: Path) -> set[int]:
+        return {int(np.prod(t.dims)) for n, t in initializers(path).items() if "MatMul" in n and n.endswith("_scale")}
+
+    assert max(scales(quantized("onnx_int8").path)) == 256
+    assert scales(quantized("onnx_int8", per_channel=False).path) == {1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_int8_file_is_a_third_of_the_float_one(family: str, quantized: Quantized) -> None:
+    made = quantized("onnx_int8", family, hidden=256)
+    assert open_artifact(made.path).disk_bytes <= 0.35 * open_artifact(made.source).disk_bytes
+
+
+@pytest.mark.parametrize(("family", "inputs"), [("bert", 3), ("distilbert", 2), ("roberta", 3)])
+def test_token_types_that_a_tokenizer_leaves_out_are_zeros(family: str, inputs: int, quantized: Quantized) -> None:
+    path = quantized("onnx_int8", family).path / "model.onnx"
+    assert len(onnx.load(path).graph.input) == inputs
+    without = batch_of(2, 6)
+    with_zeros = {**without, "token_type_ids": np.zeros_like(without["input_ids"])}
+    assert np.array_equal(onnx_int8.run_onnx(path, without), onnx_int8.run_onnx(path, with_zeros))
+
+
+def test_the_token_types_of_a_pair_count(quantized: Quantized) -> None:
+    path = quantized("onnx_int8").path / "model.onnx"
+    pair = {**batch_of(1, 6), "token_type_ids": np.array([[0, 0, 0, 1, 1, 1]])}
+    assert relative(onnx_int8.run_onnx(path, pair), onnx_int8.run_onnx(path, batch_of(1, 6))) > 0.01
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_an_export_that_differs_from_the_model_fails(
+    wrong: float, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, run = quantized("onnx_int8"), onnx_int8.run_onnx
+    monkeypatch.setattr(onnx_int8, "run_onnx", lambda path, probe: run(path, probe) + wrong)
+    with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
+        BACKENDS.parse("onnx_int8").quantize(made.source, tmp_path, AUTO, made.probe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_beside_a_graph_asks_for_no_remote_code(quantized: Quantized) -> None:
+    from hfcompress.model.artifact import read_config
+
+    config = read_config(quantized("onnx_int8", layout="uneven").path)
+    assert "auto_map" not in config
+    assert shape_of(config).layers[0].heads == 2
+
+
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_quantizing_leaves_the_source_alone(name: str, quantized: Quantized) -> None:
+    made = quantized(name)
+    assert np.array_equal(logits_of(load_model(made.source, AUTO), made.probe), made.plain)
+    assert set(stored(made.source).values()) == {"F32"}

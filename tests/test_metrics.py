@@ -1,0 +1,216 @@
+"""Metrics against literal references, degenerate inputs included; `evaluate` offline; the bootstrap."""
+
+from __future__ import annotations
+
+import math
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfcompress.data import metrics
+from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, bootstrap_interval, metric
+
+CLASSES, SCORES = sorted(CLASSIFICATION), sorted(REGRESSION)
+
+
+def drawn(classes: int, rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    """Predictions that agree with their references more often than chance."""
+    generator = np.random.default_rng(seed)
+    references = generator.integers(0, classes, rows)
+    wrong = generator.integers(0, classes, rows)
+    return np.where(generator.random(rows) < 0.6, references, wrong), references
+
+
+def scored(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    """Scores with noise, rounded so that there are ties."""
+    generator = np.random.default_rng(seed)
+    references = generator.normal(size=rows).round(1)
+    return (references + generator.normal(size=rows)).round(1), references
+
+
+# Literal references
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_accuracy_counts(classes: int) -> None:
+    predictions, references = drawn(classes)
+    hits = [p == r for p, r in zip(predictions.tolist(), references.tolist(), strict=True)]
+    assert metrics.accuracy(predictions, references) == pytest.approx(hits.count(True) / len(hits))
+
+
+def literal_f1(predictions: list[int], references: list[int], label: int) -> float:
+    pairs = list(zip(predictions, references, strict=True))
+    hits = sum(p == r == label for p, r in pairs)
+    precision = hits / max(sum(p == label for p, _ in pairs), 1)
+    recall = hits / max(sum(r == label for _, r in pairs), 1)
+    return 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def test_f1_of_two_classes_is_that_of_class_1() -> None:
+    predictions, references = drawn(2)
+    expected = literal_f1(predictions.tolist(), references.tolist(), 1)
+    assert metrics.f1(predictions, references) == pytest.approx(expected)
+    assert metrics.f1(1 - predictions, 1 - references) != pytest.approx(expected)
+
+
+def test_f1_of_more_classes_is_the_plain_mean_over_them() -> None:
+    predictions, references = drawn(4)
+    expected = [literal_f1(predictions.tolist(), references.tolist(), label) for label in range(4)]
+    assert metrics.f1(predictions, references) == pytest.approx(sum(expected) / 4)
+
+
+def test_matthews_correlation_of_two_classes() -> None:
+    predictions, references = drawn(2)
+    pairs = list(zip(predictions.tolist(), references.tolist(), strict=True))
+    tp, tn, fp, fn = (pairs.count(pair) for pair in ((1, 1), (0, 0), (1, 0), (0, 1)))
+    expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert metrics.matthews_correlation(predictions, references) == pytest.approx(expected)
+
+
+def test_matthews_correlation_of_more_classes_is_that_of_the_one_hot_rows() -> None:
+    """Gorodkin 2004: `R_K = cov(X, Y) / √(cov(X, X) cov(Y, Y))`, covariances summed over the classes' columns."""
+    predictions, references = drawn(4)
+    x, y = np.eye(4)[predictions], np.eye(4)[references]
+
+    def cov(a: Any, b: Any) -> float:
+        return sum(float(np.mean((a[:, k] - a[:, k].mean()) * (b[:, k] - b[:, k].mean()))) for k in range(4))
+
+    expected = cov(x, y) / math.sqrt(cov(x, x) * cov(y, y))
+    assert metrics.matthews_correlation(predictions, references) == pytest.approx(expected)
+
+
+def literal_pearson(x: list[float], y: list[float]) -> float:
+    a, b = (sum(values) / len(values) for values in (x, y))
+    products = sum((p - a) * (q - b) for p, q in zip(x, y, strict=True))
+    return products / math.sqrt(sum((p - a) ** 2 for p in x) * sum((q - b) ** 2 for q in y))
+
+
+def literal_ranks(values: list[float]) -> list[float]:
+    """A tie's rank is the mean of the places that it takes."""
+    return [sum(w < v for w in values) + (values.count(v) + 1) / 2 for v in values]
+
+
+def test_pearson() -> None:
+    predictions, references = scored()
+    expected = literal_pearson(predictions.tolist(), references.tolist())
+    assert metrics.pearson(predictions, references) == pytest.approx(expected)
+    assert metrics.pearson(-3 * references + 1, references) == pytest.approx(-1)
+
+
+def test_spearman_with_ties() -> None:
+    predictions, references = scored()
+    assert len(set(predictions.tolist())) < len(predictions)
+    expected = literal_pearson(literal_ranks(predictions.tolist()), literal_ranks(references.tolist()))
+    assert metrics.spearman(predictions, references) == pytest.approx(expected)
+    assert metrics.spearman(np.exp(references), references) == pytest.approx(1)
+
+
+def test_mean_squared_error() -> None:
+    predictions, references = scored()
+    expected = sum((p - r) ** 2 for p, r in zip(predictions.tolist(), references.tolist(), strict=True)) / 60
+    assert metrics.mse(predictions, references) == pytest.approx(expected)
+    assert metrics.mse(np.array([0, 3]), np.array([1, 1])) == 2.5
+
+
+# Degenerate inputs
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 49])
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_constant_answer_correlates_with_nothing(name: str, rows: int) -> None:
+    varied = np.arange(rows, dtype=float)
+    for value in (0.0, 0.1, 1 / 3, 1e6 + 0.1):
+        for kind in (np.float64, np.float32):
+            assert REGRESSION[name](np.full(rows, value, dtype=kind), varied) == 0.0
+            assert REGRESSION[name](varied, np.full(rows, value, dtype=kind)) == 0.0
+
+
+def test_one_predicted_class_scores_nothing_where_that_is_undefined() -> None:
+    zeros, mixed = np.zeros(6, dtype=int), np.array([0, 1, 0, 1, 1, 0])
+    assert metrics.matthews_correlation(zeros, mixed) == metrics.matthews_correlation(mixed, zeros) == 0
+    assert metrics.matthews_correlation(zeros, zeros) == 0
+    assert metrics.f1(zeros, mixed) == metrics.f1(zeros, zeros) == 0
+    assert metrics.accuracy(zeros, mixed) == 0.5
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_right_and_wrong_answers_reach_the_ends(classes: int) -> None:
+    references = np.arange(12) % classes
+    assert [CLASSIFICATION[name](references, references) for name in CLASSES] == [pytest.approx(1.0)] * 3
+    assert metrics.accuracy((references + 1) % classes, references) == 0
+    assert metrics.f1((references + 1) % classes, references) == 0
+    assert metrics.matthews_correlation((references + 1) % classes, references) < 0
+    assert metrics.matthews_correlation(1 - np.arange(12) % 2, np.arange(12) % 2) == pytest.approx(-1)
+
+
+# evaluate
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *SCORES])
+def test_a_metric_is_one_of_evaluate_s_and_needs_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    predictions, references = drawn(3) if name in CLASSIFICATION else scored()
+    found = metric(name)
+    assert isinstance(found, evaluate.Metric)
+    value = found.compute(predictions=predictions, references=references)
+    assert value == {name: pytest.approx({**CLASSIFICATION, **REGRESSION}[name](predictions, references))}
+    assert found.compute(predictions=predictions.tolist(), references=references.tolist()) == value
+
+
+def test_a_metric_can_be_filled_batch_by_batch() -> None:
+    predictions, references = drawn(3)
+    accuracy = metric("accuracy")
+    for start in range(0, 60, 20):
+        accuracy.add_batch(predictions=predictions[start : start + 20], references=references[start : start + 20])
+    assert accuracy.compute()["accuracy"] == pytest.approx(metrics.accuracy(predictions, references))
+
+
+# Bootstrap
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *SCORES])
+def test_the_interval_contains_the_value_and_shrinks_with_more_rows(name: str) -> None:
+    widths = []
+    for rows in (50, 800):
+        predictions, references = drawn(3, rows) if name in CLASSIFICATION else scored(rows)
+        low, high = bootstrap_interval(name, predictions, references, samples=200)
+        assert low < {**CLASSIFICATION, **REGRESSION}[name](predictions, references) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_the_same_seed_draws_the_same_rows() -> None:
+    predictions, references = drawn(2)
+    first, again, other = (bootstrap_interval("f1", predictions, references, 100, seed) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_the_interval_of_a_share_is_about_the_normal_one() -> None:
+    predictions, references = drawn(2, 400)
+    share = metrics.accuracy(predictions, references)
+    half = 1.96 * math.sqrt(share * (1 - share) / 400)
+    assert bootstrap_interval("accuracy", predictions, references, 2000) == pytest.approx(
+        (share - half, share + half), abs=half / 5
+    )
+
+
+def test_a_perfect_model_has_no_spread() -> None:
+    _, references = drawn(2)
+    assert bootstrap_interval("accuracy", references, references, 50) == (1.0, 1.0)
+
+
+def test_a_class_that_a_draw_misses_does_not_change_which_f1_is_meant() -> None:
+    """With one row of a third class many draws hold classes 0 and 1 alone: the average must stay the macro one."""
+    references = np.array([0] * 30 + [1] * 9 + [2])
+    predictions = references.copy()
+    predictions[30:38] = 0
+    assert literal_f1(predictions.tolist(), references.tolist(), 1) < 0.25
+    low, _ = bootstrap_interval("f1", predictions, references, 500)
+    assert low > 0.25
