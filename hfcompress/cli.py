@@ -109,7 +109,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
 ) -> None:
     """Run a recipe; the same command resumes at the first unfinished stage."""
-    from hfcompress.launch import hand_over_to_torchrun
+    from hfcompress.base.launch import hand_over_to_torchrun
 
     hand_over_to_torchrun()
     loaded = _load(recipe, overrides)
@@ -254,6 +254,8 @@ def main() -> None:
 
 
 def _complain(messages: list[str]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process of a distributed run says it
     for message in messages:
         err().print(f"error: {message}", markup=False, style="red")
 

@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfcompress import card, report
 from hfcompress.base.console import say
@@ -22,6 +22,9 @@ from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe import Loaded, check, load, resolved, stage_options
 from hfcompress.stages.base import Bench, Stage, digest, on_main_process, process_state, teacher_artifact
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
@@ -42,7 +45,13 @@ class Run:
     report: dict[str, Any]
 
 
-def run(loaded: Loaded, directory: Path, only: str | None = None, fresh: bool = False) -> Run | None:
+def run(
+    loaded: Loaded,
+    directory: Path,
+    only: str | None = None,
+    fresh: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Run | None:
     """Runs what is not done yet, measures all of it and writes report and card.
 
     Args:
@@ -50,6 +59,7 @@ def run(loaded: Loaded, directory: Path, only: str | None = None, fresh: bool = 
         directory: The run directory; made where it does not exist.
         only: Run the stages of this kind alone; those before them must be done. A leading finetune always runs.
         fresh: Start over instead of resuming.
+        callbacks: `transformers` callbacks that every training run takes on.
 
     Returns:
         The run, on the first process of a distributed run; None on the others.
@@ -61,7 +71,7 @@ def run(loaded: Loaded, directory: Path, only: str | None = None, fresh: bool = 
     shapes = check(loaded, download=True)
     _require_stages(loaded, only, fresh)
     on_main_process(lambda: _open(loaded, directory, fresh, max(s.bytes for s in shapes)))
-    artifacts = _run_stages(loaded, directory, only)
+    artifacts = _run_stages(loaded, directory, only, callbacks)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -158,13 +168,15 @@ def write(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def _run_stages(loaded: Loaded, directory: Path, only: str | None) -> list[Artifact]:
+def _run_stages(
+    loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]
+) -> list[Artifact]:
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
     artifacts, made, fingerprint = [source], dict[str, Artifact](), recipe.task.fingerprint()
     last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
     for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
-        bench = Bench(recipe.task, recipe.seed, source, made, directory / f"{name}.partial")
+        bench = Bench(recipe.task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
         key = _resume_key(stage, artifacts[-1], bench, fingerprint)
         done = _finished(directory / name, key, stage)
         if done is None:

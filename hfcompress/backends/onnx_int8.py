@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
+from hfcompress.base.shape import PRUNED, Shape
 from hfcompress.model.probe import Probe, logits_of
 
 if TYPE_CHECKING:
@@ -135,8 +135,12 @@ def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:
 
 
 def _write_config(config: Any, path: Path) -> None:
-    """The model's config.json without a pointer to code, and with the label names that transformers leaves out."""
+    """The model's config.json, with the label names that transformers leaves out, and of the stock architecture.
+
+    The graph needs no modeling code, whatever its shape, so nothing that reads the config should look for any.
+    """
     config.save_pretrained(path)
-    config = {**json.loads((path / "config.json").read_text(encoding="utf-8")), "id2label": config.id2label}
-    config.pop("auto_map", None)
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    content.pop("auto_map", None)
+    content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
+    (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

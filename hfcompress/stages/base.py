@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.launch import JOINED, left_alone
 from hfcompress.base.shape import Shape
 from hfcompress.data.source import model_directory
 from hfcompress.data.task import Split
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import PartialState
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Bench:
         source: The model as it enters the first compressing stage; the default teacher.
         made: The artifacts so far, by stage name.
         directory: Where the stage writes; renamed to its final name once the stage is done.
+        callbacks: `transformers` callbacks that every training run takes on.
         notes: What the stage wants kept in its stage.json.
         logits: The finished model's logits on its probe, in this process; the saved one must give the same.
     """
@@ -45,6 +47,7 @@ class Bench:
     source: Artifact
     made: Mapping[str, Artifact]
     directory: Path
+    callbacks: Sequence[TrainerCallback] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     logits: NDArray[Any] | None = None
 
@@ -165,16 +168,12 @@ def process_state() -> PartialState:
     from torch import cuda
 
     wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
-    if wanted and "MASTER_ADDR" in os.environ and not _JOINED & os.environ.keys():
+    if left_alone(os.environ):
         raise HfcompressError(
             "several processes were asked for and `accelerate launch --cpu` started one: without MPI it starts no more",
             "start them with `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/distill.py RECIPE`",
         )
-    return PartialState(cpu=wanted or (bool(_JOINED & os.environ.keys()) and not cuda.is_available()))
-
-
-_JOINED = frozenset({"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
-"""What torchrun and the MPI launchers tell a process of the others."""
+    return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
 
 
 def on_main_process(action: Callable[[], None]) -> None:

@@ -181,6 +181,7 @@ def teach(student: Any, losses: list[Loss], train: Train, teacher: Artifact, ben
         seed=bench.seed,
         teacher=model,
         layer_map=layer_map,
+        callbacks=bench.callbacks,
     )
 
 

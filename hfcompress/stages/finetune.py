@@ -42,6 +42,7 @@ class Finetune(Stage):
             tokenizer=tokenizer,
             checkpoints=bench.checkpoints,
             seed=bench.seed,
+            callbacks=bench.callbacks,
         )
         bench.finish(model, tokenizer)
 

@@ -189,6 +189,7 @@ def train(
     seed: int,
     teacher: PreTrainedModel | None = None,
     layer_map: Sequence[int] = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Trains the student in place, going on from the last whole checkpoint if there is one.
 
@@ -208,7 +209,7 @@ def train(
         eval_dataset=rows["dev"],
         data_collator=_Batch(tokenizer, 8 if arguments.device.type == "cuda" else None),
         compute_metrics=lambda seen: _judge(task, seen.predictions, seen.label_ids),
-        callbacks=list(CALLBACKS),
+        callbacks=list(callbacks),
         teacher=teacher if needs_teacher else None,
         length_grouping=options.length_grouping,
     )
@@ -220,10 +221,6 @@ def train(
     score = trainer.evaluate()[f"eval_{task.metric}"]
     student.eval()
     return float(score)
-
-
-CALLBACKS: list[TrainerCallback] = []
-"""`transformers` callbacks that every training run takes on; append to it before `hfcompress.runner.run`."""
 
 
 def _judge(task: Any, logits: Any, labels: Any) -> dict[str, float]:

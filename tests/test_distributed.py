@@ -1,0 +1,207 @@
+"""Two processes make what one makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.model.artifact import open_artifact
+from hfcompress.recipe import load
+from hfcompress.stages.base import Bench, process_state
+from tests import world
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
+from hfcompress.model.artifact import open_artifact
+from hfcompress.recipe import load
+from hfcompress.stages.base import Bench, process_state
+
+recipe_file, target = Path(sys.argv[1]), Path(sys.argv[2])
+recipe = load(recipe_file).recipe
+source = parent = open_artifact(Path(recipe.model))
+say("said once")
+for name, stage in zip(recipe.stage_names(), recipe.stages):
+    bench = Bench(recipe.task, recipe.seed, source, {}, target / name)
+    stage.run(parent, bench)
+    parent = open_artifact(bench.model_directory, name)
+if os.environ["RANK"] == "1":
+    (target / "second.txt").write_text(repr(bench.logits))
+"""
+
+
+CPU = {"ACCELERATE_USE_CPU": "1"}
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]  # fmt: skip
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _launch(launcher: list[str], folder: Path, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, _free_port(), str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=os.environ | CPU)
+
+
+def _two_processes(script: Path, *arguments: object) -> list[str]:
+    """Starts what a launcher would start, without its own seconds of imports; what each wrote to both streams."""
+    shared = os.environ | CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    running = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], outputs
+    return outputs
+
+
+def _stages(batch_size: int) -> list[dict[str, Any]]:
+    # Losses that are means over rows, so that two half batches weigh what one whole batch does.
+    train = {"epochs": 2, "learning_rate": 1e-3, "batch_size": batch_size, "logging_steps": 1}
+    return [
+        {"kind": "distill", "student": {"hidden": 16, "ffn": 32}, "losses": ["soft_labels", "hard_labels"],
+         "train": train},
+        {"kind": "prune", "heads": 0.25, "ffn": 0.25, "criterion": {"use": "taylor", "rows": 32}, "multiple_of": 1,
+         "recover": {"epochs": 1, "batch_size": batch_size}},
+    ]  # fmt: skip
+
+
+@dataclass
+class Both:
+    """Folders of the stages that one and that two processes made, and what each of the two printed."""
+
+    one: Path
+    two: Path
+    printed: list[str]
+
+    def compare(self, file: str) -> None:
+        one, two = (load_file(path / file) for path in (self.one, self.two))
+        assert one.keys() == two.keys()
+        for name, tensor in one.items():
+            # A key's bias adds the same to every score of a query: its gradient is rounding, which Adam blows up.
+            if not name.endswith("attention.self.key.bias"):
+                torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
+    folder = tmp_path_factory.mktemp("distributed")
+    calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # processes draw other dropout masks
+    teacher = world.fine_tuned(folder / "teacher", data, **calm)
+    recipe = load(world.recipe(folder / "one.yaml", teacher, data, stages=_stages(16))).recipe
+    source = parent = open_artifact(teacher)
+    for name, stage in zip(recipe.stage_names(), recipe.stages, strict=True):
+        bench = Bench(recipe.task, recipe.seed, source, {}, folder / "one" / name)
+        stage.run(parent, bench)
+        parent = open_artifact(bench.model_directory, name)
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "two").mkdir()
+    recipe_file = world.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
+    printed = _two_processes(folder / "script.py", recipe_file, folder / "two")
+    return Both(folder / "one", folder / "two", printed)
+
+
+def test_two_processes_with_half_the_batch_train_the_same_student(both: Both) -> None:
+    both.compare("01-distill/model/model.safetensors")
+
+
+def test_two_processes_cut_the_same_units_and_recover_alike(both: Both) -> None:
+    both.compare("02-prune/cut/model.safetensors")
+    both.compare("02-prune/model/model.safetensors")
+
+
+def test_only_the_first_process_prints_and_saves(both: Both) -> None:
+    first, second = both.printed
+    assert first.count("said once") == 1
+    assert first.count("teacher: source") == 1
+    assert first.count("train_runtime") == 2  # one a stage
+    for word in ("said once", "teacher:", "train_runtime", "Writing model"):
+        assert word not in second
+    assert (both.two / "second.txt").read_text() == "None"  # the second never loaded what the first saved
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("distill", ["run", "--only", "distill"]),
+        ("prune", ["run", "--only", "prune"]),
+        ("quantize", ["run", "--only", "quantize"]),
+        ("evaluate", ["evaluate"]),
+        ("run", ["run"]),
+    ],
+)
+def test_a_script_is_a_command_and_does_not_hide_the_library_evaluate(
+    script: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr("hfcompress.cli.main", lambda: called.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])  # as `python scripts/…` starts
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "my.yaml"])
+    runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    assert called == [[*words, "my.yaml"]]
+    assert str(SCRIPTS) not in sys.path
+
+
+def test_a_launcher_that_starts_one_process_of_two_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What `accelerate launch --cpu --num_processes 2` sets where there is no MPI.
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(HfcompressError, match=r"several processes were asked for.*\n.*torchrun --nproc_per_node 2"):
+        process_state()
+
+
+@pytest.mark.slow
+def test_a_script_under_accelerate_runs_its_stages_and_resumes(tmp_path: Path, teacher: Path, data: Path) -> None:
+    recipe = world.recipe(tmp_path / "recipe.yaml", teacher, data)
+    done = _launch(ACCELERATE, tmp_path, SCRIPTS / "distill.py", recipe)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert json.loads((run / "recipe.lock.json").read_text())["processes"] == 2
+    assert [row["stage"] for row in json.loads((run / "report.json").read_text())["rows"]] == ["source", "01-distill"]
+    assert done.stdout.count("card ") == 1
+
+    done = _launch(TORCHRUN, tmp_path, SCRIPTS / "prune.py", recipe)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("01-distill: done before") == 1
+    assert [p.name for p in sorted(run.glob("0*"))] == ["01-distill", "02-prune"]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_and_ends_both_processes(tmp_path: Path, data: Path) -> None:
+    untrained = world.save(world.model(), tmp_path / "untrained")
+    recipe = world.recipe(tmp_path / "recipe.yaml", untrained, data)
+    done = _launch(TORCHRUN, tmp_path, SCRIPTS / "distill.py", recipe)
+    assert done.returncode != 0
+    assert "it was never fine-tuned for this task" in done.stderr
+    assert "hfcompress/cli.py" not in done.stderr  # no traceback of ours
+    assert not (tmp_path / "runs" / "tiny" / "01-distill").exists()

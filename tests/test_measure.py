@@ -1,0 +1,284 @@
+"""Figures against the raw numbers behind them, and the processes that they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hfcompress import cli
+from hfcompress.base.errors import HfcompressError
+from hfcompress.measure import measure as m
+from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.measure.verify import ReloadError, verify
+from hfcompress.model.artifact import Artifact, open_artifact
+from hfcompress.recipe import load
+from tests import world
+
+AUTO = "AutoModelForSequenceClassification"
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An ONNX classifier that answers (number of real tokens, first token id): quick to load, easy to predict."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    path = tmp_path_factory.mktemp("graph")
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])
+    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in (("zero", 0), ("one", 1))]
+    nodes = [
+        helper.make_node("ReduceSum", ["attention_mask", "one"], ["count"], keepdims=1),
+        helper.make_node("Slice", ["input_ids", "zero", "one", "one"], ["first"]),
+        helper.make_node("Concat", ["count", "first"], ["both"], axis=1),
+        helper.make_node("Cast", ["both"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    made = helper.make_model(
+        helper.make_graph(nodes, "tiny", inputs, [output], constants),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(made, path / "model.onnx")
+    config = {"model_type": "bert", "vocab_size": len(world.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
+              "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    world.tokenizer().save_pretrained(path)
+    return open_artifact(path, "graph")
+
+
+BATCHES = [
+    {"input_ids": np.array([[7, 3, 0], [5, 1, 2]]), "attention_mask": np.array([[1, 1, 0], [1, 1, 1]])},
+    {"input_ids": np.array([[9, 4]]), "attention_mask": np.array([[1, 1]])},
+]
+
+
+def test_a_process_answers_times_and_weighs(graph: Artifact) -> None:
+    with ModelProcess(graph, AUTO, threads=1) as process:
+        assert process.logits(BATCHES).tolist() == [[2, 7], [3, 5], [2, 9]]
+        process.prepare(BATCHES)
+        seconds = process.time()
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+        assert process.peak_bytes() > 10e6  # an interpreter alone takes more
+
+
+def test_a_graph_is_never_put_on_a_gpu(graph: Artifact) -> None:
+    with ModelProcess(graph, AUTO, device="cuda", threads=1) as process:
+        assert process.device == "cpu"
+
+
+def test_what_the_process_could_not_do_is_told(graph: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    (tmp_path / "config.json").write_text("{}")
+    broken = Artifact(tmp_path, "source", "model", None, "onnx", "float32")
+    with pytest.raises(WorkerError, match=r"in a fresh process: InvalidProtobuf: .*model\.onnx failed"):
+        ModelProcess(broken, AUTO, threads=1)
+    with ModelProcess(graph, AUTO, threads=1) as process:
+        with pytest.raises(WorkerError, match="in a fresh process: InvalidArgument"):
+            process.logits([{"input_ids": np.zeros((1, 2, 2), "int64"), "attention_mask": np.ones((1, 2), "int64")}])
+        assert process.logits(BATCHES[1:]).tolist() == [[2, 9]]  # and it goes on
+
+
+def test_a_process_that_died_is_told(graph: Artifact) -> None:
+    with ModelProcess(graph, AUTO, threads=1) as process:
+        process._process.kill()
+        process._process.wait()
+        with pytest.raises(WorkerError, match=r"the process for .* died"):
+            process.time()
+
+
+def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
+    from hfcompress.model.probe import probe_inputs
+
+    probe = probe_inputs(graph.path)
+    expected = np.stack([probe["attention_mask"].sum(1), probe["input_ids"][:, 0]], 1).astype("float32")
+    assert verify(graph, expected, AUTO) == 0
+    with pytest.raises(ReloadError, match="differs from the model in memory by"):
+        verify(graph, expected * 1.01, AUTO)
+
+
+# Arithmetic
+
+
+def test_a_latency_row_is_the_quantiles_of_what_was_timed() -> None:
+    artifact = SimpleNamespace(runtime="onnx", dtype="int8")
+    process: Any = SimpleNamespace(device="cpu", threads=3, artifact=artifact)
+    seconds = [0.010, 0.020, 0.030, 0.040, 0.100]
+    assert m._latency(process, 8, 17, seconds) == {
+        "device": "cpu",
+        "runtime": "onnxruntime",
+        "dtype": "int8",
+        "threads": 3,
+        "batch_size": 8,
+        "sequence_length": 17,
+        "p50_ms": 30.0,
+        "p95_ms": 88.0,  # 0.8 of the way from the fourth to the fifth
+        "samples_per_s": 200.0,  # 40 rows in 0.2 s
+    }
+
+
+def _timed(device: str, p50s: list[float], disk: int) -> dict[str, Any]:
+    return {"latency": [{"device": device, "p50_ms": p50} for p50 in p50s], "disk_bytes": disk}
+
+
+def test_speedup_and_compression_are_ratios_to_the_source() -> None:
+    row = m._against(_timed("cpu", [2.0, 10.0], 250), _timed("cpu", [9.0, 25.0], 1000))
+    assert (row["speedup"], row["compression"]) == (4.5, 4.0)
+    assert [entry["speedup"] for entry in row["latency"]] == [4.5, 2.5]
+
+
+def test_there_is_no_speedup_between_devices() -> None:
+    row = m._against(_timed("cpu", [2.0], 250), _timed("cuda", [9.0], 1000))
+    assert row["speedup"] is None
+    assert row["latency"][0]["speedup"] is None
+    assert row["compression"] == 4.0
+
+
+@pytest.fixture
+def task(recipe: Path) -> Any:
+    return load(recipe).recipe.task
+
+
+def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher: Path) -> None:
+    artifact = open_artifact(teacher)
+    data = m._encoded(artifact, task, task.read("test"))
+    order = np.argsort(np.asarray(data["length"]), kind="stable")
+    wrong = {3, 10, 11}  # rows, in the order that they are asked in
+
+    def logits(batches: Any) -> Any:
+        assert sum(len(batch["input_ids"]) for batch in batches) == 48
+        right = np.asarray(data["labels"])[order]
+        answers = np.array([1 - label if i in wrong else label for i, label in enumerate(right)])
+        return np.eye(2)[answers]
+
+    process: Any = SimpleNamespace(artifact=artifact, logits=logits)
+    quality, (low, high) = m._quality(process, data, task, 400, 0)
+    assert quality == {"accuracy": 45 / 48, "n": 48}
+    # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
+    half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
+    assert low == pytest.approx(45 / 48 - half, abs=0.03)
+    assert high == pytest.approx(45 / 48 + half, abs=0.03)
+
+
+def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
+    artifact = open_artifact(teacher)
+    data = m._encoded(artifact, task, task.read("test"))
+    process: Any = SimpleNamespace(artifact=artifact, logits=lambda _: np.full((48, 2), np.nan))
+    with pytest.raises(HfcompressError, match="values that are not finite"):
+        m._quality(process, data, task, 100, 0)
+
+
+def test_batches_are_padded_with_the_models_own_pad_id() -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"input_ids": [[5], [6, 7, 8]], "attention_mask": [[1], [1, 1, 1]]})
+    (batch,) = m._batches(rows, [[0, 1]], pad=3)
+    assert batch["input_ids"].tolist() == [[5, 3, 3], [6, 7, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_every_model_is_timed_on_the_same_rows(task: Any, teacher: Path) -> None:
+    artifact = open_artifact(teacher)
+    data = m._encoded(artifact, task, task.read("test"))
+    seen: list[list[Any]] = [[], []]
+    turns: list[int] = []
+
+    def fake(index: int) -> Any:
+        def time() -> list[float]:
+            turns.append(index)
+            return [0.01]
+
+        return SimpleNamespace(artifact=artifact, device="cpu", threads=1, prepare=seen[index].append, time=time)
+
+    options = m.Latency(batch_sizes=[1, 8], rounds=3, rows=8)
+    found = m._timed([fake(0), fake(1)], [data, data], options, 0, lambda _: None)
+    assert [[batch["input_ids"].tolist() for batch in batches] for batches in seen[0]] == [
+        [batch["input_ids"].tolist() for batch in batches] for batches in seen[1]
+    ]
+    assert [[len(batch["input_ids"]) for batch in batches] for batches in seen[0]] == [[1] * 8, [8]]
+    assert turns == [0, 1] * 3 * 2  # the rounds are interleaved
+    assert [[entry["batch_size"] for entry in row] for row in found] == [[1, 8], [1, 8]]
+
+
+# Any models side by side
+
+
+@pytest.fixture(scope="module")
+def electra(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """An architecture that hfcompress cannot take apart, with word ids of its own."""
+    import torch
+    import transformers as t
+
+    path = tmp_path_factory.mktemp("electra")
+    specials, words = world.WORDS[:5], world.WORDS[5:]
+    tokenizer = world.tokenizer(words=[*specials, *reversed(words)])
+    torch.manual_seed(0)
+    config = t.ElectraConfig(
+        vocab_size=len(world.WORDS), embedding_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=40,
+    )  # fmt: skip
+    model = t.ElectraForSequenceClassification(config)
+    lines = [line.split("\t") for line in (data / "train.tsv").read_text().splitlines()[1:]]
+    batch = tokenizer([text for text, _ in lines], padding=True, return_tensors="pt")
+    labels = torch.tensor([int(label) for _, label in lines])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(
+    tmp_path_factory: pytest.TempPathFactory, teacher: Path, electra: Path, data: Path
+) -> tuple[str, dict[str, Any]]:
+    """What `hfcompress evaluate` printed and wrote of a teacher and a stock model with another tokenizer."""
+    folder = tmp_path_factory.mktemp("compare")
+    recipe = world.recipe(folder / "r.yaml", teacher, data)
+    arguments = ["evaluate", str(teacher), str(electra), "--task", str(recipe), "-o", str(folder / "out")]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output, json.loads((folder / "out" / "report.json").read_text())
+
+
+def test_each_model_reads_the_rows_with_its_own_tokenizer(compared: tuple[str, dict[str, Any]]) -> None:
+    _, report = compared
+    assert [row["quality"] for row in report["rows"]] == [{"accuracy": 1.0, "n": 48}] * 2
+    assert report["task"]["split"] == "test"
+
+
+def test_a_stock_architecture_is_measured_though_it_cannot_be_cut(
+    compared: tuple[str, dict[str, Any]], electra: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    _, report = compared
+    row = report["rows"][1]
+    assert row["parameters"] == sum(t.numel() for t in load_file(electra / "model.safetensors").values())
+    assert (row["encoder_parameters"], row["macs"], row["energy_wh_per_1k"]) == (None, None, None)
+    assert row["disk_bytes"] == (electra / "model.safetensors").stat().st_size
+    assert row["peak_memory_bytes"] > 50e6
+
+
+def test_the_figures_of_a_comparison_hang_together(compared: tuple[str, dict[str, Any]]) -> None:
+    output, report = compared
+    source, other = report["rows"]
+    assert (source["speedup"], source["compression"]) == (1.0, 1.0)
+    assert other["speedup"] == round(source["latency"][0]["p50_ms"] / other["latency"][0]["p50_ms"], 4)
+    assert other["compression"] == round(source["disk_bytes"] / other["disk_bytes"], 4)
+    for row in report["rows"]:
+        for entry in row["latency"]:
+            mean_seconds = entry["batch_size"] / entry["samples_per_s"]
+            assert 0 < mean_seconds < 5
+            assert 0 < entry["p50_ms"] <= entry["p95_ms"]
+    assert f"{other['compression']:.2f}x" in output
+    assert "report " in output

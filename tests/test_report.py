@@ -1,0 +1,170 @@
+"""The report as JSON, CSV, Markdown, table and plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hfcompress import cli, report
+from hfcompress.base.errors import HfcompressError
+from tests import world
+
+
+def _content(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "name": "tiny",
+        "environment": {"cpu": "A processor", "cpu_flags": ["avx2"], "cores": 2, "accelerator": None, "versions": {}},
+        "task": {"split": "test", "max_length": 16},
+        "rows": list(rows),
+    }
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return _content(
+        world.report_row("source", "source", 0.8, 10.0, 4_000_000),
+        world.report_row("01-distill", "distill", 0.76, 2.5, 1_000_000, speedup=4.0, compression=4.0),
+        world.report_row("02-quantize", "quantize", 0.75, 1.0, 250_000, speedup=None, encoder_parameters=None),
+    )
+
+
+def test_a_report_is_read_as_it_was_written(content: dict[str, Any], tmp_path: Path) -> None:
+    report.write(content, tmp_path)
+    assert report.read(tmp_path) == content
+    assert {p.name for p in tmp_path.iterdir()} == {"report.json", "report.csv", "report.md", "plots"}
+
+
+def test_the_csv_has_one_line_a_model_and_every_figure(content: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(content))))
+    assert [row["stage"] for row in rows] == ["source", "01-distill", "02-quantize"]
+    distilled = rows[1]
+    assert float(distilled["accuracy"]) == 0.76
+    assert [float(distilled[f"accuracy_{end}"]) for end in ("low", "high")] == content["rows"][1]["quality_interval"]
+    assert [float(distilled[f"batch_{size}_p50_ms"]) for size in (1, 8)] == [2.5, 20.0]
+    assert float(distilled["batch_8_speedup"]) == 4.0
+    assert int(distilled["parameters"]) == 1_234_567
+    assert rows[2]["encoder_parameters"] == rows[2]["speedup"] == ""
+
+
+def test_the_markdown_table_has_as_many_cells_in_each_line(content: dict[str, Any]) -> None:
+    lines = [line for line in report.as_markdown(content).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert {line.count("|") for line in lines} == {len(report.headings(content)) + 1}
+
+
+def test_the_tables_cells_are_the_reports_figures(content: dict[str, Any]) -> None:
+    cells = [dict(zip(report.headings(content), row, strict=True)) for row in report.cells(content)]
+    assert cells[1] == {
+        "model": "01-distill",
+        "accuracy": "0.7600",
+        "95% interval": "0.710-0.810",
+        "of source": "95.0%",
+        "parameters": "1.23M",
+        "encoder": "7,654",
+        "MB": "1",
+        "smaller": "4.00x",
+        "ms, batch 1": "2.50",
+        "ms, batch 8": "20.00",
+        "faster": "4.00x",
+        "peak MB": "300",
+    }
+    assert (cells[2]["encoder"], cells[2]["faster"]) == ("-", "-")
+
+
+def test_energy_is_a_column_only_where_it_was_measured(content: dict[str, Any]) -> None:
+    assert "Wh / 1k" not in report.headings(content)
+    content["rows"][1]["energy_wh_per_1k"] = 0.01234567
+    assert report.headings(content)[-1] == "Wh / 1k"
+    assert [row[-1] for row in report.cells(content)] == ["-", "0.01235", "-"]
+
+
+def test_a_source_that_scores_nothing_is_no_hundred_percent() -> None:
+    content = _content(world.report_row("source", quality=0.0), world.report_row("01-distill", quality=0.5))
+    column = report.headings(content).index("of source")
+    assert [row[column] for row in report.cells(content)] == ["-", "-"]
+
+
+def test_the_conditions_say_how_it_was_measured(content: dict[str, Any]) -> None:
+    text = report.conditions(content)
+    for part in (
+        "48 rows of the test split",
+        "A processor (2 cores), avx2, 1 thread,",
+        "12 tokens at batch 8",
+        "16 tokens",
+    ):
+        assert part in text
+
+
+def test_the_terminals_table_shows_every_cell(content: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=250).print(report.as_table(content))
+    assert all(cell in stream.getvalue() for row in report.cells(content) for cell in row)
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def test_the_plot_has_a_panel_for_size_and_one_for_each_batch(content: dict[str, Any], tmp_path: Path) -> None:
+    from hfcompress.plot import tradeoff
+
+    tradeoff(content, tmp_path / "three.png")
+    for row in content["rows"]:
+        del row["latency"][1]
+    tradeoff(content, tmp_path / "two.png")
+    (wide, height), (narrow, _) = _png_size(tmp_path / "three.png"), _png_size(tmp_path / "two.png")
+    assert wide * 2 == pytest.approx(narrow * 3, rel=0.01)
+    assert 400 < height < 2000
+    assert (tmp_path / "three.png").stat().st_size > 10_000
+    assert {p.name for p in tmp_path.iterdir()} == {"three.png", "two.png"}
+
+
+def test_every_stage_and_its_interval_are_drawn(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    from hfcompress.plot import tradeoff
+
+    named, bars = [], []
+    annotate, errorbar = Axes.annotate, Axes.errorbar
+    monkeypatch.setattr(
+        Axes, "annotate", lambda axis, text, *a, **k: named.append(text) or annotate(axis, text, *a, **k)
+    )
+    monkeypatch.setattr(
+        Axes, "errorbar", lambda axis, x, y, **k: bars.append((x, y, k["yerr"])) or errorbar(axis, x, y, **k)
+    )
+    tradeoff(content, tmp_path / "plot.png")
+    assert named == ["source", "01-distill", "02-quantize"] * 3
+    x, y, ((below,), (above,)) = bars[1]
+    assert (x, y) == (1.0, 0.76)
+    assert (below, above) == pytest.approx((0.05, 0.05))
+
+
+def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tmp_path: Path) -> None:
+    report.write(content, tmp_path)
+    plot = tmp_path / "plots" / "tradeoff.png"
+    plot.unlink()
+    (tmp_path / "report.md").unlink()
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert _png_size(plot)[0] > 1000
+    assert (tmp_path / "report.md").read_text() == report.as_markdown(content)
+    assert re.search(r"01-distill\s+0\.7600", result.output)
+    assert str(plot) in result.output
+
+
+def test_a_directory_without_a_report_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(HfcompressError, match=r"holds no report\.json\n.*hfcompress run"):
+        report.read(tmp_path)

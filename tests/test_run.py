@@ -1,0 +1,536 @@
+"""A recipe from end to end: what is written, what is done again, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfcompress import card, runner
+from hfcompress.base.errors import HfcompressError
+from hfcompress.model.artifact import open_artifact
+from hfcompress.plan import plan
+from hfcompress.recipe import Loaded, load
+from tests import world
+
+STAGES = ["01-distill", "02-prune", "03-quantize"]
+
+
+@dataclass
+class Finished:
+    loaded: Loaded
+    directory: Path
+    report: dict[str, Any]
+
+    @property
+    def card(self) -> str:
+        return (self.directory / "final" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Finished:
+    folder = tmp_path_factory.mktemp("run")
+    loaded = load(world.recipe(folder / "recipe.yaml", teacher, data))
+    done = runner.run(loaded, folder / "tiny")
+    assert done is not None
+    return Finished(loaded, done.directory, done.report)
+
+
+def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
+    files = ["recipe.yaml", "recipe.lock.json", "report.json", "report.csv", "report.md"]
+    assert {p.name for p in finished.directory.iterdir()} == {*files, *STAGES, "final", "plots"}
+    assert (finished.directory / "plots" / "tradeoff.png").is_file()
+    assert all((finished.directory / stage / "stage.json").is_file() for stage in STAGES)
+    assert {"README.md", "config.json", "model.onnx", "recipe.yaml", "tradeoff.png", "tokenizer.json"} <= {
+        p.name for p in (finished.directory / "final").iterdir()
+    }
+    assert not (finished.directory / "final" / "stage.json").exists()
+
+
+def test_the_recipe_is_kept_verbatim(finished: Finished) -> None:
+    original = finished.loaded.document.path.read_bytes()
+    assert (finished.directory / "recipe.yaml").read_bytes() == original
+    assert (finished.directory / "final" / "recipe.yaml").read_bytes() == original
+
+
+def test_the_lock_resolves_defaults_and_names_versions_seed_and_hardware(finished: Finished) -> None:
+    import torch
+
+    lock = json.loads((finished.directory / "recipe.lock.json").read_text())
+    assert lock["recipe"]["seed"] == 42
+    assert lock["recipe"]["stages"][0]["train"]["weight_decay"] == 0.01
+    assert lock["recipe"]["stages"][1]["recover"]["losses"][0]["use"] == "soft_labels"
+    assert lock["environment"]["versions"]["torch"] == torch.__version__
+    assert lock["environment"]["cpu"]
+    assert lock["environment"]["cores"] >= 1
+
+
+def test_a_stage_tells_what_it_did_and_that_it_reloads(finished: Finished) -> None:
+    records = [json.loads((finished.directory / stage / "stage.json").read_text()) for stage in STAGES]
+    assert len({record["key"] for record in records}) == 3
+    assert all(record["reload_difference"] <= 1e-5 for record in records)
+    assert records[0]["student"]["layer 1"] == "copied from layer 2"
+    assert records[0]["teacher"]["stage"] == "source"
+    assert records[1]["teacher"]["stage"] == "01-distill"
+    assert records[1]["kept"] == [{"heads": "3/4", "ffn": "48/64"}]
+
+
+def test_the_report_has_every_key_of_its_contract(finished: Finished) -> None:
+    report = json.loads((finished.directory / "report.json").read_text())
+    assert report == finished.report
+    assert report["schema"] == 1
+    assert report["name"] == "tiny"
+    assert report["environment"]["cpu"]
+    assert [row["stage"] for row in report["rows"]] == ["source", *STAGES]
+    assert [row["kind"] for row in report["rows"]] == ["source", "distill", "prune", "quantize"]
+    for row in report["rows"]:
+        assert set(row) == {
+            "stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes", "macs",
+            "latency", "peak_memory_bytes", "energy_wh_per_1k", "speedup", "compression",
+        }  # fmt: skip
+        assert row["quality"]["n"] == 48
+        low, high = row["quality_interval"]
+        assert 0 <= low <= row["quality"]["accuracy"] <= high <= 1
+        assert [entry["batch_size"] for entry in row["latency"]] == [1, 8]
+        for entry in row["latency"]:
+            assert {
+                "device", "runtime", "dtype", "threads", "batch_size", "sequence_length", "p50_ms", "p95_ms",
+                "samples_per_s",
+            } <= set(entry)  # fmt: skip
+            assert 0 < entry["p50_ms"] <= entry["p95_ms"]
+    assert (report["rows"][0]["speedup"], report["rows"][0]["compression"]) == (1, 1)
+    assert [row["latency"][0]["runtime"] for row in report["rows"]] == ["torch", "torch", "torch", "onnxruntime"]
+
+
+def test_every_row_is_judged_on_the_same_lengths_and_threads(finished: Finished) -> None:
+    conditions = [
+        [(entry["batch_size"], entry["sequence_length"], entry["threads"], entry["device"]) for entry in row["latency"]]
+        for row in finished.report["rows"]
+    ]
+    assert all(row == conditions[0] for row in conditions)
+
+
+def test_the_plan_is_what_the_run_built(finished: Finished) -> None:
+    from safetensors import safe_open
+
+    planned = plan(finished.loaded)
+    for row, expected in zip(finished.report["rows"], planned, strict=True):
+        assert (row["parameters"], row["encoder_parameters"], row["macs"]) == (
+            expected.shape.parameters,
+            expected.shape.encoder_parameters,
+            expected.shape.macs(finished.loaded.recipe.task.max_length),
+        )
+    for stage, expected in zip(STAGES[:2], planned[1:], strict=False):
+        with safe_open(finished.directory / stage / "model.safetensors", "pt") as tensors:
+            sizes = [tensors.get_tensor(name).numel() for name in tensors.keys()]  # noqa: SIM118  not a mapping
+        assert sum(sizes) == expected.shape.parameters
+
+
+def test_no_pickle_and_no_checkpoint_is_left(finished: Finished) -> None:
+    left = [p for p in finished.directory.rglob("*") if p.suffix in (".bin", ".pt", ".pth") or "checkpoint" in p.name]
+    assert left == []
+    assert [p for p in finished.directory.rglob("*") if "partial" in p.name] == []
+
+
+def _python(script: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-P", "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _test_rows(data: Path) -> tuple[list[str], list[int]]:
+    lines = [line.split("\t") for line in (data / "test.tsv").read_text().splitlines()[1:]]
+    return [text for text, _ in lines], [int(label) for _, label in lines]
+
+
+def test_final_answers_in_a_bare_onnxruntime_script(finished: Finished, data: Path) -> None:
+    texts, labels = _test_rows(data)
+    script = """
+import json, sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx")
+for ids in json.loads(sys.argv[2]):
+    known = {"input_ids": numpy.array([ids]), "attention_mask": numpy.ones((1, len(ids)), "int64")}
+    feed = {node.name: known.get(node.name, 0 * known["input_ids"]) for node in session.get_inputs()}
+    print(session.run(["logits"], feed)[0].argmax())
+assert not {"torch", "transformers", "hfcompress"} & set(sys.modules)
+"""
+    ids = world.tokenizer()(texts)["input_ids"]
+    answers = [int(line) for line in _python(script, str(finished.directory / "final"), json.dumps(ids)).split()]
+    assert sum(a == b for a, b in zip(answers, labels, strict=True)) / 48 == pytest.approx(
+        finished.report["rows"][-1]["quality"]["accuracy"]
+    )
+
+
+def test_the_stage_before_answers_in_stock_transformers(finished: Finished, data: Path) -> None:
+    texts, labels = _test_rows(data)
+    place = finished.directory / "02-prune"
+    text = card.snippet(finished.loaded, open_artifact(place, "02-prune"), str(place))
+    assert "trust_remote_code=True" in text
+    script = f"""{text}
+import json, sys
+for text in json.loads(sys.argv[1]):
+    print(int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()))
+assert "hfcompress" not in sys.modules
+"""
+    label, *answers = _python(script, json.dumps(texts)).split()
+    assert label in ("LABEL_0", "LABEL_1")
+    assert sum(int(a) == b for a, b in zip(answers, labels, strict=True)) / 48 == pytest.approx(
+        finished.report["rows"][2]["quality"]["accuracy"]
+    )
+
+
+def test_the_cards_snippet_runs_once_its_path_is_filled_in(finished: Finished) -> None:
+    snippet = re.search(r"```python\n(.*?)```", finished.card, re.DOTALL)
+    assert snippet is not None
+    assert snippet[1].count("PATH_OR_REPO") == 1
+    printed = _python(snippet[1].replace("PATH_OR_REPO", str(finished.directory / "final")))
+    assert printed in ("LABEL_0", "LABEL_1")
+
+
+def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
+    from huggingface_hub import ModelCard
+
+    row = finished.report["rows"][-1]
+    found = ModelCard(finished.card).data
+    (result,) = found.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", round(row["quality"]["accuracy"], 6))
+    assert (result.task_type, result.dataset_split) == ("text-classification", "test")
+    assert (found.model_name, found.license, found.language, found.library_name) == ("tiny", "apache-2.0", "en", "onnx")
+    assert {"distillation", "pruning", "quantization"} <= set(found.tags)
+    assert str(finished.loaded.recipe.model) not in str(found.to_dict())  # a local path is no base model
+
+
+def test_the_card_embeds_the_recipe_verbatim(finished: Finished) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)\n```", finished.card, re.DOTALL)
+    assert blocks == [finished.loaded.document.text.rstrip("\n")]
+
+
+def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
+    from hfcompress import report
+
+    tables = [re.findall(r"^\|(.*)\|$", part, re.MULTILINE) for part in finished.card.split("What each step cost")]
+    assert [[cell.strip() for cell in line.split("|")] for line in tables[1][2:]] == report.cells(finished.report)
+    source, row = finished.report["rows"][0], finished.report["rows"][-1]
+    figures = set()
+    for model in (source, row):
+        low, high = model["quality_interval"]
+        figures |= {f"{model['quality']['accuracy']:.4f}", f"{low:.3f}", f"{high:.3f}", "95"}
+        figures |= {f"{model['disk_bytes'] / 1e6:.1f}", f"{model['peak_memory_bytes'] / 1e6:.0f}"}
+        for entry in model["latency"]:
+            figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
+            figures |= {str(entry["batch_size"]), "50"}
+    first_table = "\n".join(tables[0]).replace("p50 / p95", "")
+    assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "message"),
+    [
+        ("license: apache-2.0", "license: apache-3.0", "hub.license 'apache-3.0' is no licence id"),
+        ("language: en", "language: english", "hub.language 'english' is no ISO 639 code"),
+        ("# tiny", "# tiny [More Information Needed]", "the card has an empty section"),
+    ],
+)
+def test_a_card_that_the_hub_would_refuse_is_refused(finished: Finished, line: str, wrong: str, message: str) -> None:
+    card.validate(finished.card)
+    assert line in finished.card
+    with pytest.raises(HfcompressError, match=re.escape(message)):
+        card.validate(finished.card.replace(line, wrong, 1))
+
+
+def _bytes(*folders: Path) -> dict[Path, tuple[str, int]]:
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
+    return {p: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_the_same_command_again_trains_and_measures_nothing(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(runner, "_run_stage", never)
+    monkeypatch.setattr(runner, "measure", never)
+    folders = [finished.directory / stage for stage in STAGES]
+    before, card_before = _bytes(*folders), finished.card
+    again = runner.run(finished.loaded, finished.directory)
+    assert again is not None
+    assert again.report == finished.report
+    assert _bytes(*folders) == before
+    assert finished.card == card_before
+
+
+# From here on nothing is loaded in a fresh process: what a rerun does is asked, not what it measures.
+
+
+@dataclass
+class Swift:
+    """Runs recipes and writes down what was trained, verified and measured."""
+
+    folder: Path
+    teacher: Path
+    data: Path
+    ran: list[str] = field(default_factory=list)
+    measured: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, only: str | None = None, fresh: bool = False, **changes: Any) -> list[str]:
+        """The stages that ran, in order."""
+        self.ran.clear()
+        self.measured.clear()
+        recipe = world.recipe(self.folder / "r.yaml", self.teacher, self.data, **changes)
+        runner.run(load(recipe), self.run, only, fresh)
+        return list(self.ran)
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def stage(self, name: str) -> dict[str, Any]:
+        return json.loads((self.run / name / "stage.json").read_text())
+
+
+TRAIN = {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
+DISTILL = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN}
+PRUNE = {"kind": "prune", "criterion": "magnitude", "ffn": 0.25}
+FLOAT16 = {"kind": "quantize", "backend": "float16"}
+CHAIN = [DISTILL, PRUNE, FLOAT16]
+CHAIN_NAMES = ["01-distill", "02-prune", "03-quantize"]
+
+
+@pytest.fixture
+def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Swift:
+    made = Swift(tmp_path, teacher, data)
+    run_stage = runner._run_stage
+
+    def noted(name: str, *arguments: Any) -> Any:
+        made.ran.append(name)
+        return run_stage(name, *arguments)
+
+    def unmeasured(artifacts: list[Any], *_: Any) -> list[dict[str, Any]]:
+        made.measured.append([a.stage for a in artifacts])
+        return [world.report_row(a.stage, a.kind) for a in artifacts]
+
+    monkeypatch.setattr(runner, "_run_stage", noted)
+    monkeypatch.setattr(runner, "measure", unmeasured)
+    monkeypatch.setattr(runner, "verify", lambda *_: 0.0)
+    monkeypatch.setattr("hfcompress.report.write", lambda content, directory: _json_only(content, directory))
+    return made
+
+
+def _json_only(content: dict[str, Any], directory: Path) -> None:
+    (directory / "report.json").write_text(json.dumps(content))
+
+
+def test_a_changed_option_runs_again_only_from_its_stage_on(swift: Swift) -> None:
+    assert swift(stages=CHAIN) == CHAIN_NAMES
+    kept = _bytes(swift.run / "01-distill")
+    assert swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16]) == ["02-prune", "03-quantize"]
+    assert swift.measured == [["source", *CHAIN_NAMES]]
+    assert _bytes(swift.run / "01-distill") == kept
+    assert swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16 | {"backend": "bfloat16"}]) == ["03-quantize"]
+
+
+def test_another_seed_runs_everything_again(swift: Swift) -> None:
+    swift(stages=CHAIN)
+    assert swift(stages=CHAIN, seed=7) == CHAIN_NAMES
+    assert swift(stages=CHAIN, seed=7) == []
+    assert swift.measured == []
+
+
+def test_a_way_to_measure_that_changed_measures_again_and_trains_nothing(swift: Swift) -> None:
+    swift(stages=[DISTILL])
+    assert swift(stages=[DISTILL], measure={"bootstrap": 200}) == []
+    assert swift.measured == [["source", "01-distill"]]
+
+
+def test_changed_data_run_again(swift: Swift, tmp_path: Path) -> None:
+    swift.data = world.write_data(tmp_path / "own")
+    swift(stages=[DISTILL])
+    world.write_data(tmp_path / "own", seed=1)
+    assert swift(stages=[DISTILL]) == ["01-distill"]
+
+
+def test_fresh_starts_over(swift: Swift) -> None:
+    swift(stages=CHAIN)
+    (swift.run / "04-old").mkdir()
+    assert swift(stages=CHAIN, fresh=True) == CHAIN_NAMES
+    assert not (swift.run / "04-old").exists()
+
+
+def test_only_runs_one_kind_and_the_rest_follows_later(swift: Swift) -> None:
+    with pytest.raises(HfcompressError, match=r"01-distill comes first and is not done\n.*--only distill"):
+        swift(only="prune", stages=CHAIN)
+    assert swift(only="distill", stages=CHAIN) == ["01-distill"]
+    assert swift.measured == [["source", "01-distill"]]
+    assert swift(only="prune", stages=CHAIN) == ["02-prune"]
+    assert swift(stages=CHAIN) == ["03-quantize"]
+    with pytest.raises(HfcompressError, match="has no finetune stage"):
+        swift(only="finetune", stages=CHAIN)
+
+
+def test_the_card_of_a_part_of_the_chain_tells_of_that_part(swift: Swift) -> None:
+    from huggingface_hub import ModelCard
+
+    swift(only="distill", stages=CHAIN)
+    made = ModelCard((swift.run / "final" / "README.md").read_text())
+    assert "distillation" in made.data.tags
+    assert not {"pruning", "quantization"} & set(made.data.tags)
+    assert "**distill**" in made.content
+    assert "**prune**" not in made.content
+    assert "**quantize**" not in made.content
+
+
+def test_a_failed_stage_looks_unfinished_and_is_done_again(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("hfcompress.stages.prune.Prune._cut", _fails)
+        with pytest.raises(OSError, match="the disk went away"):
+            swift(stages=CHAIN)
+    assert (swift.run / "01-distill" / "stage.json").is_file()
+    assert not (swift.run / "02-prune").exists()
+    assert not (swift.run / "final").exists()
+    with pytest.raises(HfcompressError, match="is not finished"):
+        runner.opened(swift.run)
+    assert swift(stages=CHAIN) == ["02-prune", "03-quantize"]
+
+
+def _fails(*_: Any, **__: Any) -> None:
+    raise OSError("the disk went away")
+
+
+def test_a_model_that_reloads_as_another_fails_its_stage(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfcompress.measure import verify
+
+    def differs(*_: Any) -> float:
+        raise verify.ReloadError("it differs")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "verify", differs)
+        with pytest.raises(verify.ReloadError):
+            swift(stages=[DISTILL])
+    assert not (swift.run / "01-distill").exists()
+    assert swift(stages=[DISTILL]) == ["01-distill"]
+
+
+def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
+    swift: Swift, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swift(stages=CHAIN)
+    runner.opened(swift.run)
+    monkeypatch.setattr("hfcompress.stages.prune.Prune._cut", _fails)
+    with pytest.raises(OSError, match="the disk went away"):
+        swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16])
+    with pytest.raises(HfcompressError, match="is not finished"):
+        runner.opened(swift.run)
+
+
+def test_a_directory_of_another_recipe_is_refused_and_left_alone(swift: Swift, tmp_path: Path) -> None:
+    swift(stages=[DISTILL])
+    before = _bytes(swift.run)
+    other = {"name": "other", "stages": [DISTILL]}
+    with pytest.raises(HfcompressError, match=r"belongs to another recipe \(its name differs\)"):
+        swift(**other)
+    with pytest.raises(HfcompressError, match="belongs to another recipe"):
+        swift(fresh=True, **other)
+    assert _bytes(swift.run) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    with pytest.raises(HfcompressError, match="is not empty and was not made by hfcompress"):
+        runner.run(load(swift.folder / "r.yaml"), tmp_path / "mine", fresh=True)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+# Sources that are made first
+
+
+FINETUNE = {"kind": "finetune", "train": {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3}}
+
+
+def test_a_model_without_a_head_is_fine_tuned_into_the_source(swift: Swift, tmp_path: Path) -> None:
+    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    assert swift(stages=[FINETUNE, DISTILL]) == ["01-finetune", "02-distill"]
+    assert swift.measured == [["source", "02-distill"]]
+    assert swift.stage("01-finetune")["dev"] == 1.0
+    assert swift.stage("02-distill")["teacher"] == {"stage": "source", "dev": 1.0}
+    config = json.loads((swift.run / "01-finetune" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+
+
+def test_zero_epochs_take_a_fine_tuned_model_as_it_is(swift: Swift, teacher: Path) -> None:
+    from safetensors.torch import load_file
+
+    swift(stages=[{"kind": "finetune", "train": {"epochs": 0}}])
+    ours, theirs = (load_file(p / "model.safetensors") for p in (swift.run / "01-finetune", teacher))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert swift.measured == [["source"]]
+
+
+def test_zero_epochs_of_a_model_without_a_head_are_refused(swift: Swift, tmp_path: Path) -> None:
+    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    with pytest.raises(HfcompressError, match="its head was never trained"):
+        swift(stages=[{"kind": "finetune", "train": {"epochs": 0}}])
+
+
+def _pairs(folder: Path) -> Path:
+    """Pairs of texts, scored by how many good words the first holds more than the second."""
+    import random
+
+    draw = random.Random(0)
+    folder.mkdir()
+    for split, count in (("train", 96), ("dev", 32)):
+        lines = ["first\tsecond\tscore"]
+        for _ in range(count):
+            goods = draw.randint(0, 2), draw.randint(0, 2)
+            texts = [" ".join([*draw.choices(world.NEUTRAL, k=3), *draw.choices(world.GOOD, k=n)]) for n in goods]
+            lines.append(f"{texts[0]}\t{texts[1]}\t{(goods[0] - goods[1]) / 2}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _regression(swift: Swift, tmp_path: Path) -> None:
+    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    task = {"type": "regression", "dataset": str(_pairs(tmp_path / "pairs")), "text": ["first", "second"],
+            "max_length": 24}  # fmt: skip
+    swift(task=task, stages=[FINETUNE, DISTILL | {"train": TRAIN | {"epochs": 4}}, FLOAT16])
+
+
+def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scored(artifacts: list[Any], *_: Any) -> list[dict[str, Any]]:
+        return [world.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
+
+    monkeypatch.setattr(runner, "measure", scored)
+    _regression(swift, tmp_path)
+    config = json.loads((swift.run / "final" / "config.json").read_text())
+    assert (config["problem_type"], config["dtype"], config["id2label"]) == ("regression", "float16", {"0": "score"})
+    assert swift.stage("01-finetune")["dev"] > 0.7
+    assert swift.stage("02-distill")["dev"] > 0.5
+    card_text = (swift.run / "final" / "README.md").read_text()
+    assert "print(float(logits[0, 0]))" in card_text
+    assert "Pearson" in card_text
+
+
+@pytest.mark.slow
+def test_a_regression_is_measured_and_its_card_runs(
+    swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfcompress.measure.measure import measure
+    from hfcompress.measure.verify import verify
+
+    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(runner, "verify", verify)
+    _regression(swift, tmp_path)
+    rows = json.loads((swift.run / "report.json").read_text())["rows"]
+    assert [row["stage"] for row in rows] == ["source", "02-distill", "03-quantize"]
+    assert rows[0]["quality"]["pearson"] > 0.5
+    assert rows[2]["compression"] == pytest.approx(2 * rows[1]["compression"], rel=0.2)
+    snippet = re.search(r"```python\n(.*?)```", (swift.run / "final" / "README.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    float(_python(snippet[1].replace("PATH_OR_REPO", str(swift.run / "final"))))

@@ -1,0 +1,314 @@
+"""The one training path: what it computes, what it resumes from, whom it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.model.artifact import open_artifact
+from hfcompress.recipe import load
+from hfcompress.stages import training
+from hfcompress.stages.base import Bench
+from hfcompress.stages.train import Train
+from tests import world
+
+TRAIN = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1}
+NARROW = {"layers": 1, "hidden": 16, "ffn": 32}
+Weights = dict[str, torch.Tensor]
+
+
+class Watch(TrainerCallback):
+    """Writes down what a training run shows."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+        self.modes: set[bool] = set()
+        self.steps = 0
+        self.weights: Weights = {}
+        self.at_evaluation: list[Weights] = []
+        self.objective: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.steps += 1
+        self.objective = model
+        self.modes |= {module.training for module in model.student.modules()}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.logs.append(dict(logs))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.at_evaluation.append(_copied(model))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.weights = _copied(model)
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C after some step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def _copied(model: Any) -> Weights:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+Distil = Callable[..., Bench]
+
+
+@pytest.fixture
+def distil(tmp_path: Path, teacher: Path, data: Path, watch: Watch) -> Distil:
+    """Runs one distill stage in a folder; the same folder goes on with what is there."""
+
+    def run(
+        folder: str = "stage", source: Path = teacher, parent: Path | None = None, more: Any = (), **options: Any
+    ) -> Bench:
+        stage = {"kind": "distill", "losses": ["soft_labels"], "student": NARROW, "train": TRAIN} | options
+        recipe = load(world.recipe(tmp_path / "recipe.yaml", source, data, stages=[stage])).recipe
+        bench = Bench(recipe.task, recipe.seed, open_artifact(source), {}, tmp_path / folder, [watch, *more])
+        recipe.stages[0].run(open_artifact(parent or source), bench)
+        return bench
+
+    return run
+
+
+def _equal(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    distil: Distil, watch: Watch, tmp_path: Path, grouping: bool
+) -> None:
+    options = {
+        "losses": ["hidden_states", "soft_labels"],
+        "train": TRAIN | {"checkpoint_steps": 4, "length_grouping": grouping},
+    }
+    distil("whole", **options)
+    whole = watch.weights
+    assert any("learned" in name for name in whole)  # the projection is trained, so it has to be resumed too
+
+    with pytest.raises(KeyboardInterrupt):
+        distil("parts", more=[Interrupt(10)], **options)
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-8"
+    (checkpoints / "checkpoint-12").mkdir()  # one that was being written when the power went
+    watch.steps = 0
+    distil("parts", **options)
+    assert watch.steps == 18 - 8
+    assert _equal(watch.weights, whole)
+
+
+def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path) -> None:
+    assert training.last_checkpoint(tmp_path / "nothing") is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-11").mkdir()
+    (tmp_path / "checkpoint-11" / "model.safetensors").write_bytes(b"half")
+    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_the_same_seed_gives_the_same_weights(distil: Distil, watch: Watch) -> None:
+    distil("one")
+    first = watch.weights
+    torch.rand(7)  # what ran before in the process does not matter
+    distil("two")
+    assert _equal(watch.weights, first)
+
+
+# The teacher
+
+
+def test_the_teacher_is_in_eval_mode_and_is_not_trained(
+    distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch, teacher: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    seen: dict[str, Any] = {"modes": set()}
+    taught = training.CompressionTrainer._taught
+
+    def looked_at(self: Any, inputs: Any) -> Any:
+        observed = taught(self, inputs)
+        seen["teacher"] = self.teacher
+        seen["modes"] |= {module.training for module in self.teacher.modules()}
+        seen["grad"] = observed.logits.requires_grad
+        return observed
+
+    monkeypatch.setattr(training.CompressionTrainer, "_taught", looked_at)
+    distil(losses=["hidden_states", "soft_labels"])
+    assert seen["modes"] == {False}
+    assert seen["grad"] is False
+    assert all(parameter.grad is None for parameter in seen["teacher"].parameters())
+    kept = load_file(teacher / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in seen["teacher"].state_dict().items())
+    assert watch.modes == {True}  # the student's dropout is on
+
+
+def test_a_teacher_that_was_never_fine_tuned_is_refused(distil: Distil, tmp_path: Path) -> None:
+    untrained = world.save(world.model(), tmp_path / "untrained")
+    with pytest.raises(HfcompressError, match=r"better than always giving the same answer \(0\.5000\): it was never"):
+        distil(source=untrained)
+
+
+def test_a_teacher_without_its_classifier_is_refused(distil: Distil, tmp_path: Path) -> None:
+    headless = world.save(world.model().bert, tmp_path / "headless")
+    with pytest.raises(HfcompressError, match=r"lacks 2 of the weights .*classifier\.bias, classifier\.weight"):
+        distil(source=headless)
+
+
+def test_a_student_of_labels_alone_asks_no_teacher(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("no loss asks for a teacher")
+
+    monkeypatch.setattr("hfcompress.stages.distill._examined", never)
+    assert "teacher" not in distil(losses=["hard_labels"]).notes
+
+
+# Steps
+
+
+def test_each_loss_is_logged_and_they_add_up(distil: Distil, watch: Watch) -> None:
+    distil(losses=[{"use": "hidden_states", "weight": 0.5}, "soft_labels", {"use": "soft_labels", "temperature": 2.0}])
+    assert len(watch.logs) == 18
+    for logs in watch.logs:
+        parts = [logs[f"loss_{name}"] for name in ("0_hidden_states", "1_soft_labels", "2_soft_labels")]
+        assert sum(parts) == pytest.approx(logs["loss"], abs=2e-4)
+    assert watch.logs[-1]["loss"] < watch.logs[0]["loss"]
+
+
+def test_two_batches_of_sixteen_are_one_of_thirty_two(distil: Distil, watch: Watch, tmp_path: Path, data: Path) -> None:
+    calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    source = world.fine_tuned(tmp_path / "calm", data, **calm)
+    train = {"epochs": 1, "learning_rate": 1e-3, "logging_steps": 1, "length_grouping": False}
+    distil("one", source=source, train=train | {"batch_size": 32})
+    logs, weights = watch.logs, watch.weights
+    watch.logs = []
+    distil("two", source=source, train=train | {"batch_size": 16, "gradient_accumulation": 2})
+    assert len(logs) == len(watch.logs) == 3
+    for a, b in zip(logs, watch.logs, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=2e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(watch.weights[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.9, 0.1, 0.7])
+    monkeypatch.setattr("hfcompress.stages.distill._examined", lambda *_: 1.0)
+    monkeypatch.setattr(training, "_judge", lambda *_: {"accuracy": next(scores)})
+    bench = distil(train=TRAIN | {"keep_best": True})
+    assert bench.notes["dev"] == 0.7  # the kept model is judged once more at the end
+    _, second, third, kept = watch.at_evaluation
+    assert _equal(kept, second)
+    assert not _equal(kept, third)
+
+
+def test_fine_tuning_learns(tmp_path: Path, data: Path) -> None:
+    base = world.save(world.model().bert, tmp_path / "base")
+    train = {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3}
+    recipe = load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{"kind": "finetune", "train": train}])).recipe
+    bench = Bench(recipe.task, recipe.seed, open_artifact(base), {}, tmp_path / "stage")
+    recipe.stages[0].run(open_artifact(base), bench)
+    assert bench.notes["dev"] == 1.0
+
+
+def test_a_second_phase_goes_on_with_the_student_of_the_first(distil: Distil, watch: Watch) -> None:
+    first = distil("intermediate", losses=["embeddings", "hidden_states", "attention_scores"], student={"layers": 1})
+    made = watch.weights
+    second = distil("prediction", parent=first.model_directory, student=None, train=TRAIN | {"epochs": 0})
+    assert "student" not in second.notes  # nothing is initialised anew
+    after = open_artifact(second.model_directory)
+    assert after.shape == open_artifact(first.model_directory).shape
+    from safetensors.torch import load_file
+
+    weights = load_file(after.path / "model.safetensors")
+    assert all(torch.equal(weights[name], made[f"student.{name}"]) for name in weights)
+
+
+def test_no_epochs_train_nothing(distil: Distil, watch: Watch) -> None:
+    distil(train=TRAIN | {"epochs": 0})
+    assert watch.steps == 0
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def encoded(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    task = load(world.recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", teacher, data)).recipe.task
+    return task.encode(task.read("train"), world.tokenizer(), {"LABEL_0": 0, "LABEL_1": 1})
+
+
+def test_a_batch_is_as_long_as_its_longest_row(encoded: Any) -> None:
+    rows = [encoded[i] for i in range(4)]
+    batch = training._Batch(world.tokenizer())(rows)
+    longest = max(row["length"] for row in rows)
+    assert batch["input_ids"].shape == (4, longest)
+    assert longest < 16  # max_length
+    assert batch["attention_mask"].sum(1).tolist() == [row["length"] for row in rows]
+    assert batch["labels"].tolist() == [row["labels"] for row in rows]
+    assert training._Batch(world.tokenizer(), 8)(rows)["input_ids"].shape[1] % 8 == 0
+
+
+def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any) -> None:
+    batches = training.batches(encoded, world.tokenizer(), 16)
+    assert sum(len(batch["labels"]) for batch in batches) == len(encoded)
+    lengths = [batch["attention_mask"].sum(1) for batch in batches]
+    assert all(a.max() <= b.min() for a, b in pairwise(lengths))
+
+
+def test_length_grouping_pads_less(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
+    padding: list[float] = []
+    pad = training._Batch.__call__
+
+    def counted(self: Any, rows: Any) -> Any:
+        batch = pad(self, rows)
+        padding.append(float(1 - batch["attention_mask"].float().mean()))
+        return batch
+
+    monkeypatch.setattr(training._Batch, "__call__", counted)
+    monkeypatch.setattr("hfcompress.stages.distill._examined", lambda *_: 1.0)
+    means = {}
+    for grouping in (True, False):
+        padding.clear()
+        distil(f"{grouping}", train=TRAIN | {"batch_size": 4, "length_grouping": grouping})
+        means[grouping] = sum(padding[:72]) / 72
+    assert means[True] < 0.7 * means[False]
+
+
+def test_every_key_of_a_train_block_arrives(tmp_path: Path) -> None:
+    options = Train(
+        epochs=2, max_steps=7, learning_rate=3e-4, batch_size=5, gradient_accumulation=3, warmup=0.5, schedule="cosine",
+        weight_decay=0.3, max_grad_norm=0.7, precision="bfloat16", keep_best=True, checkpoint_steps=4, logging_steps=9,
+        workers=2, report_to=["tensorboard"],
+    )  # fmt: skip
+    made = training.training_arguments(options, tmp_path, 11, 100, "mse")
+    assert (made.num_train_epochs, made.max_steps, made.learning_rate, made.warmup_steps) == (2, 7, 3e-4, 4)
+    assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (5, 3)
+    assert (made.lr_scheduler_type, made.weight_decay, made.max_grad_norm) == ("cosine", 0.3, 0.7)
+    assert (made.bf16, made.fp16, made.seed, made.logging_steps) == (True, False, 11, 9)
+    assert (made.save_strategy, made.save_steps, made.eval_steps, made.load_best_model_at_end) == ("steps", 4, 4, True)
+    assert (made.metric_for_best_model, made.greater_is_better) == ("mse", False)
+    assert (made.dataloader_num_workers, made.report_to) == (2, ["tensorboard"])
