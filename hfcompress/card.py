@@ -13,6 +13,8 @@ from hfcompress.data.source import BUILTIN, is_local
 from hfcompress.model.artifact import Artifact
 from hfcompress.recipe import Loaded
 
+UNNAMED = "PATH_OR_REPO"
+"""Stands in the snippet until `push` knows the repository."""
 TEMPLATES = Path(__file__).with_name("templates")
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
@@ -113,12 +115,13 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "high": row["quality_interval"][1],
         "n": row["quality"]["n"],
         "share": row["quality"][metric] / base if base else None,
+        "mb": lambda count: report.significant(count / 1e6),
         "table": report.as_markdown(content).partition("\n\n")[0],
         "conditions": report.conditions(content),
         "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
         "recipe": loaded.document.text.rstrip("\n"),
         "overrides": loaded.document.overrides,
-        "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or "PATH_OR_REPO"),
+        "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or UNNAMED),
         "dataset": dataset_name(loaded) or Path(loaded.recipe.task.dataset).name,
         "language": ", ".join(loaded.recipe.hub.language),
         "remote_code": (artifact.path / "modeling_pruned.py").is_file() and artifact.runtime == "torch",
@@ -131,18 +134,21 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
 
 def _sentence(stage: Any) -> str:
     if stage.kind == "finetune":
-        return f"**finetune**: {stage.train.epochs:g} epochs on the task's labels"
+        return f"**finetune**: {_epochs(stage.train)} on the task's labels"
     if stage.kind == "distill":
-        losses = ", ".join(loss.name for loss in stage.losses)
-        sources = "; ".join(dict.fromkeys(loss.source for loss in stage.losses if loss.source))
-        return f"**distill** from `{stage.teacher}` for {stage.train.epochs:g} epochs: {losses} ({sources})"
+        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
+        return f"**distill** from `{stage.teacher}`, {_epochs(stage.train)}: {losses}"
     if stage.kind == "prune":
-        recovered = f", {stage.recover.epochs:g} epochs of recovery" if stage.recover else ", no recovery"
+        recovered = f"{_epochs(stage.recover)} of recovery" if stage.recover else "no recovery"
         return (
             f"**prune**: {stage.heads:.0%} of the heads and {stage.ffn:.0%} of the FFN neurons by "
-            f"{stage.criterion.name} ({stage.criterion.source}){recovered}"
+            f"`{stage.criterion.name}` ({stage.criterion.source}), {recovered}"
         )
-    return f"**quantize**: {stage.backend.name} ({stage.backend.source})"
+    return f"**quantize**: `{stage.backend.name}` ({stage.backend.source})"
+
+
+def _epochs(train: Any) -> str:
+    return report.count(train.max_steps, "step") if train.max_steps else report.count(train.epochs, "epoch")
 
 
 def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:

@@ -127,9 +127,12 @@ def run(
 
 def _only_our_progress() -> None:
     """A bar for each training run is of use; one for each file that is read or written is not."""
+    import logging as standard
+
     import datasets
     from transformers.utils import logging
 
+    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it warns of kernels that it could download
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.card import UNNAMED
 from hfcompress.data.source import hub_errors
 
 SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".md", ".png", ".py", ".yaml"})
@@ -38,6 +39,13 @@ def uploads(run: Path) -> list[Upload]:
         for p in files
         if p.suffix in SUFFIXES and p.name not in LEFT_OUT and not p.name.startswith(".")
     ]
+
+
+def _content(file: Upload, repo: str) -> Path | bytes:
+    """A file as it is sent: the card's snippet names the repository that it now stands in."""
+    if file.name != "README.md":
+        return file.path
+    return file.path.read_text(encoding="utf-8").replace(UNNAMED, repo).encode()
 
 
 def target(run: Path, repo: str | None, private: bool = False) -> tuple[str, bool]:
@@ -82,7 +90,7 @@ def push(run: Path, repo: str | None = None, private: bool = False, endpoint: st
 
     files, (repo, private) = uploads(run), target(run, repo, private)
     api = HfApi(endpoint=endpoint)
-    operations = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file.path) for file in files]
+    operations = [CommitOperationAdd(file.name, _content(file, repo)) for file in files]
     with hub_errors(f"the push to {repo}"):
         try:
             # None leaves a repository that exists, and an organisation's default, as they are.

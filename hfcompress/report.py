@@ -96,7 +96,7 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
                 f"{row['quality'][metric] / base:.1%}" if base else "-",
                 _millions(row["parameters"]),
                 _millions(row["encoder_parameters"]),
-                _significant(row["disk_bytes"] / 1e6),
+                significant(row["disk_bytes"] / 1e6),
                 f"{row['compression']:.2f}x",
                 *timed,
                 f"{row['peak_memory_bytes'] / 1e6:.0f}",
@@ -110,12 +110,14 @@ def _energy(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _significant(value: float) -> str:
+def significant(value: float) -> str:
+    """A positive figure with one decimal, or with three digits where it is small."""
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def count(number: float, noun: str) -> str:
+    """A number and its noun, in the singular or the plural."""
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
 
 
 def _millions(count: int | None) -> str:
@@ -130,12 +132,12 @@ def conditions(content: Mapping[str, Any]) -> str:
     entry = source["latency"][0]
     lengths = ", ".join(f"{e['sequence_length']} tokens at batch {e['batch_size']}" for e in source["latency"])
     where = (
-        machine["accelerator"] if entry["device"] != "cpu" else f"{machine['cpu']} ({_count(machine['cores'], 'core')})"
+        machine["accelerator"] if entry["device"] != "cpu" else f"{machine['cpu']} ({count(machine['cores'], 'core')})"
     )
     flags = f", {' '.join(machine['cpu_flags'])}" if machine["cpu_flags"] and entry["device"] == "cpu" else ""
     return (
         f"Quality on the {source['quality']['n']:,} rows of the {task['split']} split. Medians of interleaved rounds "
-        f"on {where}{flags}, {_count(entry['threads'], 'thread')}, each model in a process of its own, mean padded "
+        f"on {where}{flags}, {count(entry['threads'], 'thread')}, each model in a process of its own, mean padded "
         f"length {lengths}. Peak memory is the whole process. MACs are counted at {task['max_length']} tokens."
     )
 

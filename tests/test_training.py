@@ -193,7 +193,7 @@ def test_each_loss_is_logged_and_they_add_up(distil: Distil, watch: Watch) -> No
     distil(losses=[{"use": "hidden_states", "weight": 0.5}, "soft_labels", {"use": "soft_labels", "temperature": 2.0}])
     assert len(watch.logs) == 18
     for logs in watch.logs:
-        parts = [logs[f"loss_{name}"] for name in ("0_hidden_states", "1_soft_labels", "2_soft_labels")]
+        parts = [logs[f"loss_{name}"] for name in ("hidden_states", "soft_labels_1", "soft_labels_2")]
         assert sum(parts) == pytest.approx(logs["loss"], abs=2e-4)
     assert watch.logs[-1]["loss"] < watch.logs[0]["loss"]
 

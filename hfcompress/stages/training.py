@@ -42,17 +42,17 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.losses = list(losses)
+        names = [loss.name for loss in losses]
+        keys = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+        self.losses = dict(zip(keys, losses, strict=True))
         self.task = task
         self.layer_map = tuple(layer_map)
         self.needs = frozenset().union(*(loss.needs for loss in losses))
         self.learned = nn.ModuleDict()
         if teacher is not None:
             shapes = shape_of(student.config.to_dict()), shape_of(teacher.config.to_dict())
-            for index, loss in enumerate(losses):
-                module = loss.learned(*shapes)
-                if module is not None:
-                    self.learned[f"{index}_{loss.name}"] = module
+            made = {key: loss.learned(*shapes) for key, loss in self.losses.items()}
+            self.learned.update({key: module for key, module in made.items() if module is not None})
 
     def forward(
         self, labels: Tensor | None = None, teacher: Observed | None = None, **inputs: Tensor
@@ -67,11 +67,8 @@ class Objective(nn.Module):
         observed = observe(self.student, inputs, self.needs)
         mask = inputs["attention_mask"].bool()
         step = Step(observed, teacher, mask, labels, self.layer_map, self.task)
-        parts = {}
-        for index, loss in enumerate(self.losses):
-            key = f"{index}_{loss.name}"
-            module = self.learned[key] if key in self.learned else None  # noqa: SIM401  a ModuleDict has no get
-            parts[key] = loss.weight * loss.compute(step, module)
+        learned = dict(self.learned.items())
+        parts = {key: loss.weight * loss.compute(step, learned.get(key)) for key, loss in self.losses.items()}
         return {"loss": torch.stack(list(parts.values())).sum(), "logits": observed.logits, "parts": parts}
 
 
@@ -288,6 +285,7 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=process_state().device.type == "cpu",
         ddp_find_unused_parameters=find_unused,
+        disable_tqdm=False,
         report_to=options.report_to or "none",
         seed=seed,
     )
