@@ -481,7 +481,10 @@ def test_push_makes_the_repository_and_sends_all_in_one_commit(hub: LoopbackHub,
     assert f"{hub.url}/user/tiny/commit/{repo.refs['main']}" in printed
     assert not repo.private
     sent = repo.commits[repo.refs["main"]]
-    assert sent == {file.name: file.path.read_bytes() for file in push_.uploads(finished)}
+    files = {file.name: file.path.read_bytes() for file in push_.uploads(finished)}
+    card = files["README.md"].replace(b"PATH_OR_REPO", b"user/tiny")
+    assert b'path = "user/tiny"' in card, "the snippet names the repository that the card now stands in"
+    assert sent == files | {"README.md": card}
     assert len(hub.asked("/commit/")) == 1
     assert len(hub.asked("PUT /lfs/")) == len([name for name in sent if name.endswith((".safetensors", ".png"))]) == 2
 
