@@ -292,6 +292,7 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
         {
             "models": {a.stage: weights_hash(a.path) for a in artifacts},
             "measure": recipe.measure.model_dump(),
+            "seed": recipe.seed,
             "task": recipe.task.model_dump(),
             "data": recipe.task.fingerprint(),
             "versions": versions(),
