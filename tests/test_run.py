@@ -223,7 +223,7 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     for model in (source, row):
         low, high = model["quality_interval"]
         figures |= {f"{model['quality']['accuracy']:.4f}", f"{low:.3f}", f"{high:.3f}", "95"}
-        figures |= {f"{model['disk_bytes'] / 1e6:.1f}", f"{model['peak_memory_bytes'] / 1e6:.0f}"}
+        figures |= {report.significant(model["disk_bytes"] / 1e6), f"{model['peak_memory_bytes'] / 1e6:.0f}"}
         for entry in model["latency"]:
             figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
             figures |= {str(entry["batch_size"]), "50"}
