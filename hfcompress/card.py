@@ -48,12 +48,14 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
 
     recipe, metric = loaded.recipe, report.metric_of(content)
     base, dataset = base_model(loaded), dataset_name(loaded)
+    local = is_local(recipe.task.dataset)
     result = EvalResult(
         task_type="text-classification",
         dataset_type=dataset or "local",
         dataset_name=" ".join(filter(None, [dataset or Path(recipe.task.dataset).name, recipe.task.config])),
         dataset_config=recipe.task.config,
-        dataset_split=content["task"]["split"],
+        # Local files called `test` need not be the Hub's test split.
+        dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],
         metric_type=metric,
         metric_name=METRIC_NAMES[metric],
         metric_value=round(float(row["quality"][metric]), 6),

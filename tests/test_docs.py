@@ -15,7 +15,7 @@ from hfcompress.recipe import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+CARDS = sorted((ROOT / "model_cards").glob("*/README.md"))
 
 
 def _script(name: str) -> object:
@@ -71,12 +71,13 @@ def test_there_is_a_card_from_a_real_run() -> None:
     assert CARDS
 
 
-@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
 def test_a_committed_card_would_be_taken_by_the_hub(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     validate(text)
     results = ModelCard(text).data.eval_results
     value = results[0].metric_value
+    assert (path.parent / "tradeoff.png").read_bytes().startswith(b"\x89PNG"), "the plot stands beside the card"
     assert f"{value:.4f}" in text, "the text and the metadata tell of different figures"
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", text), "a path of one machine"
     assert "hf_" not in text
