@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hfcompress.base import document
 from hfcompress.base.component import Strict
@@ -115,7 +115,17 @@ def load(path: Path, overrides: list[str] | None = None) -> Loaded:
     try:
         return Loaded(Recipe.model_validate(read.data), read)
     except ValidationError as error:
-        raise HfcompressError(_problem(read, details) for details in error.errors(include_url=False)) from None
+        schema = [_problem(read, details) for details in error.errors(include_url=False)]
+        raise HfcompressError([*schema, *_task_problems(read)]) from None
+
+
+def _task_problems(read: Document) -> list[Problem]:
+    """What is wrong with the data of a recipe whose other parts are not valid: said at once, not at the next try."""
+    try:
+        task: Any = TypeAdapter(Task).validate_python(read.data.get("task"))
+    except ValidationError:
+        return []
+    return [replace(p, where=read.where(p.key)) for p in task.problems()]
 
 
 _TAGS = {"finetune", "distill", "prune", "quantize", "text-classification", "regression"}

@@ -132,7 +132,7 @@ def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "key", "why"),
     [
-        (["task.metric=acuracy"], "task.metric", "has no metric 'acuracy'\n    did you mean 'accuracy'?"),
+        (["task.metric=acuracy"], "task.metric", "has no metric 'acuracy'; did you mean 'accuracy'?"),
         (["task.metric=pearson"], "task.metric", "has no metric 'pearson'"),
         (["task.text=[sentense]"], "task.text.0", "train.tsv has no column 'sentense'\n    did you mean 'sentence'?"),
         (["task.label=lable"], "task.label", "dev.tsv has no column 'lable'\n    did you mean 'label'?"),
@@ -166,12 +166,18 @@ def test_what_cannot_work_is_found_by_check(recipe: Path, overrides: list[str], 
 def test_check_tells_all_that_it_finds(recipe: Path, tmp_path: Path) -> None:
     bare = config_only(tmp_path / "bare", world.model().config.to_dict())
     told = message(
-        recipe, f"model={bare}", "task.metric=f2", "task.max_length=99", "stages.0.student.heads=5", "stages.1.ffn=0",
+        recipe, f"model={bare}", "task.label=lable", "task.max_length=99", "stages.0.student.heads=5", "stages.1.ffn=0",
         "stages.1.heads=0", "stages.0.teacher=02-prune",
     )  # fmt: skip
-    for part in ("no metric 'f2'", "max_length is 99", "5 heads do not divide", "nothing is pruned", "not made yet",
+    for part in ("no column 'lable'", "max_length is 99", "5 heads do not divide", "nothing is pruned", "not made yet",
                  "holds no weights"):  # fmt: skip
         assert part in told
+
+
+def test_the_data_is_looked_at_even_where_the_recipe_is_not_valid(recipe: Path) -> None:
+    told = message(recipe, "stages.0.train.epoch=1", "task.label=lable")
+    assert "unknown key 'epoch'" in told
+    assert "train.tsv has no column 'lable'" in told
 
 
 def test_a_student_deeper_than_its_teacher_may_learn_from_its_answers(recipe: Path) -> None:

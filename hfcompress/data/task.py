@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
@@ -60,14 +60,16 @@ class _SequenceTask(Strict):
     splits: Splits = Splits()
     """Other names of the splits, such as `{dev: heldout}`."""
 
+    @field_validator("metric", check_fields=False)
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        if name not in cls.metrics:
+            raise ValueError(f"the task has no metric '{name}'; {did_you_mean(name, cls.metrics)}")
+        return name
+
     def problems(self) -> list[Problem]:
         """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
-        found = []
-        name = getattr(self, "metric", "")
-        if name not in self.metrics:
-            found.append(
-                Problem(f"the task has no metric '{name}'", did_you_mean(name, self.metrics), ("task", "metric"))
-            )
+        found: list[Problem] = []
         try:
             if not source.is_local(self.dataset):
                 source.refuse_a_path(self.dataset, "data")
