@@ -247,12 +247,14 @@ def write_model(directory: Path, seed: int = 0) -> Path:
     """Writes a small BERT classifier with random weights, and the fast WordPiece tokenizer of `vocabulary`.
 
     Args:
-        directory: Where `save_pretrained` puts both.
+        directory: Where `save_pretrained` puts both. A directory that holds a model already is left as it is.
         seed: Picks the weights; the caller's random state is left alone.
 
     Returns:
         `directory`.
     """
+    if (directory / "config.json").is_file():
+        return directory
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
@@ -276,6 +278,14 @@ def write_model(directory: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        built = Path(scratch) / directory.name
+        model.save_pretrained(built)
+        tokenizer.save_pretrained(built)
+        try:
+            built.rename(directory)
+        except OSError as error:
+            if not (directory / "config.json").is_file():  # or else another process was faster, with the same weights
+                raise HfcompressError(f"cannot write the model: {error}", "name an empty directory") from error
     return directory

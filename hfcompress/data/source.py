@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import hashlib
 import os
 import re
 import warnings
@@ -36,6 +37,12 @@ def cache_home() -> Path:
     return Path(base).expanduser()
 
 
+def _builtin_home() -> Path:
+    """Where this edition of the built-in model and data lies: another edition never finds it."""
+    edition = hashlib.sha256(Path(__file__).with_name("quickstart.py").read_bytes()).hexdigest()[:12]
+    return cache_home() / f"quickstart-{edition}"
+
+
 def model_directory(spec: str) -> Path:
     """The local directory of a model, fetched from the Hub where `spec` is an id (`id@revision` picks a revision).
 
@@ -45,7 +52,7 @@ def model_directory(spec: str) -> Path:
     if spec == BUILTIN:
         from hfcompress.data.quickstart import write_model
 
-        return write_model(cache_home() / "quickstart-model")
+        return write_model(_builtin_home() / "model")
     if Path(spec).expanduser().is_dir():
         return Path(spec).expanduser()
     refuse_a_path(spec, "model")
@@ -212,7 +219,7 @@ def _local_folder(dataset: str) -> Path:
     if dataset == BUILTIN:
         from hfcompress.data.quickstart import write_dataset
 
-        return write_dataset(cache_home() / "quickstart-data")
+        return write_dataset(_builtin_home() / "data")
     return Path(dataset).expanduser()
 
 
