@@ -15,6 +15,12 @@ from hfcompress.base.errors import HfcompressError
 JOINED = frozenset({"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
 """What torchrun and the MPI launchers tell a process of the others."""
 
+LEFT_ALONE = (
+    "several processes were asked for and `accelerate launch --cpu` started one: without MPI it starts no more",
+    "start them with `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/distill.py RECIPE`",
+)
+"""What to say where others were announced and cannot be started: the mistake, and its repair."""
+
 
 def hand_over_to_torchrun() -> None:
     """Replaces this process by torchrun where accelerate was asked for several CPU processes and started one.
@@ -29,10 +35,7 @@ def hand_over_to_torchrun() -> None:
     parent = psutil.Process().parent()
     count = asked_processes(parent.cmdline() if parent is not None else [])
     if count is None:
-        raise HfcompressError(
-            "accelerate was asked for several CPU processes and started one",
-            "start them with `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/distill.py RECIPE`",
-        )
+        raise HfcompressError(*LEFT_ALONE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
     where = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ.get("MASTER_PORT", "29500")]
     os.execv(sys.executable, [*command, *where, *sys.orig_argv[1:]])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Problem
-from hfcompress.base.launch import JOINED, left_alone
+from hfcompress.base.launch import JOINED, LEFT_ALONE, left_alone
 from hfcompress.base.shape import Shape
 from hfcompress.data.source import model_directory
 from hfcompress.data.task import Split
@@ -169,10 +169,7 @@ def process_state() -> PartialState:
 
     wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
     if left_alone(os.environ):
-        raise HfcompressError(
-            "several processes were asked for and `accelerate launch --cpu` started one: without MPI it starts no more",
-            "start them with `ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/distill.py RECIPE`",
-        )
+        raise HfcompressError(*LEFT_ALONE)
     return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
 
 
