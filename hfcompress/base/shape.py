@@ -17,6 +17,8 @@ class Keys:
         pooler: Whether the classifier sits on a pooler (a `hidden x hidden` linear layer of the encoder's own).
         dense_head: Whether the classifier has a `hidden x hidden` linear layer of its own.
         position_offset: Rows of the position table that no token uses (RoBERTa's padding index).
+        plain_attention: Whether the attention scores are `Q Kᵀ / √d` of the linear layers' outputs: no relative
+            positions, no rotation.
     """
 
     layers: str = "num_hidden_layers"
@@ -27,6 +29,7 @@ class Keys:
     pooler: bool = False
     dense_head: bool = False
     position_offset: int = 0
+    plain_attention: bool = True
 
 
 ARCHITECTURES: dict[str, Keys] = {
@@ -34,6 +37,13 @@ ARCHITECTURES: dict[str, Keys] = {
     "distilbert": Keys("n_layers", "n_heads", "dim", "hidden_dim", types="", dense_head=True),
     "roberta": Keys(dense_head=True, position_offset=2),
 }
+HEADS: dict[str, str] = {
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "mask": "ForMaskedLM",
+}
+"""The kinds of head, and how transformers' class names end."""
 PRUNED = "pruned_"
 """Prefix of the `model_type` of a checkpoint whose shape no stock config can express."""
 
@@ -59,6 +69,7 @@ class Shape:
         positions: Rows of the position table.
         types: Rows of the token-type table (0 where there is none).
         labels: Outputs of the head.
+        head: A key of `HEADS`.
         linear_bits: Bits a weight of the encoder's linear layers takes when stored.
         embedding_bits: Bits a word-embedding weight takes when stored.
         other_bits: Bits any other parameter takes when stored.
@@ -73,6 +84,7 @@ class Shape:
     positions: int
     types: int
     labels: int
+    head: str = "sequence"
     linear_bits: float = 32
     embedding_bits: float = 32
     other_bits: float = 32

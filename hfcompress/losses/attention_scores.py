@@ -18,7 +18,7 @@ class AttentionScores(Loss):
     """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 7"
-    needs: ClassVar[frozenset[str]] = frozenset({"queries_keys"})
+    needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys"})
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         heads = {layer.heads for layer in (*student.layers, *teacher.layers)}
@@ -32,9 +32,9 @@ class AttentionScores(Loss):
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         pairs = (step.mask.unsqueeze(2) & step.mask.unsqueeze(1)).unsqueeze(1)
         total = step.student.logits.new_zeros(())
-        for m, g in enumerate(step.layer_map):
+        for m, g in step.pairs:
             student = _scores(step.student.queries[m], step.student.keys[m])
-            teacher = _scores(step.taught().queries[g - 1], step.taught().keys[g - 1])
+            teacher = _scores(step.taught().queries[g], step.taught().keys[g])
             total = total + masked_mse(student, teacher, pairs)
         return total
 

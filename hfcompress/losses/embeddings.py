@@ -16,6 +16,7 @@ class Embeddings(Loss):
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 9"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    mapped: ClassVar[bool] = False
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
         from torch import nn

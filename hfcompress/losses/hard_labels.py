@@ -14,6 +14,7 @@ class HardLabels(Loss):
     """Cross-entropy for classes, mean squared error for scores: `L = loss(z_S, y)`."""
 
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
+    needs_logits: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:

@@ -30,9 +30,9 @@ class HiddenStates(Loss):
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         mask, total = step.mask.unsqueeze(-1), step.student.logits.new_zeros(())
-        for m, g in enumerate(step.layer_map):
-            student = step.student.hidden_states[m + 1]
+        for m, g in step.pairs:
+            student = step.student.hidden_states[m]
             if learned is not None:
-                student = learned[min(m, len(learned) - 1)](student)  # type: ignore[index,arg-type]
+                student = learned[min(m, len(learned)) - 1](student)  # type: ignore[index,arg-type]
             total = total + masked_mse(student, step.taught().hidden_states[g], mask)
         return total

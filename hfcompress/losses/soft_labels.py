@@ -20,6 +20,7 @@ class SoftLabels(Loss):
     """
 
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2.1"
+    needs_logits: ClassVar[bool] = True
 
     temperature: float = Field(default=1.0, gt=0)
     """T: above 1 the target distribution is softer."""

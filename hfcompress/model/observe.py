@@ -1,12 +1,11 @@
-"""What a forward pass shows: logits, hidden states, and the queries and keys behind the attention scores."""
+"""What a forward pass shows: logits, hidden states, and the queries, keys and values inside the attention."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.model.family import family_of
@@ -14,42 +13,57 @@ from hfcompress.model.family import family_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PROJECTIONS = ("queries", "keys", "values")
+
 
 @dataclass(frozen=True)
 class Observed:
     """One forward pass.
 
     Attributes:
-        logits: `(batch, labels)`.
+        logits: `(batch, labels)` of a sequence head, `(batch, length, labels)` of a token or mask head, and
+            `(batch, length, 2)`, start and end, of a span head.
         hidden_states: The embeddings' output, then each layer's: `(batch, length, hidden)`; empty unless asked for.
-        queries, keys: One tensor a layer, `(batch, heads, length, head_dim)`; empty unless asked for.
+        queries, keys, values: By layer, from 1: `(batch, heads, length, head_dim)`; empty unless asked for.
     """
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...] = ()
-    queries: tuple[Tensor, ...] = ()
-    keys: tuple[Tensor, ...] = ()
+    queries: Mapping[int, Tensor] = field(default_factory=dict)
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+    values: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def observe(model: nn.Module, inputs: Mapping[str, Tensor], needs: frozenset[str] = frozenset()) -> Observed:
+def observe(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    needs: frozenset[str] = frozenset(),
+    layers: frozenset[int] | None = None,
+) -> Observed:
     """A forward pass with the inputs that the model takes.
 
-    Queries and keys are caught at the linear layers that make them, so any attention implementation can stay on
-    (SDPA, flash): no attention map is stored.
+    Queries, keys and values are caught at the linear layers that make them, so any attention implementation can stay
+    on (SDPA, flash): no attention map is stored.
 
     Args:
         model: A Hugging Face encoder with its head.
         inputs: Token tensors; those the model does not take (another family's token types) are left out.
-        needs: Any of `hidden_states`, `queries_keys`.
+        needs: Any of `hidden_states`, `queries`, `keys`, `values`.
+        layers: The layers, from 1, whose projections are kept; the default is all of them.
     """
-    with _caught_projections(model, "queries_keys" in needs) as caught:
+    with _caught(model, needs, layers) as caught:
         output = model(**accepted(model, inputs), output_hidden_states="hidden_states" in needs)
-    return Observed(
-        output.logits,
-        tuple(output.hidden_states or ()) if "hidden_states" in needs else (),
-        tuple(caught["query"]),
-        tuple(caught["key"]),
-    )
+    hidden = tuple(output.hidden_states or ()) if "hidden_states" in needs else ()
+    return Observed(logits_of_output(output), hidden, caught["queries"], caught["keys"], caught["values"])
+
+
+def logits_of_output(output: Any) -> Tensor:
+    """A model output's logits; a span head's start and end side by side, `(batch, length, 2)`."""
+    if "logits" in output:
+        return output.logits
+    import torch
+
+    return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,16 +73,21 @@ def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 @contextmanager
-def _caught_projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
-    caught: dict[str, list[Tensor]] = {"query": [], "key": []}
+def _caught(
+    model: nn.Module, needs: frozenset[str], layers: frozenset[int] | None
+) -> Iterator[dict[str, dict[int, Tensor]]]:
+    caught: dict[str, dict[int, Tensor]] = {name: {} for name in PROJECTIONS}
     handles = []
-    if wanted:
+    if needs & set(PROJECTIONS):
         family = family_of(model)
         head_dim = model.config.hidden_size // model.config.num_attention_heads  # type: ignore[union-attr,operator]
-        for layer in family.stack(model):
-            for name in caught:
-                module = layer.get_submodule(getattr(family, name))
-                handles.append(module.register_forward_hook(partial(_catch, caught[name], head_dim)))
+        wanted = {name: caught[name] for name in PROJECTIONS if name in needs}
+        places: dict[str, tuple[str, ...]] = {}
+        for name, path in zip(PROJECTIONS, (family.query, family.key, family.value), strict=True):
+            places[path] = (*places.get(path, ()), name)
+        for path, names in places.items():
+            catcher = _Catcher(wanted, names, layers, int(head_dim))
+            handles += [layer.get_submodule(path).register_forward_hook(catcher) for layer in family.stack(model)]
     try:
         yield caught
     finally:
@@ -76,6 +95,24 @@ def _caught_projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, li
             handle.remove()
 
 
-def _catch(caught: list[Tensor], head_dim: Any, _module: Any, _inputs: Any, output: Tensor) -> None:
-    batch, length, _ = output.shape
-    caught.append(output.view(batch, length, -1, head_dim).transpose(1, 2))
+class _Catcher:
+    """Takes projections in the order of the calls, which is that of the layers, of layers that share weights too."""
+
+    def __init__(
+        self,
+        wanted: Mapping[str, dict[int, Tensor]],
+        names: tuple[str, ...],
+        layers: frozenset[int] | None,
+        head_dim: int,
+    ) -> None:
+        self.wanted, self.names, self.layers, self.head_dim = wanted, names, layers, head_dim
+        self.calls = 0
+
+    def __call__(self, _module: Any, _inputs: Any, output: Tensor) -> None:
+        self.calls += 1
+        if self.layers is not None and self.calls not in self.layers:
+            return
+        # One linear layer may make all three, side by side.
+        for name, part in zip(self.names, output.chunk(len(self.names), dim=-1), strict=True):
+            if name in self.wanted:
+                self.wanted[name][self.calls] = part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
