@@ -18,8 +18,27 @@ UNNAMED = "PATH_OR_REPO"
 TEMPLATES = Path(__file__).with_name("templates")
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
-    "spearman": "Spearman", "mse": "Mean squared error",
+    "spearman": "Spearman", "mse": "Mean squared error", "precision": "Precision", "recall": "Recall",
+    "exact_match": "Exact match", "perplexity": "Perplexity",
 }  # fmt: skip
+PIPELINES = {"regression": "text-classification"}
+"""What the Hub calls a task, where it has no name of ours for it."""
+_EXAMPLES = {
+    "token-classification": '"Ada Lovelace was born in London."',
+    "question-answering": '"What is the man playing?", "A man is playing a guitar."',
+    "fill-mask": 'f"A man is {tokenizer.mask_token} a guitar."',
+}
+_ANSWERS = {
+    "text-classification": "print(NAMES[int(logits[0].argmax())])",
+    "regression": "print(float(logits[0, 0]))",
+    "token-classification": """for token, scores in zip(batch["input_ids"][0], logits[0]):
+    print(tokenizer.decode([token]), NAMES[int(scores.argmax())])""",
+    "question-answering": """start, end = (int(logits[0, :, side].argmax()) for side in (0, 1))
+print(tokenizer.decode(batch["input_ids"][0, start : end + 1]))""",
+    "fill-mask": """place = batch["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+print(tokenizer.decode([int(logits[0, place].argmax())]))""",
+}
+"""What the snippet prints, by task."""
 
 
 def render(loaded: Loaded, content: Mapping[str, Any], artifact: Artifact) -> str:
@@ -50,7 +69,7 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
     base, dataset = base_model(loaded), dataset_name(loaded)
     local = is_local(recipe.task.dataset)
     result = EvalResult(
-        task_type="text-classification",
+        task_type=PIPELINES.get(recipe.task.type, recipe.task.type),
         dataset_type=dataset or "local",
         dataset_name=" ".join(filter(None, [dataset or Path(recipe.task.dataset).name, recipe.task.config])),
         dataset_config=recipe.task.config,
@@ -66,7 +85,7 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         language=recipe.hub.language[0] if len(recipe.hub.language) == 1 else recipe.hub.language,
         license=recipe.hub.license,
         library_name="onnx" if artifact.runtime == "onnx" else "transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=PIPELINES.get(recipe.task.type, recipe.task.type),
         base_model=base,
         base_model_relation=("quantized" if kinds[-1] == "quantize" else "finetune") if base else None,
         datasets=[dataset] if dataset else None,
@@ -130,7 +149,6 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "runtime": artifact.runtime,
         "dtype": artifact.dtype,
         "max_length": loaded.recipe.task.max_length,
-        "labels": loaded.recipe.task.type == "text-classification",
     }
 
 
@@ -155,35 +173,31 @@ def _epochs(train: Any) -> str:
 
 def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:
     """Python that loads the model and answers; it runs as it stands once `place` is a real path or repository."""
-    pair = len(loaded.recipe.task.text) == 2
-    example = (
-        '"A man is playing a guitar.", "Someone plays music."' if pair else '"a charming and often affecting journey"'
-    )
-    last = (
-        "print(CONFIG.id2label[int(LOGITS.argmax(-1)[0])])"
-        if loaded.recipe.task.type == "text-classification"
-        else "print(float(LOGITS[0, 0]))"
-    )
-    return (_onnx_snippet if artifact.runtime == "onnx" else _torch_snippet)(artifact, place, example, last)
+    task = loaded.recipe.task
+    one, two = '"a charming and often affecting journey"', '"A man is playing a guitar.", "Someone plays music."'
+    example = _EXAMPLES.get(task.type, two if len(task.text) == 2 else one)
+    make = _onnx_snippet if artifact.runtime == "onnx" else _torch_snippet
+    return make(artifact, task, place, example)
 
 
-def _torch_snippet(artifact: Artifact, place: str, example: str, last: str) -> str:
+def _torch_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
     trust = ", trust_remote_code=True" if (artifact.path / "modeling_pruned.py").is_file() else ""
-    last = last.replace("CONFIG", "model.config").replace("LOGITS", "logits")
+    logits = "torch.stack([output.start_logits, output.end_logits], -1)" if task.head == "span" else "output.logits"
     return f"""import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {task.auto_class}, AutoTokenizer
 
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path{trust})
-model = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto"{trust}).eval()
+model = {task.auto_class}.from_pretrained(path, dtype="auto"{trust}).eval()
+batch = tokenizer({example}, return_tensors="pt")
 with torch.inference_mode():
-    logits = model(**tokenizer({example}, return_tensors="pt")).logits
-{last}"""
+    output = model(**batch)
+logits = {logits}
+{_ANSWERS[task.type].replace("NAMES", "model.config.id2label")}"""
 
 
-def _onnx_snippet(artifact: Artifact, place: str, example: str, last: str) -> str:
-    last = last.replace("CONFIG.id2label[int(LOGITS.argmax(-1)[0])]", 'config["id2label"][str(logits.argmax(-1)[0])]')
-    last = last.replace("LOGITS", "logits")
+def _onnx_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
+    answer = _ANSWERS[task.type].replace("NAMES[int(", 'config["id2label"][str(')
     return f"""import json
 from pathlib import Path
 
@@ -199,7 +213,7 @@ session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
 batch = tokenizer({example}, return_tensors="np")
 names = [node.name for node in session.get_inputs()]
 logits = session.run(["logits"], {{n: batch.get(n, 0 * batch["input_ids"]).astype("int64") for n in names}})[0]
-{last}"""
+{answer}"""
 
 
 def validate(text: str) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hfcompress.backends.base import BACKENDS
 from hfcompress.criteria.base import CRITERIA
-from hfcompress.data import metrics
+from hfcompress.data.metrics import OF_TASK
 from hfcompress.losses.base import LOSSES
 from hfcompress.plan import PlannedRow, layers_text
 from hfcompress.recipe import headline, shipped
@@ -28,10 +28,7 @@ def section(name: str) -> Table:
         rows = [[recipe, headline(path.read_text(encoding="utf-8"))] for recipe, path in shipped().items()]
         return _table("recipes", ["name", "what it makes"], rows)
     if name == "metrics":
-        rows = [
-            ["text-classification", ", ".join(metrics.CLASSIFICATION)],
-            ["regression", ", ".join(metrics.REGRESSION)],
-        ]
+        rows = [[task, ", ".join(names)] for task, names in OF_TASK.items()]
         return _table("metrics", ["task", "names"], rows)
     return _table(name, ["name", "what it is", "source", "options", "here"], _components(_DRAWERS[name]))
 

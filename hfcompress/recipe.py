@@ -16,8 +16,9 @@ from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.base.shape import Shape, shape_of
+from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, refuse_a_path, require_weights
-from hfcompress.data.task import Regression, Task
+from hfcompress.data.tasks import Task
 from hfcompress.measure.measure import Measure
 from hfcompress.model.artifact import label_ids
 from hfcompress.stages.base import Stage
@@ -128,7 +129,7 @@ def _task_problems(read: Document) -> list[Problem]:
     return [replace(p, where=read.where(p.key)) for p in task.problems()]
 
 
-_TAGS = {"finetune", "distill", "prune", "quantize", "text-classification", "regression"}
+_TAGS = {"finetune", "distill", "prune", "quantize", *OF_TASK}
 
 
 def _problem(read: Document, details: Any) -> Problem:
@@ -193,7 +194,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     shapes: list[Shape] = []
     try:
         config = model_config(recipe.model)
-        shapes = _planned(recipe, shape_of(config), problems)
+        shapes = _planned(recipe, shape_of(config, head=recipe.task.head), problems)
         readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
         if readable and (download or (weights and is_local(recipe.task.dataset))):
             problems += recipe.task.label_problems(None if _trains_head(recipe) else label_ids(config))
@@ -213,22 +214,45 @@ def _trains_head(recipe: Recipe) -> bool:
 
 def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shape]:
     shapes = [model]
-    if isinstance(recipe.task, Regression) and model.labels != 1 and not _trains_head(recipe):
-        message = f"the model's head has {model.labels} outputs, a regression needs one"
+    outputs = recipe.task.outputs
+    if outputs is not None and model.labels != outputs and not _trains_head(recipe):
+        message = f"the model's head has {model.labels} outputs, a {recipe.task.type} task needs {outputs}"
         problems.append(Problem(message, "put a `finetune` stage first", ("model",)))
     if recipe.task.max_length > shapes[0].usable_positions:
         limit = shapes[0].usable_positions
         message = f"max_length is {recipe.task.max_length}, wider than the model's position table allows ({limit})"
         problems.append(Problem(message, f"set it to {limit} or less", ("task", "max_length")))
-    source = shapes[0]
-    for index, stage in enumerate(recipe.stages):
-        found = stage.problems(shapes[-1], source, recipe.task)
+    known = {"model": model, "source": model}
+    for index, (name, stage) in enumerate(zip(recipe.stage_names(), recipe.stages, strict=True)):
+        task = stage.task_of(recipe.task)
+        specs = stage.specs()
+        known = {**{spec: s for spec in specs.values() if (s := _known_shape(spec))}, **known, "parent": shapes[-1]}
+        # A student starts from the model it names, with the head of the stage's task.
+        start = known.get(specs.get(("student", "from"), "parent"), shapes[-1])
+        start = replace(start, head=task.head, labels=_labels(task, start, known["source"]))
+        found = stage.problems(start, known, task)
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]
-        shapes.append(stage.plan(shapes[-1]) if not found else shapes[-1])
+        shapes.append(stage.plan(start) if not found else start)
         if not stage.compresses:
             labels = recipe.task.head_labels() if _trains_head(recipe) else None
-            shapes[-1] = source = replace(shapes[-1], labels=labels or shapes[-1].labels)
+            shapes[-1] = known["source"] = replace(shapes[-1], labels=labels or shapes[-1].labels)
+        known[name] = shapes[-1]
     return shapes
+
+
+def _labels(task: Any, start: Shape, source: Shape) -> int:
+    """Outputs of a stage's head: the source's where the task is the same, since a student answers what it does."""
+    return source.labels if source.head == task.head else task.head_labels() or start.labels
+
+
+def _known_shape(spec: str) -> Shape | None:
+    """The shape of a local directory that a stage names; None for a stage, a Hub id, or where there is no config."""
+    if not is_local(spec) or not (Path(spec).expanduser() / "config.json").is_file():
+        return None
+    try:
+        return shape_of(model_config(spec))
+    except HfcompressError:
+        return None
 
 
 def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
@@ -238,22 +262,26 @@ def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
         found.append(Problem("finetune makes the source, so it comes first", "move it to the top", key))
     if any(s.kind == "quantize" for s in recipe.stages[:index]):
         found.append(Problem(f"{stage.kind} cannot follow quantize", "put quantize last", key))
-    return found + [replace(p, key=(*key, *p.key)) for p in _teacher_problems(index, recipe)]
+    return found + [replace(p, key=(*key, *p.key)) for p in _named_problems(index, recipe)]
 
 
-def _teacher_problems(index: int, recipe: Recipe) -> list[Problem]:
-    stage = recipe.stages[index]
-    spec, names = stage.teacher_spec(), recipe.stage_names()
-    key = ("recover", "teacher") if isinstance(stage, Prune) else ("teacher",)
-    if spec is None or spec in ("source", "parent", *names[:index]) or is_local(spec):
+def _named_problems(index: int, recipe: Recipe) -> list[Problem]:
+    found: list[Problem] = []
+    for key, spec in recipe.stages[index].specs().items():
+        found += _spec_problems(spec, key, index, recipe.stage_names())
+    return found
+
+
+def _spec_problems(spec: str, key: Key, index: int, names: list[str]) -> list[Problem]:
+    inside, what = ["source", "parent", "model", *names[:index]], "teacher" if "teacher" in key else "model"
+    if spec in inside or is_local(spec):
         return []
     if spec in names:
-        return [Problem(f"the teacher {spec} is not made yet at this stage", "name an earlier one", key)]
+        return [Problem(f"the {what} {spec} is not made yet at this stage", "name an earlier one", key)]
     if re.fullmatch(r"\d\d-\w+", spec):
-        fix = did_you_mean(spec, ["source", "parent", *names[:index]])
-        return [Problem(f"the recipe has no stage {spec}", fix, key)]
+        return [Problem(f"the recipe has no stage {spec}", did_you_mean(spec, inside), key)]
     try:
-        refuse_a_path(spec, "teacher")
+        refuse_a_path(spec, what)
     except HfcompressError as error:
         return [replace(p, key=key) for p in error.problems]
     return []

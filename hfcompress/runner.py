@@ -21,7 +21,7 @@ from hfcompress.measure.measure import measure
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe import Loaded, check, load, resolved, stage_options
-from hfcompress.stages.base import Bench, Stage, digest, on_main_process, process_state, teacher_artifact
+from hfcompress.stages.base import Bench, Stage, digest, named_artifact, on_main_process, process_state
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -154,8 +154,8 @@ def _locked(lock: Path) -> dict[str, Any]:
 def _revisions(loaded: Loaded) -> dict[str, str | None]:
     """The commit of each Hub model and data set that the recipe names; fetches them, before anything is written."""
     recipe, task = loaded.recipe, loaded.recipe.task
-    inside = {"source", "parent", *recipe.stage_names()}
-    named = [recipe.model, *(stage.teacher_spec() or "source" for stage in recipe.stages)]
+    inside = {"source", "parent", "model", *recipe.stage_names()}
+    named = [recipe.model, *(spec for stage in recipe.stages for spec in stage.specs().values())]
     found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
     data = {} if is_local(task.dataset) else {f"datasets/{task.dataset}": data_revision(task.dataset, task.config)}
     return found | data
@@ -173,11 +173,12 @@ def _run_stages(
 ) -> list[Artifact]:
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
-    artifacts, made, fingerprint = [source], dict[str, Artifact](), recipe.task.fingerprint()
+    artifacts, made = [source], {"model": source}
     last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
     for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
-        bench = Bench(recipe.task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
-        key = _resume_key(stage, artifacts[-1], bench, fingerprint)
+        task = stage.task_of(recipe.task)
+        bench = Bench(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
+        key = _resume_key(stage, artifacts[-1], bench)
         done = _finished(directory / name, key, stage)
         if done is None:
             if only not in (None, stage.kind) and stage.compresses:
@@ -193,20 +194,19 @@ def _run_stages(
         else:
             source = replace(done, stage="source", kind="source")
             artifacts = [source]
-    return artifacts
+    elsewhere = {n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if stage.task_of(None)}
+    return [artifact for artifact in artifacts if artifact.stage not in elsewhere]
 
 
-def _resume_key(stage: Stage, parent: Artifact, bench: Bench, fingerprint: str) -> str:
+def _resume_key(stage: Stage, parent: Artifact, bench: Bench) -> str:
     """A hash of everything that a stage's result depends on."""
-    spec = stage.teacher_spec()
-    teacher = teacher_artifact(spec, parent, bench.source, bench.made) if spec else None
     return digest(
         {
             "stage": stage_options(stage),
             "parent": weights_hash(parent.path),
-            "teacher": weights_hash(teacher.path) if teacher else None,
+            "named": [weights_hash(bench.artifact(spec, parent).path) for spec in stage.specs().values()],
             "task": bench.task.model_dump(exclude={"dataset"}),
-            "data": fingerprint,
+            "data": bench.fingerprint(),
             "seed": bench.seed,
             "versions": versions(),
             "device": process_state().device.type,

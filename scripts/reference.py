@@ -12,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from hfcompress.backends.base import BACKENDS
 from hfcompress.base.component import Component, Drawer
 from hfcompress.criteria.base import CRITERIA
-from hfcompress.data.task import Regression, Splits, TextClassification
+from hfcompress.data.task import Splits
+from hfcompress.data.tasks import TASKS
 from hfcompress.losses.base import LOSSES
 from hfcompress.measure.measure import Latency, Measure
 from hfcompress.recipe import Hub, Recipe
@@ -32,7 +33,7 @@ A loss, criterion or backend is its name (`taylor`) or a mapping with options (`
 """
 BLOCKS: dict[str, list[type[BaseModel]]] = {
     "Top level": [Recipe],
-    "`task`": [TextClassification, Regression, Splits],
+    "`task`": [*TASKS, Splits],
     "`stages`": [Finetune, Distill, Student, Prune, Recover, Quantize],
     "`train`": [Train],
     "`measure`": [Measure, Latency],

@@ -21,7 +21,7 @@ from hfcompress import cli
 from hfcompress import push as push_
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data import source
-from hfcompress.data.task import TextClassification
+from hfcompress.data.sequence import TextClassification
 from tests import loopback_hub
 from tests.loopback_hub import LoopbackHub
 

@@ -1,350 +1,497 @@
-"""Every distillation loss against its published formula, written out as loops."""
+"""Every distillation loss against its published formula, value and gradient, and what all of them have in common."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hfcompress.base.shape import Layer, Shape, shape_of
-from hfcompress.data.task import Regression, TextClassification
-from hfcompress.losses.base import LOSSES, Loss, Step
+from hfcompress.base.shape import ARCHITECTURES, Layer, Shape
+from hfcompress.losses import base
+from hfcompress.losses.base import LOSSES, Loss, Ramp, Step
+from hfcompress.losses.hidden_states import monotone
 from hfcompress.model.observe import Observed, observe
-from hfcompress.stages.distill import teaching_problems, uniform_map
-from hfcompress.stages.train import Train
-from hfcompress.stages.training import CompressionTrainer, Objective, training_arguments
-from tests import world
+from tests import literal, world
+from tests.seen import LENGTHS, loss, observed, repadded, shape, step, task, tensors, token_labels, widened
 
-LENGTHS = (7, 4, 1)
-CLASSES = TextClassification(type="text-classification", dataset="none", text=["sentence"])
-SCORES = Regression(type="regression", dataset="none", text=["sentence"])
+UNIFORM = ((1, 2), (2, 4))
 
 
-def loss(name: str, **options: Any) -> Loss:
-    return LOSSES.parse({"use": name, **options})
+@dataclass(frozen=True)
+class Case:
+    """A loss with options, between a student of width 8 and a teacher, and the formula it should follow."""
+
+    name: str
+    formula: Callable[[Step, Any], Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+    hidden: int = 8
+    layers: int = 4
+    labels: int = 3
+    head: str = "sequence"
+    labelled: bool = False
+    dynamic: bool = False
+
+    @property
+    def term(self) -> Loss:
+        return loss(self.name, **self.options)
+
+    def step(self) -> Step:
+        student = observed(labels=self.labels, head=self.head)
+        teacher = observed(self.hidden, self.layers, labels=self.labels, seed=1, head=self.head)
+        labels = token_labels() if self.labelled else None
+        return step(student, teacher, UNIFORM, self.head, labels, self.dynamic)
+
+    def learned(self) -> Any:
+        torch.manual_seed(0)
+        return self.term.learned(shape(), shape(self.hidden, self.layers))
+
+    def __str__(self) -> str:
+        said = [f"{k}={v}" for k, v in self.options.items()]
+        return " ".join([self.name, self.head, *said, "dynamic" * self.dynamic, f"to {self.hidden}"])
 
 
-def shape(hidden: int = 8, layers: int = 2, heads: int = 2, labels: int = 3) -> Shape:
-    return Shape("bert", (Layer(heads, 16),) * layers, hidden, hidden // heads, 20, 16, 2, labels)
-
-
-def observed(hidden: int = 8, layers: int = 2, heads: int = 2, labels: int = 3, seed: int = 0) -> Observed:
-    """A forward pass with random tensors at real and padded places alike."""
-    torch.manual_seed(seed)
-    rows, length = len(LENGTHS), max(LENGTHS)
-    return Observed(
-        torch.randn(rows, labels, requires_grad=True),
-        tuple(torch.randn(rows, length, hidden, requires_grad=True) for _ in range(layers + 1)),
-        *(
-            tuple(torch.randn(rows, heads, length, hidden // heads, requires_grad=True) for _ in range(layers))
-            for _ in range(2)
-        ),
-    )
-
-
-def step(student: Observed, teacher: Observed | None, labels: Tensor | None = None, task: Any = CLASSES) -> Step:
-    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
-    depth = uniform_map(len(student.keys), len(teacher.keys)) if teacher else []
-    return Step(student, teacher, mask, labels, tuple(depth), task)
+CASES = [
+    Case("embeddings", literal.embeddings),
+    Case("embeddings", literal.embeddings, hidden=12),
+    Case("hidden_states", literal.hidden_states),
+    Case("hidden_states", literal.hidden_states, hidden=12),
+    Case("hidden_states", literal.hidden_states, {"projection": "per_layer"}, hidden=12),
+    Case("hidden_states", literal.hidden_cosines, {"distance": "cosine"}),
+    Case("hidden_states", literal.hidden_cosines, {"distance": "cosine"}, hidden=12),
+    Case("hidden_states", literal.aligned, hidden=12, dynamic=True),
+    Case("hidden_states", partial(literal.aligned, distance=literal.angle), {"distance": "cosine"}, dynamic=True),
+    Case("attention_scores", literal.attention_scores),
+    Case("attention_scores", literal.attention_scores, hidden=12),
+    Case("attention_probabilities", literal.attention_probabilities),
+    Case("attention_probabilities", literal.attention_probability_squares, {"distance": "mse"}, hidden=12),
+    Case("minilm", literal.minilm, hidden=12),
+    Case("minilm", partial(literal.minilm, g=3), {"teacher_layer": 3}),
+    Case("minilm_v2", literal.minilm_v2, hidden=12),
+    Case("minilm_v2", partial(literal.minilm_v2, heads=4), {"relation_heads": 4}, hidden=12),
+    Case("minilm_v2", partial(literal.minilm_v2, heads=1), {"relation_heads": 1}),
+    Case(
+        "minilm_v2",
+        partial(literal.minilm_v2, g=2, alphas=(0.5, 0.0, 3.0)),
+        {"teacher_layer": 2, "queries": 0.5, "keys": 0.0, "values": 3.0},
+    ),
+    Case("cosine", literal.cosine),
+    Case("pkd", literal.pkd),
+    Case("pkd", literal.pkd, hidden=12),
+    Case("rkd", literal.rkd, hidden=12),
+    Case("rkd", partial(literal.rkd, of="mean"), {"of": "mean"}),
+    Case("rkd", partial(literal.rkd, weights=(25.0, 0.0)), {"distance_weight": 25.0, "angle_weight": 0.0}),
+    *(
+        Case("soft_labels", formula, options, head=head, labelled=head == "token")
+        for head in ("sequence", "token", "mask", "span")
+        for options, formula in (
+            ({}, literal.soft_labels),
+            ({"temperature": 4.0}, partial(literal.soft_labels, t=4.0)),
+            (
+                {"temperature": 0.5, "squared_temperature": False},
+                partial(literal.soft_labels, t=0.5, squared=False),
+            ),
+            ({"loss": "cross_entropy"}, partial(literal.soft_labels, of="cross_entropy")),
+            ({"loss": "mse"}, literal.logit_squares),
+        )
+    ),
+    Case("soft_labels", literal.logit_squares, {"temperature": 4.0}, labels=1),
+    Case("soft_labels", literal.soft_labels, head="token"),
+    Case("soft_labels", literal.soft_labels, head="mask", labelled=True),
+    Case("soft_labels", partial(literal.soft_labels, masked_only=True), {"masked_only": True}, head="mask",
+         labelled=True),
+]  # fmt: skip
+EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def value(term: Loss, seen: Step, learned: Any = None) -> float:
     return term.compute(seen, learned).item()
 
 
-def repadded(seen: Observed, value: float) -> Observed:
-    """The same pass with another value at every padded place."""
-
-    def fill(tensor: Tensor, axis: int) -> Tensor:
-        tensor = tensor.detach().clone()
-        for row, length in enumerate(LENGTHS):
-            tensor[row].narrow(axis, length, max(LENGTHS) - length).fill_(value)
-        return tensor
-
-    return Observed(
-        seen.logits,
-        tuple(fill(t, 0) for t in seen.hidden_states),
-        tuple(fill(t, 1) for t in seen.queries),
-        tuple(fill(t, 1) for t in seen.keys),
-    )
+def slopes(found: Tensor, seen: Step, learned: Any) -> dict[str, Tensor]:
+    """The gradient of every tensor of the student, and of what is learned, that the loss reaches."""
+    inputs = tensors(seen.student)
+    if learned is not None:
+        inputs |= {f"learned {name}": parameter for name, parameter in learned.named_parameters()}
+    gradients = torch.autograd.grad(found, list(inputs.values()), allow_unused=True)
+    return {name: g for name, g in zip(inputs, gradients, strict=True) if g is not None and g.abs().max() > 0}
 
 
-def widened(seen: Observed, more: int) -> Observed:
-    """The same pass in a batch that is padded further."""
-
-    def pad(tensor: Tensor) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, 0, 0, more), value=3.0)
-
-    return Observed(seen.logits, *(tuple(map(pad, some)) for some in (seen.hidden_states, seen.queries, seen.keys)))
-
-
-def mean_square(student: Tensor, teacher: Tensor) -> float:
-    """MSE over the real tokens of the batch, number by number: `(rows, length, width)` tensors."""
-    total, count = 0.0, 0
-    for row, length in enumerate(LENGTHS):
-        for token in range(length):
-            for a, b in zip(student[row, token].tolist(), teacher[row, token].tolist(), strict=True):
-                total, count = total + (a - b) ** 2, count + 1
-    return total / count
-
-
-def attention_of_head(seen: Observed, layer: int, row: int, head: int) -> list[float]:
-    """`Q Kᵀ / √d_k` of one head over all pairs of one row's real tokens."""
-    queries, keys = seen.queries[layer][row, head].tolist(), seen.keys[layer][row, head].tolist()
-    real = range(LENGTHS[row])
-    dot = [[sum(a * b for a, b in zip(queries[i], keys[j], strict=True)) for j in real] for i in real]
-    return [product / math.sqrt(len(keys[0])) for products in dot for product in products]
+def agree(found: Tensor, expected: Tensor, seen: Step, learned: Any = None) -> None:
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = slopes(found, seen, learned), slopes(expected, seen, learned)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        assert float((gradient - theirs[name]).norm()) <= 1e-4 * float(theirs[name].norm()), name
 
 
 # The formulas
 
 
-@pytest.mark.parametrize(("hidden", "depth"), [(8, 2), (8, 4), (12, 4)])
-def test_hidden_states_follow_tinybert_equation_8(hidden: int, depth: int) -> None:
-    student, teacher = observed(), observed(hidden, depth, seed=1)
-    term = loss("hidden_states")
-    learned: Any = term.learned(shape(), shape(hidden, depth))
-    expected = 0.0
-    for m, g in enumerate(uniform_map(2, depth), start=1):
-        mapped = student.hidden_states[m] if learned is None else student.hidden_states[m] @ learned[0].weight.T
-        expected += mean_square(mapped, teacher.hidden_states[g])
-    assert (learned is None) == (hidden == 8)
-    assert value(term, step(student, teacher), learned) == pytest.approx(expected, rel=1e-5)
+@EVERY
+def test_value_and_gradient_follow_the_formula(case: Case) -> None:
+    seen, learned = case.step(), case.learned()
+    agree(case.term.compute(seen, learned), case.formula(seen, learned), seen, learned)
 
 
-def test_embeddings_follow_tinybert_equation_9() -> None:
-    for hidden in (8, 12):
-        student, teacher, term = observed(), observed(hidden, seed=1), loss("embeddings")
-        learned: Any = term.learned(shape(), shape(hidden))
-        mapped = student.hidden_states[0] if learned is None else student.hidden_states[0] @ learned.weight.T
-        expected = mean_square(mapped, teacher.hidden_states[0])
-        assert value(term, step(student, teacher), learned) == pytest.approx(expected, rel=1e-5)
+def test_every_loss_is_held_to_a_formula() -> None:
+    assert {case.name for case in CASES} | {"hard_labels"} == set(LOSSES.names())
 
 
-@pytest.mark.parametrize(("hidden", "depth"), [(8, 2), (16, 4)])
-def test_attention_scores_follow_tinybert_equation_7(hidden: int, depth: int) -> None:
-    student, teacher = observed(), observed(hidden, depth, seed=1)
-    expected = 0.0
-    for m, g in enumerate(uniform_map(2, depth)):
-        for head in range(2):
-            squares, count = 0.0, 0
-            for row in range(len(LENGTHS)):
-                ours, theirs = (attention_of_head(s, x, row, head) for s, x in ((student, m), (teacher, g - 1)))
-                squares += sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True))
-                count += LENGTHS[row] ** 2
-            expected += squares / count / 2
-    assert value(loss("attention_scores"), step(student, teacher)) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("squared", [True, False])
-def test_soft_labels_follow_hinton(temperature: float, squared: bool) -> None:
-    student, teacher = observed(), observed(seed=1)
-
-    def softened(row: list[float]) -> list[float]:
-        powers = [math.exp(z / temperature) for z in row]
-        return [power / sum(powers) for power in powers]
-
-    expected = 0.0
-    for ours, theirs in zip(student.logits.tolist(), teacher.logits.tolist(), strict=True):
-        expected += sum(p * math.log(p / q) for p, q in zip(softened(theirs), softened(ours), strict=True))
-    expected *= (temperature**2 if squared else 1) / len(LENGTHS)
-    term = loss("soft_labels", temperature=temperature, squared_temperature=squared)
-    assert value(term, step(student, teacher)) == pytest.approx(expected, rel=1e-4)
+def test_hard_labels_are_the_task_s_own_loss() -> None:
+    term, labels = loss("hard_labels"), torch.tensor([2, 0, 1, 1])
+    seen = step(observed(), None, labels=labels)
+    logits = zip(seen.student.logits.tolist(), labels.tolist(), strict=True)
+    logarithms = [math.log(sum(map(math.exp, row))) - row[label] for row, label in logits]
+    assert not term.needs_teacher
+    assert value(term, seen) == pytest.approx(sum(logarithms) / len(LENGTHS), rel=1e-5)
 
 
 def test_the_squared_temperature_keeps_the_size_of_the_gradient() -> None:
     def slope(**options: Any) -> float:
-        student, teacher = observed(), observed(seed=1)
-        loss("soft_labels", **options).compute(step(student, teacher), None).backward()
-        assert student.logits.grad is not None
-        return float(student.logits.grad.norm())
+        seen = step(observed(), observed(seed=1))
+        return float(slopes(loss("soft_labels", **options).compute(seen, None), seen, None)["logits"].norm())
 
     hot, hotter = slope(temperature=20.0), slope(temperature=200.0)
     assert hotter == pytest.approx(hot, rel=0.1)
     assert slope(temperature=200.0, squared_temperature=False) == pytest.approx(hotter / 200**2, rel=1e-3)
 
 
-def test_soft_labels_of_one_output_are_the_squared_difference() -> None:
-    student, teacher = observed(labels=1), observed(labels=1, seed=1)
-    pairs = zip(student.logits.flatten().tolist(), teacher.logits.flatten().tolist(), strict=True)
-    expected = sum((a - b) ** 2 for a, b in pairs) / len(LENGTHS)
-    assert value(loss("soft_labels", temperature=4.0), step(student, teacher, task=SCORES)) == pytest.approx(
-        expected, rel=1e-5
-    )
+def test_a_token_head_without_a_label_in_the_batch_has_nothing_to_learn() -> None:
+    seen = step(observed(head="token"), observed(seed=1, head="token"), head="token")
+    seen = replace(seen, labels=torch.full_like(seen.mask, -100, dtype=torch.long))
+    assert value(loss("soft_labels"), seen) == 0
 
 
-def test_hard_labels_are_the_task_s_own_loss() -> None:
-    student, labels = observed(), torch.tensor([2, 0, 1])
-    rows = zip(student.logits.tolist(), labels.tolist(), strict=True)
-    logarithms = [math.log(sum(map(math.exp, row))) - row[label] for row, label in rows]
-    term = loss("hard_labels")
-    assert not term.needs_teacher
-    assert value(term, step(student, None, labels)) == pytest.approx(sum(logarithms) / 3, rel=1e-5)
-
-    one, scores = observed(labels=1), torch.tensor([0.5, -1.0, 2.0])
-    squares = [(z - y) ** 2 for z, y in zip(one.logits.flatten().tolist(), scores.tolist(), strict=True)]
-    assert value(term, step(one, None, scores, SCORES)) == pytest.approx(sum(squares) / 3, rel=1e-5)
+def test_pkd_of_the_last_layer_alone_looks_at_it() -> None:
+    seen = step(observed(layers=1), observed(layers=4, seed=1), ((1, 4),))
+    first, last = (s.hidden_states[-1][:, 0] for s in (seen.student, seen.taught()))
+    expected = sum(2 * literal.angle(a, b).item() for a, b in zip(first, last, strict=True)) / len(LENGTHS)
+    assert value(loss("pkd"), seen) == pytest.approx(expected, rel=1e-5)
 
 
-# Padding
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 5), (3, 3), (3, 6), (4, 12)])
+def test_the_alignment_is_the_best_of_all_increasing_ones(rows: int, columns: int) -> None:
+    for seed in range(20):
+        costs = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+        best = min(itertools.combinations(range(columns), rows), key=lambda c: sum(costs[range(rows), c]).item())  # type: ignore[union-attr]
+        assert monotone(costs).tolist() == list(best)
 
 
-@pytest.mark.parametrize("name", ["embeddings", "hidden_states", "attention_scores"])
-def test_padding_does_not_change_the_value(name: str) -> None:
-    student, teacher, term = observed(), observed(seed=1), loss(name)
-    expected = value(term, step(student, teacher))
-    for junk in (0.0, 1e3):
-        assert value(term, step(repadded(student, junk), repadded(teacher, -junk))) == pytest.approx(expected)
-    wide = step(widened(student, 5), widened(teacher, 5))
-    wide = replace(wide, mask=torch.nn.functional.pad(wide.mask, (0, 5)))
-    assert value(term, wide) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", ["embeddings", "hidden_states", "attention_scores"])
-def test_padding_gets_no_gradient(name: str) -> None:
+def test_two_equal_rows_leave_the_relational_gradient_finite() -> None:
     student = observed()
-    loss(name).compute(step(student, observed(seed=1)), None).backward()
-    tensors = [t for some in (student.hidden_states, student.queries, student.keys) for t in some if t.grad is not None]
-    assert tensors
-    for gradient in (t.grad for t in tensors):
-        assert float(gradient[0].abs().max()) > 0
-        assert float(gradient[1, ..., LENGTHS[1] :, :].abs().max()) == 0
+    same = student.hidden_states[-1].detach().clone()
+    same[1] = same[0]
+    states = same.requires_grad_()
+    student = replace(student, hidden_states=(*student.hidden_states[:-1], states))
+    loss("rkd").compute(step(student, observed(seed=1)), None).backward()
+    assert states.grad is not None
+    assert bool(states.grad.isfinite().all())
+    assert float(states.grad.abs().max()) > 0
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-@pytest.mark.parametrize("name", ["embeddings", "hidden_states", "attention_scores", "soft_labels"])
-def test_a_padded_batch_of_a_model_gives_what_its_rows_give_alone(name: str, family: str) -> None:
-    """The mean over the batch's entries is the mean of the rows' means, each by its number of entries."""
-    objective, teacher = objective_of(family, [loss(name)])
-    batch = world.batch()
-    together = value_of(objective, teacher, batch)
-    total, count = 0.0, 0
-    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-        alone = {key: tensor[row : row + 1, :length] for key, tensor in batch.items()}
-        entries = {"attention_scores": length**2, "soft_labels": 1}.get(name, length)
-        total, count = total + value_of(objective, teacher, alone) * entries, count + entries
-    assert together == pytest.approx(total / count, rel=1e-4)
-
-
-def objective_of(family: str, losses: list[Loss], **student: Any) -> tuple[Objective, Any]:
-    teacher = world.model(family, layers=4, seed=1)
-    # Dropout would make the two passes differ.
-    pupil = world.model(family, **student, **dropless(family))
-    return Objective(pupil, losses, CLASSES, teacher, uniform_map(2, 4)).train(), teacher
-
-
-def dropless(family: str) -> dict[str, float]:
-    if family == "distilbert":
-        return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def trainer_of(objective: Objective, teacher: Any, folder: Path) -> CompressionTrainer:
-    arguments = training_arguments(Train(), folder, 0, 8, "accuracy")
-    return CompressionTrainer(objective, arguments, teacher=teacher)
-
-
-def value_of(objective: Objective, teacher: Any, batch: dict[str, Tensor]) -> float:
-    with torch.no_grad():
-        return float(objective(teacher=observe(teacher, batch, objective.needs), **batch)["loss"])
-
-
-# Gradients and weights
-
-
-def test_gradients_reach_student_and_projections_and_never_the_teacher(tmp_path: Path) -> None:
-    losses = [loss("embeddings"), loss("hidden_states"), loss("soft_labels")]
-    objective, teacher = objective_of("bert", losses, hidden=16)
-    trainer = trainer_of(objective, teacher, tmp_path)
-    assert all(parameter.requires_grad for parameter in teacher.parameters())
-    trainer.compute_loss(objective, {**world.batch(), "labels": torch.tensor([0, 1, 0, 1])}).backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    reached = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert reached >= {"learned.embeddings.weight", "learned.hidden_states.0.weight", "student.classifier.weight"}
-    # A key's bias shifts a query's scores all alike, which the softmax does not see.
-    idle = {name for name, _ in objective.named_parameters()} - reached
-    assert all(name.endswith("self.key.bias") or "token_type" in name for name in idle)
-
-
-def test_each_layer_can_have_its_own_projection() -> None:
-    student, teacher = observed(), observed(12, seed=1)
-    shapes = shape(), shape(12)
-    shared: Any = loss("hidden_states").learned(*shapes)
-    own: Any = loss("hidden_states", projection="per_layer").learned(*shapes)
-    assert (len(shared), len(own)) == (1, 2)
-    assert tuple(own[0].weight.shape) == (12, 8)
-    term = loss("hidden_states", projection="per_layer")
-    expected = sum(
-        mean_square(student.hidden_states[m] @ own[m - 1].weight.T, teacher.hidden_states[m]) for m in (1, 2)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_batch_without_relations_costs_nothing(rows: int) -> None:
+    seen = step(observed(), observed(seed=1))
+    few = replace(
+        seen,
+        student=replace(seen.student, hidden_states=tuple(t[:rows] for t in seen.student.hidden_states)),
+        teacher=replace(seen.taught(), hidden_states=tuple(t[:rows] for t in seen.taught().hidden_states)),
+        mask=seen.mask[:rows],
     )
-    assert value(term, step(student, teacher), own) == pytest.approx(expected, rel=1e-5)
-    assert loss("hidden_states", projection="per_layer").learned(shape(), shape()) is None
+    assert value(loss("rkd", distance_weight=0.0), few) == 0
+    assert value(loss("rkd"), few) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_weight_scales_its_loss_in_the_sum() -> None:
-    parts = [loss("hidden_states", weight=0.5), loss("attention_scores", weight=3.0), loss("soft_labels", weight=0.0)]
-    objective, teacher = objective_of("bert", parts)
+# What all of them have in common
+
+
+@EVERY
+def test_padding_does_not_change_the_value(case: Case) -> None:
+    seen, learned = case.step(), case.learned()
+    expected = value(case.term, seen, learned)
+    for junk in (0.0, -50.0, 1e3):
+        assert value(case.term, repadded(seen, junk), learned) == pytest.approx(expected, rel=1e-5)
+    assert value(case.term, widened(seen, 5), learned) == pytest.approx(expected, rel=1e-5)
+    assert value(case.term, widened(seen, 40), learned) == pytest.approx(expected, rel=1e-5)
+
+
+@EVERY
+def test_padding_gets_no_gradient_and_real_tokens_do(case: Case) -> None:
+    seen, learned = case.step(), case.learned()
+    found = slopes(case.term.compute(seen, learned), seen, learned)
+    reached = {name: g for name, g in found.items() if not name.startswith("learned") and g.dim() > 2}
+    assert reached or case.head == "sequence"
+    for gradient in reached.values():
+        axis = gradient.dim() - 2
+        for row, length in enumerate(LENGTHS):
+            assert float(gradient[row].narrow(axis - 1, length, max(LENGTHS) - length).abs().sum()) == 0
+
+
+@EVERY
+def test_a_model_that_agrees_with_its_teacher_has_nothing_to_learn(case: Case) -> None:
+    if case.options.get("loss") == "cross_entropy":
+        pytest.skip("a cross-entropy ends at the teacher's own entropy")
+    given = case.step()
+    seen = replace(given, teacher=given.student, pairs=((1, 1), (2, 2)))
+    term = loss(case.name, **{k: v for k, v in case.options.items() if k != "teacher_layer"})
+    assert value(term, seen, None) == pytest.approx(0, abs=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "in parts"])
+def test_nothing_waits_for_the_device(case: Case, parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no numbers: whatever asks for one (`.item()`, `if`, a mask as an index) raises."""
+    if parts:
+        monkeypatch.setattr(base, "_AT_ONCE", 1)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        seen, learned = case.step(), case.learned()
+        case.term.compute(seen, learned).backward()
+        assert any(t.grad is not None for t in tensors(seen.student).values())
+
+
+def test_fake_tensors_would_notice() -> None:
+    class Waits(Loss):
+        def compute(self, step: Step, learned: Any) -> Tensor:
+            return step.student.hidden_states[1][step.mask].mean()
+
+    with FakeTensorMode(), pytest.raises(Exception, match=r"nonzero|data-dependent|Data"):
+        Waits().compute(CASES[0].step(), None)
+
+
+@pytest.mark.parametrize("name", ["minilm", "minilm_v2", "attention_probabilities", "soft_labels"])
+def test_rows_in_parts_give_what_they_give_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(c for c in CASES if c.name == name and c.head in ("mask", "sequence"))
+    seen, learned = case.step(), case.learned()
+    whole = case.term.compute(seen, learned)
+    made: list[int] = []
+    log_softmax = Tensor.log_softmax
+    monkeypatch.setattr(Tensor, "log_softmax", lambda t, *a: made.append(len(t)) or log_softmax(t, *a))
+    monkeypatch.setattr(base, "_AT_ONCE", 2 * 2 * max(LENGTHS) ** 2)
+    if name == "soft_labels":
+        monkeypatch.setattr(base, "_AT_ONCE", 2 * 3)
+    parts = case.term.compute(seen, learned)
+    assert name == "soft_labels" or set(made) == {2}
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
+    ours, theirs = slopes(parts, seen, learned), slopes(whole, seen, learned)
+    assert ours.keys() == theirs.keys()
+    for key, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[key])
+
+
+@EVERY
+def test_autocast_leaves_the_arithmetic_in_float32(case: Case) -> None:
+    """Where nothing is projected; a projection is a layer like any other."""
+    seen = case.step()
+    if case.learned() is not None:
+        return
+    expected = value(case.term, seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert value(case.term, seen) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_every_loss_tells_its_title_paper_and_options(name: str) -> None:
+    cls = LOSSES.get(name)
+    assert "arXiv" in cls.source
+    assert (cls.__doc__ or "").strip()
+    assert all(option.description for option in cls.model_fields.values())
+    assert loss(name).problems(shape(), shape()) == []
+
+
+def test_the_documented_loss_is_the_one_that_ships() -> None:
+    root = Path(base.__file__).parent
+    page = (root.parents[1] / "docs" / "components.md").read_text(encoding="utf-8")
+    assert (root / "cosine.py").read_text(encoding="utf-8") in page
+
+
+# Weights
+
+
+def test_a_weight_is_constant_or_changes_over_the_steps() -> None:
+    assert [loss("cosine", weight=0.5).weight_at(p) for p in (0.0, 0.3, 1.0)] == [0.5, 0.5, 0.5]
+    linear = loss("cosine", weight={"start": 1.0, "end": 0.2})
+    assert [linear.weight_at(p) for p in (0.0, 0.25, 1.0)] == pytest.approx([1.0, 0.8, 0.2])
+    cosine = loss("cosine", weight={"start": 0.0, "end": 2.0, "schedule": "cosine"})
+    assert [cosine.weight_at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 1 - math.cos(math.pi / 4), 1, 2])
+    assert Ramp(start=1.0, end=1.0).at(0.7) == 1.0
+
+
+def test_weights_and_learned_modules_meet_in_the_objective() -> None:
+    from hfcompress.base.shape import shape_of
+    from hfcompress.stages.training import Objective
+
+    parts = [
+        loss("hidden_states", weight=0.5),
+        loss("embeddings", weight={"start": 0.0, "end": 4.0}),
+        loss("soft_labels", weight=0.0),
+    ]
+    student, teacher = world.model("bert", hidden=16, **dropless("bert")), world.model("bert", layers=4, seed=1)
+    objective = Objective(student, parts, task(), shape_of(teacher.config.to_dict()), UNIFORM)
     batch = world.batch()
-    hidden, scores = (
-        value_of(objective_of("bert", [loss(name)])[0], teacher, batch)
-        for name in ("hidden_states", "attention_scores")
+    taught = observe(teacher, batch, objective.needs)
+    found = objective(teacher=taught, progress=0.25, **batch)
+    seen = replace(step(observe(student, batch, objective.needs), taught, UNIFORM), mask=batch["attention_mask"].bool())
+    hidden, words = (
+        value(term, seen, objective.learned[term.name]) for term in (loss("hidden_states"), loss("embeddings"))
     )
-    assert value_of(objective, teacher, batch) == pytest.approx(0.5 * hidden + 3.0 * scores, rel=1e-5)
+    assert found["loss"].item() == pytest.approx(0.5 * hidden + 1.0 * words, rel=1e-5)
+    found["loss"].backward()
+    reached = {name for name, p in objective.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
+    assert reached >= {"learned.embeddings.weight", "learned.hidden_states.weight"}
 
 
-def test_identical_models_have_nothing_to_learn() -> None:
-    teacher = world.model(layers=2, **dropless("bert"))
-    names = ("embeddings", "hidden_states", "attention_scores", "soft_labels")
-    objective = Objective(teacher, [loss(name) for name in names], CLASSES, teacher, [1, 2]).train()
-    assert value_of(objective, teacher, world.batch()) == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("soft_labels", {"temperature": 0.0}, "temperature"),
+        ("soft_labels", {"weight": -1.0}, "weight"),
+        ("soft_labels", {"weight": {"start": -1.0, "end": 1.0}}, "weight"),
+        ("soft_labels", {"weight": {"start": 1.0, "end": 0.0, "shape": "linear"}}, "unknown key 'shape'"),
+        ("soft_labels", {"tinybert_compat": True, "loss": "mse"}, "tinybert_compat is a cross-entropy"),
+        ("hidden_states", {"projection": "none"}, "projection"),
+        ("hidden_states", {"tinybert_compat": True, "projection": "per_layer"}, "tinybert_compat is"),
+        ("hidden_states", {"tinybert_compat": True, "distance": "cosine"}, "tinybert_compat is"),
+        ("minilm", {"teacher_layer": 0}, "teacher_layer"),
+        ("minilm_v2", {"relation_heads": 0}, "relation_heads"),
+        ("rkd", {"of": "first"}, "of"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        loss(name, **options)
 
 
 # What cannot be compared
 
 
-def test_attention_scores_refuse_differing_heads() -> None:
-    found = loss("attention_scores").problems(shape(heads=2), shape(heads=4))
-    assert len(found) == 1
-    assert "2, 4 heads" in found[0]
-    assert "use hidden_states" in found[0]
-    uneven = replace(shape(), layers=(Layer(2, 16), Layer(1, 16)))
-    assert "1, 2 heads" in loss("attention_scores").problems(uneven, shape())[0]
-    assert loss("attention_scores").problems(shape(hidden=8), shape(hidden=16, layers=4)) == []
+@pytest.mark.parametrize("name", ["attention_scores", "attention_probabilities", "minilm"])
+def test_differing_heads_are_refused_head_by_head(name: str) -> None:
+    found = loss(name).problems(shape(heads=2), shape(heads=4))
+    assert found == [f"{name} compares head by head, and there are layers with 2, 4 heads; use minilm_v2"]
+    assert loss(name).problems(shape(hidden=8), shape(hidden=16, layers=4)) == []
 
 
-def test_soft_labels_refuse_differing_heads_of_the_task() -> None:
-    found = loss("soft_labels").problems(shape(labels=2), shape(labels=3))
-    assert found == ["the student has 2 labels and the teacher 3"]
+@pytest.mark.parametrize("name", ["attention_scores", "attention_probabilities"])
+def test_heads_that_differ_from_layer_to_layer_are_refused(name: str) -> None:
+    uneven = replace(shape(), layers=(Layer(1, 16), Layer(2, 16)))
+    assert "1, 2 heads" in loss(name).problems(uneven, shape())[0]
+    assert loss("minilm").problems(uneven, shape()) == []
 
 
-def test_a_teacher_of_another_vocabulary_or_fewer_layers_is_refused() -> None:
-    losses = [loss("hidden_states")]
-    other = replace(shape(), vocab=21)
-    assert "vocabulary has 20 entries and the teacher's 21" in teaching_problems(shape(), other, losses)[0].message
-    assert "2 layers and the teacher 1" in teaching_problems(shape(), shape(layers=1), losses)[0].message
-    assert teaching_problems(shape(), shape(layers=1), [loss("soft_labels")]) == []
+@pytest.mark.parametrize("name", ["attention_scores", "attention_probabilities", "minilm"])
+def test_attention_that_knows_positions_is_refused(name: str) -> None:
+    unlike = [kind for kind, keys in ARCHITECTURES.items() if not keys.plain_attention]
+    for kind in unlike:
+        found = loss(name).problems(shape(), replace(shape(), architecture=kind))
+        assert len(found) == 1
+        assert f"those of the teacher ({kind}) know positions too; use minilm_v2 or hidden_states" in found[0]
+        assert "the student" in loss(name).problems(replace(shape(), architecture=kind), shape())[0]
+        assert loss("minilm_v2").problems(shape(), replace(shape(), architecture=kind)) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "given"),
-    [("soft_labels", "temperature", 0.0), ("soft_labels", "weight", -1.0), ("hidden_states", "projection", "none")],
-)
-def test_options_out_of_range_are_refused(name: str, option: str, given: Any) -> None:
-    with pytest.raises(ValueError, match=option):
-        loss(name, **{option: given})
+@pytest.mark.parametrize("name", ["minilm", "minilm_v2"])
+def test_a_teacher_layer_that_is_not_there_is_refused(name: str) -> None:
+    found = loss(name, teacher_layer=5).problems(shape(), shape(layers=4))
+    assert found == [f"{name} looks at the teacher's layer 5, and it has 4; lower `teacher_layer`"]
+    assert loss(name, teacher_layer=3).layers(shape(), shape(layers=4), UNIFORM) == ((2, 3),)
+    assert loss(name).layers(shape(), shape(layers=4), UNIFORM) == ((2, 4),)
 
 
-@pytest.mark.parametrize("name", LOSSES.names())
-def test_every_loss_names_its_source_and_gives_a_finite_scalar(name: str) -> None:
+def test_layers_are_those_of_the_pairs_or_none() -> None:
+    shapes = shape(), shape(layers=4)
+    assert loss("attention_scores").layers(*shapes, UNIFORM) == UNIFORM
+    for name in ("cosine", "embeddings", "rkd"):
+        assert loss(name).layers(*shapes, UNIFORM) == ()
+
+
+def test_relation_heads_have_to_divide_both_widths() -> None:
+    student, teacher = shape(hidden=12, heads=3), shape(hidden=16, heads=8)
+    found = loss("minilm_v2").problems(student, teacher)
+    assert found == [
+        "8 relation heads do not divide the student's width 12 and the teacher's 16; set `relation_heads` to one of "
+        "1, 2, 4"
+    ]
+    assert loss("minilm_v2", relation_heads=4).problems(student, teacher) == []
+    pruned = replace(shape(heads=4), layers=(Layer(4, 16), Layer(3, 16)))
+    assert "the student's width 6" in loss("minilm_v2").problems(pruned, shape(heads=4))[0]
+
+
+def test_cosine_needs_equal_widths() -> None:
+    found = loss("cosine").problems(shape(), shape(12))
+    assert "8 and the teacher's 12; use hidden_states with `distance: cosine`" in found[0]
+
+
+def test_soft_labels_refuse_other_labels() -> None:
+    term = loss("soft_labels")
+    assert term.problems(shape(labels=2), shape(labels=3)) == ["the student has 2 labels and the teacher 3"]
+    words = shape(head="mask")
+    assert term.problems(words, replace(words, labels=9)) == []
+    assert term.problems(words, replace(words, vocab=21)) == ["the student has 20 labels and the teacher 21"]
+
+
+# On real models
+
+
+def dropless(family: str) -> dict[str, float]:
+    """Dropout would make two passes differ."""
+    if family == "distilbert":
+        return {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def met(name: str, family: str, batch: dict[str, Tensor], **student: Any) -> Step:
     term = loss(name)
-    found = term.compute(step(observed(), observed(seed=1), torch.tensor([0, 1, 2])), None)
-    assert found.shape == ()
-    assert bool(found.isfinite())
-    assert term.source
-    assert term.problems(shape_of(world.model().config.to_dict()), shape_of(world.model().config.to_dict())) == []
+    models = world.model(family, **student, **dropless(family)), world.model(family, layers=4, seed=1)
+    seen = [observe(model, batch, term.needs) for model in models]
+    mask = batch["attention_mask"].bool()
+    return replace(step(seen[0], seen[1], UNIFORM), mask=mask)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("name", sorted(set(LOSSES.names()) - {"hard_labels", "rkd"}))
+def test_a_padded_batch_of_a_model_gives_what_its_rows_give_alone(name: str, family: str) -> None:
+    """A loss that counts tokens or pairs weighs each row by them; the others weigh rows alike."""
+    batch, term = world.batch(), loss(name)
+    together, total, count = value(term, met(name, family, batch)), 0.0, 0
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        alone = {key: tensor[row : row + 1, :length] for key, tensor in batch.items()}
+        by_rows = ("minilm", "minilm_v2", "pkd", "soft_labels")
+        entries = length**2 if name == "attention_scores" else 1 if name in by_rows else length
+        total, count = total + value(term, met(name, family, alone)) * entries, count + entries
+    assert together == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES.names()) - {"hard_labels", "cosine"}))
+def test_gradients_reach_the_narrower_student_and_what_is_learned(name: str) -> None:
+    from hfcompress.base.shape import shape_of
+
+    term, batch = loss(name), world.batch()
+    student = world.model("bert", hidden=16, **dropless("bert"))
+    teacher = world.model("bert", layers=4, seed=1)
+    shapes: list[Shape] = [shape_of(model.config.to_dict()) for model in (student, teacher)]
+    assert term.problems(*shapes) == []
+    learned = term.learned(*shapes)
+    with torch.inference_mode():
+        taught = observe(teacher, batch, term.needs)
+    copied = Observed(
+        taught.logits.clone(),
+        tuple(t.clone() for t in taught.hidden_states),
+        *({i: t.clone() for i, t in some.items()} for some in (taught.queries, taught.keys, taught.values)),
+    )
+    seen = replace(step(observe(student, batch, term.needs), copied, UNIFORM), mask=batch["attention_mask"].bool())
+    term.compute(seen, learned).backward()
+    words = student.get_input_embeddings().weight.grad
+    assert words is not None
+    assert float(words.abs().max()) > 0
+    if learned is not None:
+        assert all(float(p.grad.abs().max()) > 0 for p in learned.parameters())  # type: ignore[union-attr]

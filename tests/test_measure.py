@@ -16,7 +16,8 @@ from hfcompress.base.errors import HfcompressError
 from hfcompress.measure import measure as m
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.measure.verify import ReloadError, verify
-from hfcompress.model.artifact import Artifact, open_artifact
+from hfcompress.measure.worker import reduced
+from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe import load
 from tests import world
 
@@ -103,6 +104,30 @@ def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
         verify(graph, expected * 1.01, AUTO)
 
 
+# What is kept of the logits
+
+
+def test_a_sequence_head_s_logits_stay_as_they_are() -> None:
+    logits = np.arange(6.0).reshape(2, 3)
+    assert reduced(logits, {"attention_mask": np.ones((2, 4))}, "sequence") is logits
+
+
+@pytest.mark.parametrize("head", ["token", "span"])
+def test_of_a_token_head_the_real_tokens_stay_row_after_row(head: str) -> None:
+    logits = np.arange(12.0).reshape(2, 3, 2)
+    batch = {"attention_mask": np.array([[1, 1, 0], [1, 1, 1]])}
+    assert reduced(logits, batch, head).tolist() == [[0, 1], [2, 3], [6, 7], [8, 9], [10, 11]]
+
+
+def test_of_a_mask_head_counts_and_likelihoods_stay() -> None:
+    probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]], [[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]])
+    logits = (np.log(probabilities) + 1000).astype(np.float32)  # a shift changes nothing, and must not overflow
+    labels = np.array([[0, 2], [-100, -100]])
+    found = reduced(logits, {"labels": labels, "attention_mask": np.ones((2, 2))}, "mask")
+    assert found[:, :2].tolist() == [[2, 1], [0, 0]]
+    assert found[:, 2] == pytest.approx([-np.log(0.7) - np.log(0.3), 0], abs=1e-3)
+
+
 # Arithmetic
 
 
@@ -145,20 +170,25 @@ def task(recipe: Path) -> Any:
     return load(recipe).recipe.task
 
 
+def read(task: Any, model: Path) -> Any:
+    """The test rows as a model reads them."""
+    return m._Rows(task, load_tokenizer(model), task.read("test"), label_ids(read_config(model)))
+
+
 def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher: Path) -> None:
     artifact = open_artifact(teacher)
-    data = m._encoded(artifact, task, task.read("test"))
-    order = np.argsort(np.asarray(data["length"]), kind="stable")
+    rows = read(task, teacher)
+    order = np.argsort(np.asarray(rows.encoded["length"]), kind="stable")
     wrong = {3, 10, 11}  # rows, in the order that they are asked in
 
     def logits(batches: Any) -> Any:
         assert sum(len(batch["input_ids"]) for batch in batches) == 48
-        right = np.asarray(data["labels"])[order]
+        right = np.asarray(rows.encoded["labels"])[order]
         answers = np.array([1 - label if i in wrong else label for i, label in enumerate(right)])
         return np.eye(2)[answers]
 
     process: Any = SimpleNamespace(artifact=artifact, logits=logits)
-    quality, (low, high) = m._quality(process, data, task, 400, 0)
+    quality, (low, high) = m._quality(process, rows, 400, 0)
     assert quality == {"accuracy": 45 / 48, "n": 48}
     # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
     half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
@@ -167,25 +197,25 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
 
 
 def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
-    artifact = open_artifact(teacher)
-    data = m._encoded(artifact, task, task.read("test"))
-    process: Any = SimpleNamespace(artifact=artifact, logits=lambda _: np.full((48, 2), np.nan))
+    process: Any = SimpleNamespace(artifact=open_artifact(teacher), logits=lambda _: np.full((48, 2), np.nan))
     with pytest.raises(HfcompressError, match="values that are not finite"):
-        m._quality(process, data, task, 100, 0)
+        m._quality(process, read(task, teacher), 100, 0)
 
 
-def test_batches_are_padded_with_the_models_own_pad_id() -> None:
-    import datasets
-
-    rows = datasets.Dataset.from_dict({"input_ids": [[5], [6, 7, 8]], "attention_mask": [[1], [1, 1, 1]]})
-    (batch,) = m._batches(rows, [[0, 1]], pad=3)
-    assert batch["input_ids"].tolist() == [[5, 3, 3], [6, 7, 8]]
-    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path) -> None:
+    rows = read(task, teacher)
+    ids = rows.encoded["input_ids"][:]
+    first, second = rows.batches([[3, 0], [7]], ("input_ids", "attention_mask", "labels"))
+    longest = max(len(ids[3]), len(ids[0]))
+    assert first["input_ids"].tolist() == [row + [0] * (longest - len(row)) for row in (ids[3], ids[0])]
+    assert first["attention_mask"].sum(1).tolist() == [len(ids[3]), len(ids[0])]
+    assert second["input_ids"].tolist() == [ids[7]]
+    assert [*first["labels"], *second["labels"]] == [rows.encoded["labels"][i] for i in (3, 0, 7)]
 
 
 def test_every_model_is_timed_on_the_same_rows(task: Any, teacher: Path) -> None:
     artifact = open_artifact(teacher)
-    data = m._encoded(artifact, task, task.read("test"))
+    data = read(task, teacher)
     seen: list[list[Any]] = [[], []]
     turns: list[int] = []
 
@@ -210,20 +240,20 @@ def test_every_model_is_timed_on_the_same_rows(task: Any, teacher: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def electra(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def megatron(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """An architecture that hfcompress cannot take apart, with word ids of its own."""
     import torch
     import transformers as t
 
-    path = tmp_path_factory.mktemp("electra")
+    path = tmp_path_factory.mktemp("megatron")
     specials, words = world.WORDS[:5], world.WORDS[5:]
     tokenizer = world.tokenizer(words=[*specials, *reversed(words)])
     torch.manual_seed(0)
-    config = t.ElectraConfig(
-        vocab_size=len(world.WORDS), embedding_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+    config = t.MegatronBertConfig(
+        vocab_size=len(world.WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=40,
     )  # fmt: skip
-    model = t.ElectraForSequenceClassification(config)
+    model = t.MegatronBertForSequenceClassification(config)
     lines = [line.split("\t") for line in (data / "train.tsv").read_text().splitlines()[1:]]
     batch = tokenizer([text for text, _ in lines], padding=True, return_tensors="pt")
     labels = torch.tensor([int(label) for _, label in lines])
@@ -239,12 +269,12 @@ def electra(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(
-    tmp_path_factory: pytest.TempPathFactory, teacher: Path, electra: Path, data: Path
+    tmp_path_factory: pytest.TempPathFactory, teacher: Path, megatron: Path, data: Path
 ) -> tuple[str, dict[str, Any]]:
     """What `hfcompress evaluate` printed and wrote of a teacher and a stock model with another tokenizer."""
     folder = tmp_path_factory.mktemp("compare")
     recipe = world.recipe(folder / "r.yaml", teacher, data)
-    arguments = ["evaluate", str(teacher), str(electra), "--task", str(recipe), "-o", str(folder / "out")]
+    arguments = ["evaluate", str(teacher), str(megatron), "--task", str(recipe), "-o", str(folder / "out")]
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output, json.loads((folder / "out" / "report.json").read_text())
@@ -257,15 +287,15 @@ def test_each_model_reads_the_rows_with_its_own_tokenizer(compared: tuple[str, d
 
 
 def test_a_stock_architecture_is_measured_though_it_cannot_be_cut(
-    compared: tuple[str, dict[str, Any]], electra: Path
+    compared: tuple[str, dict[str, Any]], megatron: Path
 ) -> None:
     from safetensors.torch import load_file
 
     _, report = compared
     row = report["rows"][1]
-    assert row["parameters"] == sum(t.numel() for t in load_file(electra / "model.safetensors").values())
+    assert row["parameters"] == sum(t.numel() for t in load_file(megatron / "model.safetensors").values())
     assert (row["encoder_parameters"], row["macs"], row["energy_wh_per_1k"]) == (None, None, None)
-    assert row["disk_bytes"] == (electra / "model.safetensors").stat().st_size
+    assert row["disk_bytes"] == (megatron / "model.safetensors").stat().st_size
     assert row["peak_memory_bytes"] > 50e6
 
 

@@ -187,7 +187,7 @@ def test_a_student_deeper_than_its_teacher_may_learn_from_its_answers(recipe: Pa
 
 def test_a_regression_needs_a_head_with_one_output(recipe: Path, data: Path) -> None:
     task = f"task={{type: regression, text: [sentence], label: label, max_length: 16, dataset: {data}}}"
-    assert "the model's head has 2 outputs, a regression needs one" in message(recipe, task)
+    assert "the model's head has 2 outputs, a regression task needs 1" in message(recipe, task)
     assert check(load(recipe, [task, "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"]))[1].labels == 1
 
 

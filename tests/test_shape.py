@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, Layer, Shape, config_of, shape_of
+from hfcompress.base.shape import ARCHITECTURES, HEADS, Layer, Shape, UnsupportedError, config_of, head_of, shape_of
 from tests import world
 
 FAMILIES = sorted(ARCHITECTURES)
+PRUNABLE = ("bert", "distilbert", "roberta")
 SIZES = [
     {"layers": 1, "hidden": 8, "heads": 1, "ffn": 12, "labels": 2},
     {"layers": 2, "hidden": 32, "heads": 4, "ffn": 64, "labels": 3},
     {"layers": 3, "hidden": 24, "heads": 6, "ffn": 40, "labels": 1},
+    {"layers": 1, "hidden": 16, "heads": 2, "ffn": 20, "labels": 2, "vocab_size": 53},
 ]
 UNEVEN = [
     (Layer(4, 64), Layer(1, 8)),
@@ -34,18 +36,19 @@ def layer_stack(model: Any) -> list[Any]:
     return family_of(model).stack(model)
 
 
-def shape_from(model: Any) -> Shape:
+def shape_from(model: Any, head: str | None = None) -> Shape:
     """By way of the JSON that a model directory would hold, where some keys are left out."""
     import json
 
-    return shape_of(json.loads(model.config.to_json_string(use_diff=True)))
+    return shape_of(json.loads(model.config.to_json_string(use_diff=True)), head=head)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_are_those_of_the_model(family: str, size: dict[str, int]) -> None:
-    built = world.model(family, **size)
-    shape = shape_from(built)
+def test_parameters_are_those_of_the_model(family: str, head: str, size: dict[str, int]) -> None:
+    built = world.model(family, head=head, **size | ({"labels": 2} if head == "span" else {}))
+    shape = shape_from(built, head)
     assert shape.stock
     assert shape.parameters == count(built)
     assert shape.encoder_parameters == sum(map(count, layer_stack(built)))
@@ -53,7 +56,7 @@ def test_parameters_are_those_of_the_model(family: str, size: dict[str, int]) ->
 
 
 @pytest.mark.parametrize("layers", UNEVEN, ids=lambda layers: " ".join(f"{x.heads}x{x.ffn}" for x in layers))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRUNABLE)
 def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(family: str, layers: tuple[Layer, ...]) -> None:
     from hfcompress.model.surgery import empty_model
 
@@ -66,7 +69,7 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(family: str
     assert shape_from(built) == shape
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRUNABLE)
 def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
     base = world.model(family).config.to_dict()
     config = config_of(replace(shape_of(base), layers=(Layer(3, 16), Layer(1, 40))), base)
@@ -85,16 +88,87 @@ def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
         {"layers": (Layer(4, 16),) * 3},
         {"layers": (Layer(4, 16), Layer(2, 64))},
         {"layers": (Layer(1, 64),) * 2},
+        {"types": 3},
+        {"embedding": 8},
+        {"embedding": 32},
+        {"relative": 6},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shape_survives_its_config(family: str, change: dict[str, Any]) -> None:
-    base = world.model(family, labels=3).config.to_dict()
-    shape = replace(shape_of(base), **change)
+    base, keys = world.model(family, labels=3).config.to_dict(), ARCHITECTURES[family]
+    has = {"types": keys.types, "embedding": keys.embedding, "relative": keys.relative}
+    shape = replace(shape_of(base), **{name: size for name, size in change.items() if has.get(name, True)})
     config = config_of(shape, base)
     assert shape_of(config) == shape
     assert ("per_layer_config" in config) is not shape.stock
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_smaller_model_is_built_from_the_config_of_its_shape(family: str, head: str) -> None:
+    """Its origin says twice what some sizes are (layer kinds, pooler width), and both must change."""
+    from hfcompress.model.surgery import empty_model
+
+    origin = world.model(family, layers=5, head=head)
+    config = origin.config.to_dict()
+    shape = replace(shape_of(config, head=head), hidden=24, head_dim=8, vocab=50, positions=20).with_layers(3, 3, 40)
+    built = empty_model(type(origin).__name__, shape, origin.config)
+    assert (built.num_parameters(), shape_from(built, head)) == (shape.parameters, shape)
+    assert [t.shape for t in built.get_input_embeddings().parameters()] == [(50, shape.embedding or 24)]
+
+
+def test_modernbert_keeps_the_kinds_of_its_first_layers() -> None:
+    base = world.model("modernbert", layers=5).config.to_dict()
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    assert base["layer_types"] == kinds
+    whole = shape_of(base)
+    assert config_of(whole.with_layers(2, 4, 64), base)["layer_types"] == kinds[:2]
+    assert config_of(whole.with_layers(7, 4, 64), base)["layer_types"] == [*kinds, *kinds[:2]]
+
+
+def test_a_student_with_fewer_positions_reads_debertas_table_as_its_origin_does() -> None:
+    base = world.model("deberta-v2").config.to_dict()
+    assert base["max_relative_positions"] == -1  # that is max_position_embeddings, 40
+    fewer = config_of(replace(shape_of(base), positions=20), base)
+    assert (fewer["max_position_embeddings"], fewer["max_relative_positions"]) == (20, 40)
+    assert config_of(replace(shape_of(fewer), positions=10), fewer)["max_relative_positions"] == 40
+
+
+def test_a_head_width_that_deberta_spells_follows_the_shape() -> None:
+    base = world.model("deberta-v2").config.to_dict() | {"attention_head_size": 8}
+    assert config_of(replace(shape_of(base), head_dim=16).with_layers(1, 2, 64), base)["attention_head_size"] == 16
+
+
+def test_words_as_wide_as_the_residual_stay_so_in_a_narrower_model() -> None:
+    base = world.model("electra", embedding_size=32).config.to_dict()
+    narrow = replace(shape_of(base), hidden=16, head_dim=4)
+    assert config_of(narrow, base)["embedding_size"] == 16
+    factorised = replace(shape_of(world.model("electra").config.to_dict()), hidden=16, head_dim=4)
+    assert factorised == replace(narrow, embedding=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family: str) -> None:
+    import transformers
+
+    from tests.world import PUBLISHED
+
+    says = PUBLISHED["deberta-v2"] if family == "deberta-v2" else {}
+    whole = transformers.AutoConfig.for_model(family, **says).to_dict()
+    assert shape_of({"model_type": family, **says}) == shape_of(whole)
+
+
+def test_the_head_is_that_of_the_class_unless_the_task_decides() -> None:
+    base = world.model("bert").config.to_dict()
+    for head, ending in HEADS.items():
+        assert shape_of(base | {"architectures": [f"Bert{ending}"]}).head == head
+        assert shape_of(base | {"architectures": [f"PrunedBert{ending}"]}, head="span").head == "span"
+        assert head_of(f"AutoModel{ending}") == head
+    for other in (None, [], ["BertModel"], ["ElectraForPreTraining"]):
+        assert shape_of(base | {"architectures": other}).head == "sequence"
+    assert head_of("BertModel") is None
 
 
 def test_a_stock_config_that_comes_from_a_pruned_one_keeps_nothing_of_it() -> None:
@@ -124,6 +198,28 @@ def test_published_counts_of_the_published_models() -> None:
     assert tiny.parameters == 14_350_874
 
 
+@pytest.mark.parametrize(
+    ("family", "head", "labels", "sizes", "count"),
+    [
+        ("roberta", "mask", None, {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+         124_697_433),
+        ("distilbert", "sequence", 2, {}, 66_955_010),
+        ("albert", "mask", None, {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+         11_221_680),
+        ("modernbert", "mask", None, {}, 149_655_232),
+        ("deberta-v2", "sequence", 2,
+         {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+          "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+          "pos_att_type": "p2c|c2p", "position_biased_input": False}, 184_423_682),
+    ],
+)  # fmt: skip
+def test_published_counts_of_other_families(
+    family: str, head: str, labels: int | None, sizes: dict[str, Any], count: int
+) -> None:
+    """RoBERTa-base, DistilBERT, ALBERT-base and ModernBERT-base (149M, with its words) and DeBERTa-v3-base (184M)."""
+    assert shape_of({"model_type": family, **sizes}, labels, head).parameters == count
+
+
 def test_macs_are_the_products_written_out() -> None:
     """Every matrix product of a forward pass, entry by entry: Kwon et al. 2022 count 3SHd + 2S²d + SdH a head."""
     s, h, d, heads, ffn, labels = 5, 8, 4, 2, 12, 3
@@ -148,16 +244,18 @@ def test_macs_fall_by_exactly_what_is_cut() -> None:
     assert whole.macs(s) - cut.macs(s) == (4 * s * h * d + 2 * s * s * d) + 2 * (2 * s * h)
 
 
+@pytest.mark.parametrize("length", [9, 30])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_macs_are_the_multiplications_that_torch_counts(family: str) -> None:
+def test_macs_are_the_multiplications_that_torch_counts(family: str, head: str, length: int) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    built, length = world.model(family, hidden=32, heads=4, ffn=48, layers=2), 9
+    built = world.model(family, hidden=32, heads=4, ffn=48, layers=2, head=head).requires_grad_(False)
     built.set_attn_implementation("eager")
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         built(input_ids=torch.full((1, length), 6), attention_mask=torch.ones(1, length, dtype=torch.long))
-    assert 2 * shape_from(built).macs(length) == counter.get_total_flops()
+    assert 2 * shape_from(built, head).macs(length) == counter.get_total_flops()
 
 
 def test_bytes_count_each_part_at_its_bits() -> None:
@@ -168,9 +266,60 @@ def test_bytes_count_each_part_at_its_bits() -> None:
     assert packed.bytes == linear + 2 * words + 4 * (shape.parameters - linear - words)
 
 
+def test_bytes_of_factorised_words_and_shared_layers_are_counted_once() -> None:
+    shape = Shape("albert", (Layer(2, 12),) * 3, 8, 4, vocab=100, positions=16, types=2, labels=2, embedding=4)
+    linear, words = 4 * 8 * 8 + 2 * 8 * 12 + 4 * 8, 100 * 4
+    packed = replace(shape, linear_bits=8, embedding_bits=16)
+    assert packed.bytes == linear + 2 * words + 4 * (shape.parameters - linear - words)
+
+
 def test_positions_that_no_token_can_use_are_left_out() -> None:
     assert shape_of(world.model("bert").config.to_dict()).usable_positions == 40
-    assert shape_of(world.model("roberta").config.to_dict()).usable_positions == 38
+    for family in ("roberta", "xlm-roberta", "mpnet"):
+        assert shape_of(world.model(family).config.to_dict()).usable_positions == 38
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "why"),
+    [
+        ("albert", {"num_hidden_groups": 2}, "`num_hidden_groups: 2`, and only `num_hidden_groups: 1`"),
+        ("albert", {"inner_group_num": 2}, "`inner_group_num: 2`"),
+        ("bert", {"position_embedding_type": "relative_key"}, "`position_embedding_type: relative_key`"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "`conv_kernel_size: 3`"),
+        ("deberta-v2", {"pos_att_type": ["c2p"]}, "`pos_att_type: ['c2p']`"),
+        ("deberta-v2", {"share_att_key": False}, "`share_att_key: False`"),
+        ("deberta-v2", {"norm_rel_ebd": "none"}, "`norm_rel_ebd: none`"),
+        ("deberta-v2", {"position_biased_input": True}, "`position_biased_input: True`"),
+        ("deberta-v2", {"relative_attention": False}, "`relative_attention: False`"),
+        ("deberta-v2", {"attention_head_size": 16}, "`attention_head_size: 16`, and only `attention_head_size: 8`"),
+        ("modernbert", {"norm_bias": True}, "`norm_bias: True`"),
+        ("modernbert", {"mlp_bias": True}, "`mlp_bias: True`"),
+        ("electra", {"tie_word_embeddings": False, "architectures": ["ElectraForMaskedLM"]}, "`tie_word_embeddings"),
+    ],
+)
+def test_a_variant_that_cannot_be_expressed_is_refused(family: str, change: dict[str, Any], why: str) -> None:
+    base = world.model(family).config.to_dict()
+    with pytest.raises(UnsupportedError) as caught:
+        shape_of(base | change)
+    assert f"this {family} model has {why}" in str(caught.value)
+    assert "can be measured" in str(caught.value)
+
+
+def test_what_deberta_leaves_out_is_a_variant_too_and_its_lists_have_no_order() -> None:
+    base = world.model("deberta-v2").config.to_dict()
+    for pairs in ("c2p|p2c", "p2c | C2P", ["c2p", "p2c"], ["p2c", "c2p"]):
+        assert shape_of(base | {"pos_att_type": pairs}) == shape_of(base)
+    for key in ("relative_attention", "position_biased_input", "share_att_key", "pos_att_type", "norm_rel_ebd"):
+        with pytest.raises(UnsupportedError, match=key):
+            shape_of({name: value for name, value in base.items() if name != key})
+    for buckets in ({}, {"position_buckets": -1}):
+        with pytest.raises(UnsupportedError, match="this deberta-v2 model has no `position_buckets`"):
+            shape_of({name: value for name, value in base.items() if name != "position_buckets"} | buckets)
+
+
+def test_untied_words_matter_to_a_mask_head_only() -> None:
+    base = world.model("bert").config.to_dict() | {"tie_word_embeddings": False}
+    assert shape_of(base).head == "sequence"
 
 
 @pytest.mark.parametrize(

@@ -31,25 +31,34 @@ def tokenizer(words: list[str] | None = None) -> Any:
     )  # fmt: skip
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "roberta": {"type_vocab_size": 1},
+    "xlm-roberta": {"type_vocab_size": 1},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+    "deberta-v2": {
+        "relative_attention": True, "position_buckets": 8, "pos_att_type": "p2c|c2p", "share_att_key": True,
+        "norm_rel_ebd": "layer_norm", "position_biased_input": False, "max_relative_positions": -1,
+    },
+    "modernbert": {"local_attention": 8, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+}  # fmt: skip
+"""What the configs of the published models say apart from sizes, made small."""
+
+
 def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 4, ffn: int = 64, labels: int = 2,
-          seed: int = 0, **config: Any) -> Any:  # fmt: skip
-    """A random classifier of a family, in eval mode; every bias and layer norm is random too, so that none is idle."""
+          seed: int = 0, head: str = "sequence", **config: Any) -> Any:  # fmt: skip
+    """A random model of a family with a head, in eval mode; every bias and norm is random too, so that none is idle."""
     import torch
     import transformers as t
 
-    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "num_labels": labels, "max_position_embeddings": 40}
-    if family == "distilbert":
-        sizes |= {"n_layers": layers, "dim": hidden, "n_heads": heads, "hidden_dim": ffn}
-        made, cls = t.DistilBertConfig(**sizes, **config), t.DistilBertForSequenceClassification
-    else:
-        sizes |= {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
-                  "intermediate_size": ffn}  # fmt: skip
-        if family == "roberta":
-            sizes |= {"pad_token_id": 0, "type_vocab_size": 1}
-        made = (t.RobertaConfig if family == "roberta" else t.BertConfig)(**sizes, **config)
-        cls = t.RobertaForSequenceClassification if family == "roberta" else t.BertForSequenceClassification
+    from hfcompress.base.shape import ARCHITECTURES, HEADS
+
+    keys = ARCHITECTURES[family]
+    sizes = {keys.layers: layers, keys.hidden: hidden, keys.heads: heads, keys.ffn: ffn}
+    common = {"vocab_size": len(WORDS), "num_labels": labels, "max_position_embeddings": 40, "pad_token_id": 0}
+    made = t.AutoConfig.for_model(family, **{**common, **sizes, **PUBLISHED.get(family, {}), **config})
     torch.manual_seed(seed)
-    built = cls(made)
+    built = getattr(t, "AutoModel" + HEADS[head]).from_config(made)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -93,12 +102,13 @@ def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, **
     """A teacher that has learnt the data."""
     import torch
 
+    from hfcompress.model.observe import accepted
+
     built, words = model(family, **shape).train(), tokenizer()
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     batch = words([text for text, _ in lines], padding=True, return_tensors="pt")
     labels = torch.tensor([int(label) for _, label in lines])
-    if family == "distilbert":
-        batch.pop("token_type_ids", None)
+    batch = accepted(built, batch)
     optimizer = torch.optim.AdamW(built.parameters(), lr=5e-3)
     for _ in range(steps):
         loss = built(**batch, labels=labels).loss

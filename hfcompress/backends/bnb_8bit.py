@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import PRUNED, Shape
+from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.model.probe import Probe, logits_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class Bnb8Bit(Backend):
         from hfcompress.model.family import FAMILIES
 
         kind = str(read_config(source)["model_type"]).removeprefix(PRUNED)
-        skip = self.skip if self.skip is not None else list(FAMILIES[kind].head_modules)
+        skip = self.skip
+        if skip is None:
+            skip = list(FAMILIES[kind].head_modules[head_of(auto_class) or "sequence"])
         model = getattr(transformers, auto_class).from_pretrained(
             source,
             quantization_config=self.options(at_any_depth(skip)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import PRUNED, Shape
+from hfcompress.base.shape import HEADS, PRUNED, Shape
 from hfcompress.model.probe import Probe, logits_of
 
 if TYPE_CHECKING:
@@ -63,12 +63,14 @@ class OnnxInt8(Backend):
 def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     """Writes an ONNX graph with dynamic batch and length; inputs are named as the tokenizer names them.
 
+    Its one output, `logits`, is what `Observed.logits` is.
+
     Eager attention is exported: its graph has the fewest nodes around the two products.
     """
     import torch
     from torch import nn
 
-    from hfcompress.model.observe import accepted
+    from hfcompress.model.observe import accepted, logits_of_output
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -76,10 +78,11 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
             self.model = model
 
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return self.model(**dict(zip(names, tensors, strict=True))).logits
+            return logits_of_output(self.model(**dict(zip(names, tensors, strict=True))))
 
     inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
     names = list(inputs)
+    by_token = not type(model).__name__.endswith(HEADS["sequence"])
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -89,7 +92,10 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
             str(path),
             input_names=names,
             output_names=["logits"],
-            dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in names}, "logits": {0: "batch"}},
+            dynamic_axes={
+                **{name: {0: "batch", 1: "sequence"} for name in names},
+                "logits": {0: "batch", 1: "sequence"} if by_token else {0: "batch"},
+            },
             opset_version=OPSET,
             dynamo=False,
         )

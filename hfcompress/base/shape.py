@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfcompress.base.errors import HfcompressError, did_you_mean
@@ -14,11 +14,21 @@ class Keys:
     """What an architecture's config.json calls the parts of its shape, and which parts it has.
 
     Attributes:
-        pooler: Whether the classifier sits on a pooler (a `hidden x hidden` linear layer of the encoder's own).
-        dense_head: Whether the classifier has a `hidden x hidden` linear layer of its own.
+        types: Token types; empty where there are none.
+        embedding: Width of the word embeddings, where it may differ from the hidden width.
+        relative: Buckets of relative positions, where the attention has them.
+        defaults: What transformers takes for a key that config.json leaves out.
+        required: Values that fix which weights there are; a config with another one is refused.
+        position_table: Whether each position has an embedding of its own.
         position_offset: Rows of the position table that no token uses (RoBERTa's padding index).
         plain_attention: Whether the attention scores are `Q Kᵀ / √d` of the linear layers' outputs: no relative
             positions, no rotation.
+        prunable: Whether its heads and neurons can be cut (`model/surgery.py`).
+        shared: ALBERT: one layer's weights serve as all layers, and the word embeddings are always projected.
+        disentangled: DeBERTa: a table of relative positions goes through every layer's queries and keys; the norm
+            of the embeddings follows their projection, which has no bias.
+        modern: ModernBERT: the FFN is gated, a norm stands before each block and after the last layer, no layer has
+            a bias, and every kind of head has the dense layer and norm.
     """
 
     layers: str = "num_hidden_layers"
@@ -26,17 +36,64 @@ class Keys:
     hidden: str = "hidden_size"
     ffn: str = "intermediate_size"
     types: str = "type_vocab_size"
-    pooler: bool = False
-    dense_head: bool = False
+    embedding: str = ""
+    relative: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
+    position_table: bool = True
     position_offset: int = 0
     plain_attention: bool = True
+    prunable: bool = False
+    shared: bool = False
+    disentangled: bool = False
+    modern: bool = False
 
 
+_ABSOLUTE = {"position_embedding_type": "absolute"}
+_BERT = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2}  # fmt: skip
 ARCHITECTURES: dict[str, Keys] = {
-    "bert": Keys(pooler=True),
-    "distilbert": Keys("n_layers", "n_heads", "dim", "hidden_dim", types="", dense_head=True),
-    "roberta": Keys(dense_head=True, position_offset=2),
-}
+    "bert": Keys(defaults=_BERT, required=_ABSOLUTE, prunable=True),
+    "distilbert": Keys(
+        "n_layers", "n_heads", "dim", "hidden_dim", types="", prunable=True,
+        defaults={"vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
+                  "max_position_embeddings": 512},
+    ),
+    "roberta": Keys(defaults=_BERT | {"vocab_size": 50265}, required=_ABSOLUTE, position_offset=2, prunable=True),
+    "xlm-roberta": Keys(defaults=_BERT, required=_ABSOLUTE, position_offset=2),
+    "electra": Keys(
+        embedding="embedding_size", required=_ABSOLUTE,
+        defaults=_BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4,
+                          "intermediate_size": 1024},
+    ),
+    "mpnet": Keys(
+        types="", relative="relative_attention_num_buckets", position_offset=2, plain_attention=False,
+        defaults=_BERT | {"vocab_size": 30527, "relative_attention_num_buckets": 32},
+    ),
+    "deberta-v2": Keys(
+        embedding="embedding_size", relative="position_buckets", position_table=False, plain_attention=False,
+        disentangled=True,
+        defaults={"vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
+                  "intermediate_size": 6144, "max_position_embeddings": 512, "type_vocab_size": 0,
+                  "relative_attention": False, "position_biased_input": True, "share_att_key": False,
+                  "pos_att_type": "", "norm_rel_ebd": "none"},
+        required={"relative_attention": True, "position_biased_input": False, "share_att_key": True,
+                  "pos_att_type": "c2p|p2c", "norm_rel_ebd": "layer_norm", "conv_kernel_size": 0},
+    ),
+    "albert": Keys(
+        embedding="embedding_size", shared=True,
+        required=_ABSOLUTE | {"num_hidden_groups": 1, "inner_group_num": 1},
+        defaults=_BERT | {"vocab_size": 30000, "embedding_size": 128, "hidden_size": 4096, "num_attention_heads": 64,
+                          "intermediate_size": 16384},
+    ),
+    "modernbert": Keys(
+        types="", position_table=False, plain_attention=False, modern=True,
+        defaults=_BERT | {"vocab_size": 50368, "num_hidden_layers": 22, "intermediate_size": 1152,
+                          "max_position_embeddings": 8192},
+        required={"attention_bias": False, "mlp_bias": False, "norm_bias": False, "classifier_bias": False,
+                  "decoder_bias": True},
+    ),
+}  # fmt: skip
 HEADS: dict[str, str] = {
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",
@@ -46,6 +103,10 @@ HEADS: dict[str, str] = {
 """The kinds of head, and how transformers' class names end."""
 PRUNED = "pruned_"
 """Prefix of the `model_type` of a checkpoint whose shape no stock config can express."""
+
+
+class UnsupportedError(HfcompressError):
+    """A config whose model can be measured at most: no shape here describes it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +119,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shape:
-    """An encoder with a classification head.
+    """An encoder with a head.
 
     Attributes:
         architecture: A key of `ARCHITECTURES`.
@@ -66,10 +127,12 @@ class Shape:
         hidden: Width of the residual stream.
         head_dim: Width of one attention head.
         vocab: Rows of the word-embedding table.
-        positions: Rows of the position table.
+        positions: Rows of the position table; the longest input, where there is none.
         types: Rows of the token-type table (0 where there is none).
-        labels: Outputs of the head.
+        labels: Outputs of the head; a mask head's are the vocabulary, whatever is said here.
         head: A key of `HEADS`.
+        embedding: Width of the word embeddings; 0 where it is the hidden width.
+        relative: Buckets of relative positions (0 where the attention has none).
         linear_bits: Bits a weight of the encoder's linear layers takes when stored.
         embedding_bits: Bits a word-embedding weight takes when stored.
         other_bits: Bits any other parameter takes when stored.
@@ -85,10 +148,16 @@ class Shape:
     types: int
     labels: int
     head: str = "sequence"
+    embedding: int = 0
+    relative: int = 0
     linear_bits: float = 32
     embedding_bits: float = 32
     other_bits: float = 32
     even: bool = True
+
+    def __post_init__(self) -> None:
+        if self.embedding == self.hidden:
+            object.__setattr__(self, "embedding", 0)
 
     @property
     def keys(self) -> Keys:
@@ -108,19 +177,32 @@ class Shape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Word, position and token-type tables and their layer norm."""
-        return (self.vocab + self.positions + self.types + 2) * self.hidden
+        """All that surrounds the layers.
+
+        These are the tables of words, positions (relative ones too) and token types, their norms, the projection to
+        the hidden width, and the norm after ModernBERT's last layer.
+        """
+        keys, width, hidden = self.keys, self.embedding or self.hidden, self.hidden
+        tables = (self.vocab + self.types + self.positions * keys.position_table) * width
+        if keys.modern:
+            return tables + 2 * hidden
+        if keys.disentangled:
+            return tables + self._projection + 2 * self.relative * hidden + 4 * hidden
+        bias = hidden if self._projection else 0
+        return tables + 2 * width + self._projection + bias + self.relative * (hidden // self.head_dim)
 
     @property
     def encoder_parameters(self) -> int:
         """All transformer layers: weights, biases and layer norms, without embeddings, pooler and head."""
-        return sum(self._linear_weights(x) + self._layer_vectors(x) for x in self.layers)
+        return sum(self._linear_weights(x) + self._layer_vectors(i, x) for i, x in enumerate(self._stored))
 
     @property
     def head_parameters(self) -> int:
-        """Pooler and classifier."""
-        dense = self.hidden * self.hidden + self.hidden
-        return dense * (self.keys.pooler + self.keys.dense_head) + (self.hidden + 1) * self.labels
+        """Pooler and classifier, or what stands before the words of a mask head and their bias (the words are tied)."""
+        width, outputs, dense = self._head_sizes
+        norms = 3 if self.head == "mask" and not self.keys.modern else 1
+        vectors = norms * width if dense else 0
+        return dense + vectors + outputs + (0 if self.head == "mask" else width * outputs)
 
     @property
     def parameters(self) -> int:
@@ -130,74 +212,132 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Bytes of the stored weights, without the file's own headers."""
-        linear = sum(self._linear_weights(x) for x in self.layers)
-        words = self.vocab * self.hidden
+        linear = sum(self._linear_weights(x) for x in self._stored) + self._projection
+        words = self.vocab * (self.embedding or self.hidden)
         rest = self.parameters - linear - words
         return int((linear * self.linear_bits + words * self.embedding_bits + rest * self.other_bits) / 8)
 
     def macs(self, length: int) -> int:
         """Multiply-accumulates of one sequence of `length` tokens.
 
-        Per head `3 S H d + 2 S² d + S d H`, per FFN neuron `2 S H` (Kwon et al. 2022, arXiv:2204.09656), and the
-        head's linear layers on one token.
+        Per head `3 S H d + 2 S² d + S d H`, per FFN neuron `2 S H` (Kwon et al. 2022, arXiv:2204.09656), 3 where the
+        FFN is gated; with `R` relative positions DeBERTa adds `2 R H d + 2 S R d` a head. Attention within a window
+        counts whole: it is computed and masked. The head's linear layers see one token, or each where each is labelled.
         """
-        s, h, d = length, self.hidden, self.head_dim
-        per_head, per_neuron = 4 * s * h * d + 2 * s * s * d, 2 * s * h
-        dense = h * h * (self.keys.pooler + self.keys.dense_head)
-        return sum(x.heads * per_head + x.ffn * per_neuron for x in self.layers) + dense + h * self.labels
+        s, h, d, r = length, self.hidden, self.head_dim, 2 * self.relative if self.keys.disentangled else 0
+        per_head = 4 * s * h * d + 2 * s * s * d + 2 * r * h * d + 2 * s * r * d
+        per_neuron = (2 + self.keys.modern) * s * h
+        width, outputs, dense = self._head_sizes
+        head = (1 if self.head == "sequence" else s) * (dense + width * outputs)
+        return sum(x.heads * per_head + x.ffn * per_neuron for x in self.layers) + s * self._projection + head
 
     def with_layers(self, layers: int, heads: int, ffn: int) -> Shape:
         """The same model with `layers` equal layers."""
         return replace(self, layers=(Layer(heads, ffn),) * layers)
 
-    def _linear_weights(self, layer: Layer) -> int:
-        return 4 * self.hidden * layer.heads * self.head_dim + 2 * self.hidden * layer.ffn
+    @property
+    def _stored(self) -> tuple[Layer, ...]:
+        return self.layers[:1] if self.keys.shared else self.layers
 
-    def _layer_vectors(self, layer: Layer) -> int:
+    @property
+    def _projection(self) -> int:
+        """Weights between the word embeddings and the first layer."""
+        return (self.embedding or self.hidden) * self.hidden if self.embedding or self.keys.shared else 0
+
+    @property
+    def _head_sizes(self) -> tuple[int, int, int]:
+        """Width of what the outputs are made from, outputs, and weights of the dense layer before (0 for none)."""
+        if self.head == "mask":
+            width = self.embedding or self.hidden
+            return width, self.vocab, self.hidden * width
+        dense = self.head == "sequence" or self.keys.modern
+        return self.hidden, self.labels, self.hidden * self.hidden * dense
+
+    def _linear_weights(self, layer: Layer) -> int:
+        return 4 * self.hidden * layer.heads * self.head_dim + (2 + self.keys.modern) * self.hidden * layer.ffn
+
+    def _layer_vectors(self, index: int, layer: Layer) -> int:
+        if self.keys.modern:  # the norm of the embeddings is that of the first layer
+            return 2 * self.hidden if index else self.hidden
         return 3 * layer.heads * self.head_dim + self.hidden + layer.ffn + self.hidden + 4 * self.hidden
 
 
-def shape_of(config: Mapping[str, Any], labels: int | None = None) -> Shape:
+def head_of(class_name: str) -> str | None:
+    """The kind of head that a transformers class has, by its name; None for one that is no task's."""
+    return next((head for head, ending in HEADS.items() if class_name.endswith(ending)), None)
+
+
+def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | None = None) -> Shape:
     """The shape that a config.json describes.
 
     Args:
-        config: The file's content; an uneven shape stands in its `per_layer_config`.
+        config: The file's content; an uneven shape stands in its `per_layer_config`. A key that it leaves out has
+            the value that transformers takes.
         labels: Outputs of the head, where the task and not the config decides.
+        head: A key of `HEADS`, where the task decides; else the class that the config names does, and a model
+            without one is a classifier of sequences.
 
     Raises:
-        HfcompressError: for an architecture that is not supported, or a config without its sizes.
+        UnsupportedError: for an architecture, or a variant of one, that is not supported.
+        HfcompressError: for a config without its sizes.
     """
     kind = str(config.get("model_type", "")).removeprefix(PRUNED)
     if not kind:
-        raise HfcompressError("the config names no model_type", "use a complete config.json")
+        raise UnsupportedError("the config names no model_type", "use a complete config.json")
     if kind not in ARCHITECTURES:
-        raise HfcompressError(f"the architecture '{kind}' is not supported", did_you_mean(kind, ARCHITECTURES))
+        raise UnsupportedError(f"the architecture '{kind}' is not supported", did_you_mean(kind, ARCHITECTURES))
     keys = ARCHITECTURES[kind]
+    sizes = {**keys.defaults, **config}
+    head = head or head_of(str((config.get("architectures") or [""])[0])) or "sequence"
+    _refuse_variants(kind, sizes, {**keys.required, **({"tie_word_embeddings": True} if head == "mask" else {})})
     needed = [keys.layers, keys.heads, keys.hidden, keys.ffn, "vocab_size", "max_position_embeddings"]
-    missing = [key for key in needed if type(config.get(key)) is not int or config[key] < 1]
+    missing = [key for key in needed if type(sizes.get(key)) is not int or sizes[key] < 1]
     if missing:
         raise HfcompressError(
             f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
             "use a complete config.json",
         )
-    overrides = {int(i): layer for i, layer in (config.get("per_layer_config") or {}).items()}
-    layers = tuple(
-        Layer(
-            overrides.get(i, {}).get(keys.heads, config[keys.heads]),
-            overrides.get(i, {}).get(keys.ffn, config[keys.ffn]),
-        )
-        for i in range(config[keys.layers])
-    )
+    hidden, head_dim = sizes[keys.hidden], sizes[keys.hidden] // sizes[keys.heads]
+    if keys.disentangled:
+        _refuse_variants(kind, sizes, {"attention_head_size": head_dim, "pooler_hidden_size": hidden})
     return Shape(
         architecture=kind,
-        layers=layers,
-        hidden=config[keys.hidden],
-        head_dim=config[keys.hidden] // config[keys.heads],
-        vocab=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        types=config.get(keys.types, 2) if keys.types else 0,
+        layers=tuple(_layers(keys, sizes)),
+        hidden=hidden,
+        head_dim=head_dim,
+        vocab=sizes["vocab_size"],
+        positions=sizes["max_position_embeddings"],
+        types=sizes.get(keys.types) or 0,
         labels=labels or len(config.get("id2label") or {}) or config.get("num_labels", 2),
+        head=head,
+        embedding=sizes.get(keys.embedding, hidden),
+        relative=sizes.get(keys.relative, 0),
     )
+
+
+def _layers(keys: Keys, sizes: Mapping[str, Any]) -> Iterator[Layer]:
+    overrides = {int(index): layer for index, layer in (sizes.get("per_layer_config") or {}).items()}
+    for index in range(sizes[keys.layers]):
+        layer = {**sizes, **overrides.get(index, {})}
+        yield Layer(layer[keys.heads], layer[keys.ffn])
+
+
+def _refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, Any]) -> None:
+    fix = "name another model; this one can be measured, not taken apart"
+    for key, value in required.items():
+        found = sizes.get(key, value)
+        if _parts(found) != _parts(value):
+            message = f"this {kind} model has `{key}: {found}`, and only `{key}: {value}` is supported"
+            raise UnsupportedError(message, fix)
+    relative = ARCHITECTURES[kind].relative
+    if relative and sizes.get(relative, 0) < 1:
+        raise UnsupportedError(f"this {kind} model has no `{relative}`", fix)
+
+
+def _parts(value: Any) -> Any:
+    """A config value without regard to order: DeBERTa's lists are also written as `p2c|c2p`."""
+    parts = value.lower().split("|") if isinstance(value, str) else value
+    return sorted(part.strip() for part in parts) if isinstance(parts, list) else value
 
 
 def config_of(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,8 +358,23 @@ def config_of(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.positions,
     }
+    config |= _further_sizes(shape, base)
     if not shape.stock:
         config["per_layer_config"] = {
             str(i): {keys.heads: layer.heads, keys.ffn: layer.ffn} for i, layer in enumerate(shape.layers)
         }
     return config
+
+
+def _further_sizes(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that only some architectures have, and what follows from a size and stands in `base` all the same."""
+    keys, kinds = shape.keys, base.get("layer_types") or [""]
+    sizes = {keys.types: shape.types, keys.embedding: shape.embedding or shape.hidden, keys.relative: shape.relative}
+    follows = {
+        "pooler_hidden_size": shape.hidden,
+        "attention_head_size": shape.head_dim,
+        "layer_types": [kinds[i % len(kinds)] for i in range(len(shape.layers))],
+        # -1 stands for max_position_embeddings: with fewer, the rows of the table would stand for other distances.
+        "max_relative_positions": max(base.get("max_relative_positions", 0), 0) or base.get("max_position_embeddings"),
+    }
+    return {key: value for key, value in sizes.items() if key} | {k: v for k, v in follows.items() if base.get(k)}

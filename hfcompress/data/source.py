@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin:quickstart"
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
+KINDS = "csv, tsv, jsonl, parquet or (one text a line, in a column `text`) txt"
 _BESIDE_THE_WEIGHTS = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "*.txt",
                        "*.model", "*.codes", MODELING_FILE]  # fmt: skip
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
@@ -238,6 +239,8 @@ def columns(path: Path) -> list[str]:
             raise HfcompressError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         first = stream.readline().rstrip("\n\r")
+    if path.suffix == ".txt":
+        return ["text"]
     if not first:
         raise HfcompressError(f"{path} is empty", "a data file has a header line and at least one row")
     if path.suffix == ".tsv":
@@ -251,6 +254,19 @@ def columns(path: Path) -> list[str]:
     except json.JSONDecodeError as error:
         raise HfcompressError(f"{path}:1 is not JSON: {error}", "a .jsonl file holds one JSON object a line") from None
     return list(row) if isinstance(row, dict) else []
+
+
+def rows_of(path: Path) -> int:
+    """How many rows a data file has, by its lines or its schema."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with path.open("rb") as stream:
+        lines, last = 0, b"\n"
+        while block := stream.read(1 << 20):
+            lines, last = lines + block.count(b"\n"), block[-1:]
+    return lines + (last != b"\n") - (path.suffix in (".csv", ".tsv"))
 
 
 def read_split(dataset: str, config: str | None, split: str, splits: Mapping[str, str]) -> datasets.Dataset | None:
@@ -268,15 +284,44 @@ def read_split(dataset: str, config: str | None, split: str, splits: Mapping[str
     return next((found[name] for name in names if name in found), None)
 
 
+def stream_split(
+    dataset: str, config: str | None, split: str, splits: Mapping[str, str]
+) -> datasets.IterableDataset | None:
+    """`read_split` for what is too large to be read before it is used."""
+    import datasets
+
+    if is_local(dataset):
+        path = split_file(dataset, split, splits)
+        if path is None:
+            return None
+        columns(path)
+        reader, options = _READERS[path.suffix]
+        return datasets.load_dataset(reader, data_files=str(path), split="train", streaming=True, **options)
+    refuse_a_path(dataset, "data")
+    found = _hub_splits(dataset, config, streaming=True)
+    names = (splits[split],) if split in splits else SPLIT_NAMES[split]
+    return next((found[name] for name in names if name in found), None)
+
+
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}),
+}
+
+
 @lru_cache(maxsize=4)
-def _hub_splits(dataset: str, config: str | None) -> datasets.DatasetDict:
+def _hub_splits(dataset: str, config: str | None, streaming: bool = False) -> Any:
     import datasets
 
     repo, revision = _split(dataset)
     what = f"data set '{dataset}'"
     with hub_errors(what):
         try:
-            return datasets.load_dataset(repo, config, revision=revision)
+            return datasets.load_dataset(repo, config, revision=revision, streaming=streaming)
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             # An unknown or missing configuration: the library's message lists those that are there.
             raise HfcompressError(f"{what}: {_first_line(error)}", "set `task.config`, or check the files") from error
@@ -289,8 +334,14 @@ def _hub_splits(dataset: str, config: str | None) -> datasets.DatasetDict:
             ) from error
 
 
-def data_revision(dataset: str, config: str | None) -> str | None:
+def data_revision(dataset: str, config: str | None, streaming: bool = False) -> str | None:
     """The commit that a Hub data set came from; None where its client does not tell."""
+    if streaming:
+        from huggingface_hub import HfApi
+
+        repo, revision = _split(dataset)
+        with hub_errors(f"data set '{dataset}'"):
+            return HfApi().dataset_info(repo, revision=revision).sha
     files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)
     folders = (Path(file["filename"]).parent.name for file in files)
     return next((name for name in folders if re.fullmatch(_COMMIT, name)), None)
@@ -305,6 +356,8 @@ def _read_file(path: Path) -> datasets.Dataset:
             return datasets.Dataset.from_parquet(str(path))
         if path.suffix in (".jsonl", ".json"):
             return datasets.Dataset.from_json(str(path))
+        if path.suffix == ".txt":
+            return datasets.Dataset.from_text(str(path))
         return datasets.Dataset.from_pandas(_read_table(path), preserve_index=False)
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise HfcompressError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,23 +1,24 @@
-"""Tasks: what the data looks like, which head reads it, and which metric judges it.
+"""What every task shares: where its rows come from, how they are batched, how it is scored.
 
 A task is the only place that knows its labels. A stage asks it for encoded rows, for a batch, for the loss that the
-labels give and for the metric; a new task is one more class here and an entry in `Task`.
+labels give and for the score; a new task is one more class, and an entry in `tasks.Task`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
-from hfcompress.data import metrics, source
+from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.data import source
+from hfcompress.data.metrics import Metric, bootstrap_interval
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    Array = NDArray[Any]
+
 Split = Literal["train", "dev", "test"]
+IGNORED = -100
+"""The label of a token that is not asked about."""
+IN_A_BATCH = ("input_ids", "attention_mask", "token_type_ids", "length", "labels", "index")
+"""The columns of encoded rows that a batch is made of; what else there is, `judge` reads."""
 
 
 class Splits(Strict):
@@ -41,11 +48,24 @@ class Splits(Strict):
         return self.model_dump(exclude_none=True)
 
 
-class _SequenceTask(Strict):
-    """What the tasks that read one text or a pair share."""
+class BaseTask(Strict):
+    """Texts, a head that reads them, and a metric that judges it.
 
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    metrics: ClassVar[Mapping[str, Any]]
+    Attributes:
+        head: A key of `base.shape.HEADS`.
+        auto_class: The class of transformers that loads the head.
+        problem_type: What the model's config calls the problem; None where transformers has no name for it.
+        outputs: How many outputs the head must have, where the task alone says so.
+        metrics: By name; each takes predictions and references whose first axis is the judged unit.
+        required: Splits that a directory must hold.
+    """
+
+    head: ClassVar[str]
+    auto_class: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
+    outputs: ClassVar[int | None] = None
+    metrics: ClassVar[Mapping[str, Metric]]
+    required: ClassVar[tuple[Split, ...]] = ("train", "dev")
 
     dataset: str
     """Hub id, or a directory with train, dev (or validation) and test files of csv, tsv, jsonl or parquet."""
@@ -53,8 +73,6 @@ class _SequenceTask(Strict):
     """The configuration of a Hub data set, such as `sst2`."""
     text: list[str] = Field(min_length=1, max_length=2)
     """The column with the text, or the two columns of a pair."""
-    label: str = "label"
-    """The column with the label."""
     max_length: int = Field(default=128, ge=4)
     """Tokens a row is truncated to."""
     splits: Splits = Splits()
@@ -66,6 +84,16 @@ class _SequenceTask(Strict):
         if name not in cls.metrics:
             raise ValueError(f"the task has no metric '{name}'; {did_you_mean(name, cls.metrics)}")
         return name
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return self.text
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the train split has no end that is known beforehand: training then needs `max_steps`."""
+        return False
 
     def problems(self) -> list[Problem]:
         """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
@@ -82,20 +110,21 @@ class _SequenceTask(Strict):
 
     def _header_problems(self, split: Split) -> list[Problem]:
         path = source.split_file(self.dataset, split, self.splits.named)
-        if path is None and split == "test" and self.splits.test is None:
+        if path is None and split not in self.required and split not in self.splits.named:
             return []
         if path is None:
-            fix = "it needs train and dev (or validation) files of csv, tsv, jsonl or parquet; `splits:` renames them"
+            fix = f"it needs {' and '.join(self.required).replace('dev', 'dev (or validation)')} files of "
+            fix += f"{source.KINDS}; `splits:` renames them"
             return [Problem(f"no {split} file in {self.dataset}", fix, ("task", "dataset"))]
         header, found = source.columns(path), []
-        for index, column in enumerate([*self.text, self.label]):
-            key: tuple[str | int, ...] = ("task", "text", index) if index < len(self.text) else ("task", "label")
+        for index, column in enumerate(self.columns):
+            key: Key = ("task", "text", index) if index < len(self.text) else ("task", "label")
             if column not in header:
                 found.append(Problem(f"{path.name} has no column '{column}'", did_you_mean(column, header), key))
         return found
 
     def label_problems(self, head: Mapping[str, int] | None) -> list[Problem]:
-        """What is wrong with the labels of the splits that are used; this reads them.
+        """What is wrong with the rows of the splits that are used; this reads them.
 
         Args:
             head: The head's label names and ids; None for a head that is made for the train split's labels.
@@ -124,17 +153,11 @@ class _SequenceTask(Strict):
             return None
 
     def rows(self, split: Split = "train") -> int | None:
-        """How many rows a local split has; None where only reading the Hub would tell."""
+        """How many rows a local split has; None where only reading more than the file's lines would tell."""
         if not source.is_local(self.dataset):
             return None
         path = source.split_file(self.dataset, split, self.splits.named)
-        if path is None or path.suffix == ".parquet":
-            return None if path is None else _parquet_rows(path)
-        with path.open("rb") as stream:
-            lines, last = 0, b"\n"
-            while block := stream.read(1 << 20):
-                lines, last = lines + block.count(b"\n"), block[-1:]
-        return lines + (last != b"\n") - (path.suffix in (".csv", ".tsv"))
+        return None if path is None else source.rows_of(path)
 
     def read(self, split: Split) -> datasets.Dataset:
         """The raw rows of a split.
@@ -142,25 +165,30 @@ class _SequenceTask(Strict):
         Raises:
             HfcompressError: where the split or a column is missing, or there is no row.
         """
-        found = source.read_split(self.dataset, self.config, split, self.splits.named)
+        found = self._find(split)
         if found is None:
             raise HfcompressError(
                 f"the data set {self.dataset} has no {split} split", "rename one in `task.splits`, or add the file"
             )
-        for column in [*self.text, self.label]:
-            if column not in found.column_names:
-                raise HfcompressError(
-                    f"the {split} split of {self.dataset} has no column '{column}'",
-                    did_you_mean(column, found.column_names),
-                )
+        self._require_columns(found.column_names, split)
         if len(found) == 0:
             raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
         self._require_values(found, split)
         return found
 
+    def _find(self, split: Split) -> datasets.Dataset | None:
+        return source.read_split(self.dataset, self.config, split, self.splits.named)
+
+    def _require_columns(self, found: Collection[str], split: Split) -> None:
+        for column in self.columns:
+            if column not in found:
+                raise HfcompressError(
+                    f"the {split} split of {self.dataset} has no column '{column}'", did_you_mean(column, found)
+                )
+
     def _require_values(self, rows: datasets.Dataset, split: Split) -> None:
-        for column in [*self.text, self.label]:
-            empty = (None, "") if column == self.label else (None,)
+        for column in self.columns:
+            empty = (None,) if column in self.text else (None, "")
             number = next((n for n, value in enumerate(rows[column][:]) if value in empty), None)
             if number is not None:
                 raise HfcompressError(
@@ -170,174 +198,207 @@ class _SequenceTask(Strict):
 
     def judged_split(self) -> Split:
         """The split that the report is measured on: test, or dev where there is no test, or only one without labels."""
-        test = source.read_split(self.dataset, self.config, "test", self.splits.named)
-        if test is None or (self.label in test.column_names and set(test[self.label]) == {-1}):
-            return "dev"
-        return "test"
+        test = self._find("test")
+        return "dev" if test is None or self._unlabelled(test) else "test"
+
+    def _unlabelled(self, rows: datasets.Dataset) -> bool:
+        return False
 
     def fingerprint(self) -> str:
         """A hash of the texts and labels that training and choosing see."""
         digest = hashlib.sha256()
         for split in ("train", "dev"):
             rows = self.read(split)  # type: ignore[arg-type]
-            for column in [*self.text, self.label]:
-                digest.update("\x1f".join(map(str, rows[column])).encode())
+            for column in self.columns:
+                for values in rows.select_columns([column]).iter(4096):
+                    digest.update("".join(f"{value}\x1f" for value in values[column]).encode())
+                digest.update(b"\x1e")
         return digest.hexdigest()[:16]
+
+    def batch(
+        self,
+        features: Sequence[Mapping[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        multiple: int | None = None,
+        epoch: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Encoded rows, padded to the longest of them.
+
+        Args:
+            features: Rows of what `encode` gave.
+            tokenizer: The model's; it knows what padding looks like.
+            multiple: The padded length is a multiple of it.
+            epoch: Counts what is drawn anew in each epoch; None for rows that are judged, and always drawn alike.
+
+        Returns:
+            Token tensors `(rows, length)`, `labels` as the head's loss takes them, and `index`, the rows' numbers.
+        """
+        import torch
+
+        longest = max(len(feature["input_ids"]) for feature in features)
+        length = longest if multiple is None else -(-longest // multiple) * multiple
+        fills = {
+            "input_ids": tokenizer.pad_token_id or 0,
+            "attention_mask": 0,
+            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
+        }
+        tokens = {
+            name: padded([feature[name] for feature in features], length, fill)
+            for name, fill in fills.items()
+            if name in features[0]
+        }
+        labels = self.batch_labels(features, length)
+        return {**tokens, "labels": labels, "index": torch.tensor([feature["index"] for feature in features])}
+
+    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+        """The labels of a batch that is padded to `length` tokens."""
+        import torch
+
+        return torch.tensor([feature["labels"] for feature in features])
+
+    def score(self, predictions: Array, references: Array) -> float:
+        """The task's metric of what `judge` gave."""
+        return self._metric(predictions, references)
+
+    def interval(
+        self, predictions: Array, references: Array, samples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """The 95% bootstrap interval of the score over the judged units."""
+        return bootstrap_interval(self._metric, predictions, references, samples, seed)
+
+    @property
+    def _metric(self) -> Metric:
+        name: str = self.metric  # type: ignore[attr-defined]
+        return self.metrics[name]
 
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
-        """Token ids, labels and lengths; no padding, which the batch decides.
+        """Token ids, labels, lengths and row numbers; no padding, which the batch decides.
 
         Args:
             rows: Raw rows.
             tokenizer: The model's.
             labels: The head's label names and ids.
         """
-        targets = self.targets(rows, labels)
-
-        def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
-            texts = [[str(text) for text in batch[column]] for column in self.text]
-            encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
-            return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-
-        encoded = rows.select_columns(self.text).map(
-            tokens, batched=True, batch_size=4096, remove_columns=self.text, desc="tokens", load_from_cache_file=False
-        )
-        return encoded.add_column("labels", targets)
+        raise NotImplementedError
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Any]:
-        """What the head should answer for each row."""
+        """What the head should answer for each row.
+
+        Raises:
+            HfcompressError: for a row that cannot be used.
+        """
         raise NotImplementedError
 
     def label_names(self) -> list[str]:
         """The names of the head's outputs, in the order of their ids."""
         raise NotImplementedError
 
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the labels make of the logits, a scalar.
 
-class TextClassification(_SequenceTask):
-    """One class a text, or a pair of texts."""
-
-    metrics: ClassVar[Mapping[str, Any]] = metrics.CLASSIFICATION
-    problem_type: ClassVar[str] = "single_label_classification"
-
-    type: Literal["text-classification"]
-    metric: str = "accuracy"
-    """accuracy, f1 or matthews_correlation."""
-
-    def label_names(self) -> list[str]:
-        """The classes, in the order of their ids: a Hub feature's names, else the sorted values of the train split."""
-        rows = self.read("train")
-        names = getattr(rows.features[self.label], "names", None)
-        if names:
-            return list(names)
-        values = set(rows[self.label])
-        if len(values) < 2:
-            raise HfcompressError(
-                f"the train split has one class only ({next(iter(values))!r} in column '{self.label}')",
-                "a classifier needs rows of at least two",
-            )
-        return [str(value) for value in sorted(values)]
-
-    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[int]:
-        """Class ids; a label is an id of the head's, or one of its names.
-
-        Raises:
-            HfcompressError: for a label that the head does not have.
+        Args:
+            logits: As `losses.base.Step` describes them.
+            labels: As `batch` makes them.
+            mask: `(batch, length)`, true at real tokens; a head that chooses among tokens leaves the others out.
         """
-        ids = {str(name): index for name, index in (labels or {}).items()}
-        found: list[int] = []
-        for number, value in enumerate(rows[self.label]):
-            is_id = not isinstance(value, bool) and str(value) not in ids and re.fullmatch(r"-?[0-9]+", str(value))
-            index = int(value) if is_id else ids.get(str(value), -1)
-            if not 0 <= index < len(ids):
-                raise HfcompressError(
-                    f"row {number} has the label {value!r} in column '{self.label}', outside the model's {len(ids)} "
-                    f"labels ({', '.join(ids)})",
-                    "mend the row, or use a model whose head has that label",
-                )
-            found.append(index)
-        return found
+        raise NotImplementedError
 
-    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """`(rows, labels)` logits to class ids."""
-        return logits.argmax(-1)
+    def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
+        """Predictions and references, the first axis of both the judged unit.
 
-    def baseline(self, references: NDArray[Any]) -> float:
-        """What always answering the most frequent class scores, by this task's metric."""
-        import numpy as np
-
-        constant = np.full_like(references, np.bincount(references).argmax())
-        return float(self.metrics[self.metric](constant, references))
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, the mean over rows."""
-        from torch.nn import functional as F
-
-        return F.cross_entropy(logits.float(), labels)
-
-
-class Regression(_SequenceTask):
-    """A score a text, or a pair of texts."""
-
-    metrics: ClassVar[Mapping[str, Any]] = metrics.REGRESSION
-    problem_type: ClassVar[str] = "regression"
-
-    type: Literal["regression"]
-    label: str = "score"
-    metric: str = "pearson"
-    """pearson, spearman or mse."""
-
-    def head_labels(self) -> int:
-        """One: the score."""
-        return 1
-
-    def label_names(self) -> list[str]:
-        """One output, named after its column."""
-        return [self.label]
-
-    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:
-        """Scores.
-
-        Raises:
-            HfcompressError: for a value that is not a finite number.
+        Args:
+            outputs: What `measure.worker.reduced` made of the logits, one batch after the other.
+            features: The encoded rows, in the same order.
         """
-        import math
+        raise NotImplementedError
 
-        found = []
-        for number, value in enumerate(rows[self.label]):
-            try:
-                score = float(value)
-            except (TypeError, ValueError):
-                score = math.nan
-            if not math.isfinite(score):
-                raise HfcompressError(
-                    f"row {number} has {value!r} in column '{self.label}', which is not a finite number", "mend the row"
-                )
-            found.append(score)
-        return found
-
-    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """`(rows, 1)` outputs to scores."""
-        return logits.reshape(-1)
-
-    def baseline(self, references: NDArray[Any]) -> float:
-        """What always answering the mean scores, by this task's metric."""
-        import numpy as np
-
-        return float(self.metrics[self.metric](np.full_like(references, references.mean()), references))
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error."""
-        from torch.nn import functional as F
-
-        return F.mse_loss(logits.float().squeeze(-1), labels.float())
+    def baseline(self, features: datasets.Dataset) -> float:
+        """What answering without looking scores."""
+        raise NotImplementedError
 
 
-Task = Annotated[TextClassification | Regression, Field(discriminator="type")]
+class LabelledTask(BaseTask):
+    """A task whose rows carry labels."""
+
+    label: str = "label"
+    """The column with the label."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [*self.text, self.label]
+
+    def _unlabelled(self, rows: datasets.Dataset) -> bool:
+        return self.label in rows.column_names and all(value == -1 for value in rows[self.label])
 
 
-def _parquet_rows(path: Path) -> int:
-    import pyarrow.parquet
+def padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
+    """Rows of different lengths as one tensor `(rows, length)`."""
+    import numpy as np
+    import torch
 
-    return int(pyarrow.parquet.read_metadata(path).num_rows)
+    array = np.full((len(rows), length), fill, dtype=np.int64)
+    for line, row in zip(array, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(array)
+
+
+def numbered(encoded: datasets.Dataset) -> datasets.Dataset:
+    """Encoded rows with their numbers; reading a row gives what a batch needs and no more."""
+    found = encoded.add_column("index", list(range(len(encoded))))
+    return found.with_format(None, columns=[name for name in found.column_names if name in IN_A_BATCH])
+
+
+def mapped(rows: datasets.Dataset, function: Callable[..., Any], **options: Any) -> datasets.Dataset:
+    """Rows batch by batch through `function`, which gives the columns that there are then."""
+    return rows.map(
+        function, batched=True, remove_columns=rows.column_names, desc="tokens", load_from_cache_file=False, **options
+    )
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, the mean over tokens that have a label; 0 where none has.
+
+    Args:
+        logits: `(batch, length, labels)`.
+        labels: `(batch, length)`, `IGNORED` where there is none.
+    """
+    from torch.nn import functional as F
+
+    summed = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return summed / (labels != IGNORED).sum().clamp(min=1)
+
+
+def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Callable[[Any], int]:
+    """How a label of the data becomes an id of the head; -1 for one that the head does not have.
+
+    A label is a name of the head's, or a number. A number is the head's id, unless the data names its ids and the head
+    has all of those names: then names count, whatever their order.
+
+    Args:
+        labels: The head's label names and ids.
+        names: What the data calls its ids, in their order; None where it does not say.
+    """
+    ids = {str(name): index for name, index in (labels or {}).items()}
+    by_name = {number: ids[name] for number, name in enumerate(names or []) if set(names or []) <= set(ids)}
+
+    @lru_cache(maxsize=4096, typed=True)
+    def find(value: Any) -> int:
+        if by_name and isinstance(value, int):
+            return by_name.get(value, -1)
+        is_id = not isinstance(value, bool) and str(value) not in ids and re.fullmatch(r"-?[0-9]+", str(value))
+        index = int(value) if is_id else ids.get(str(value), -1)
+        return index if 0 <= index < len(ids) else -1
+
+    return find
+
+
+def outside(number: int, value: Any, column: str, labels: Mapping[str, int] | None) -> HfcompressError:
+    """The error for a label that the head does not have."""
+    return HfcompressError(
+        f"row {number} has the label {value!r} in column '{column}', outside the model's {len(labels or {})} "
+        f"labels ({', '.join(map(str, labels or {}))})",
+        "mend the row, or use a model whose head has that label",
+    )

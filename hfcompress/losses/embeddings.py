@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, masked_mse
+from hfcompress.losses.base import TINYBERT_PROJECTION, Loss, Step, masked_mean, projection, squared_difference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,13 +18,18 @@ class Embeddings(Loss):
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     mapped: ClassVar[bool] = False
 
-    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        from torch import nn
+    tinybert_compat: bool = False
+    """As the code of 2019: padded tokens count, and one projection with a bias is shared with `hidden_states`."""
 
-        return None if student.hidden == teacher.hidden else nn.Linear(student.hidden, teacher.hidden, bias=False)
+    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        return projection(student, teacher, self.tinybert_compat)
+
+    def learned_as(self, key: str) -> str:
+        return TINYBERT_PROJECTION if self.tinybert_compat else key
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student = step.student.hidden_states[0]
         if learned is not None:
             student = learned(student)
-        return masked_mse(student, step.taught().hidden_states[0], step.mask.unsqueeze(-1))
+        squares = squared_difference(student, step.taught().hidden_states[0])
+        return squares.mean() if self.tinybert_compat else masked_mean(squares, step.mask)

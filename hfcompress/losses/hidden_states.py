@@ -4,35 +4,106 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import model_validator
+
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, masked_mse
+from hfcompress.losses.base import (
+    TINYBERT_PROJECTION,
+    Loss,
+    Step,
+    cosine_distance,
+    masked_mean,
+    projection,
+    squared_difference,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class HiddenStates(Loss):
-    """`L = Σ_m MSE(H^S_m W_h, H^T_g(m))` over real tokens; `W_h` is learned where the widths differ."""
+    """`L = Σ_m D(H^S_m W_h, H^T_g(m))` over real tokens, `D` = MSE; `W_h` is learned where the widths differ.
+
+    With `layer_map: dynamic`, `g` is in each step the strictly increasing map with the least sum, as in CoFi (Xia et
+    al. 2022, arXiv:2204.00408, section 3.2).
+    """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 8"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
 
+    distance: Literal["mse", "cosine"] = "mse"
+    """`cosine` is `1 - cos`."""
     projection: Literal["shared", "per_layer"] = "shared"
     """One `W_h` for all layers, as in the paper, or one each."""
+    tinybert_compat: bool = False
+    """As the code of 2019: padded tokens count, and one projection with a bias is shared with `embeddings`."""
+
+    @model_validator(mode="after")
+    def _compat_is_one_thing(self) -> HiddenStates:
+        if self.tinybert_compat and (self.distance, self.projection) != ("mse", "shared"):
+            raise ValueError("tinybert_compat is `distance: mse` with `projection: shared`")
+        return self
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
         from torch import nn
 
-        if student.hidden == teacher.hidden:
-            return None
-        count = 1 if self.projection == "shared" else len(student.layers)
-        return nn.ModuleList(nn.Linear(student.hidden, teacher.hidden, bias=False) for _ in range(count))
+        if self.projection == "shared" or student.hidden == teacher.hidden:
+            return projection(student, teacher, self.tinybert_compat)
+        return nn.ModuleList(nn.Linear(student.hidden, teacher.hidden, bias=False) for _ in student.layers)
+
+    def learned_as(self, key: str) -> str:
+        return TINYBERT_PROJECTION if self.tinybert_compat else key
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        mask, total = step.mask.unsqueeze(-1), step.student.logits.new_zeros(())
-        for m, g in step.pairs:
-            student = step.student.hidden_states[m]
-            if learned is not None:
-                student = learned[min(m, len(learned)) - 1](student)  # type: ignore[index,arg-type]
-            total = total + masked_mse(student, step.taught().hidden_states[g], mask)
-        return total
+        import torch
+
+        student = [self._projected(step.student.hidden_states[m], m, learned) for m, _ in step.pairs]
+        teacher = step.taught().hidden_states
+        if step.dynamic:
+            targets = self._nearest(student, torch.stack(teacher[1:]), step.mask)
+        else:
+            targets = [teacher[g] for _, g in step.pairs]
+        parts = [self._distance(ours, theirs, step.mask) for ours, theirs in zip(student, targets, strict=True)]
+        return torch.stack(parts).sum()
+
+    def _projected(self, states: Tensor, layer: int, learned: nn.Module | None) -> Tensor:
+        if learned is None:
+            return states
+        return (learned[layer - 1] if self.projection == "per_layer" else learned)(states)  # type: ignore[index,operator]
+
+    def _distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        values = (squared_difference if self.distance == "mse" else cosine_distance)(student, teacher)
+        return values.mean() if self.tinybert_compat else masked_mean(values, mask)
+
+    def _nearest(self, student: list[Tensor], teacher: Tensor, mask: Tensor) -> list[Tensor]:
+        """For each student layer the teacher's states, of `(layers, batch, length, hidden)`, that it is aligned to."""
+        import torch
+
+        with torch.no_grad():
+            costs = [torch.stack([self._distance(ours, theirs, mask) for theirs in teacher]) for ours in student]
+            layers = monotone(torch.stack(costs))
+        return list(teacher[layers])
+
+
+def monotone(costs: Tensor) -> Tensor:
+    """The strictly increasing choice of a column for each row with the least sum, on the device.
+
+    Args:
+        costs: `(rows, columns)`, no more rows than columns.
+
+    Returns:
+        `(rows,)` columns from 0.
+    """
+    import torch
+
+    before, ends = torch.zeros_like(costs[0]), []
+    for row in costs:
+        least, column = torch.cummin(before + row, 0)
+        ends.append(column)
+        before = torch.nn.functional.pad(least[:-1], (1, 0), value=torch.inf)
+    last = torch.full_like(ends[0][:1], costs.shape[1] - 1)
+    chosen = []
+    for column in reversed(ends):
+        chosen.append(column.gather(0, last))
+        last = (chosen[-1] - 1).clamp(min=0)
+    return torch.cat(chosen[::-1])

@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step
+from hfcompress.losses.base import NOTHING, Loss, Step, by_rows, masked_mean, squared_difference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class SoftLabels(Loss):
-    """`L = T² KL(softmax(z_T / T) || softmax(z_S / T))`, the mean over rows; for one output, the squared difference.
+    """`L = T² KL(softmax(z_T / T) ‖ softmax(z_S / T))`; of one output, the squared difference.
 
-    T² keeps the size of the gradient the same for every temperature.
+    The mean over rows; over the labelled tokens of a token head; over the real tokens of a fill-mask head; over starts
+    and ends of a span head, whose distribution is over the real tokens. T² keeps the size of the gradient the same for
+    every temperature.
     """
 
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2.1"
     needs_logits: ClassVar[bool] = True
 
+    loss: Literal["kl", "cross_entropy", "mse"] = "kl"
+    """`cross_entropy` has the same gradient as `kl`; `mse` is the mean squared difference of the logits."""
     temperature: float = Field(default=1.0, gt=0)
-    """T: above 1 the target distribution is softer."""
+    """T: above 1 the target distribution is softer. `mse` has none."""
     squared_temperature: bool = True
-    """Multiply by T²; TinyBERT's code does not."""
+    """Multiply by T²."""
+    masked_only: bool = False
+    """Of a fill-mask head, only the tokens that were masked."""
+    tinybert_compat: bool = False
+    """As the code of 2019: cross-entropy without T², and the mean over classes too. Its classifier also had a ReLU,
+    which no stock head has."""
+
+    @model_validator(mode="after")
+    def _compat_is_one_thing(self) -> SoftLabels:
+        if self.tinybert_compat and self.loss == "mse":
+            raise ValueError("tinybert_compat is a cross-entropy; leave out `loss: mse`")
+        return self
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
-        if student.labels != teacher.labels:
-            return [f"the student has {student.labels} labels and the teacher {teacher.labels}"]
-        return []
+        ours, theirs = (shape.vocab if shape.head == "mask" else shape.labels for shape in (student, teacher))
+        return [] if ours == theirs else [f"the student has {ours} labels and the teacher {theirs}"]
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
+        student, teacher = step.student.logits, step.taught().logits
+        head = step.task.head
+        if self.loss == "mse" or (head == "sequence" and student.shape[-1] == 1):
+            squares = squared_difference(student, teacher)
+            return squares.mean() if head == "sequence" else masked_mean(squares, self._asked(step))
+        if head == "span":
+            student, teacher = (_over_tokens(logits, step.mask) for logits in (student, teacher))
+        values = by_rows(self._divergence, student[0].numel(), student, teacher)
+        return masked_mean(values, self._asked(step)) if head in ("token", "mask") else values.mean()
+
+    def _asked(self, step: Step) -> Tensor:
+        """`(batch, length)`: the tokens whose answers count."""
+        if step.labels is not None and (step.task.head == "token" or self.masked_only):
+            return step.labels != -100
+        return step.mask
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits to the divergence of each distribution over the last axis."""
         from torch.nn import functional as F
 
-        student, teacher = step.student.logits.float(), step.taught().logits.float()
-        if student.shape[-1] == 1:
-            return F.mse_loss(student, teacher)
         t = self.temperature
-        divergence = F.kl_div(
-            F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1), log_target=True, reduction="batchmean"
-        )
-        return divergence * t**2 if self.squared_temperature else divergence
+        ours, theirs = F.log_softmax(student.float() / t, -1), F.log_softmax(teacher.float() / t, -1)
+        if self.tinybert_compat:
+            return -(theirs.exp() * ours).mean(-1)
+        if self.loss == "kl":
+            found = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)
+        else:
+            found = -(theirs.exp() * ours).sum(-1)
+        return found * t**2 if self.squared_temperature else found
+
+
+def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:
+    """`(batch, length, 2)` to `(batch, 2, length)`, nothing at padding."""
+    return logits.transpose(1, 2).float().masked_fill(~mask.unsqueeze(1), NOTHING)

@@ -6,7 +6,7 @@ machine does meanwhile touches all of them alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,6 @@ from pydantic import Field
 
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError
-from hfcompress.data.metrics import bootstrap_interval, metric
 from hfcompress.measure.process import Batch, ModelProcess, default_threads
 from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_config
 
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_BATCHES = 64
 ENERGY_SECONDS = 10.0
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
+"""Rows that are judged together; a mask head answers with the whole vocabulary for each token."""
 
 
 class Latency(Strict):
@@ -69,52 +71,41 @@ def measure(
         progress("loading every model in a process of its own")
         processes = [
             stack.enter_context(
-                ModelProcess(a, task.auto_class, options.latency.device, options.latency.threads or default_threads())
+                ModelProcess(
+                    a, task.auto_class, options.latency.device, options.latency.threads or default_threads(), task.head
+                )
             )
             for a in artifacts
         ]
-        encoded = [_encoded(a, task, rows) for a in artifacts]
+        encoded = [_Rows(task, load_tokenizer(a.path), rows, label_ids(read_config(a.path))) for a in artifacts]
         timings = _timed(processes, encoded, options.latency, seed, progress)
         found = []
         for process, data, latency in zip(processes, encoded, timings, strict=True):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
             energy = process.energy(ENERGY_SECONDS) if options.energy else None
-            quality, interval = _quality(process, data, task, options.bootstrap, seed)
+            quality, interval = _quality(process, data, options.bootstrap, seed)
             found.append(_row(process, task, quality, interval, latency, memory, energy))
     return [_against(row, found[0]) for row in found]
 
 
-def _encoded(artifact: Artifact, task: Any, rows: datasets.Dataset) -> datasets.Dataset:
-    return task.encode(rows, load_tokenizer(artifact.path), label_ids(read_config(artifact.path)))
+class _Rows:
+    """The judged rows as one model reads them."""
 
+    def __init__(self, task: Any, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
+        self.task, self.tokenizer = task, tokenizer
+        self.encoded: datasets.Dataset = task.encode(rows, tokenizer, labels)
 
-def _batches(data: datasets.Dataset, groups: Sequence[Sequence[int]], pad: int) -> Iterator[Batch]:
-    import numpy as np
-
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in data.column_names]
-    columns = {name: data[name][:] for name in names}
-    for group in groups:
-        longest = max(len(columns["input_ids"][i]) for i in group)
-        yield {
-            name: np.array(
-                [
-                    list(columns[name][i]) + [pad if name == "input_ids" else 0] * (longest - len(columns[name][i]))
-                    for i in group
-                ],
-                dtype=np.int64,
-            )
-            for name in names
-        }
-
-
-def _pad_id(artifact: Artifact) -> int:
-    return int(read_config(artifact.path).get("pad_token_id") or 0)
+    def batches(self, groups: Iterable[Sequence[int]], names: Sequence[str] = TOKENS) -> Iterator[Batch]:
+        """Arrays of each group of rows, padded to its longest."""
+        for group in groups:
+            batch = self.task.batch(self.encoded.__getitems__(list(group)), self.tokenizer)
+            yield {name: batch[name].numpy() for name in names if name in batch}
 
 
 def _timed(
     processes: Sequence[ModelProcess],
-    encoded: Sequence[datasets.Dataset],
+    encoded: Sequence[_Rows],
     options: Latency,
     seed: int,
     progress: Callable[[str], None],
@@ -122,13 +113,13 @@ def _timed(
     import numpy as np
 
     found: list[list[dict[str, Any]]] = [[] for _ in processes]
-    order = np.random.default_rng(seed).permutation(len(encoded[0]))
+    order = np.random.default_rng(seed).permutation(min(len(rows.encoded) for rows in encoded))
     for size in options.batch_sizes:
         count = min(max(min(options.rows, len(order)) // size, 1), MAX_BATCHES)
         groups = [[int(order[i % len(order)]) for i in range(b * size, (b + 1) * size)] for b in range(count)]
         lengths = []
-        for process, data in zip(processes, encoded, strict=True):
-            batches = list(_batches(data, groups, _pad_id(process.artifact)))
+        for process, rows in zip(processes, encoded, strict=True):
+            batches = list(rows.batches(groups))
             lengths.append(round(float(np.mean([b["input_ids"].shape[1] for b in batches]))))
             process.prepare(batches)
         seconds: list[list[float]] = [[] for _ in processes]
@@ -158,20 +149,18 @@ def _latency(process: ModelProcess, size: int, length: int, seconds: list[float]
     }
 
 
-def _quality(
-    process: ModelProcess, data: datasets.Dataset, task: Any, samples: int, seed: int
-) -> tuple[dict[str, float], list[float]]:
+def _quality(process: ModelProcess, rows: _Rows, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
     import numpy as np
 
-    order = np.argsort(np.asarray(data["length"]), kind="stable").tolist()
-    groups = [order[i : i + 32] for i in range(0, len(order), 32)]
-    logits = process.logits(_batches(data, groups, _pad_id(process.artifact)))
-    if not np.isfinite(logits).all():
+    task, order = rows.task, np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable").tolist()
+    size = QUALITY_BATCH[task.head]
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
+    if not np.isfinite(outputs).all():
         raise HfcompressError(f"{process.artifact.path} answers with values that are not finite")
-    predictions, references = task.predictions(logits), np.asarray(data["labels"])[order]
-    value = metric(task.metric).compute(predictions=predictions, references=references)[task.metric]
-    low, high = bootstrap_interval(task.metric, predictions, references, samples, seed)
-    return {task.metric: float(value), "n": len(references)}, [low, high]
+    predictions, references = task.judge(outputs, rows.encoded.select(order))
+    low, high = task.interval(predictions, references, samples, seed)
+    return {task.metric: task.score(predictions, references), "n": len(references)}, [low, high]
 
 
 def _row(

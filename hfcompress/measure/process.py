@@ -34,9 +34,17 @@ class ModelProcess:
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: `cpu` or `cuda`; ONNX graphs run on the CPU.
         threads: Of one operator.
+        head: What `logits` makes of the model's answer, see `worker.reduced`; by default nothing.
     """
 
-    def __init__(self, artifact: Artifact, auto_class: str, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        auto_class: str,
+        device: str = "cpu",
+        threads: int | None = None,
+        head: str = "sequence",
+    ) -> None:
         self.artifact = artifact
         self.device = "cpu" if artifact.runtime == "onnx" else device
         self.threads = threads or default_threads()
@@ -58,6 +66,7 @@ class ModelProcess:
                 device=self.device,
                 threads=self.threads,
                 auto_class=auto_class,
+                head=head,
                 **code_for(artifact),
             )
         except BaseException:
@@ -72,7 +81,7 @@ class ModelProcess:
         return {**kept, **threads, **alone}
 
     def logits(self, batches: Iterable[Batch]) -> NDArray[Any]:
-        """The logits of all rows, in order."""
+        """The logits of all batches, one after the other, as `worker.reduced` leaves them."""
         import numpy as np
 
         output = Path(self._folder.name) / "logits.npy"

@@ -50,7 +50,10 @@ class TorchModel:
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         with self.torch.inference_mode():
-            return self.model(**batch).logits.float().cpu().numpy()
+            output = self.model(**batch)
+            if "logits" in output:
+                return output.logits.float().cpu().numpy()
+            return self.torch.stack([output.start_logits, output.end_logits], dim=-1).float().cpu().numpy()
 
     def finish(self) -> None:
         """Waits for what the device still does."""
@@ -126,19 +129,50 @@ def read_batches(path: str) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
+def reduced(logits: Any, batch: dict[str, Any], head: str) -> Any:
+    """What a judge needs of a batch's logits, without padding.
+
+    Args:
+        logits: `(rows, C)` of a sequence head, `(rows, length, C)` of any other.
+        batch: Its arrays: `attention_mask`; for a mask head also `labels`, -100 where nothing is asked.
+        head: `sequence`, `token`, `span` or `mask`.
+
+    Returns:
+        The logits as they are of a sequence head; `(real tokens, C)`, row after row, of a token or span head; of a mask
+        head `(rows, 3)`: tokens asked for, how many of them are right, and the sum of their `-log p`.
+    """
+    if head == "sequence":
+        return logits
+    if head != "mask":
+        return logits[batch["attention_mask"].astype(bool)]
+    asked = batch["labels"] != -100
+    scores, expected = logits[asked].astype(np.float64), batch["labels"][asked]
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    loss = np.log(np.exp(scores - top).sum(-1)) + top[:, 0] - np.take_along_axis(scores, expected[:, None], -1)[:, 0]
+    found = np.stack([np.ones(len(expected)), scores.argmax(-1) == expected, loss], axis=-1)
+    sums = np.zeros((len(logits), 3))
+    np.add.at(sums, np.nonzero(asked)[0], found)
+    return sums
+
+
 class Worker:
     """Answers requests about one model."""
 
     model: Any
 
-    def load(self, runtime: str, **options: Any) -> dict[str, Any]:
+    def load(self, runtime: str, head: str = "sequence", **options: Any) -> dict[str, Any]:
         start = time.perf_counter()
+        self.head = head
         self.model = (OnnxModel if runtime == "onnx" else TorchModel)(**options)
         return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start}
 
     def logits(self, inputs: str, output: str) -> dict[str, Any]:
-        np.save(output, np.concatenate([self.model(self.model.place(b)) for b in read_batches(inputs)]))
+        np.save(output, np.concatenate([self._reduced(batch) for batch in read_batches(inputs)]))
         return {}
+
+    def _reduced(self, batch: dict[str, Any]) -> Any:
+        tokens = {name: value for name, value in batch.items() if name != "labels"}
+        return reduced(self.model(self.model.place(tokens)), batch, self.head)
 
     def prepare(self, inputs: str) -> dict[str, Any]:
         self.batches = [self.model.place(batch) for batch in read_batches(inputs)]

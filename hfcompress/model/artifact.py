@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfcompress.base.errors import HfcompressError, require_directory
-from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, shape_of
+from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, shape_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ class Artifact:
         path: The directory; what `from_pretrained` (or onnxruntime) loads.
         stage: `source`, or the stage that made it, such as `01-distill`.
         kind: `source`, `finetune`, `distill`, `prune`, `quantize` or `model`.
-        shape: Its shape; None for an architecture that hfcompress measures but cannot take apart.
+        shape: Its shape; None for an architecture (or a variant) that hfcompress measures but cannot take apart.
         runtime: What runs it.
         dtype: What its weights are stored as.
     """
@@ -66,12 +66,15 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model") -> Art
     require_weights(path)
     # A Hub repository may hold both; the safetensors can be trained and cut.
     onnx = None if any(path.glob("*.safetensors")) else next(iter(sorted(path.glob("*.onnx"))), None)
-    known = str(config.get("model_type", "")).removeprefix(PRUNED) in ARCHITECTURES
+    try:
+        shape = shape_of(config)
+    except UnsupportedError:
+        shape = None
     return Artifact(
         path=path,
         stage=stage,
         kind=kind,
-        shape=shape_of(config) if known else None,
+        shape=shape,
         runtime="onnx" if onnx else "torch",
         dtype=_onnx_dtype(onnx) if onnx else _torch_dtype(config),
     )
@@ -163,16 +166,17 @@ def weights_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_model(path: Path, auto_class: str, **changes: Any) -> PreTrainedModel:
+def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
     """The model of a directory, in float32 and eval mode, for training, cutting or quantizing.
 
     Args:
         path: The directory.
         auto_class: Such as `AutoModelForSequenceClassification`.
-        **changes: Config values to set; with `num_labels` a head that the checkpoint lacks is initialised.
+        fresh_head: Initialise a head that the checkpoint lacks, or that has another size.
+        **changes: Config values to set.
 
     Raises:
-        HfcompressError: where weights are missing from the checkpoint and `num_labels` was not given.
+        HfcompressError: where weights are missing from the checkpoint that are not a fresh head's.
     """
     import torch
     import transformers
@@ -181,12 +185,19 @@ def load_model(path: Path, auto_class: str, **changes: Any) -> PreTrainedModel:
     require_weights(path)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True, **changes
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=fresh_head,
+            **changes,
         )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
-    if missing and "num_labels" not in changes:
+    body = f"{model.base_model_prefix}."
+    if any(name.startswith(body) and ".pooler." not in name for name in missing) or (missing and not fresh_head):
         raise HfcompressError(
             f"{path} lacks {len(missing)} of the weights that {auto_class} needs ({', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}): its head was never trained",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import PRUNED
+from hfcompress.base.shape import HEADS, PRUNED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,12 +17,15 @@ class Family:
     """Module paths, from the base model (without the head) down.
 
     Attributes:
-        layers: The list of transformer layers.
-        query, key, value: Linear layers, from a layer.
+        layers: The list of transformer layers; of one that runs again and again where they share their weights.
+        query, key, value: Linear layers, from a layer; one path thrice where a single layer makes all three, side by
+            side.
         attention_output: The linear layer that mixes the heads' outputs; head `h` feeds its input columns
             `h*head_dim … (h+1)*head_dim`.
-        ffn_in, ffn_out: The FFN's two linear layers; neuron `j` is row `j` of the first and column `j` of the second.
-        heads_modules: Modules of a classifier that stay in full precision when the rest is quantized.
+        ffn_in, ffn_out: The FFN's two linear layers; neuron `j` is row `j` of the first (where the FFN is gated, its
+            gate is row `ffn + j`) and column `j` of the second.
+        head_modules: By kind of head, its modules, pooler included; they stay in full precision when the rest is
+            quantized. A path is from the base model where it is there, else from the model.
     """
 
     layers: str
@@ -31,12 +35,16 @@ class Family:
     attention_output: str
     ffn_in: str
     ffn_out: str
-    head_modules: tuple[str, ...]
+    head_modules: Mapping[str, tuple[str, ...]]
 
     def stack(self, model: nn.Module) -> list[nn.Module]:
-        """The transformer layers of a model with or without head."""
+        """The transformer layers of a model with or without head; shared weights are one layer."""
         base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
         return list(base.get_submodule(self.layers))
+
+
+def _heads(sequence: tuple[str, ...], mask: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {"sequence": sequence, "token": ("classifier",), "span": ("qa_outputs",), "mask": mask}
 
 
 _BERT = Family(
@@ -47,11 +55,28 @@ _BERT = Family(
     attention_output="attention.output.dense",
     ffn_in="intermediate.dense",
     ffn_out="output.dense",
-    head_modules=("pooler", "classifier"),
+    head_modules=_heads(("pooler", "classifier"), ("cls",)),
 )
+_ROBERTA = replace(_BERT, head_modules=_heads(("classifier",), ("lm_head",)))
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
-    "roberta": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "electra": replace(_BERT, head_modules=_heads(("classifier",), ("generator_predictions", "generator_lm_head"))),
+    "mpnet": replace(
+        _ROBERTA,
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+    ),
+    "deberta-v2": replace(
+        _BERT,
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        head_modules=_heads(("pooler", "classifier"), ("cls", "lm_predictions")),
+    ),
     "distilbert": Family(
         layers="transformer.layer",
         query="attention.q_lin",
@@ -60,7 +85,29 @@ FAMILIES: dict[str, Family] = {
         attention_output="attention.out_lin",
         ffn_in="ffn.lin1",
         ffn_out="ffn.lin2",
-        head_modules=("pre_classifier", "classifier"),
+        head_modules=_heads(
+            ("pre_classifier", "classifier"), ("vocab_transform", "vocab_layer_norm", "vocab_projector")
+        ),
+    ),
+    "albert": Family(
+        layers="encoder.albert_layer_groups.0.albert_layers",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_output="attention.dense",
+        ffn_in="ffn",
+        ffn_out="ffn_output",
+        head_modules=_heads(("pooler", "classifier"), ("predictions",)),
+    ),
+    "modernbert": Family(
+        layers="layers",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_output="attn.Wo",
+        ffn_in="mlp.Wi",
+        ffn_out="mlp.Wo",
+        head_modules={**dict.fromkeys(HEADS, ("head", "classifier")), "mask": ("head", "decoder")},
     ),
 }
 

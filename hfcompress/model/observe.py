@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.model.family import family_of
@@ -81,13 +82,14 @@ def _caught(
     if needs & set(PROJECTIONS):
         family = family_of(model)
         head_dim = model.config.hidden_size // model.config.num_attention_heads  # type: ignore[union-attr,operator]
-        wanted = {name: caught[name] for name in PROJECTIONS if name in needs}
+        catcher = _Catcher({name: caught[name] for name in PROJECTIONS if name in needs}, layers, int(head_dim))
         places: dict[str, tuple[str, ...]] = {}
         for name, path in zip(PROJECTIONS, (family.query, family.key, family.value), strict=True):
             places[path] = (*places.get(path, ()), name)
-        for path, names in places.items():
-            catcher = _Catcher(wanted, names, layers, int(head_dim))
-            handles += [layer.get_submodule(path).register_forward_hook(catcher) for layer in family.stack(model)]
+        for layer in family.stack(model):
+            handles.append(layer.register_forward_pre_hook(catcher.enter))
+            for path, names in places.items():
+                handles.append(layer.get_submodule(path).register_forward_hook(partial(catcher.catch, names)))
     try:
         yield caught
     finally:
@@ -96,23 +98,22 @@ def _caught(
 
 
 class _Catcher:
-    """Takes projections in the order of the calls, which is that of the layers, of layers that share weights too."""
+    """Takes the projections of each layer, counted by its runs: a layer that serves as several is run that often.
 
-    def __init__(
-        self,
-        wanted: Mapping[str, dict[int, Tensor]],
-        names: tuple[str, ...],
-        layers: frozenset[int] | None,
-        head_dim: int,
-    ) -> None:
-        self.wanted, self.names, self.layers, self.head_dim = wanted, names, layers, head_dim
-        self.calls = 0
+    In a run the first call counts: DeBERTa sends its relative positions through the same linear layers after the text.
+    """
 
-    def __call__(self, _module: Any, _inputs: Any, output: Tensor) -> None:
-        self.calls += 1
-        if self.layers is not None and self.calls not in self.layers:
+    def __init__(self, wanted: Mapping[str, dict[int, Tensor]], layers: frozenset[int] | None, head_dim: int) -> None:
+        self.wanted, self.layers, self.head_dim = wanted, layers, head_dim
+        self.layer = 0
+
+    def enter(self, _layer: Any, _inputs: Any) -> None:
+        self.layer += 1
+
+    def catch(self, names: tuple[str, ...], _module: Any, _inputs: Any, output: Tensor) -> None:
+        if self.layers is not None and self.layer not in self.layers:
             return
         # One linear layer may make all three, side by side.
-        for name, part in zip(self.names, output.chunk(len(self.names), dim=-1), strict=True):
-            if name in self.wanted:
-                self.wanted[name][self.calls] = part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for name, part in zip(names, output.chunk(len(names), dim=-1), strict=True):
+            if name in self.wanted and self.layer not in self.wanted[name]:
+                self.wanted[name][self.layer] = part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

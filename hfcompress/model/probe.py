@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import shape_of
 from hfcompress.model.artifact import read_config
-from hfcompress.model.observe import accepted
+from hfcompress.model.observe import accepted, logits_of_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,10 +34,10 @@ def probe_inputs(path: Path, rows: int = 4, length: int = 24) -> Probe:
 
 
 def logits_of(model: Any, probe: Probe) -> NDArray[Any]:
-    """A PyTorch model's logits on a probe, in eval mode, as float32."""
+    """A PyTorch model's logits on a probe (`Observed.logits`), in eval mode, as float32."""
     import torch
 
     device = next(model.parameters()).device
     inputs = {name: torch.from_numpy(value).to(device) for name, value in probe.items()}
     with torch.inference_mode():
-        return model.eval()(**accepted(model, inputs)).logits.float().cpu().numpy()
+        return logits_of_output(model.eval()(**accepted(model, inputs))).float().cpu().numpy()

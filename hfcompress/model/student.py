@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.family import Family, family_of
+from hfcompress.model.axes import Axis, axes_of, part_of
+from hfcompress.model.family import family_of
 from hfcompress.model.surgery import empty_model
+from hfcompress.model.width import Importance, Narrowing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,68 +18,85 @@ if TYPE_CHECKING:
 
 
 def build_student(
-    origin: PreTrainedModel, shape: Shape, layer_map: list[int], random: bool = False
+    origin: PreTrainedModel,
+    shape: Shape,
+    layers: Sequence[int],
+    init: Literal["copy", "random"] = "copy",
+    importance: Importance | None = None,
+    fresh_head: bool = False,
 ) -> tuple[PreTrainedModel, dict[str, str]]:
     """A model of `shape` that starts from `origin`'s weights.
 
-    A tensor of equal shape is copied. A larger one is truncated: the first rows and columns, and inside a query, key,
-    value or attention-output matrix the first dimensions of each of the first heads, so that a head stays a head.
+    A tensor of equal shape is copied. A larger one is narrowed: everything that stands on the residual stream keeps
+    the same dimensions, every head that stays the same dimensions for query and key and for value and output, every
+    FFN the same neurons going in and out. What the origin has less of starts at random.
 
     Args:
         origin: The model that the weights come from.
         shape: The student's shape, of the same architecture.
-        layer_map: For each student layer, the origin's layer (from 0) that it starts from.
-        random: Leave every weight at its random start.
+        layers: For each student layer, the origin's layer (from 0) that it starts from.
+        init: `random` leaves every weight at its random start.
+        importance: What is kept where the student is narrower; without it the first dimensions, heads and neurons.
+        fresh_head: Leave the head at its random start: the origin's was not trained either.
 
     Returns:
         The student in train mode, and for each of `embeddings`, `layer N` (from 1) and `head` where it came from.
     """
     import torch
 
-    student = empty_model(type(origin).__name__, shape, origin.config)
-    if random:
-        return student.train(), {"all": "random"}
-    source, target, family = origin.state_dict(), student.state_dict(), family_of(origin)
     old = shape_of(origin.config.to_dict())
+    config = copy.deepcopy(origin.config)
+    if shape.labels != old.labels:
+        config.num_labels = shape.labels
+    student = empty_model(type(origin).__name__, shape, config)
+    if init == "random":
+        return student.train(), {"all": "random"}
+    source, axes = origin.state_dict(), axes_of(student)
+    narrowing = Narrowing(old, shape, importance, same_heads=any(("heads",) in kinds for kinds in axes.values()))
+    last = len(family_of(origin).stack(origin)) - 1
     report: dict[str, set[str]] = {}
     with torch.no_grad():
-        for name, tensor in target.items():
-            part, origin_name = _origin_of(name, layer_map, family)
-            report.setdefault(part, set()).add(_fill(tensor, source.get(origin_name), origin_name, family, old, shape))
-    return student.train(), {part: _summary(part, kinds, layer_map) for part, kinds in report.items()}
+        for name, tensor in student.state_dict().items():
+            part = part_of(name, student)
+            layer = min(layers[_number(part)], last) if part.startswith("layer ") else 0
+            given = None if part == "head" and fresh_head else source.get(_renumbered(name, student, layer))
+            report.setdefault(part, set()).add(_fill(tensor, given, axes[name], layer, narrowing))
+    return student.train(), {part: _summary(part, kinds, layers) for part, kinds in report.items()}
 
 
-def _origin_of(name: str, layer_map: list[int], family: Family) -> tuple[str, str]:
-    before, separator, after = name.partition(f"{family.layers}.")
-    if not separator:
-        return ("embeddings" if "embeddings." in name else "head"), name
-    index, _, rest = after.partition(".")
-    return f"layer {int(index) + 1}", f"{before}{separator}{layer_map[int(index)]}.{rest}"
+def _number(part: str) -> int:
+    return int(part.removeprefix("layer ")) - 1
 
 
-def _fill(tensor: Tensor, source: Tensor | None, name: str, family: Family, old: Shape, new: Shape) -> str:
-    if source is None or any(have < want for have, want in zip(source.shape, tensor.shape, strict=True)):
+def _renumbered(name: str, model: PreTrainedModel, layer: int) -> str:
+    before, separator, after = name.partition(f"{family_of(model).layers}.")
+    return f"{before}{separator}{layer}.{after.partition('.')[2]}" if separator else name
+
+
+def _fill(tensor: Tensor, source: Tensor | None, axes: tuple[Axis, ...], layer: int, narrowing: Narrowing) -> str:
+    """Fills a weight of the student, and says how."""
+    if source is None or source.dim() != tensor.dim():
         return "random"
-    whole = source.shape == tensor.shape
-    axes = {family.query: 0, family.key: 0, family.value: 0, family.attention_output: 1}
-    axis = next((axis for path, axis in axes.items() if f".{path}." in name), source.dim())
-    of_other_heads = axis < source.dim() and old.head_dim != new.head_dim
-    if of_other_heads:
-        source = _first_of_each_head(source, axis, old.head_dim, new.head_dim, tensor.shape[axis])
-    tensor.copy_(source[tuple(slice(0, size) for size in tensor.shape)])
-    if not whole:
-        return "truncated"
-    return "regrouped into other heads" if of_other_heads else "copied"
+    sizes = list(zip(axes, source.shape, tensor.shape, strict=True))
+    kept = [narrowing.index(axis, layer, have, want) for axis, have, want in sizes]
+    for axis, index in enumerate(kept):
+        if index is None:
+            return "random"
+        source = source.index_select(axis, index.to(source.device))
+    tensor.copy_(source)
+    cut = {axis for axis, have, want in sizes if have != want}
+    if cut:
+        return "selected by activation" if narrowing.importance and cut != {("positions",)} else "truncated"
+    regrouped = narrowing.old.head_dim != narrowing.new.head_dim
+    return "regrouped into other heads" if regrouped and _of_heads(axes) else "copied"
 
 
-def _first_of_each_head(source: Tensor, axis: int, old: int, new: int, wanted: int) -> Tensor:
-    if new > old or source.shape[axis] // old * new < wanted:
-        return source
-    return source.unflatten(axis, (-1, old)).narrow(axis + 1, 0, new).flatten(axis, axis + 1)
+def _of_heads(axes: tuple[Axis, ...]) -> bool:
+    return any(part in ("scores", "values") for axis in axes for part in axis)
 
 
-def _summary(part: str, kinds: set[str], layer_map: list[int]) -> str:
+def _summary(part: str, kinds: set[str], layers: Sequence[int]) -> str:
     how = " and ".join(sorted(kinds))
     if not part.startswith("layer ") or kinds == {"random"}:
         return how
-    return f"{how} from layer {layer_map[int(part.removeprefix('layer ')) - 1] + 1}"
+    return f"{how} from layer {layers[_number(part)] + 1}"

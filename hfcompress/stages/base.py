@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.errors import HfcompressError, Key, Problem
 from hfcompress.base.launch import JOINED, LEFT_ALONE, left_alone
 from hfcompress.base.shape import Shape
 from hfcompress.data.source import model_directory
@@ -35,7 +35,7 @@ class Bench:
         task: The recipe's task.
         seed: The recipe's seed.
         source: The model as it enters the first compressing stage; the default teacher.
-        made: The artifacts so far, by stage name.
+        made: The artifacts so far, by stage name, and the recipe's own `model`.
         directory: Where the stage writes; renamed to its final name once the stage is done.
         callbacks: `transformers` callbacks that every training run takes on.
         notes: What the stage wants kept in its stage.json.
@@ -61,17 +61,33 @@ class Bench:
         """Where a training run keeps the state that it resumes from."""
         return self.directory / "checkpoints"
 
-    def teacher(self, spec: str, parent: Artifact) -> Artifact:
-        """The artifact that a `teacher:` names."""
-        return teacher_artifact(spec, parent, self.source, self.made)
+    def artifact(self, spec: str, parent: Artifact) -> Artifact:
+        """The artifact that a `teacher:` or a student's `from:` names."""
+        return named_artifact(spec, parent, self.source, self.made)
 
     @cached_property
     def _raw(self) -> dict[str, datasets.Dataset]:
         return {split: self.task.read(split) for split in ("train", "dev")}
 
-    def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> datasets.Dataset:
-        """The tokenized rows of `train` or `dev`."""
-        return self.task.encode(self._raw[split], tokenizer, labels)
+    def rows(self, split: Split) -> datasets.Dataset:
+        """The raw rows of `train` or `dev`."""
+        return self._raw[split]
+
+    def encoded(
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Mapping[str, int],
+        raw: datasets.Dataset | None = None,
+    ) -> datasets.Dataset:
+        """The tokenized rows of `train` or `dev`, or of `raw` in their place."""
+        return self.task.encode(self._raw[split] if raw is None else raw, tokenizer, labels)
+
+    def fingerprint(self, raw: datasets.Dataset | None = None) -> str:
+        """A hash of the data that the stage sees, or of `raw` in the train split's place."""
+        if raw is None:
+            return str(self.task.fingerprint())
+        return digest([raw[column][:] for column in (*self.task.text, self.task.label)])
 
     def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Saves the stage's model, and keeps what the saved one must answer."""
@@ -83,8 +99,8 @@ class Bench:
         on_main_process(save)
 
 
-def teacher_artifact(spec: str, parent: Artifact, source: Artifact, made: Mapping[str, Artifact]) -> Artifact:
-    """The artifact behind `source`, `parent`, the name of an earlier stage, a directory or a Hub id."""
+def named_artifact(spec: str, parent: Artifact, source: Artifact, made: Mapping[str, Artifact]) -> Artifact:
+    """The artifact behind `source`, `parent`, `model`, the name of an earlier stage, a directory or a Hub id."""
     if spec == "source":
         return source
     if spec == "parent":
@@ -109,17 +125,27 @@ class Stage(Strict):
         """The shape that the stage makes of a shape."""
         raise NotImplementedError
 
-    def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
-        """What cannot work, with key paths inside the stage."""
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        """What cannot work, with key paths inside the stage.
+
+        Args:
+            shape: The model that the stage gets.
+            known: The shapes of the models that the recipe names (`source`, `parent`, …), as far as they are known.
+            task: The stage's task.
+        """
         return []
 
     def steps(self, rows: int | None) -> int | None:
         """Optimizer steps on one process; None where the number of rows is not known."""
         return 0
 
-    def teacher_spec(self) -> str | None:
-        """The `teacher:` of the stage, where it has one."""
-        return None
+    def specs(self) -> dict[Key, str]:
+        """The models that the stage names besides its parent, by the key that names them."""
+        return {}
+
+    def task_of(self, task: Any) -> Any:
+        """The task that the stage works on: the recipe's, or its own."""
+        return task
 
     def missing_modules(self) -> tuple[list[str], str]:
         """Modules that are not installed, and the extra that brings them."""

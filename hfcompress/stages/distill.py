@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from hfcompress.base.component import Strict
 from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import AnyLoss, Loss
-from hfcompress.model.artifact import Artifact, load_model, load_tokenizer
+from hfcompress.data.tasks import Task
+from hfcompress.model.artifact import Artifact, load_tokenizer
+from hfcompress.stages.augment import Augment, augmented_rows
 from hfcompress.stages.base import Bench, Stage, require_trainable
+from hfcompress.stages.heads import load_for
+from hfcompress.stages.student import Student
+from hfcompress.stages.taught import Taught
+from hfcompress.stages.teach import teach
 from hfcompress.stages.train import Train
 
-Losses = Annotated[list[AnyLoss], Field(min_length=1)]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Student(Strict):
-    """The student's shape; what is not said stays as it is in the model it comes from."""
-
-    layers: int | None = Field(default=None, ge=1)
-    hidden: int | None = Field(default=None, ge=1)
-    heads: int | None = Field(default=None, ge=1)
-    ffn: int | None = Field(default=None, ge=1)
-    positions: int | None = Field(default=None, ge=4)
-    """Rows of the position table; shorter inputs need fewer."""
-    init: Literal["copy", "random"] = "copy"
-    """`copy` takes every tensor from the model it comes from, truncated where the student is narrower."""
-
-
-class Distill(Stage):
+class Distill(Stage, Taught):
     """Trains a student on what a teacher shows it.
 
     Without `student` the model of the stage before goes on learning, which is how TinyBERT's prediction phase follows
@@ -40,165 +30,82 @@ class Distill(Stage):
     """
 
     kind: Literal["distill"]
+    task: Task | None = None
+    """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The stage's model is not part of
+    the report, and a later stage puts the recipe's head on it."""
     student: Student | None = None
-    teacher: str = "source"
-    """`source`, `parent`, the name of an earlier stage such as `01-distill`, a directory or a Hub id."""
-    losses: Losses
+    augment: Augment | None = None
+    """More rows to learn from."""
     train: Train = Train()
 
     def plan(self, shape: Shape) -> Shape:
-        wanted = self.student
-        if wanted is None:
-            return shape
-        first = shape.layers[0]
-        hidden = wanted.hidden or shape.hidden
-        heads = wanted.heads or shape.hidden // shape.head_dim
-        even = replace(shape, hidden=hidden, head_dim=hidden // heads, positions=wanted.positions or shape.positions)
-        return even.with_layers(wanted.layers or len(shape.layers), heads, wanted.ffn or first.ffn)
+        return self.student.shape(shape) if self.student else shape
 
-    def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
-        found = [*student_problems(self.student, shape, task)]
-        if not found and self.teacher == "source":
-            found += teaching_problems(self.plan(shape), source, self.losses)
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        found = [*self.student.problems(shape, task)] if self.student else []
+        if self.task is not None:
+            found += self.task.problems()
+        if self.augment:
+            found += self.augment.problems(task)
+        if not found:
+            found += self.taught_problems(self.plan(shape), known, task)
         return found
 
     def steps(self, rows: int | None) -> int | None:
-        return self.train.steps(rows)
+        copies = self.augment.copies + 1 if self.augment else 1
+        return self.train.steps(rows if rows is None else rows * copies)
 
-    def teacher_spec(self) -> str | None:
-        return self.teacher if any(loss.needs_teacher for loss in self.losses) else None
+    def specs(self) -> dict[Key, str]:
+        named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}
+        if self.asks:
+            named |= {("teacher", "models", i): name for i, name in enumerate(self.teacher.models)}
+        return named
+
+    def task_of(self, task: Any) -> Any:
+        return self.task or task
 
     def run(self, parent: Artifact, bench: Bench) -> None:
-        shape = require_trainable(parent, self.kind)
-        from hfcompress.model.student import build_student
+        from hfcompress.model.lora import add_lora, merged
 
-        tokenizer = load_tokenizer(parent.path)
-        student = load_model(parent.path, bench.task.auto_class)
+        origin = bench.artifact(self.student.origin, parent) if self.student else parent
+        require_trainable(origin, self.kind)
+        tokenizer, model = load_tokenizer(origin.path), load_for(bench.task, origin, fresh=True, like=bench.source)
         if self.student is not None:
-            target = self.plan(shape)
-            layers = [layer - 1 for layer in uniform_map(len(target.layers), len(shape.layers))]
-            student, report = build_student(student, target, layers, self.student.init == "random")
-            bench.notes["student"] = report
-            say("student: " + "; ".join(f"{part} {how}" for part, how in report.items()))
-        teach(student, self.losses, self.train, bench.teacher(self.teacher, parent), bench, tokenizer)
-        bench.finish(student, tokenizer)
+            model, tokenizer = self._student(self.student, model, tokenizer, bench)
+        raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
+        lora = self.student.lora if self.student else None
+        teach(add_lora(model, lora) if lora else model, self, self.train, parent, bench, tokenizer, raw)
+        bench.finish(merged(model) if lora else model, tokenizer)
 
+    def _student(
+        self, wanted: Student, origin: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bench: Bench
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The student before its training, and its tokenizer; notes where its weights come from."""
+        from hfcompress.base.shape import shape_of
+        from hfcompress.model import vocabulary
+        from hfcompress.model.student import build_student
+        from hfcompress.model.width import rank_dimensions
 
-def student_problems(student: Student | None, shape: Shape, task: Any) -> list[Problem]:
-    """Why a student of this shape cannot be built for the task."""
-    if student is None:
-        return []
-    found = []
-    hidden, heads = student.hidden or shape.hidden, student.heads or shape.hidden // shape.head_dim
-    if hidden % heads:
-        key = "heads" if student.heads else "hidden"
-        found.append(
-            Problem(
-                f"{heads} heads do not divide the hidden width {hidden}",
-                f"use {_nearest_divisor(hidden, heads)} heads, or another width",
-                ("student", key),
-            )
-        )
-    positions = (student.positions or shape.positions) - shape.keys.position_offset
-    if student.positions and task.max_length > positions:
-        found.append(
-            Problem(
-                f"max_length is {task.max_length}, wider than the student's position table allows ({positions})",
-                "lower task.max_length or raise student.positions",
-                ("student", "positions"),
-            )
-        )
-    if (student.positions or 0) > shape.positions and student.init == "copy":
-        found.append(
-            Problem(
-                f"the model it comes from has {shape.positions} positions, the student cannot copy {student.positions}",
-                "lower it, or say `init: random`",
-                ("student", "positions"),
-            )
-        )
-    return found
+        old = shape_of(origin.config.to_dict())
+        new = wanted.shape(old)
+        report = {}
+        if new != old or wanted.init == "random":
+            importance = None
+            if wanted.width == "activation":
+                importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, bench))
+            origin, report = build_student(origin, new, wanted.layers_of(old), wanted.init, importance)
+        if wanted.vocabulary == "corpus":
+            before = tokenizer
+            tokenizer, kept = vocabulary.prune_vocabulary(before, bench.task.texts(bench.rows("train"), bench.rows("dev")))
+            origin = vocabulary.select_tokens(origin, kept, tokenizer)
+            report["vocabulary"] = f"{len(kept):,} of {len(before):,} tokens"
+        bench.notes["student"] = report
+        say("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
+        return origin, tokenizer
 
+    def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, bench: Bench) -> Any:
+        from hfcompress.stages import training
 
-def _nearest_divisor(width: int, heads: int) -> int:
-    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - heads), n))
-
-
-def teaching_problems(student: Shape, teacher: Shape, losses: list[Loss]) -> list[Problem]:
-    """Why this teacher cannot teach this student with these losses."""
-    found = []
-    if any(loss.needs for loss in losses) and len(student.layers) > len(teacher.layers):
-        message = f"the student has {len(student.layers)} layers and the teacher {len(teacher.layers)}"
-        found.append(Problem(message, "a loss on layers needs a student that is no deeper", ("losses",)))
-    if any(loss.needs_teacher for loss in losses) and student.vocab != teacher.vocab:
-        message = f"the student's vocabulary has {student.vocab:,} entries and the teacher's {teacher.vocab:,}"
-        found.append(Problem(message, "a teacher with the same tokenizer is needed", ("losses",)))
-    for index, loss in enumerate(losses):
-        found += [Problem(why, "", ("losses", index)) for why in loss.problems(student, teacher)]
-    return found
-
-
-def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """`g(m) = m N / M`, rounded where M does not divide N: the teacher layer (from 1) of each student layer.
-
-    Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, section 4.1. A student that is deeper repeats layers.
-    """
-    m, n = student_layers, teacher_layers
-    return [max((2 * i * n + m) // (2 * m), 1) for i in range(1, m + 1)]
-
-
-def teach(student: Any, losses: list[Loss], train: Train, teacher: Artifact, bench: Bench, tokenizer: Any) -> None:
-    """Trains the student in place with the teacher, which is scored first; notes both dev scores.
-
-    Raises:
-        HfcompressError: for a teacher that was never fine-tuned, or that cannot teach this student.
-    """
-    from hfcompress.base.shape import shape_of
-    from hfcompress.stages import training
-
-    rows = {
-        split: bench.encoded(split, tokenizer, dict(student.config.label2id))  # type: ignore[arg-type]
-        for split in ("train", "dev")
-    }
-    model, layer_map = None, list[int]()
-    if any(loss.needs_teacher for loss in losses):
-        shape = require_trainable(teacher, "a teacher")
-        own = shape_of(student.config.to_dict())
-        problems = teaching_problems(own, shape, losses)
-        if problems:
-            raise HfcompressError([Problem(p.message, p.fix) for p in problems])
-        model = load_model(teacher.path, bench.task.auto_class)
-        layer_map = uniform_map(len(own.layers), len(shape.layers))
-        bench.notes["teacher"] = {"stage": teacher.stage, "dev": _examined(model, rows["dev"], tokenizer, bench.task)}
-        say(f"teacher: {teacher.stage}, {bench.task.metric} {bench.notes['teacher']['dev']:.4f} on dev")
-    bench.notes["dev"] = training.train(
-        student,
-        losses,
-        train,
-        task=bench.task,
-        rows=rows,
-        tokenizer=tokenizer,
-        checkpoints=bench.checkpoints,
-        seed=bench.seed,
-        teacher=model,
-        layer_map=layer_map,
-        callbacks=bench.callbacks,
-    )
-
-
-def _examined(teacher: Any, dev: Any, tokenizer: Any, task: Any) -> float:
-    """The teacher's dev score, where it is better than answering without looking."""
-    import numpy as np
-
-    from hfcompress.data.metrics import LOWER_IS_BETTER
-    from hfcompress.stages import training
-
-    score, blind = training.score(teacher, dev, tokenizer, task), task.baseline(np.asarray(dev["labels"]))
-    sign = -1 if task.metric in LOWER_IS_BETTER else 1
-    margin = 0.02 if sign > 0 else -0.02 * blind
-    if sign * score <= sign * (blind + margin):
-        raise HfcompressError(
-            f"the teacher scores {task.metric} {score:.4f} on the dev split, no better than always giving the same "
-            f"answer ({blind:.4f}): it was never fine-tuned for this task",
-            "put a `finetune` stage first, or name a teacher that was",
-        )
-    return score
+        rows = bench.encoded("train", tokenizer, dict(origin.config.label2id or {}))
+        rows = rows.shuffle(seed=bench.seed).select(range(min(wanted.rows, len(rows))))
+        return training.batches(rows, tokenizer, bench.task)

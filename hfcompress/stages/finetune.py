@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hfcompress.base.shape import Shape
 from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, read_config
+from hfcompress.model.artifact import Artifact, load_tokenizer
 from hfcompress.stages.base import Bench, Stage, require_trainable
+from hfcompress.stages.heads import load_for
 from hfcompress.stages.train import Train
 
 
@@ -30,14 +31,13 @@ class Finetune(Stage):
         from hfcompress.stages import training
 
         tokenizer = load_tokenizer(parent.path)
-        model = load_model(parent.path, bench.task.auto_class, **self._head(parent, bench.task))
+        # Nothing is trained where epochs is 0: the model's own head is taken.
+        model = load_for(bench.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
         rows = {split: bench.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
         bench.notes["dev"] = training.train(
-            model,
-            [HardLabels()],
+            training.Objective(model, [HardLabels()], bench.task),
             self.train,
-            task=bench.task,
             rows=rows,
             tokenizer=tokenizer,
             checkpoints=bench.checkpoints,
@@ -45,20 +45,3 @@ class Finetune(Stage):
             callbacks=bench.callbacks,
         )
         bench.finish(model, tokenizer)
-
-    def _head(self, parent: Artifact, task: Any) -> dict[str, Any]:
-        """Config changes for a fresh head; none where nothing is trained and the model's own head is taken."""
-        if self.train.epochs == 0:
-            return {}
-        names = task.label_names()
-        config = read_config(parent.path)
-        own = config.get("id2label") or {}
-        # A model that already names this many labels keeps its names: they are better than "0" and "1".
-        if len(own) == len(names) and set(names) <= {*map(str, range(len(names))), *own.values()}:
-            names = [own[str(i)] for i in range(len(names))]
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": task.problem_type,
-        }

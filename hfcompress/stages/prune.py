@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from hfcompress.base.console import say
-from hfcompress.base.errors import Problem
-from hfcompress.base.shape import Layer, Shape
+from hfcompress.base.errors import Key, Problem
+from hfcompress.base.shape import ARCHITECTURES, Layer, Shape
 from hfcompress.criteria.base import CRITERIA, AnyCriterion, Calibration
 from hfcompress.losses.soft_labels import SoftLabels
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
 from hfcompress.stages.base import Bench, Stage, on_main_process, process_state, require_trainable
-from hfcompress.stages.distill import Losses, teach, teaching_problems
+from hfcompress.stages.taught import Losses, Taught
+from hfcompress.stages.teach import teach
+from hfcompress.stages.teachers import AnyTeachers, Teachers
 from hfcompress.stages.train import Train
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Recover(Train):
+class Recover(Train, Taught):
     """Training after the cut: a `train:` block with losses and a teacher."""
 
     epochs: float = Field(default=1.0, ge=0)
     losses: Losses = [SoftLabels()]
-    teacher: str = "parent"
-    """`parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id."""
+    teacher: AnyTeachers = Teachers(models=["parent"])
+    """Who teaches: `parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id; or several."""
 
 
 class Prune(Stage):
@@ -52,7 +55,11 @@ class Prune(Stage):
         ffn = quota([layer.ffn for layer in shape.layers], self.ffn, self.multiple_of, even)
         return replace(shape, layers=tuple(Layer(h, f) for h, f in zip(heads, ffn, strict=True)), even=even)
 
-    def problems(self, shape: Shape, source: Shape, task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        if not shape.keys.prunable:
+            able = ", ".join(name for name, keys in ARCHITECTURES.items() if keys.prunable)
+            message = f"heads and neurons of {shape.architecture} cannot be cut, those of {able} can"
+            return [Problem(message, "a `distill` stage with a `student` makes any model smaller", ("kind",))]
         found = []
         if self.heads == 0 and self.ffn == 0:
             found.append(Problem("nothing is pruned", "give `heads` or `ffn` a share above 0", ("heads",)))
@@ -60,17 +67,18 @@ class Prune(Stage):
         if self.ffn and odd:
             message = f"the FFN width {odd} is not a multiple of {self.multiple_of}"
             found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
-        if self.recover and self.recover.teacher in ("parent", "source"):
-            teacher = shape if self.recover.teacher == "parent" else source
-            for problem in teaching_problems(self.plan(shape), teacher, self.recover.losses):
+        if self.recover:
+            for problem in self.recover.taught_problems(self.plan(shape), known, task):
                 found.append(replace(problem, key=("recover", *problem.key)))
         return found
 
     def steps(self, rows: int | None) -> int | None:
         return self.recover.steps(rows) if self.recover else 0
 
-    def teacher_spec(self) -> str | None:
-        return self.recover.teacher if self.recover else None
+    def specs(self) -> dict[Key, str]:
+        if self.recover is None or not self.recover.asks:
+            return {}
+        return {("recover", "teacher", "models", i): name for i, name in enumerate(self.recover.teacher.models)}
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         require_trainable(parent, self.kind)
@@ -79,9 +87,7 @@ class Prune(Stage):
         on_main_process(lambda: self._cut(parent, bench, tokenizer, cut_directory))
         pruned = load_model(cut_directory, bench.task.auto_class)
         if self.recover:
-            teach(
-                pruned, self.recover.losses, self.recover, bench.teacher(self.recover.teacher, parent), bench, tokenizer
-            )
+            teach(pruned, self.recover, self.recover, parent, bench, tokenizer)
         bench.finish(pruned, tokenizer)
 
     def _cut(self, parent: Artifact, bench: Bench, tokenizer: Any, target: Any) -> None:
@@ -111,7 +117,7 @@ class Prune(Stage):
         def batches(count: int) -> Any:
             rows = bench.encoded("train", tokenizer, dict(model.config.label2id))
             rows = rows.shuffle(seed=bench.seed).select(range(min(count, len(rows))))
-            return training.batches(rows, tokenizer)
+            return list(training.batches(rows, tokenizer, bench.task))
 
         return Calibration(batches, bench.task.loss, bench.seed)
 

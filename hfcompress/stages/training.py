@@ -1,11 +1,12 @@
-"""The one training path: a student, its losses and perhaps a teacher, under `transformers.Trainer`.
+"""The one training path: a student, its losses and perhaps teachers, under `transformers.Trainer`.
 
 Torch is imported with this file, so stages import it when they run, never when they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hfcompress.base.console import say
-from hfcompress.base.shape import shape_of
-from hfcompress.data.metrics import LOWER_IS_BETTER, metric
-from hfcompress.losses.base import Loss, Step
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import Shape, shape_of
+from hfcompress.data.metrics import LOWER_IS_BETTER
+from hfcompress.losses.base import Loss, Pairs, Step
+from hfcompress.measure.worker import reduced
 from hfcompress.model.observe import Observed, observe
 from hfcompress.stages.base import process_state
+from hfcompress.stages.teachers import PREFIX, Teaching
 from hfcompress.stages.train import Train
 
 if TYPE_CHECKING:
@@ -37,39 +41,51 @@ class Objective(nn.Module):
         student: PreTrainedModel,
         losses: Sequence[Loss],
         task: Any,
-        teacher: PreTrainedModel | None,
-        layer_map: Sequence[int],
+        teacher: Shape | None = None,
+        pairs: Pairs = (),
+        dynamic: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         names = [loss.name for loss in losses]
         keys = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
         self.losses = dict(zip(keys, losses, strict=True))
-        self.task = task
-        self.layer_map = tuple(layer_map)
-        self.needs = frozenset().union(*(loss.needs for loss in losses))
+        self.task, self.pairs, self.dynamic = task, pairs, dynamic
+        self.needs = frozenset[str]().union(*(loss.needs for loss in losses))
         self.learned = nn.ModuleDict()
+        self.layers = self.taught_layers = frozenset[int]()
         if teacher is not None:
-            shapes = shape_of(student.config.to_dict()), shape_of(teacher.config.to_dict())
-            made = {key: loss.learned(*shapes) for key, loss in self.losses.items()}
-            self.learned.update({key: module for key, module in made.items() if module is not None})
+            self._meet(shape_of(student.config.to_dict()), teacher)
+
+    def _meet(self, student: Shape, teacher: Shape) -> None:
+        """Makes what the losses learn, and finds the layers that they look at."""
+        looked_at = [p for x in self.losses.values() if x.needs for p in x.layers(student, teacher, self.pairs)]
+        self.layers, self.taught_layers = frozenset(m for m, _ in looked_at), frozenset(g for _, g in looked_at)
+        for key, loss in self.losses.items():
+            module, name = loss.learned(student, teacher), loss.learned_as(key)
+            if module is not None and name not in self.learned:
+                self.learned[name] = module
 
     def forward(
-        self, labels: Tensor | None = None, teacher: Observed | None = None, **inputs: Tensor
+        self, labels: Tensor | None = None, teacher: Observed | None = None, progress: float = 0.0, **inputs: Tensor
     ) -> dict[str, Any]:
-        """The logits, the weighted sum of the losses, and each loss by name.
+        """The weighted sum of the losses, and each loss by name.
 
-        In eval mode the loss is the task's own, so that what is watched does not depend on what is trained.
+        Args:
+            labels: As the task's `batch` makes them.
+            teacher: What the teachers show of the same batch.
+            progress: Share of the steps that are done, for weights that change.
+            **inputs: Token tensors.
         """
-        if not self.training:
-            logits = observe(self.student, inputs).logits
-            return {"loss": self.task.loss(logits, labels), "logits": logits}
-        observed = observe(self.student, inputs, self.needs)
+        observed = observe(self.student, inputs, self.needs, self.layers)
         mask = inputs["attention_mask"].bool()
-        step = Step(observed, teacher, mask, labels, self.layer_map, self.task)
+        step = Step(observed, teacher, mask, labels, self.pairs, self.task, self.dynamic)
         learned = dict(self.learned.items())
-        parts = {key: loss.weight * loss.compute(step, learned.get(key)) for key, loss in self.losses.items()}
-        return {"loss": torch.stack(list(parts.values())).sum(), "logits": observed.logits, "parts": parts}
+        parts = {
+            key: loss.weight_at(progress) * loss.compute(step, learned.get(loss.learned_as(key)))
+            for key, loss in self.losses.items()
+        }
+        return {"loss": torch.stack(list(parts.values())).sum(), "parts": parts}
 
 
 class LengthGrouped(LengthGroupedSampler):
@@ -88,15 +104,49 @@ class LengthGrouped(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
-class CompressionTrainer(Trainer):
-    """A Trainer whose step lets the teacher look at the batch first."""
+class Collator:
+    """Makes a batch of rows as the task says, with what cached teachers answered to them."""
 
-    def __init__(
-        self, *args: Any, teacher: PreTrainedModel | None = None, length_grouping: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.length_grouping = length_grouping
-        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
+    def __init__(self, task: Any, tokenizer: PreTrainedTokenizerBase, teaching: Teaching | None, on_gpu: bool) -> None:
+        self.task, self.tokenizer, self.teaching = task, tokenizer, teaching
+        self.multiple = 8 if on_gpu else None
+        self.epoch = 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = self.task.batch(rows, self.tokenizer, self.multiple, self.epoch)
+        index = batch.pop("index")
+        if self.teaching is None:
+            return batch
+        return {**batch, **self.teaching.attach(index, batch["input_ids"].shape[1])}
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells the collator which epoch it is, for what is drawn anew in each."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.epoch = int(state.epoch or 0)
+
+
+class CompressionTrainer(Trainer):
+    """A Trainer whose step lets the teachers look at the batch first."""
+
+    def __init__(self, objective: Objective, arguments: TrainingArguments, *, options: Train, rows: Mapping[str, Any],
+                 tokenizer: PreTrainedTokenizerBase, teaching: Teaching | None, callbacks: Sequence[TrainerCallback]
+                 ) -> None:  # fmt: skip
+        self.teaching = None if teaching is None else teaching.to(arguments.device)
+        self.tokenizer, self.length_grouping = tokenizer, options.length_grouping
+        collator = Collator(objective.task, tokenizer, teaching, arguments.device.type == "cuda")
+        super().__init__(
+            objective,
+            arguments,
+            train_dataset=rows["train"],
+            eval_dataset=rows["dev"],
+            data_collator=collator,
+            callbacks=[*callbacks, _Epochs(collator)],
+        )
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
 
@@ -104,12 +154,25 @@ class CompressionTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss on a batch."""
-        taught = self._taught(inputs) if model.training else None
-        outputs = model(teacher=taught, **inputs)
-        if model.training:
-            self._count(outputs["parts"])
-        loss = outputs["loss"]
-        return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+        objective: Any = self.accelerator.unwrap_model(self.model)
+        taught = None
+        if self.teaching is not None:
+            tokens = {name: value for name, value in inputs.items() if name != "labels"}
+            taught = self.teaching.ask(tokens, objective.needs, objective.taught_layers)
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+        outputs = model(teacher=taught, progress=progress, **own)
+        self._count(outputs["parts"])
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """The student's metric on the dev rows; every process of a distributed run scores all of them alike."""
+        objective: Any = self.accelerator.unwrap_model(self.model)
+        found = score(objective.student, self.eval_dataset, self.tokenizer, objective.task)
+        metrics = {f"{metric_key_prefix}_{objective.task.metric}": found}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.length_grouping:
@@ -117,19 +180,6 @@ class CompressionTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGrouped(step, dataset["length"][:], self.args.seed)
-
-    def _taught(self, inputs: Mapping[str, Tensor]) -> Observed | None:
-        if self.teacher is None:
-            return None
-        tokens = {name: value for name, value in inputs.items() if name != "labels"}
-        objective: Any = self.accelerator.unwrap_model(self.model)
-        with torch.inference_mode(), self.accelerator.autocast():
-            seen = observe(self.teacher, tokens, objective.needs)
-        # Inference tensors cannot be saved for backward; their copies can.
-        return Observed(
-            seen.logits.clone(),
-            *(tuple(t.clone() for t in some) for some in (seen.hidden_states, seen.queries, seen.keys)),
-        )
 
     def _count(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -147,96 +197,115 @@ class CompressionTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class _Batch:
-    """Pads rows to the longest of the batch."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, multiple: int | None = None) -> None:
-        self.tokenizer, self.multiple = tokenizer, multiple
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        names = [name for name in rows[0] if name not in ("length", "labels")]
-        batch = self.tokenizer.pad(
-            {name: [row[name] for row in rows] for name in names},
-            padding=True,
-            pad_to_multiple_of=self.multiple,
-            return_tensors="pt",
-        )
-        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
-
-
 def batches(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
-) -> list[dict[str, Tensor]]:
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any, batch_size: int = 32
+) -> Iterator[dict[str, Tensor]]:
     """All rows in batches of like length."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i]["length"])
-    pad = _Batch(tokenizer)
-    groups = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
-    return [pad([rows[i] for i in group]) for group in groups]
+    for group in _like_lengths(rows, batch_size):
+        yield task.batch(_listed(rows, group), tokenizer)
+
+
+def _like_lengths(rows: datasets.Dataset, batch_size: int) -> list[list[int]]:
+    lengths = rows["length"][:]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _listed(rows: datasets.Dataset, group: list[int]) -> list[dict[str, Any]]:
+    columns = rows[group]
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(group))]
 
 
 def train(
-    student: PreTrainedModel,
-    losses: Sequence[Loss],
+    objective: Objective,
     options: Train,
     *,
-    task: Any,
-    rows: Mapping[str, datasets.Dataset],
+    rows: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     checkpoints: Path,
     seed: int,
-    teacher: PreTrainedModel | None = None,
-    layer_map: Sequence[int] = (),
+    teaching: Teaching | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Trains the student in place, going on from the last whole checkpoint if there is one.
+    """Trains the objective's student in place, going on from the last whole checkpoint if there is one.
+
+    Args:
+        objective: The student and its losses.
+        options: The `train:` block.
+        rows: Encoded rows of `train` and `dev`.
+        tokenizer: The student's.
+        checkpoints: Where the state to resume from is kept.
+        seed: Draws the batches and the dropout.
+        teaching: The teachers, where a loss asks them.
+        callbacks: `transformers` callbacks.
 
     Returns:
         The student's metric on the dev rows.
     """
     torch.manual_seed(seed)
-    needs_teacher = any(loss.needs_teacher for loss in losses)
-    objective = Objective(student, losses, task, teacher if needs_teacher else None, layer_map)
-    arguments = training_arguments(
-        options, checkpoints, seed, len(rows["train"]), task.metric, unused_parameters(losses)
-    )
+    count, metric = len(rows["train"]) if hasattr(rows["train"], "__len__") else None, objective.task.metric
+    arguments = training_arguments(options, checkpoints, seed, count, metric, unused_parameters(objective))
     trainer = CompressionTrainer(
-        objective,
-        arguments,
-        train_dataset=rows["train"],
-        eval_dataset=rows["dev"],
-        data_collator=_Batch(tokenizer, 8 if arguments.device.type == "cuda" else None),
-        compute_metrics=lambda seen: _judge(task, seen.predictions, seen.label_ids),
-        callbacks=list(callbacks),
-        teacher=teacher if needs_teacher else None,
-        length_grouping=options.length_grouping,
+        objective, arguments, options=options, rows=rows, tokenizer=tokenizer, teaching=teaching, callbacks=callbacks
     )
     if options.epochs > 0:
         resumed = last_checkpoint(checkpoints)
         if resumed:
             say(f"resuming from {resumed.name}")
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    score = trainer.evaluate()[f"eval_{task.metric}"]
-    student.eval()
-    return float(score)
+    found = trainer.evaluate()[f"eval_{metric}"]
+    objective.student.eval()
+    return float(found)
 
 
-def _judge(task: Any, logits: Any, labels: Any) -> dict[str, float]:
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return metric(task.metric).compute(predictions=task.predictions(logits), references=labels)
+def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One step on two rows, before any epoch: every loss is finite, and all that is learned gets a gradient.
+
+    Raises:
+        HfcompressError: for a loss that is not finite, or a projection that nothing trains.
+    """
+    device = process_state().device
+    collator = Collator(objective.task, tokenizer, teaching, device.type == "cuda")
+    batch = {name: value.to(device) for name, value in collator(list(islice(rows, 2))).items()}
+    objective.to(device).train()
+    taught = None
+    if teaching is not None:
+        tokens = {name: value for name, value in batch.items() if name != "labels"}
+        taught = teaching.to(device).ask(tokens, objective.needs, objective.taught_layers)
+    own = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    outputs = objective(teacher=taught, progress=0.5, **own)  # a weight may start or end at 0
+    outputs["loss"].backward()
+    broken = [name for name, part in outputs["parts"].items() if not bool(part.isfinite())]
+    dead = [name for name, p in objective.learned.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    objective.zero_grad(set_to_none=True)
+    if broken:
+        raise HfcompressError(
+            f"the loss {broken[0]} is not finite on the first rows", "look for nan in the weights of student or teacher"
+        )
+    if dead:
+        loss = dead[0].partition(".")[0]
+        raise HfcompressError(
+            f"the projection of {loss} gets no gradient: nothing would train it",
+            "give the loss a weight above 0 and a layer map that names the layer, or `projection: shared`",
+        )
 
 
 def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any) -> float:
-    """A model's metric on encoded rows."""
+    """A model's metric on encoded rows; its mode stays as it was."""
     import numpy as np
 
-    model = model.to(process_state().device).eval()
-    logits, labels = [], []
+    training, model = model.training, model.to(process_state().device).eval()
+    outputs, order = [], []
     with torch.inference_mode():
-        for batch in batches(rows, tokenizer, 64):
-            labels.append(batch.pop("labels").numpy())
-            inputs = {name: value.to(model.device) for name, value in batch.items()}
-            logits.append(observe(model, inputs).logits.float().cpu().numpy())
-    return _judge(task, np.concatenate(logits), np.concatenate(labels))[task.metric]
+        for group in _like_lengths(rows, 64):
+            batch = task.batch(_listed(rows, group), tokenizer)
+            inputs = {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "index")}
+            logits = observe(model, inputs).logits.float().cpu().numpy()
+            outputs.append(reduced(logits, {name: value.numpy() for name, value in batch.items()}, task.head))
+            order += group
+    model.train(training)
+    predictions, references = task.judge(np.concatenate(outputs), rows.select(order))
+    return float(task.score(predictions, references))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -245,13 +314,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def unused_parameters(losses: Sequence[Loss]) -> bool:
+def unused_parameters(objective: Objective) -> bool:
     """Whether some parameters get no gradient: the head, where no loss looks at the logits."""
-    return all(loss.needs for loss in losses)
+    return not any(loss.needs_logits for loss in objective.losses.values())
 
 
 def training_arguments(
-    options: Train, folder: Path, seed: int, rows: int, metric_name: str, find_unused: bool = False
+    options: Train, folder: Path, seed: int, rows: int | None, metric_name: str, find_unused: bool = False
 ) -> TrainingArguments:
     """The only place where a `train:` block becomes `TrainingArguments`."""
     steps = options.steps(rows, process_state().num_processes) or 1
@@ -262,7 +331,6 @@ def training_arguments(
         max_steps=options.max_steps or -1,
         learning_rate=options.learning_rate,
         per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=max(options.batch_size, 64),
         gradient_accumulation_steps=options.gradient_accumulation,
         warmup_steps=round(options.warmup * steps),
         lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
@@ -271,7 +339,6 @@ def training_arguments(
         optim="adamw_torch_fused",
         **_precision(options.precision),
         remove_unused_columns=False,
-        label_names=["labels"],
         save_strategy=strategy,
         save_steps=options.checkpoint_steps or 500,
         save_total_limit=1,

@@ -1,0 +1,220 @@
+"""More rows from those there are: words replaced by others that could stand there, as a data set with its lineage.
+
+Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.replacements import MaskedWords, Slots, propose
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+ORIGIN = "augmented_from"
+"""The column with the number of the row that a new one was made from; empty in the originals."""
+DATA, RECORD = "train.parquet", "lineage.json"
+DRAWS = 5
+"""Times `copies`: how often new texts are drawn before those that are missing are given up."""
+ROWS_AT_ONCE = 4096
+
+Keep = Callable[["datasets.Dataset"], Sequence[bool]]
+
+
+def augment(
+    rows: datasets.Dataset,
+    columns: Sequence[str],
+    options: Any,
+    *,
+    seed: int,
+    directory: Path,
+    identity: Mapping[str, Any],
+    mlm: Path,
+    keep: Keep | None = None,
+    device: str = "cpu",
+    bfloat16: bool = False,
+) -> dict[str, int]:
+    """Writes the rows and new ones made from them, where they are not there already, whole and made from the same.
+
+    The directory gets `train.parquet` (the rows, then the new ones, with `augmented_from`) and `lineage.json`.
+
+    Args:
+        rows: Raw rows.
+        columns: The text column, or the two of a pair: each is rewritten while the other stays as it was.
+        options: An `Augment` block.
+        seed: Draws the replacements, row by row: neither the batch size nor the other rows change them.
+        directory: Where they go; written beside and renamed.
+        identity: What the result depends on, as JSON: options, weights, data, seed, versions.
+        mlm: A directory with the masked-language model.
+        keep: Says of some new rows which are kept; without it all are.
+        device: Where the masked-language model runs.
+        bfloat16: Whether it computes in bfloat16.
+
+    Returns:
+        Counts: `originals`, `generated` (and kept), `dropped` by `keep`, and `duplicates`, which are missing copies
+        of rows that have too few words to replace.
+
+    Raises:
+        HfcompressError: for a model that fills in no masks, a damaged file of word vectors, or augmented rows.
+    """
+    if ORIGIN in rows.column_names:
+        raise HfcompressError(f"the data has a column '{ORIGIN}': it is augmented already", "leave out `augment`")
+    why = why_not(directory, identity)
+    if why is None:
+        counts: dict[str, int] = json.loads((directory / RECORD).read_text(encoding="utf-8"))["counts"]
+        say(f"augmentation: {_summary(counts)}, read from {directory}")
+        return counts
+    if directory.exists():
+        say(f"augmentation: {directory} is made anew: {why}")
+    model = MaskedWords(mlm, options.top_k, device, bfloat16)
+    texts = {column: [str(text) for text in rows[column]] for column in columns}
+    glove = Path(options.glove).expanduser() if options.glove else None
+    slots = propose((text for side in texts.values() for text in side), model, glove, options.batch_size)
+    scratch = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)
+    record = {"identity": dict(identity), "counts": counts, "sha256": file_hash(scratch / DATA)}
+    (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    scratch.rename(directory)
+    say(f"augmentation: {_summary(counts)}, kept in {directory}")
+    return counts
+
+
+def augmented(directory: Path) -> datasets.Dataset:
+    """What `augment` wrote: raw rows, with the columns that they had."""
+    import datasets
+
+    return datasets.Dataset.from_parquet(str(directory / DATA)).remove_columns(ORIGIN)
+
+
+def why_not(directory: Path, identity: Mapping[str, Any]) -> str | None:
+    """Why the data set in a directory cannot be used; None where it can."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        made_from, expected = record["identity"], record["sha256"]
+        found = file_hash(directory / DATA)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it is damaged ({type(error).__name__})"
+    if made_from != json.loads(json.dumps(dict(identity))):
+        return "it was made from something else"
+    return None if found == expected else f"{DATA} is damaged"
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _summary(counts: Mapping[str, int]) -> str:
+    left_out = f"{counts['dropped']:,} dropped by the teacher, {counts['duplicates']:,} only duplicates"
+    return f"{counts['generated']:,} new rows beside {counts['originals']:,} ({left_out})"
+
+
+def _write(
+    path: Path,
+    rows: datasets.Dataset,
+    texts: Mapping[str, list[str]],
+    slots: Mapping[str, Slots],
+    options: Any,
+    seed: int,
+    keep: Keep | None,
+) -> dict[str, int]:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    table = rows.with_format("arrow")[:]
+    counts = {"originals": len(rows), "generated": 0, "dropped": 0, "duplicates": 0}
+    features = datasets.Features({**rows.features, ORIGIN: datasets.Value("int64")})
+    with pyarrow.parquet.ParquetWriter(path, features.arrow_schema) as writer:
+        writer.write_table(_marked(table, pyarrow.nulls(len(rows), pyarrow.int64()), features))
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, len(rows))
+            new = list(_new_rows(range(start, stop), texts, slots, options, seed))
+            counts["duplicates"] += (stop - start) * len(texts) * options.copies - len(new)
+            made = _taken(table, texts, new, features)
+            if keep is not None and new:
+                raw = made.select(rows.column_names).to_pydict()
+                kept = keep(datasets.Dataset.from_dict(raw, features=rows.features))
+                counts["dropped"] += len(made) - sum(kept)
+                made = made.filter(pyarrow.array(kept, pyarrow.bool_()))
+            counts["generated"] += len(made)
+            writer.write_table(made)
+    return counts
+
+
+def _new_rows(
+    numbers: range, texts: Mapping[str, list[str]], slots: Mapping[str, Slots], options: Any, seed: int
+) -> Iterator[tuple[int, str, str]]:
+    """Row number, the column that is rewritten, and its new text."""
+    for number in numbers:
+        for side, (column, values) in enumerate(texts.items()):
+            draw = random.Random(f"{seed}/{number}/{side}")
+            text = values[number]
+            for new in rewritten(text, slots[text], options.copies, options.probability, draw):
+                yield number, column, new
+
+
+def rewritten(text: str, slots: Slots, copies: int, probability: float, draw: random.Random) -> list[str]:
+    """New texts, at most `copies`, each another one and none the old.
+
+    Args:
+        text: The old one.
+        slots: Where its words stand, and what could stand there.
+        copies: How many are wanted.
+        probability: That a word is replaced.
+        draw: Draws both the words and what replaces them.
+    """
+    places = [(span, words) for span, words in sorted(slots.items()) if words]
+    made: dict[str, None] = {}
+    for _ in range(copies * DRAWS if places and probability else 0):
+        new, end = "", 0
+        for (start, stop), words in places:
+            if draw.random() < probability:
+                new += text[end:start] + _cased(draw.choice(words), text[start:stop])
+                end = stop
+        new += text[end:]
+        if new != text:
+            made[new] = None
+        if len(made) == copies:
+            break
+    return list(made)
+
+
+def _cased(word: str, old: str) -> str:
+    """The word with the old one's capitals; a name keeps its own."""
+    if len(old) > 1 and old.isupper():
+        return word.upper()
+    return word[0].upper() + word[1:] if old[0].isupper() else word
+
+
+def _taken(
+    table: pyarrow.Table, texts: Mapping[str, list[str]], new: list[tuple[int, str, str]], features: Any
+) -> pyarrow.Table:
+    """The rows that new ones are made from, with the new texts in their place."""
+    import pyarrow
+
+    numbers = pyarrow.array([number for number, _, _ in new], pyarrow.int64())
+    made = table.take(numbers)
+    for column in {changed for _, changed, _ in new}:
+        place = made.column_names.index(column)
+        values = [text if changed == column else texts[column][number] for number, changed, text in new]
+        made = made.set_column(place, column, pyarrow.array(values))
+    return _marked(made, numbers, features)
+
+
+def _marked(table: pyarrow.Table, numbers: pyarrow.Array, features: Any) -> pyarrow.Table:
+    return table.append_column(ORIGIN, numbers).cast(features.arrow_schema)

@@ -1,0 +1,62 @@
+"""Entities in a sequence of tags, as conlleval reads them, and what is counted of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+OUTSIDE = "O"
+MISSED = ""
+"""Stands for the tag of a word that the model did not see: never right, and outside of every entity."""
+Entity = tuple[str, int, int]
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """The entities of a sentence: type, first word, last word.
+
+    IOB2 (`B-PER I-PER`), IOB1 (where `B-` only parts neighbours of one type), IOBES and IOE are read by one rule: an
+    entity begins at `B-` or `S-`, where the type changes, and after `O`, `E-` or `S-`. A tag without a prefix is a
+    type whose neighbours belong together.
+
+    Source: Tjong Kim Sang and Buchholz 2000, conlleval.
+    """
+    found: set[Entity] = set()
+    kind, start, closed = None, 0, True
+    for index, tag in enumerate([*tags, OUTSIDE]):
+        prefix, name = _parts(tag)
+        goes_on = name is not None and name == kind and not closed and prefix not in ("B", "S")
+        if kind is not None and not goes_on:
+            found.add((kind, start, index - 1))
+        if not goes_on:
+            kind, start = name, index
+        closed = prefix in ("E", "S")
+    return found
+
+
+def _parts(tag: str) -> tuple[str, str | None]:
+    """Prefix and type of a tag; no type outside."""
+    if tag in (OUTSIDE, MISSED):
+        return OUTSIDE, None
+    prefix, _, name = tag.partition("-")
+    return (prefix, name) if prefix in ("B", "I", "E", "S") else ("I", tag)
+
+
+def counts(predictions: Array, references: Array) -> Array:
+    """Of each sentence: entities that are right, predicted, there; words whose tag is right, words.
+
+    Args:
+        predictions, references: `(sentences,)` lists of tags.
+    """
+    import numpy as np
+
+    rows = []
+    for predicted, expected in zip(predictions, references, strict=True):
+        ours, theirs = entities(predicted), entities(expected)
+        right = sum(p == e for p, e in zip(predicted, expected, strict=True))
+        rows.append((len(ours & theirs), len(ours), len(theirs), right, len(expected)))
+    return np.array(rows, dtype=float)

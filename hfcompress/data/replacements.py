@@ -1,0 +1,259 @@
+"""Words that could stand in a word's place: what a masked-language model expects, or a word vector's neighbours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import err
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import ARCHITECTURES, Keys
+from hfcompress.data.task import padded
+from hfcompress.model.artifact import load_model, load_tokenizer
+from hfcompress.model.observe import accepted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Slots = dict[tuple[int, int], tuple[str, ...]]
+"""The words of a text that may be replaced, by where they stand (`text[start:end]`), and what could stand there."""
+
+GLOVE_WORDS = 100_000
+"""Lines of a file of word vectors that are read; such files list frequent words first."""
+TEXTS_AT_ONCE = 4096
+WORDS_AT_ONCE = 256
+
+_WORD = re.compile(r"\w+(?:['’](?!s\b)\w+)*")
+STOP_WORDS = frozenset(
+    """
+    a about above after again against all am an and any are aren't as at be because been before being below between
+    both but by can can't cannot could couldn't d did didn't do does doesn't doing don't down during each few for from
+    further had hadn't has hasn't have haven't having he her here hers herself him himself his how i if in into is isn't
+    it its itself just ll m me might more most must my myself n't neither no nor not of off on once only or other ought
+    our ours ourselves out over own re s same shall she should shouldn't so some such t than that the their theirs them
+    themselves then there these they this those through to too under until up upon us ve very was wasn't we were weren't
+    what when where whether which while who whom whose why will with without won't would wouldn't you your yours
+    yourself yourselves
+    """.split()  # noqa: SIM905
+)
+"""English function words, among them the negations, which carry a label."""
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Where the words stand that may be replaced: letters alone, and no stop word.
+
+    A contraction is one word, the owner before `'s` another one.
+    """
+    return [match.span() for match in _WORD.finditer(text) if _replaceable(match.group().replace("’", "'"))]
+
+
+def _replaceable(word: str) -> bool:
+    return word.replace("'", "").isalpha() and word.lower() not in STOP_WORDS
+
+
+def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_size: int) -> dict[str, Slots]:
+    """The slots of each text; equal texts are looked at once.
+
+    Args:
+        texts: Any number of texts, in any order.
+        model: Knows the words that are one token.
+        glove: A file of word vectors, for the words of several tokens; without it they stay.
+        batch_size: Masked texts a forward pass.
+    """
+    from rich.progress import track
+
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    parts = [unique[start : start + TEXTS_AT_ONCE] for start in range(0, len(unique), TEXTS_AT_ONCE)]
+    found: dict[str, Slots] = {}
+    for part in track(parts, "augmentation", console=err()):
+        found.update(zip(part, model.slots(part, batch_size), strict=True))
+    if glove is not None:
+        open_slots = [(text, span) for text, slots in found.items() for span, words in slots.items() if not words]
+        near = neighbours(glove, {text[slice(*span)].lower() for text, span in open_slots}, model.top_k)
+        for text, span in open_slots:
+            found[text][span] = near.get(text[slice(*span)].lower(), ())
+    return found
+
+
+class MaskedWords:
+    """A masked-language model that is asked for one word at a time, many at once.
+
+    Attributes:
+        top_k: Candidates a word.
+    """
+
+    def __init__(self, path: Path, top_k: int, device: str = "cpu", bfloat16: bool = False) -> None:
+        import torch
+
+        self.top_k = top_k
+        self.tokenizer: Any = load_tokenizer(path)
+        if self.tokenizer.mask_token_id is None or not self.tokenizer.is_fast:
+            raise HfcompressError(f"the tokenizer of {path} has no mask token, or is a slow one", _ANOTHER)
+        self.model: Any = _load(path).to(device)
+        self.longest = _longest_input(self.model.config, self.tokenizer)
+        self.words = whole_words(self.tokenizer)
+        allowed = torch.zeros(self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
+        allowed[list(self.words)] = True
+        self._allowed = allowed
+        base = self.model.base_model
+        # The head stays in float32: bfloat16 logits tie, and a tie at the last candidate is broken by chance.
+        base.forward = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16)(base.forward)
+        base.register_forward_hook(self._only_masked)
+        self._positions: Tensor | None = None
+
+    def _only_masked(self, _module: Any, _inputs: Any, output: Any) -> None:
+        """Leaves the head the masked token of each row: `(batch, 1, hidden)`, so that it makes `(batch, 1, vocab)`."""
+        import torch
+
+        hidden = output[0]
+        rows = torch.arange(len(hidden), device=hidden.device)
+        output["last_hidden_state"] = hidden[rows, self._positions].unsqueeze(1).float()
+
+    def slots(self, texts: Sequence[str], batch_size: int) -> list[Slots]:
+        """The slots of each text; those of words that are not one token have no candidates.
+
+        A word is masked in the first half of the pair (text, text), as TinyBERT's Algorithm 1 does it. Words beyond
+        the model's longest input are as those of several tokens.
+        """
+        encoded = self.tokenizer(
+            list(texts), list(texts), truncation=True, max_length=self.longest, return_offsets_mapping=True
+        )
+        found: list[Slots] = [dict.fromkeys(spans(text), ()) for text in texts]
+        jobs = [
+            (len(encoded["input_ids"][number]), number, span, position)
+            for number, text in enumerate(texts)
+            for span, position in _tokens(text, encoded, number)
+            if span in found[number]
+        ]
+        jobs.sort()
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            numbers, positions = [number for _, number, _, _ in batch], [position for *_, position in batch]
+            for (_, number, span, _), top in zip(batch, self._top(encoded, numbers, positions), strict=True):
+                found[number][span] = self._others(texts[number][slice(*span)], top)
+        return found
+
+    def _top(self, encoded: Mapping[str, Any], numbers: list[int], positions: list[int]) -> list[list[int]]:
+        """The likeliest whole words at a position of each of some texts, one more than wanted: `(batch, top_k + 1)`."""
+        import torch
+
+        length = max(len(encoded["input_ids"][number]) for number in numbers)
+        inputs = {
+            name: padded([encoded[name][number] for number in numbers], length, fill)
+            for name, fill in (("input_ids", self.tokenizer.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0))
+            if name in encoded
+        }
+        inputs["input_ids"][torch.arange(len(numbers)), positions] = self.tokenizer.mask_token_id
+        device = self._allowed.device
+        self._positions = torch.tensor(positions, device=device)
+        with torch.inference_mode():
+            tensors = {name: value.to(device) for name, value in inputs.items()}
+            logits = self.model(**accepted(self.model, tensors)).logits[:, 0]
+            top = logits.masked_fill(~self._allowed, -torch.inf).topk(min(self.top_k + 1, len(self.words)))
+        return top.indices.tolist()
+
+    def _others(self, word: str, top: list[int]) -> tuple[str, ...]:
+        """The candidates that are not the word itself, by alphabet: near ties may change places, the set stays."""
+        words = [self.words[index] for index in top]
+        return tuple(sorted([other for other in words if other.casefold() != word.casefold()][: self.top_k]))
+
+
+_ANOTHER = "name a masked-language model, such as google-bert/bert-base-uncased"
+
+
+def _load(path: Path) -> Any:
+    try:
+        return load_model(path, "AutoModelForMaskedLM")
+    except HfcompressError as error:
+        raise HfcompressError(f"augment: {error.problems[0].message}", _ANOTHER) from error
+
+
+def _longest_input(config: Any, tokenizer: Any) -> int:
+    keys = ARCHITECTURES.get(str(config.model_type), Keys())
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = int(tokenizer.model_max_length)
+    return limit if positions is None else min(limit, positions - keys.position_offset)
+
+
+def whole_words(tokenizer: Any) -> dict[int, str]:
+    """The tokens that are a word of letters, not a part of one: id to word."""
+    vocabulary = tokenizer.get_vocab()
+    pieces = any(token.startswith("##") for token in vocabulary)
+    marks = [mark for mark in ("Ġ", "▁") if any(token.startswith(mark) for token in vocabulary)]
+    mark = "" if pieces or not marks else marks[0]
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(
+        index
+        for token, index in vocabulary.items()
+        if token.startswith(mark) and not token.startswith("##") and index not in special
+    )
+    words = zip(ids, tokenizer.batch_decode([[index] for index in ids]), strict=True)
+    return {index: word.strip() for index, word in words if word.strip().isalpha()}
+
+
+def _tokens(text: str, encoded: Any, number: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Where each token of the pair's first half stands in the text, and in the input."""
+    offsets = encoded["offset_mapping"][number]
+    for position, (part, (start, end)) in enumerate(zip(encoded.sequence_ids(number), offsets, strict=True)):
+        if part == 0:
+            # Some tokenizers count the space before a word as the word's.
+            yield (end - len(text[start:end].lstrip()), end), position
+
+
+def neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[str, ...]]:
+    """The `top_k` words nearest to each word by the cosine of their vectors; a word without a vector has none.
+
+    Args:
+        path: A text file, a word and its vector a line (`word v1 v2 …`).
+        words: In lower case.
+        top_k: Neighbours a word.
+    """
+    import torch
+
+    known, vectors = read_vectors(path)
+    asked = [index for index, word in enumerate(known) if word in words]
+    found: dict[str, tuple[str, ...]] = {}
+    for start in range(0, len(asked), WORDS_AT_ONCE):
+        some = asked[start : start + WORDS_AT_ONCE]
+        cosines = vectors[some] @ vectors.T
+        cosines[torch.arange(len(some)), some] = -torch.inf
+        nearest = cosines.topk(min(top_k, len(known) - 1)).indices.tolist()
+        found |= {known[i]: tuple(sorted(known[j] for j in row)) for i, row in zip(some, nearest, strict=True)}
+    return found
+
+
+def read_vectors(path: Path) -> tuple[list[str], Tensor]:
+    """The words of letters in a file of word vectors, in lower case, and their vectors: `(words, width)`, of length 1.
+
+    Raises:
+        HfcompressError: for a file that holds no vectors.
+    """
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+
+    found: dict[str, NDArray[Any]] = {}
+    width = 0
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in islice(stream, GLOVE_WORDS):
+            word, _, values = line.rstrip().partition(" ")
+            if not word.isalpha() or word.lower() in found:
+                continue
+            try:
+                vector = np.array(values.split(), dtype=np.float32)
+            except ValueError:
+                raise HfcompressError(f"{path}: the line of '{word}' is not a word and numbers", _FORMAT) from None
+            width = width or len(vector)
+            if len(vector) != width:
+                raise HfcompressError(f"{path}: '{word}' has {len(vector)} numbers, others {width}", _FORMAT)
+            found[word.lower()] = vector
+    if len(found) < 2 or not width:
+        raise HfcompressError(f"{path} holds no word vectors", _FORMAT)
+    return list(found), F.normalize(torch.from_numpy(np.stack(list(found.values()))), dim=-1)
+
+
+_FORMAT = "a text file with a word and its vector a line is needed, such as glove.6B.300d.txt"

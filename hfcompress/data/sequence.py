@@ -1,0 +1,169 @@
+"""Tasks with one answer a text, or a pair of texts: a class or a score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
+from hfcompress.data.task import LabelledTask, id_of, mapped, numbered, outside
+
+if TYPE_CHECKING:
+    import datasets
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    Array = NDArray[Any]
+
+
+class SequenceTask(LabelledTask):
+    """What both share."""
+
+    head: ClassVar[str] = "sequence"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    def encode(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> datasets.Dataset:
+        targets = self.targets(rows, labels)
+
+        def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
+            texts = [[str(text) for text in batch[column]] for column in self.text]
+            encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
+            return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+        encoded = mapped(rows.select_columns(self.text), tokens, batch_size=4096)
+        return numbered(encoded.add_column("labels", targets))
+
+    def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
+        import numpy as np
+
+        return self.predictions(outputs), np.asarray(features["labels"][:])
+
+    def baseline(self, features: datasets.Dataset) -> float:
+        """What always giving the same answer scores."""
+        import numpy as np
+
+        references = np.asarray(features["labels"][:])
+        return self.score(np.full_like(references, self.constant(references)), references)
+
+    def predictions(self, logits: Array) -> Array:
+        """`(rows, labels)` logits to answers."""
+        raise NotImplementedError
+
+    def constant(self, references: Array) -> Any:
+        """The best answer without looking."""
+        raise NotImplementedError
+
+
+class TextClassification(SequenceTask):
+    """One class a text, or a pair of texts."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = CLASSIFICATION
+    problem_type: ClassVar[str | None] = "single_label_classification"
+
+    type: Literal["text-classification"]
+    metric: str = "accuracy"
+    """accuracy, f1 or matthews_correlation."""
+
+    def label_names(self) -> list[str]:
+        """The classes, in the order of their ids: a Hub feature's names, else the sorted values of the train split."""
+        rows = self.read("train")
+        names = getattr(rows.features[self.label], "names", None)
+        if names:
+            return list(names)
+        values = set(rows[self.label])
+        if len(values) < 2:
+            raise HfcompressError(
+                f"the train split has one class only ({next(iter(values))!r} in column '{self.label}')",
+                "a classifier needs rows of at least two",
+            )
+        return [str(value) for value in sorted(values)]
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[int]:
+        """Class ids; a label is an id of the head's, or one of its names.
+
+        Raises:
+            HfcompressError: for a label that the head does not have.
+        """
+        find = id_of(labels, getattr(rows.features[self.label], "names", None))
+        found = [find(value) for value in rows[self.label]]
+        if -1 in found:
+            number = found.index(-1)
+            raise outside(number, rows[number][self.label], self.label, labels)
+        return found
+
+    def predictions(self, logits: Array) -> Array:
+        """`(rows, labels)` logits to class ids."""
+        return logits.argmax(-1)
+
+    def constant(self, references: Array) -> int:
+        """The most frequent class."""
+        import numpy as np
+
+        return int(np.bincount(references).argmax())
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Cross-entropy, the mean over rows."""
+        from torch.nn import functional as F
+
+        return F.cross_entropy(logits.float(), labels)
+
+
+class Regression(SequenceTask):
+    """A score a text, or a pair of texts."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = REGRESSION
+    problem_type: ClassVar[str | None] = "regression"
+    outputs: ClassVar[int | None] = 1
+
+    type: Literal["regression"]
+    label: str = "score"
+    """The column with the score."""
+    metric: str = "pearson"
+    """pearson, spearman or mse."""
+
+    def head_labels(self) -> int:
+        """One: the score."""
+        return 1
+
+    def label_names(self) -> list[str]:
+        """One output, named after its column."""
+        return [self.label]
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:
+        """Scores.
+
+        Raises:
+            HfcompressError: for a value that is not a finite number.
+        """
+        import math
+
+        found = []
+        for number, value in enumerate(rows[self.label]):
+            try:
+                score = float(value)
+            except (TypeError, ValueError):
+                score = math.nan
+            if not math.isfinite(score):
+                raise HfcompressError(
+                    f"row {number} has {value!r} in column '{self.label}', which is not a finite number", "mend the row"
+                )
+            found.append(score)
+        return found
+
+    def predictions(self, logits: Array) -> Array:
+        """`(rows, 1)` outputs to scores."""
+        return logits.reshape(-1)
+
+    def constant(self, references: Array) -> float:
+        """The mean."""
+        return float(references.mean())
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean squared error."""
+        from torch.nn import functional as F
+
+        return F.mse_loss(logits.float().squeeze(-1), labels.float())

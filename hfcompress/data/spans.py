@@ -1,0 +1,251 @@
+"""The answer to a question, as a span of a context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.metrics import SPANS, Metric, objects
+from hfcompress.data.task import LabelledTask, mapped, numbered
+
+if TYPE_CHECKING:
+    import datasets
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    Array = NDArray[Any]
+
+Answers = tuple[list[str], list[int]]
+"""Given answers, and the characters of the context where they start."""
+CLS = 0
+"""The place of the token that stands for "no answer here"."""
+
+
+class QuestionAnswering(LabelledTask):
+    """The span of a context that answers a question.
+
+    Rows are SQuAD's: an answer is `{text: […], answer_start: […]}`. A context that does not fit gives several windows,
+    each `stride` tokens into the one before; a question that would leave the context less than half of what the
+    overlap leaves free is cut. The judged unit is the question.
+    """
+
+    head: ClassVar[str] = "span"
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    outputs: ClassVar[int | None] = 2
+    metrics: ClassVar[Mapping[str, Metric]] = SPANS
+
+    type: Literal["question-answering"]
+    text: list[str] = Field(default=["question", "context"], min_length=2, max_length=2)
+    """The columns with the question and the context."""
+    label: str = "answers"
+    """The column with the answers."""
+    max_length: int = Field(default=384, ge=16)
+    """Tokens of a window, question included."""
+    stride: int = Field(default=128, ge=0, validate_default=True)
+    """Tokens that a window shares with the one before; at most half of `max_length`."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """Tokens of the longest answer."""
+    n_best: int = Field(default=20, ge=1)
+    """How many starts and how many ends of a window are combined."""
+    unanswerable: bool = False
+    """Whether questions may have no answer (SQuAD 2.0): a row without one teaches that, and none may be predicted."""
+    metric: str = "f1"
+    """f1 or exact_match."""
+
+    @field_validator("stride")
+    @classmethod
+    def _leaves_room(cls, stride: int, info: ValidationInfo) -> int:
+        length = info.data.get("max_length")
+        if length is not None and stride > length // 2:
+            raise ValueError(f"stride is {stride}, more than half of max_length ({length})")
+        return stride
+
+    def label_names(self) -> list[str]:
+        """The head's two outputs."""
+        return ["start", "end"]
+
+    def head_labels(self) -> int:
+        """Two: start and end."""
+        return 2
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Answers]:
+        """The answers of each row.
+
+        Raises:
+            HfcompressError: for answers of another form, that do not stand in the context, or that are missing.
+        """
+        context = self.text[1]
+        return [
+            self._answers(number, text, given)
+            for number, (text, given) in enumerate(zip(rows[context], rows[self.label], strict=True))
+        ]
+
+    def _answers(self, number: int, context: str, given: Any) -> Answers:
+        read = given if isinstance(given, dict) else {}
+        texts, starts = read.get("text"), read.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise HfcompressError(
+                f"row {number} has {given!r} in column '{self.label}'",
+                "an answer is {text: [TEXT, …], answer_start: [CHARACTER, …]}, both of the same length",
+            )
+        if not texts and not self.unanswerable:
+            raise HfcompressError(
+                f"row {number} has no answer in column '{self.label}'",
+                "leave it out, or say `unanswerable: true` where questions may have none",
+            )
+        for text, start in zip(texts, starts, strict=True):
+            if not text or start < 0 or context[start : start + len(text)] != text:
+                raise HfcompressError(
+                    f"row {number} has the answer {text!r} at character {start}, where the context has "
+                    f"{context[max(start, 0) : max(start, 0) + max(len(text), 1)]!r}",
+                    "mend answer_start, counted in characters from 0",
+                )
+        return texts, starts
+
+    def encode(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> datasets.Dataset:
+        """One row a window.
+
+        Besides what a batch is made of it holds `question` (the row's number), `context`, `answers`, and of the
+        window's context `first` (its first token) and `offsets` (start and end characters, flat).
+        """
+        targets = self.targets(rows, labels)
+        if not tokenizer.is_fast:
+            raise HfcompressError(
+                f"{type(tokenizer).__name__} cannot tell which characters a token stands for",
+                "use a model with a fast tokenizer (a tokenizer.json)",
+            )
+
+        def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
+            contexts = [str(text) for text in batch[self.text[1]]]
+            encoded = tokenizer(
+                self._shortened([str(text) for text in batch[self.text[0]]], tokenizer),
+                contexts,
+                truncation="only_second",
+                max_length=self.max_length,
+                stride=self.stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+            samples, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+            found: dict[str, Any] = {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+            of_context = [_context_offsets(encoded.sequence_ids(i), offsets[i]) for i in range(len(samples))]
+            found["labels"] = [_target(*of_context[i], targets[numbers[sample]]) for i, sample in enumerate(samples)]
+            found["first"] = [first for first, _ in of_context]
+            found["offsets"] = [[edge for pair in pairs for edge in pair] for _, pairs in of_context]
+            found["question"] = [numbers[sample] for sample in samples]
+            found["context"] = [contexts[sample] for sample in samples]
+            found["answers"] = [targets[numbers[sample]][0] or [""] for sample in samples]
+            return found
+
+        return numbered(mapped(rows.select_columns(self.text), windows, with_indices=True))
+
+    def _shortened(self, questions: list[str], tokenizer: Any) -> list[str]:
+        room = self.max_length - tokenizer.num_special_tokens_to_add(pair=True) - self.stride
+        limit = max(room // 2, 1)
+        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [pairs[limit - 1][1] if len(pairs) > limit else None for pairs in encoded["offset_mapping"]]
+        return [question[:end] for question, end in zip(questions, ends, strict=True)]
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Cross-entropy over the tokens of a row, the mean of start and end and of the rows.
+
+        Args:
+            logits: `(batch, length, 2)`.
+            labels: `(batch, 2)`.
+            mask: `(batch, length)`: padding takes no share of the probability.
+        """
+        from torch.nn import functional as F
+
+        scores = logits.float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask.bool().unsqueeze(-1), float("-inf"))
+        return F.cross_entropy(scores, labels)
+
+    def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
+        rows = features.with_format(None)
+        best: dict[int, tuple[float, str]] = {}
+        nothing: dict[int, float] = {}
+        answers: dict[int, list[str]] = {}
+        for row, window in zip(rows, _windows(outputs, rows["length"][:]), strict=True):
+            question = row["question"]
+            answers[question] = row["answers"]
+            null = float(window[CLS].sum())
+            nothing[question] = min(null, nothing.get(question, null))
+            found = self._span(window, row["first"], row["offsets"], row["context"])
+            if found is not None and (question not in best or found[0] > best[question][0]):
+                best[question] = found
+        predictions = []
+        for question in answers:
+            score, text = best.get(question, (float("-inf"), ""))
+            predictions.append("" if self.unanswerable and nothing[question] > score else text)
+        return objects(predictions), objects(list(answers.values()))
+
+    def _span(self, window: Array, first: int, offsets: list[int], context: str) -> tuple[float, str] | None:
+        count = len(offsets) // 2
+        found = best_span(window[first : first + count], self.n_best, self.max_answer_length)
+        if found is None:
+            return None
+        score, start, end = found
+        return score, context[offsets[2 * start] : offsets[2 * end + 1]]
+
+    def baseline(self, features: datasets.Dataset) -> float:
+        """What never answering scores: the share of questions that have no answer."""
+        rows = features.with_format(None)
+        answers = dict(zip(rows["question"], rows["answers"], strict=True))
+        predictions = objects([""] * len(answers))
+        return self.score(predictions, objects(list(answers.values())))
+
+
+def best_span(scores: Array, n_best: int, longest: int) -> tuple[float, int, int] | None:
+    """The span whose start and end have the highest sum, among the `n_best` starts and ends; None where none fits.
+
+    Args:
+        scores: `(tokens, 2)`, start and end.
+        n_best: How many of each are combined.
+        longest: Tokens of the longest span.
+
+    Returns:
+        The sum, the first and the last token.
+    """
+    import numpy as np
+
+    starts, ends = (np.argsort(-scores[:, i], kind="stable")[:n_best] for i in (0, 1))
+    length = ends[None] - starts[:, None] + 1
+    sums = np.where((length >= 1) & (length <= longest), scores[starts, 0][:, None] + scores[ends, 1][None], -np.inf)
+    if not np.isfinite(sums).any():
+        return None
+    start, end = np.unravel_index(sums.argmax(), sums.shape)
+    return float(sums[start, end]), int(starts[start]), int(ends[end])
+
+
+def _windows(outputs: Array, lengths: list[int]) -> Iterator[Array]:
+    start = 0
+    for length in lengths:
+        yield outputs[start : start + length]
+        start += length
+
+
+def _context_offsets(sequence_ids: list[int | None], offsets: list[Any]) -> tuple[int, list[tuple[int, int]]]:
+    """The first token of a window's context, and the characters of its tokens."""
+    places = [place for place, sequence in enumerate(sequence_ids) if sequence == 1]
+    return (places[0] if places else CLS), [tuple(offsets[place]) for place in places]
+
+
+def _target(first: int, offsets: list[tuple[int, int]], answers: Answers) -> list[int]:
+    """First and last token of the first answer, `CLS` twice where the window does not hold all of it."""
+    from bisect import bisect_left, bisect_right
+
+    texts, starts = answers
+    if not texts or not offsets:
+        return [CLS, CLS]
+    begin, end = starts[0], starts[0] + len(texts[0])
+    if begin < offsets[0][0] or end > offsets[-1][1]:
+        return [CLS, CLS]
+    start = bisect_right(offsets, begin, key=lambda pair: pair[0]) - 1
+    return [first + start, first + bisect_left(offsets, end, key=lambda pair: pair[1])]

@@ -1,0 +1,204 @@
+"""One tag a word: entities, parts of speech."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.entities import MISSED, OUTSIDE
+from hfcompress.data.metrics import TOKENS, Metric, objects
+from hfcompress.data.task import IGNORED, LabelledTask, id_of, mapped, numbered, outside, padded, token_loss
+
+if TYPE_CHECKING:
+    import datasets
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    Array = NDArray[Any]
+
+
+class TokenClassification(LabelledTask):
+    """A tag for each word of a list of words.
+
+    A word's tag stands at its first token. A word that is cut off by `max_length` counts as missed: its entity is not
+    found and its tag is not right, so a shorter `max_length` cannot raise the score.
+    """
+
+    head: ClassVar[str] = "token"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    metrics: ClassVar[Mapping[str, Metric]] = TOKENS
+
+    type: Literal["token-classification"]
+    text: list[str] = Field(default=["tokens"], min_length=1, max_length=1)
+    """The column with the list of words."""
+    label: str = "ner_tags"
+    """The column with the list of tags, names or ids, one a word."""
+    metric: str = "f1"
+    """f1, precision or recall of entities, or accuracy of tags."""
+
+    def label_names(self) -> list[str]:
+        """The tags, in the order of their ids: a Hub feature's names, else those of the train split, `O` first."""
+        rows = self.read("train")
+        names = _names(rows, self.label)
+        if names is None:
+            found = {str(tag) for tags in rows[self.label] for tag in tags}
+            names = sorted(found, key=lambda name: (name != OUTSIDE, *_by_number(name)))
+        return names
+
+    def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[list[int]]:
+        """Tag ids of each row's words.
+
+        Raises:
+            HfcompressError: for a row that is no list of words, has another number of tags, or a tag that the head
+                does not have; and for tags that have no names where entities are asked for.
+        """
+        if self.metric != "accuracy" and OUTSIDE not in (labels or {}):
+            raise HfcompressError(
+                f"no tag is called {OUTSIDE}, so there are no entities to count "
+                f"(the tags are {', '.join(map(str, labels or {}))})",
+                "name the tags (O, B-PER, I-PER, …), or say `metric: accuracy`",
+            )
+        find = id_of(labels, _names(rows, self.label))
+        found = []
+        for number, (words, tags) in enumerate(zip(rows[self.text[0]], rows[self.label], strict=True)):
+            self._require_words(number, words, tags)
+            ids = [find(tag) for tag in tags]
+            if -1 in ids:
+                raise outside(number, tags[ids.index(-1)], self.label, labels)
+            found.append(ids)
+        return found
+
+    def _require_words(self, number: int, words: Any, tags: Any) -> None:
+        for column, values in ((self.text[0], words), (self.label, tags)):
+            if not isinstance(values, list):
+                raise HfcompressError(
+                    f"row {number} has {values!r} in column '{column}', where a list is needed, one entry a word",
+                    "use jsonl or parquet files, whose columns can hold lists",
+                )
+        if len(words) != len(tags):
+            raise HfcompressError(
+                f"row {number} has {len(words)} words in column '{self.text[0]}' and {len(tags)} tags in column "
+                f"'{self.label}'",
+                "mend the row",
+            )
+
+    def encode(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> datasets.Dataset:
+        import datasets
+
+        targets = self.targets(rows, labels)
+        splitter = for_words(tokenizer)
+
+        def tokens(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
+            lists = [[str(word) for word in words] for words in batch[self.text[0]]]
+            encoded = splitter(lists, is_split_into_words=True, truncation=True, max_length=self.max_length)
+            aligned = [_aligned(encoded.word_ids(i), targets[number]) for i, number in enumerate(numbers)]
+            return {
+                **encoded,
+                "length": [len(ids) for ids in encoded["input_ids"]],
+                "labels": [labels for labels, _ in aligned],
+                "words": [words for _, words in aligned],
+            }
+
+        encoded = mapped(rows.select_columns(self.text), tokens, with_indices=True)
+        names = sorted(labels or {}, key=(labels or {}).__getitem__)
+        tags = datasets.Sequence(datasets.ClassLabel(names=names))
+        return numbered(encoded.add_column("tags", targets).cast_column("tags", tags))
+
+    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+        """`(rows, length)`, `IGNORED` at tokens that begin no word."""
+        return padded([feature["labels"] for feature in features], length, IGNORED)
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Cross-entropy, the mean over words."""
+        return token_loss(logits, labels)
+
+    def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
+        import numpy as np
+
+        rows = features.with_format(None)
+        names = _names(rows, "tags") or []
+        answers = np.split(outputs.argmax(-1), np.cumsum(rows["length"][:])[:-1])
+        predictions, references = [], []
+        for found, labels, words, tags in zip(answers, rows["labels"], rows["words"], rows["tags"], strict=True):
+            predicted = [MISSED] * len(tags)
+            for word, answer in zip(words, found[np.array(labels) != IGNORED], strict=True):
+                predicted[word] = names[answer]
+            predictions.append(predicted)
+            references.append([names[tag] for tag in tags])
+        return objects(predictions), objects(references)
+
+    def baseline(self, features: datasets.Dataset) -> float:
+        """What tagging every word with the most frequent tag scores."""
+        from collections import Counter
+
+        rows = features.with_format(None)
+        names = _names(rows, "tags") or []
+        references = [[names[tag] for tag in tags] for tags in rows["tags"]]
+        counted = Counter(tag for tags in references for tag in tags)
+        constant = counted.most_common(1)[0][0] if counted else OUTSIDE
+        predictions = [[constant] * len(tags) for tags in references]
+        return self.score(objects(predictions), objects(references))
+
+
+def _names(rows: datasets.Dataset, column: str) -> list[str] | None:
+    """What a data set calls the ids in a column of lists."""
+    names = getattr(getattr(rows.features[column], "feature", None), "names", None)
+    return list(names) if names else None
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Ids sort by value, names by their letters."""
+    return (int(name) if name.isdecimal() else 0, name)
+
+
+def _aligned(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[list[int], list[int]]:
+    """A row's labels by token, and the words whose first tokens carry them."""
+    labels, words = [], []
+    for place, word in enumerate(word_ids):
+        first = word is not None and (place == 0 or word != word_ids[place - 1])
+        labels.append(targets[word] if first and word is not None else IGNORED)
+        words += [word] if first and word is not None else []
+    return labels, words
+
+
+def for_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that reads lists of words as it would read them in a text.
+
+    Byte-level ones (RoBERTa's, ModernBERT's) tell a word by the space before it, so a copy is made that puts one there.
+
+    Raises:
+        HfcompressError: for a tokenizer that cannot tell which word a token is of.
+    """
+    from copy import deepcopy
+
+    from tokenizers import Tokenizer
+
+    if not tokenizer.is_fast:
+        raise HfcompressError(
+            f"{type(tokenizer).__name__} cannot tell which word a token belongs to",
+            "use a model with a fast tokenizer (a tokenizer.json)",
+        )
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not _put_spaces(state.get("pre_tokenizer")):
+        return tokenizer
+    spaced: Any = deepcopy(tokenizer)
+    spaced._tokenizer = Tokenizer.from_str(json.dumps(state))
+    spaced.add_prefix_space = True
+    return spaced
+
+
+def _put_spaces(step: Any) -> bool:
+    """Switches the prefix space on in the state of a pre-tokenizer; whether it was off."""
+    if not isinstance(step, dict):
+        return False
+    off = step.get("add_prefix_space") is False
+    if off:
+        step["add_prefix_space"] = True
+    return any([off, *(_put_spaces(part) for part in step.get("pretokenizers", []))])

@@ -1,0 +1,28 @@
+"""The angle between the last hidden states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from hfcompress.base.shape import Shape
+from hfcompress.losses.base import Loss, Step, cosine_distance, masked_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Cosine(Loss):
+    """`L = mean over real tokens of 1 - cos(h_S, h_T)`, at the last layer."""
+
+    source: ClassVar[str] = "DistilBERT, Sanh et al. 2019, arXiv:1910.01108, section 3"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    mapped: ClassVar[bool] = False
+
+    def problems(self, student: Shape, teacher: Shape) -> list[str]:
+        if student.hidden == teacher.hidden:
+            return []
+        widths = f"the student's is {student.hidden} and the teacher's {teacher.hidden}"
+        return [f"cosine needs equal widths, {widths}; use hidden_states with `distance: cosine`, which projects"]
+
+    def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
+        return masked_mean(cosine_distance(step.student.hidden_states[-1], step.taught().hidden_states[-1]), step.mask)

@@ -1,0 +1,69 @@
+"""The distances and angles among the rows of a batch against the teacher's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from hfcompress.losses.base import Loss, Step, in_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class RKD(Loss):
+    """`L = λ_d Σ huber(ψ_d^S, ψ_d^T) + λ_a Σ huber(ψ_a^S, ψ_a^T)` over the last hidden states of a batch's rows.
+
+    `ψ_d(i, j) = ‖x_i - x_j‖ / μ` with their mean μ, over pairs; `ψ_a(i, j, k)`, the cosine of the angle at `x_j`, over
+    triplets; distinct rows, and means for sums. Widths may differ. A batch of one row has nothing to compare.
+    """
+
+    source: ClassVar[str] = "Relational KD, Park et al. 2019, arXiv:1904.05068, eq. 5 to 8"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+    mapped: ClassVar[bool] = False
+
+    of: Literal["cls", "mean"] = "cls"
+    """A row is its first token, or the mean of its real tokens."""
+    distance_weight: float = Field(default=1.0, ge=0)
+    """`λ_d`; the paper has 25."""
+    angle_weight: float = Field(default=2.0, ge=0)
+    """`λ_a`; the paper has twice `λ_d`."""
+
+    def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
+        student, teacher = (self._rows(seen.hidden_states[-1], step.mask) for seen in (step.student, step.taught()))
+        with in_float32(student):
+            (ours, our_angles), (theirs, their_angles) = _relations(student), _relations(teacher)
+        rows = len(student)
+        distance = _huber(ours, theirs) / max(rows * (rows - 1), 1)
+        angle = _huber(our_angles, their_angles) / max(rows * (rows - 1) * (rows - 2), 1)
+        return self.distance_weight * distance + self.angle_weight * angle
+
+    def _rows(self, states: Tensor, mask: Tensor) -> Tensor:
+        if self.of == "cls":
+            return states[:, 0].float()
+        weights = mask.unsqueeze(-1).float()
+        return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _huber(student: Tensor, teacher: Tensor) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.smooth_l1_loss(student, teacher, reduction="sum")
+
+
+def _relations(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`(rows, width)` to `ψ_d`, `(i, j)`, and `ψ_a`, `(j, i, k)`; 0 where rows are not distinct."""
+    import torch
+
+    apart = rows.unsqueeze(1) - rows.unsqueeze(0)
+    squares = apart.pow(2).sum(-1)
+    # The root's slope is infinite at 0, where a row meets itself.
+    distinct = squares > 0
+    lengths = squares.where(distinct, 1).sqrt()
+    units = apart / lengths.unsqueeze(-1)
+    others = 1 - torch.eye(len(rows), device=rows.device)
+    angles = torch.einsum("ijd,kjd->jik", units, units) * others
+    distances = lengths * distinct
+    mean = distances.sum() / max(len(rows) * (len(rows) - 1), 1)
+    return distances / mean.clamp(min=1e-12), angles

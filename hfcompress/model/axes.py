@@ -1,0 +1,80 @@
+"""What each axis of each weight stands for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hfcompress.base.shape import shape_of
+from hfcompress.model.family import Family, family_of
+from hfcompress.model.surgery import empty_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Axis = tuple[str, ...]
+"""The parts that lie side by side along an axis: `residual`, `embedding`, `scores` (the dimensions of the heads in
+queries and keys), `values` (in values and what the heads give), `heads` (one entry each, the same for all layers),
+`neurons`, `vocab`, `positions`; none where it is something else."""
+
+_HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _VOCAB, _POSITIONS = 1009, 4, 3001, 1301, 100_003, 20_011
+
+
+def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
+    """For each weight of a model, by its name in the state dict, what its axes stand for.
+
+    They are read off an empty model of the same class whose sizes all differ, so that widths that happen to coincide
+    in `model` cannot be mistaken. Heads always fill the residual width; which axes are theirs the family tells.
+    """
+    import torch
+
+    family, shape = family_of(model), shape_of(model.config.to_dict())
+    hidden = _HEADS * _HEAD_DIM
+    told = replace(
+        shape.with_layers(len(shape.layers), _HEADS, _FFN),
+        hidden=hidden,
+        head_dim=_HEAD_DIM,
+        embedding=_EMBEDDING if shape.embedding else 0,
+        vocab=_VOCAB,
+        positions=_POSITIONS,
+    )
+    with torch.device("meta"):
+        probe = empty_model(type(model).__name__, told, model.config)
+    kinds: dict[int, Axis] = {
+        hidden: ("residual",),
+        _EMBEDDING: ("embedding",),
+        _HEADS: ("heads",),
+        _FFN: ("neurons",),
+        2 * _FFN: ("neurons", "neurons"),
+        _VOCAB: ("vocab",),
+        _POSITIONS: ("positions",),
+    }
+    return {
+        name: _with_heads(name, tuple(kinds.get(size, ()) for size in tensor.shape), family)
+        for name, tensor in probe.state_dict().items()
+    }
+
+
+def _with_heads(name: str, axes: tuple[Axis, ...], family: Family) -> tuple[Axis, ...]:
+    rows = tuple(
+        part
+        for path, part in ((family.query, "scores"), (family.key, "scores"), (family.value, "values"))
+        if f".{path}." in name
+    )
+    if rows:
+        return (rows, *axes[1:])
+    if name.endswith(f".{family.attention_output}.weight"):
+        return (axes[0], ("values",))
+    return axes
+
+
+def part_of(name: str, model: PreTrainedModel) -> str:
+    """The part of a model that a weight belongs to: `embeddings`, `layer N` (from 1) or `head`.
+
+    What the encoder has beside its layers counts as embeddings, its pooler as head.
+    """
+    base = f"{model.base_model_prefix}."
+    if not name.startswith(base) or name.startswith(f"{base}pooler."):
+        return "head"
+    _, layer, rest = name.partition(f"{family_of(model).layers}.")
+    return f"layer {int(rest.partition('.')[0]) + 1}" if layer else "embeddings"

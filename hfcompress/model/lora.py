@@ -1,0 +1,207 @@
+"""LoRA: a student trained through adapters, and a peft checkpoint made into a stock model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from hfcompress.base.component import Strict
+from hfcompress.base.errors import HfcompressError
+from hfcompress.model.artifact import load_model, load_tokenizer, save_model
+from hfcompress.model.axes import part_of
+from hfcompress.model.family import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EXTRA = "peft"
+WEIGHTS = "adapter_model.safetensors"
+Target = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
+
+
+class Lora(Strict):
+    """Training through low-rank adapters: `W x + (alpha / r) B A x` with W frozen; the head is trained whole.
+
+    Source: LoRA, Hu et al. 2021, arXiv:2106.09685. Needs `hfcompress[peft]`.
+    """
+
+    r: int = Field(default=8, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On what goes into an adapter."""
+    targets: list[Target] = Field(default=["query", "value"], min_length=1)
+    """The linear layers of each layer that get one: any of query, key, value, attention_output, ffn_in, ffn_out. Where
+    a single layer makes query, key and value, one of the names stands for all."""
+
+
+def missing_modules() -> list[str]:
+    """Modules of the extra that are not installed."""
+    return [] if importlib.util.find_spec(EXTRA) else [EXTRA]
+
+
+def require_peft() -> None:
+    """Passes where peft is installed.
+
+    Raises:
+        HfcompressError: where it is not.
+    """
+    if missing_modules():
+        raise HfcompressError("peft is not installed", f"pip install 'hfcompress[{EXTRA}]'")
+
+
+def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
+    """Puts adapters into the model, in place: they and the head can be trained, nothing else.
+
+    The model stays what it was, its forward and the paths to its parts included, and at first answers the same.
+
+    Raises:
+        HfcompressError: where peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    family = family_of(model)
+    wanted = {
+        id(layer.get_submodule(getattr(family, name))) for layer in family.stack(model) for name in options.targets
+    }
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=[name for name, module in model.named_modules() if id(module) in wanted],
+    )
+    inject_adapter_in_model(config, model)
+    # The words of a mask head are the embeddings', under another name.
+    names = list(model.named_parameters(remove_duplicate=False))
+    body = {id(parameter) for name, parameter in names if part_of(name, model) != "head"}
+    for _, parameter in names:
+        if id(parameter) not in body:
+            parameter.requires_grad_(True)
+    return model
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """Adds what the adapters learnt to the weights, in place; the model is stock again, and all of it trainable."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, module.get_base_layer())
+    del model.peft_config
+    return model.requires_grad_(True)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a peft adapter and not a model."""
+    return (path / "adapter_config.json").is_file()
+
+
+def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callable[[str], Path]) -> None:
+    """Writes a LoRA checkpoint and the model it was trained on as one stock model directory.
+
+    It is written beside `directory` and gets its name once it is whole.
+
+    Args:
+        path: What peft's `save_pretrained` wrote: adapter_config.json and safetensors, a tokenizer perhaps.
+        directory: Where the model goes.
+        auto_class: Such as `AutoModelForSequenceClassification`.
+        resolve: The directory of the base model, by the name that adapter_config.json gives it.
+
+    Raises:
+        HfcompressError: without peft, for another kind of adapter, pickled weights, a head that was not saved whole,
+            or a base that cannot be had.
+    """
+    require_peft()
+    from peft import PeftModel
+
+    base = _base(path, resolve)
+    saved = _saved(path / WEIGHTS)
+    labels = _saved_labels(saved, base, auto_class)
+    model = load_model(base, auto_class, fresh_head=bool(labels), **({"num_labels": labels} if labels else {}))
+    _require_trained_head(model, saved, base, path)
+    try:
+        model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise HfcompressError(f"the adapter {path} does not fit {base}: {str(error).splitlines()[0]}") from error
+    scratch = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    owner = path if (path / "tokenizer_config.json").is_file() else base
+    save_model(model, load_tokenizer(owner), scratch)
+    scratch.rename(directory)
+
+
+def _base(path: Path, resolve: Callable[[str], Path]) -> Path:
+    file = path / "adapter_config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HfcompressError(f"{file} is not JSON: {error}") from None
+    kind, name = config.get("peft_type"), config.get("base_model_name_or_path")
+    if kind != "LORA":
+        raise HfcompressError(f"{path} is a {kind} adapter", "only LORA adapters can be merged")
+    if not (path / WEIGHTS).is_file():
+        raise HfcompressError(
+            f"{path} holds no {WEIGHTS}", "save it anew with peft's save_pretrained(PATH, safe_serialization=True)"
+        )
+    fix = f"set base_model_name_or_path in {file} to the directory or Hub id of that model"
+    if not name:
+        raise HfcompressError(f"{file} does not say which model it was trained on", fix)
+    try:
+        return resolve(name)
+    except HfcompressError as error:
+        reasons = "; ".join(problem.message for problem in error.problems)
+        raise HfcompressError(
+            f"the adapter {path} was trained on '{name}', which cannot be had: {reasons}", fix
+        ) from error
+
+
+def _saved(file: Path) -> dict[str, list[int]]:
+    """What a file of weights holds: names, without what peft puts before them, and sizes."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as weights:
+        return {
+            name.removeprefix("base_model.model."): list(weights.get_slice(name).get_shape())
+            for name in weights.keys()  # noqa: SIM118 - no mapping, though it has keys
+        }
+
+
+def _saved_labels(saved: Mapping[str, list[int]], base: Path, auto_class: str) -> int | None:
+    """Outputs of the head that the adapter brings; None where it brings none.
+
+    Which weight tells is seen on an empty model with a number of labels that no other size can be.
+    """
+    import torch
+    import transformers
+
+    if not auto_class.endswith(("SequenceClassification", "TokenClassification")):
+        return None
+    odd = 100_003
+    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
+    config.num_labels = odd
+    with torch.device("meta"):
+        probe = getattr(transformers, auto_class).from_config(config)
+    outputs = [name for name, tensor in probe.state_dict().items() if tensor.shape[0] == odd]
+    return next((saved[name][0] for name in outputs if name in saved), None)
+
+
+def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, list[int]], base: Path, path: Path) -> None:
+    """Passes where every weight of the head comes from the adapter or its base: peft saves what it is told to."""
+    found = {name for file in base.glob("*.safetensors") for name in _saved(file)} | set(saved)
+    head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
+    lost = [name for name in head if not {name, name.removeprefix(f"{model.base_model_prefix}.")} & found]
+    if lost:
+        modules = sorted({name.split(".")[0] for name in lost})
+        raise HfcompressError(
+            f"neither the adapter {path} nor {base} holds {', '.join(lost)}: the head is not whole",
+            f"train the adapter anew with modules_to_save={modules} and what it saves now",
+        )

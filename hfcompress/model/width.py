@@ -1,0 +1,191 @@
+"""Which dimensions, heads and neurons a narrower model keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.shape import Shape, shape_of
+from hfcompress.model.axes import Axis
+from hfcompress.model.family import family_of
+from hfcompress.model.observe import observe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much each part of a model does on calibration rows; the lists have one tensor for each layer's weights.
+
+    Attributes:
+        residual: `(hidden,)`: mean absolute hidden state, summed over the embeddings' output and the layers'.
+        heads: `(heads,)`: mean norm of what the head gives.
+        scores: `(heads, head_dim)`: mean absolute query times mean absolute key.
+        values: `(heads, head_dim)`: mean absolute output of the head.
+        neurons: `(ffn,)`: mean absolute activation behind the non-linearity (and the gate, where there is one).
+    """
+
+    residual: Tensor
+    heads: list[Tensor]
+    scores: list[Tensor]
+    values: list[Tensor]
+    neurons: list[Tensor]
+
+
+def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
+    """How much each dimension, head and neuron does, by forward passes alone; padding does not count.
+
+    Source: Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section 2.2.
+
+    Args:
+        model: An encoder with its head; it is left as it was.
+        batches: Encoded batches, at least one, each with its `attention_mask`.
+    """
+    import torch
+
+    training = model.training
+    model.eval()
+    sums = _Sums(shape_of(model.config.to_dict()).head_dim, len(family_of(model).stack(model)))
+    with torch.no_grad(), sums.listening(model):
+        for batch in batches:
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            sums.look(model, inputs)
+    model.train(training)
+    return sums.importance()
+
+
+class _Sums:
+    """Sums over the real tokens, of each place that is looked at."""
+
+    def __init__(self, head_dim: int, layers: int) -> None:
+        self.head_dim, self.layers = head_dim, layers
+        self.mask: Any = None
+        self.tokens: Any = 0
+        self.seen: dict[tuple[str, int], Tensor] = {}
+
+    @contextmanager
+    def listening(self, model: nn.Module) -> Iterator[None]:
+        family = family_of(model)
+        handles = []
+        for index, layer in enumerate(family.stack(model)):
+            for path, look in ((family.attention_output, self._heads), (family.ffn_out, self._neurons)):
+                handles.append(layer.get_submodule(path).register_forward_pre_hook(partial(look, index)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def look(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        self.mask = inputs["attention_mask"].bool()
+        self.tokens = self.tokens + self.mask.sum()
+        observed = observe(model, inputs, frozenset({"hidden_states", "queries", "keys"}))
+        for state in observed.hidden_states:
+            self._add("residual", 0, state.abs())
+        for name, projections in (("queries", observed.queries), ("keys", observed.keys)):
+            for number, projection in projections.items():
+                # Layers that share their weights are one.
+                self._add(name, min(number, self.layers) - 1, projection.transpose(1, 2).abs())
+
+    def _heads(self, index: int, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        given = inputs[0].unflatten(-1, (-1, self.head_dim))
+        self._add("heads", index, given.norm(dim=-1))
+        self._add("values", index, given.abs())
+
+    def _neurons(self, index: int, _module: Any, inputs: tuple[Tensor, ...]) -> None:
+        self._add("neurons", index, inputs[0].abs())
+
+    def _add(self, place: str, index: int, values: Tensor) -> None:
+        total = values[self.mask].float().sum(0)
+        self.seen[place, index] = self.seen[place, index] + total if (place, index) in self.seen else total
+
+    def importance(self) -> Importance:
+        def means(place: str) -> list[Tensor]:
+            return [(self.seen[place, index] / self.tokens).cpu() for index in range(self.layers)]
+
+        scores = [query * key for query, key in zip(means("queries"), means("keys"), strict=True)]
+        residual = (self.seen["residual", 0] / self.tokens).cpu()
+        return Importance(residual, means("heads"), scores, means("values"), means("neurons"))
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What stays of each axis when a model of shape `old` becomes one of shape `new`.
+
+    Attributes:
+        importance: What is kept first; without it the first ones.
+        same_heads: Whether every layer keeps the same heads, since the model has something for each that they share.
+    """
+
+    old: Shape
+    new: Shape
+    importance: Importance | None = None
+    same_heads: bool = False
+
+    def index(self, axis: Axis, layer: int, have: int, want: int) -> Tensor | None:
+        """Which of an axis's entries stay, in their order; None where it has too few, or the first would mean nothing.
+
+        Args:
+            axis: What it stands for.
+            layer: The old model's layer, from 0; of no matter outside of the layers.
+            have: Entries of the old axis.
+            want: Entries of the new one.
+        """
+        import torch
+
+        parts = max(len(axis), 1)
+        if want > have or (want < have and axis in ((), ("vocab",))):
+            return None
+        each = [self._part(part, layer, have // parts, want // parts) for part in axis or ("",)]
+        return torch.cat([index + number * (have // parts) for number, index in enumerate(each)])
+
+    def _part(self, part: str, layer: int, have: int, want: int) -> Tensor:
+        known = self.importance
+        if part in ("scores", "values"):
+            return self._dimensions(part, layer, have, want)
+        if part == "heads":
+            return best(self._head_scores(layer), want, have)
+        if known and part == "residual":
+            return best(known.residual, want, have)
+        if known and part == "neurons":
+            return best(known.neurons[layer], want, have)
+        return best(None, want, have)
+
+    def _head_scores(self, layer: int) -> Tensor | None:
+        if self.importance is None:
+            return None
+        heads = self.importance.heads
+        return sum(heads[1:], heads[0]) if self.same_heads else heads[layer]
+
+    def _dimensions(self, part: str, layer: int, have: int, want: int) -> Tensor:
+        """Dimensions of heads: so many of each of so many heads, or where heads grow or become more, whole heads."""
+        import torch
+
+        old, new, known = self.old.head_dim, self.new.head_dim, self.importance
+        count, width = want // new, new
+        if new > old or count > have // old:
+            count, width = -(-want // old), old
+        # A rotation turns dimension i with i + half, so both stay or go.
+        pairs = 2 if part == "scores" and self.old.keys.modern else 1
+        kept = []
+        for head in best(self._head_scores(layer), count, have // old):
+            scores = None
+            if known:
+                scores = (known.scores if part == "scores" else known.values)[layer][head].unflatten(0, (pairs, -1))
+            first = best(None if scores is None else scores.sum(0), width // pairs, old // pairs)
+            kept += [head * old + first + half * (old // pairs) for half in range(pairs)]
+        return torch.cat(kept)[:want]
+
+
+def best(scores: Tensor | None, count: int, of: int) -> Tensor:
+    """The indices of the `count` highest scores, ascending; of equal ones, and without any, the first."""
+    import torch
+
+    if scores is None or count == of:
+        return torch.arange(count)
+    return scores.argsort(descending=True, stable=True)[:count].sort().values

@@ -1,0 +1,124 @@
+"""Fills a teacher's cache, once, for every run that asks the same."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import say
+from hfcompress.data.source import cache_home
+from hfcompress.data.teacher_cache import Answers, Content, Writer, open_answers
+from hfcompress.model.observe import observe
+from hfcompress.stages.base import digest, on_main_process, process_state
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = 1
+
+
+def answers_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    task: Any,
+    content: Content,
+    *,
+    weights: str,
+    fingerprint: str,
+) -> Answers:
+    """A teacher's answers to all rows, read from the cache, or computed and kept there.
+
+    The teacher runs in float32, in batches of like length. Where such a batch comes again the answers are bit for bit
+    the same; in another batch kernels round differently.
+
+    Args:
+        model: The teacher.
+        tokenizer: Its own.
+        rows: Rows encoded with that tokenizer; `index` numbers them.
+        task: The task.
+        content: What is kept besides the logits.
+        weights: A hash of the teacher's weights.
+        fingerprint: A hash of the data.
+
+    Raises:
+        HfcompressError: for a cache that is damaged, or was made from something else.
+    """
+    identity = {
+        "format": FORMAT,
+        "teacher": weights,
+        "tokenizer": digest(tokenizer.get_vocab()),
+        "data": fingerprint,
+        "rows": digest([rows["length"][:], task.model_dump(mode="json", exclude={"dataset", "metric"})]),
+        "max_length": task.max_length,
+        "content": content,
+    }
+    path = cache_home() / "teachers" / digest(identity)
+    found = open_answers(path, identity)
+    if found is None:
+        scratch = path.with_name(f"{path.name}.{_shared(secrets.token_hex(4))}.partial")
+        writer = Writer(scratch)
+        on_main_process(lambda: _create(writer, model, rows, task, content))
+        _fill(writer, model, tokenizer, rows, task, content)
+        process_state().wait_for_everyone()
+        on_main_process(lambda: writer.finish(path, identity))
+        found = open_answers(path, identity)
+        assert found is not None
+        say(f"teacher: {len(rows):,} answers kept in {path}")
+    else:
+        say(f"teacher: {len(rows):,} answers read from {path}")
+    return found
+
+
+def _shared(value: str) -> str:
+    """The first process's value, on all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    if process_state().num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
+
+
+def _create(writer: Writer, model: PreTrainedModel, rows: datasets.Dataset, task: Any, content: Content) -> None:
+    config: Any = model.config
+    writer.create(
+        rows["length"][:],
+        2 if task.head == "span" else config.num_labels,
+        by_token=task.head != "sequence",
+        content=content,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+    )
+
+
+def _fill(
+    writer: Writer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    task: Any,
+    content: Content,
+) -> None:
+    """Every process answers its share of the batches."""
+    import torch
+
+    from hfcompress.stages.training import batches
+
+    state = process_state()
+    model = model.to(state.device).eval()
+    needs = frozenset({"hidden_states"} if content != "logits" else ())
+    for number, batch in enumerate(batches(rows, tokenizer, task, 64)):
+        if number % state.num_processes != state.process_index:
+            continue
+        tokens = {name: value.to(state.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            seen = observe(model, tokens, needs)
+        answers = {"logits": seen.logits.float().cpu().numpy()}
+        if content == "cls":
+            answers["cls"] = torch.stack([h[:, 0] for h in seen.hidden_states], 1).float().cpu().numpy()
+        elif content == "hidden_states":
+            answers["hidden_states"] = torch.stack(seen.hidden_states, 2).float().cpu().numpy()
+        writer.write(batch["index"].numpy(), answers)
+    writer.flush()

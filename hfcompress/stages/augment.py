@@ -1,0 +1,172 @@
+"""The `augment:` block of a stage: more rows to learn from, and what the teacher thinks of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from hfcompress.base.component import Strict
+from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.data.augment import Keep, augment, augmented, file_hash
+from hfcompress.data.source import cache_home, is_local, model_directory, refuse_a_path
+from hfcompress.measure.environment import cpu_flags, versions
+from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
+from hfcompress.model.observe import observe
+from hfcompress.stages.base import Bench, digest, on_main_process, process_state
+from hfcompress.stages.taught import Taught
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+
+
+class Augment(Strict):
+    """Adds rows whose words are replaced by what a masked-language model expects in their place.
+
+    Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
+    """
+
+    copies: int = Field(default=20, ge=1)
+    """New rows for each; of a pair of texts, so many for each text."""
+    model: str = Field(default="google-bert/bert-base-uncased", min_length=1)
+    """The masked-language model: a directory or a Hub id."""
+    probability: float = Field(default=0.4, ge=0, le=1)
+    """That a word is replaced."""
+    top_k: int = Field(default=15, ge=1)
+    """Words that could stand in a word's place, among which the replacement is drawn."""
+    glove: str | None = None
+    """A text file of word vectors (`word v1 v2 …`) for the words that are several tokens, which stay without it."""
+    minimum_confidence: float | None = Field(default=None, ge=0, le=1)
+    """Keep a new row only where the (first) teacher gives its label, with at least this probability."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Keep a new row of a regression only where the (first) teacher's score is this near to its score."""
+    batch_size: int = Field(default=256, ge=1)
+    """Masked texts a forward pass."""
+    precision: Literal["float32", "bfloat16", "auto"] = "auto"
+    """The masked-language model's; `auto` is bfloat16 on a GPU or processor that multiplies it, else float32."""
+
+    @property
+    def filters(self) -> bool:
+        """Whether the teacher is asked about the new rows."""
+        return self.minimum_confidence is not None or self.tolerance is not None
+
+    def problems(self, task: Any, asks: bool = True) -> list[Problem]:
+        """What cannot work, with key paths inside the stage.
+
+        Args:
+            task: The stage's task.
+            asks: Whether the stage has a teacher.
+        """
+        found = []
+        if task.head != "sequence":
+            message = f"augment rewrites the texts of text-classification and regression, the task is {task.type}"
+            found.append(Problem(message, "leave it out", ("augment",)))
+        elif self.minimum_confidence is not None and task.type == "regression":
+            message, fix = "a regression has no classes to be confident of", "use `tolerance`, in units of the score"
+            found.append(Problem(message, fix, ("augment", "minimum_confidence")))
+        elif self.tolerance is not None and task.type != "regression":
+            message, fix = "a classification has no score to be near to", "use `minimum_confidence`"
+            found.append(Problem(message, fix, ("augment", "tolerance")))
+        elif self.filters and not asks:
+            key = "tolerance" if self.minimum_confidence is None else "minimum_confidence"
+            fix = "leave it out, or add a loss that needs one"
+            found.append(Problem("there is no teacher to ask about the new rows", fix, ("augment", key)))
+        if self.glove is not None and not Path(self.glove).expanduser().is_file():
+            fix = "give the path of a text file such as glove.6B.300d.txt"
+            found.append(Problem(f"no such file: {self.glove}", fix, ("augment", "glove")))
+        try:
+            if not is_local(self.model):
+                refuse_a_path(self.model, "model")
+        except HfcompressError as error:
+            found += [Problem(p.message, p.fix, ("augment", "model")) for p in error.problems]
+        return found
+
+
+def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Bench) -> datasets.Dataset:
+    """The raw rows of the train split and the new ones; made by the first process, once for all runs that ask the same.
+
+    Args:
+        options: The block.
+        taught: The stage, whose first teacher judges the new rows where the block says so.
+        parent: What `teacher: parent` means.
+        bench: The stage's bench.
+    """
+    mlm = model_directory(options.model)
+    device = process_state().device
+    bfloat16 = computes_in_bfloat16(options.precision, device.type)
+    teacher = bench.artifact(taught.teacher.models[0], parent) if options.filters else None
+    identity = {
+        "options": options.model_dump(exclude={"batch_size", "precision", "glove"}),
+        "model": weights_hash(mlm),
+        "glove": file_hash(Path(options.glove).expanduser()) if options.glove else None,
+        "teacher": weights_hash(teacher.path) if teacher else None,
+        "bfloat16": bfloat16,
+        "task": bench.task.model_dump(include={"type", "text", "label", "max_length"}),
+        "data": bench.fingerprint(),
+        "seed": bench.seed,
+        "versions": versions(),
+    }
+    directory = cache_home() / "augmented" / digest(identity)
+
+    def make() -> None:
+        keep = None if teacher is None else agreement(options, teacher, bench.task)
+        counts = augment(
+            bench.rows("train"),
+            bench.task.text,
+            options,
+            seed=bench.seed,
+            directory=directory,
+            identity=identity,
+            mlm=mlm,
+            keep=keep,
+            device=str(device),
+            bfloat16=bfloat16,
+        )
+        bench.notes["augment"] = {**counts, "data": directory.name}
+
+    on_main_process(make)
+    return augmented(directory)
+
+
+def computes_in_bfloat16(precision: str, device: str) -> bool:
+    """Whether the masked-language model computes in bfloat16 on a kind of device."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device == "cuda":
+        from torch import cuda
+
+        return cuda.is_bf16_supported()
+    return device == "cpu" and bool({"avx512_bf16", "amx_bf16"}.intersection(cpu_flags()))
+
+
+def agreement(options: Augment, teacher: Artifact, task: Any) -> Keep:
+    """The label-consistency filter: which of some raw rows the teacher gives the label that they have."""
+    import numpy as np
+    import torch
+
+    from hfcompress.stages.training import batches
+
+    device = process_state().device
+    model, tokenizer = load_model(teacher.path, task.auto_class).to(device), load_tokenizer(teacher.path)
+    labels = label_ids(model.config.to_dict())
+
+    def keep(rows: datasets.Dataset) -> list[bool]:
+        agreed = np.zeros(len(rows), dtype=bool)
+        for batch in batches(task.encode(rows, tokenizer, labels), tokenizer, task, options.batch_size):
+            index, wanted = batch.pop("index"), batch.pop("labels").to(device)
+            with torch.inference_mode():
+                logits = observe(model, {name: value.to(device) for name, value in batch.items()}).logits.float()
+            agreed[index.numpy()] = _agrees(logits, wanted, options).cpu().numpy()
+        return agreed.tolist()
+
+    return keep
+
+
+def _agrees(logits: Tensor, labels: Tensor, options: Augment) -> Tensor:
+    """`(batch,)`: whether the logits `(batch, labels)` give the labels `(batch,)`."""
+    if options.tolerance is not None:
+        return (logits.squeeze(-1) - labels).abs() <= options.tolerance
+    confidence, answers = logits.softmax(-1).max(-1)
+    return (answers == labels) & (confidence >= (options.minimum_confidence or 0))

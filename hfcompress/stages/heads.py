@@ -1,0 +1,54 @@
+"""The head that a task needs on a model that may not have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.shape import HEADS
+from hfcompress.model.artifact import Artifact, load_model, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def has_head(config: Mapping[str, Any], task: Any) -> bool:
+    """Whether a config.json says that its weights end in the task's kind of head."""
+    return str((config.get("architectures") or [""])[0]).endswith(HEADS[task.head])
+
+
+def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
+    """A model with the task's head.
+
+    Args:
+        task: The task.
+        artifact: Where the weights come from.
+        fresh: Whether a head that is missing, or has other labels, is made anew.
+        like: A model of the same task whose label names a new head takes on; the default is the data's names.
+    """
+    config = read_config(artifact.path)
+    if not fresh:
+        return load_model(artifact.path, task.auto_class)
+    if task.head in ("span", "mask"):
+        return load_model(artifact.path, task.auto_class, fresh_head=True)
+    names = _names(task, config, read_config(like.path) if like else None)
+    return load_model(
+        artifact.path,
+        task.auto_class,
+        fresh_head=True,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type=task.problem_type,
+    )
+
+
+def _names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None) -> list[str]:
+    if like is not None and has_head(like, task):
+        return [like["id2label"][key] for key in sorted(like["id2label"], key=int)] if "id2label" in like else ["0", "1"]
+    names: list[str] = task.label_names()
+    own = config.get("id2label") or {}
+    # A model that already names this many labels keeps its names: they are better than "0" and "1".
+    if len(own) == len(names) and set(names) <= {*map(str, range(len(names))), *own.values()}:
+        return [own[str(i)] for i in range(len(names))]
+    return names

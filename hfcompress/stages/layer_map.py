@@ -1,0 +1,62 @@
+"""Which teacher layer each student layer learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hfcompress.base.errors import Problem
+from hfcompress.losses.base import Pairs
+
+Named = Literal["uniform", "last", "top", "bottom", "dynamic"]
+Pair = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+LayerMap = Named | Annotated[list[Pair], Field(min_length=1)]
+"""A strategy, or pairs `[student layer, teacher layer]`, both from 1."""
+
+
+def pairs_of(layer_map: Any, student: int, teacher: int) -> Pairs:
+    """The pairs of layers, from 1, that a layer map makes of a student and a teacher of so many layers.
+
+    `dynamic` starts from `uniform`; the hidden-state loss moves on from there.
+
+    Source: uniform, top and bottom: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, table 4.
+    """
+    if isinstance(layer_map, list):
+        return tuple((m, g) for m, g in layer_map)
+    if layer_map == "last":
+        return ((student, teacher),)
+    chosen = {
+        "uniform": uniform_map(student, teacher),
+        "dynamic": uniform_map(student, teacher),
+        "top": [teacher - student + m for m in range(1, student + 1)],
+        "bottom": list(range(1, student + 1)),
+    }[layer_map]
+    return tuple(enumerate(chosen, start=1))
+
+
+def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """`g(m) = m N / M`, rounded where M does not divide N: the teacher layer (from 1) of each student layer.
+
+    Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, section 4.1. A student that is deeper repeats layers.
+    """
+    m, n = student_layers, teacher_layers
+    return [max((2 * i * n + m) // (2 * m), 1) for i in range(1, m + 1)]
+
+
+def layer_map_problems(layer_map: Any, student: int, teacher: int) -> list[Problem]:
+    """Why these pairs do not fit a student and a teacher of so many layers."""
+    if isinstance(layer_map, list):
+        found = []
+        for index, (m, g) in enumerate(layer_map):
+            for position, (number, limit, whose) in enumerate(((m, student, "student"), (g, teacher, "teacher"))):
+                if number > limit:
+                    message = f"the {whose} has {limit} layers, there is no layer {number}"
+                    fix = "pairs are [student layer, teacher layer], both from 1"
+                    found.append(Problem(message, fix, ("layer_map", index, position)))
+        return found
+    if layer_map != "last" and student > teacher:
+        message = f"the student has {student} layers and the teacher {teacher}"
+        fix = "a loss on layers needs a student that is no deeper, `layer_map: last`, or explicit pairs"
+        return [Problem(message, fix, ("layer_map",))]
+    return []

@@ -1,0 +1,178 @@
+"""What a recipe says of a student: its shape, and where its weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from hfcompress.base.component import Strict
+from hfcompress.base.errors import Problem, did_you_mean
+from hfcompress.base.shape import Shape
+from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.stages.layer_map import pairs_of
+
+
+class Preset(NamedTuple):
+    """A published student.
+
+    Attributes:
+        source: Where its sizes are published.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int
+    source: str
+
+
+_TINYBERT = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351"
+_MINILM = "MiniLM, Wang et al. 2020, arXiv:2002.10957"
+_WELL_READ = "Well-Read Students Learn Better, Turc et al. 2019, arXiv:1908.08962"
+PRESETS: dict[str, Preset] = {
+    "tinybert-4-312": Preset(4, 312, 12, 1200, _TINYBERT),
+    "tinybert-6-768": Preset(6, 768, 12, 3072, _TINYBERT),
+    "minilm-6-384": Preset(6, 384, 12, 1536, _MINILM),
+    "minilm-12-384": Preset(12, 384, 12, 1536, _MINILM),
+    "distilbert-6-768": Preset(6, 768, 12, 3072, "DistilBERT, Sanh et al. 2019, arXiv:1910.01108"),
+    "bert-tiny": Preset(2, 128, 2, 512, _WELL_READ),
+    "bert-mini": Preset(4, 256, 4, 1024, _WELL_READ),
+    "bert-small": Preset(4, 512, 8, 2048, _WELL_READ),
+    "bert-medium": Preset(8, 512, 8, 2048, _WELL_READ),
+}
+
+
+class Student(Strict):
+    """The student's shape and first weights; what is not said stays as it is in the model it comes from.
+
+    The architecture always stays. A bottleneck as MobileBERT's is none of its shapes: layers narrower than the
+    stream between them do not fit these configs.
+    """
+
+    preset: str | None = None
+    """A published shape: tinybert-4-312, tinybert-6-768, minilm-6-384, minilm-12-384, distilbert-6-768, bert-tiny
+    (2-128), bert-mini (4-256), bert-small (4-512) or bert-medium (8-512). The keys below override it."""
+    layers: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    ffn: int | None = Field(default=None, ge=1)
+    positions: int | None = Field(default=None, ge=4)
+    """Rows of the position table; shorter inputs need fewer."""
+    origin: str = Field(default="parent", alias="from")
+    """The model that the weights come from: `parent` (of the stage before), `source`, `model` (the recipe's own), an
+    earlier stage such as `01-distill`, a directory or a Hub id. A general checkpoint gives its shape and gets a new
+    head."""
+    init: Literal["copy", "random"] = "copy"
+    """`copy` takes every tensor from the model it comes from, narrowed where the student is narrower."""
+    layers_from: Literal["uniform", "top", "bottom"] | list[Annotated[int, Field(ge=1)]] = "uniform"
+    """The layers that the student's start from: spread evenly, the last ones, the first ones, or a list of them from
+    1, one for each of the student's. DistilBERT's choice of 6 from 12 is `[1, 3, 5, 8, 10, 12]`."""
+    width: Literal["first", "activation"] = "first"
+    """What a narrower student keeps: the `first` dimensions, heads and neurons, or those of the highest mean
+    `activation` on training rows, the same dimensions all through the residual stream (Minitron, arXiv:2407.14679)."""
+    rows: int = Field(default=256, ge=1)
+    """Training rows that `width: activation` looks at, drawn with the recipe's seed."""
+    vocabulary: Literal["keep", "corpus"] = "keep"
+    """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters, so that those texts
+    are split as before and others still can be. A plan counts the whole vocabulary. A teacher that kept its own has
+    other ids: its logits can still be learnt from."""
+    lora: Lora | None = None
+    """Train through LoRA adapters, merged before the student is saved."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            raise ValueError(f"there is no preset '{name}'; {did_you_mean(name, PRESETS)}")
+        return name
+
+    def shape(self, origin: Shape) -> Shape:
+        """The student's shape, where its weights come from a model of this one."""
+        preset = PRESETS[self.preset] if self.preset else None
+        layers = self.layers or (preset.layers if preset else len(origin.layers))
+        hidden = self.hidden or (preset.hidden if preset else origin.hidden)
+        heads = self.heads or (preset.heads if preset else origin.hidden // origin.head_dim)
+        ffn = self.ffn or (preset.ffn if preset else origin.layers[0].ffn)
+        positions = self.positions or origin.positions
+        even = replace(origin, hidden=hidden, head_dim=hidden // heads, positions=positions, even=True)
+        return even.with_layers(layers, heads, ffn)
+
+    def layers_of(self, origin: Shape) -> list[int]:
+        """For each student layer, the layer of the model it comes from (from 0) that it starts from."""
+        if isinstance(self.layers_from, list):
+            return [number - 1 for number in self.layers_from]
+        pairs = pairs_of(self.layers_from, len(self.shape(origin).layers), len(origin.layers))
+        return [number - 1 for _, number in pairs]
+
+    def missing_modules(self) -> tuple[list[str], str]:
+        """Modules that are not installed, and the extra that brings them."""
+        return (missing_modules(), EXTRA) if self.lora else ([], "")
+
+    def problems(self, origin: Shape, task: Any) -> list[Problem]:
+        """Why this student cannot be built for the task from a model of this shape; the keys start with `student`."""
+        found = [*self._head_problems(origin), *self._position_problems(origin, task), *self._random_problems()]
+        if self.init == "copy":
+            found += self._layer_problems(origin)
+        return [replace(problem, key=("student", *problem.key)) for problem in found]
+
+    def _head_problems(self, origin: Shape) -> list[Problem]:
+        shape = self.shape(origin)
+        hidden, heads = shape.hidden, shape.layers[0].heads
+        key = ("heads",) if self.heads else ("hidden",)
+        if hidden % heads:
+            message = f"{heads} heads do not divide the hidden width {hidden}"
+            fix = f"use {_nearest_divisor(hidden, heads)} heads, or another width"
+            return [Problem(message, fix, key)]
+        if shape.keys.modern and shape.head_dim % 2:
+            message = f"heads of {shape.head_dim} dimensions cannot be rotated, which takes pairs"
+            return [Problem(message, "use another number of heads, or another width", key)]
+        return []
+
+    def _position_problems(self, origin: Shape, task: Any) -> list[Problem]:
+        if self.positions is None:
+            return []
+        found, usable = [], self.shape(origin).usable_positions
+        if task.max_length > usable:
+            message = f"max_length is {task.max_length}, wider than the student's position table allows ({usable})"
+            found.append(Problem(message, "lower task.max_length or raise student.positions", ("positions",)))
+        if self.positions > origin.positions and self.init == "copy" and origin.keys.position_table:
+            message = (
+                f"the model it comes from has {origin.positions} positions, the student cannot copy {self.positions}"
+            )
+            found.append(Problem(message, "lower it, or say `init: random`", ("positions",)))
+        return found
+
+    def _layer_problems(self, origin: Shape) -> list[Problem]:
+        have, want = len(origin.layers), len(self.shape(origin).layers)
+        key = ("layers_from",)
+        if isinstance(self.layers_from, str):
+            if self.layers_from == "uniform" or want <= have:
+                return []
+            message = f"the student has {want} layers and the model it comes from {have}"
+            return [Problem(message, "say `uniform`, which repeats layers, or give a list", key)]
+        found = []
+        if len(self.layers_from) != want:
+            message = f"{len(self.layers_from)} layers are named and the student has {want}"
+            found.append(Problem(message, "name one for each of the student's", key))
+        for index, number in enumerate(self.layers_from):
+            if number > have:
+                message = f"the model it comes from has {have} layers, there is no layer {number}"
+                found.append(Problem(message, "they are counted from 1", (*key, index)))
+        return found
+
+    def _random_problems(self) -> list[Problem]:
+        idle = {
+            "layers_from": "there are no layers to choose",
+            "width": "there are no dimensions to choose",
+            "lora": "the weights below the adapters would stay random",
+        }
+        if self.init == "copy":
+            return []
+        set_here = [key for key in idle if key in self.model_fields_set]
+        return [Problem(f"with `init: random` {idle[key]}", f"leave `{key}` or `init` out", (key,)) for key in set_here]
+
+
+def _nearest_divisor(width: int, heads: int) -> int:
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - heads), n))

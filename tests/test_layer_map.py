@@ -1,0 +1,63 @@
+"""Which teacher layer teaches which student layer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from hfcompress.stages.layer_map import LayerMap, layer_map_problems, pairs_of, uniform_map
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uniform", ((1, 3), (2, 6), (3, 9), (4, 12))),
+        ("dynamic", ((1, 3), (2, 6), (3, 9), (4, 12))),
+        ("last", ((4, 12),)),
+        ("top", ((1, 9), (2, 10), (3, 11), (4, 12))),
+        ("bottom", ((1, 1), (2, 2), (3, 3), (4, 4))),
+    ],
+)
+def test_named_maps_of_four_layers_on_twelve(name: str, expected: object) -> None:
+    assert pairs_of(name, 4, 12) == expected
+
+
+@pytest.mark.parametrize(("student", "teacher", "expected"), [(4, 12, [3, 6, 9, 12]), (5, 12, [2, 5, 7, 10, 12]),
+                                                               (3, 4, [1, 3, 4]), (6, 6, [1, 2, 3, 4, 5, 6])])  # fmt: skip
+def test_the_uniform_map(student: int, teacher: int, expected: list[int]) -> None:
+    assert uniform_map(student, teacher) == expected
+
+
+@pytest.mark.parametrize("teacher", [6, 7, 12, 24])
+def test_the_uniform_map_rises_and_ends_at_the_last_layer(teacher: int) -> None:
+    for student in range(1, teacher + 1):
+        layers = uniform_map(student, teacher)
+        assert layers[-1] == teacher
+        assert all(a < b for a, b in pairwise(layers))
+
+
+def test_explicit_pairs_stay_as_they_are() -> None:
+    assert pairs_of([[1, 2], [2, 7]], 2, 12) == ((1, 2), (2, 7))
+
+
+def test_a_pair_outside_a_model_is_told_with_its_place() -> None:
+    first, second = layer_map_problems([[1, 2], [3, 13]], 2, 12)
+    assert "the student has 2 layers, there is no layer 3" in first.message
+    assert first.key == ("layer_map", 1, 0)
+    assert "the teacher has 12 layers, there is no layer 13" in second.message
+    assert second.key == ("layer_map", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["uniform", "top", "bottom", "dynamic"])
+def test_a_student_that_is_deeper_needs_another_map(name: str) -> None:
+    assert "4 layers and the teacher 2" in layer_map_problems(name, 4, 2)[0].message
+    assert layer_map_problems("last", 4, 2) == []
+    assert layer_map_problems(name, 2, 4) == []
+
+
+@pytest.mark.parametrize("bad", ["middle", [[1]], [[0, 1]], [], [[1, 2, 3]]])
+def test_what_is_no_layer_map(bad: object) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(LayerMap).validate_python(bad)
