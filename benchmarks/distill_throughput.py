@@ -45,9 +45,7 @@ SIZES = {
 
 def bert(layers: int, hidden: int, heads: int, ffn: int) -> Any:
     """Random weights: only speed is measured."""
-    config = BertConfig(
-        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=ffn
-    )
+    config = BertConfig(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=ffn)
     return BertForSequenceClassification(config)
 
 
@@ -68,7 +66,9 @@ def rows(count: int, longest: int) -> datasets.Dataset:
     )
 
 
-def scores_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+def scores_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Any:
     """Eager attention that gives its scores away, as the published modeling file does."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if mask is not None:
@@ -80,7 +80,9 @@ def scores_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mas
 class Reference:
     """The published loop."""
 
-    def __init__(self, teacher: Any, student: Any, data: datasets.Dataset, longest: int, batch: int, device: str) -> None:
+    def __init__(
+        self, teacher: Any, student: Any, data: datasets.Dataset, longest: int, batch: int, device: str
+    ) -> None:
         AttentionInterface.register("scores", scores_attention)
         AttentionMaskInterface.register("scores", eager_mask)
         self.teacher, self.student = teacher.to(device), student.to(device).train()  # the teacher is in eval mode here
@@ -215,7 +217,9 @@ def padding_tokenizer() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]")), pad_token="[PAD]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]")), pad_token="[PAD]"
+    )
 
 
 if __name__ == "__main__":

@@ -31,10 +31,9 @@ def plan(loaded: Loaded) -> list[PlannedRow]:
     """
     shapes = check(loaded, weights=False)
     recipe = loaded.recipe
-    rows = recipe.task.rows()
     planned = [PlannedRow("model", shapes[0], 0)]
     for name, stage, shape in zip(recipe.stage_names(), recipe.stages, shapes[1:], strict=True):
-        planned.append(PlannedRow(name, shape, stage.steps(rows)))
+        planned.append(PlannedRow(name, shape, stage.steps(stage.task_of(recipe.task))))
     return planned
 
 

@@ -21,7 +21,7 @@ from hfcompress.measure.measure import measure
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe import Loaded, check, load, resolved, stage_options
-from hfcompress.stages.base import Bench, Stage, digest, named_artifact, on_main_process, process_state
+from hfcompress.stages.base import Bench, Stage, digest, on_main_process, process_state
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -14,13 +14,17 @@ from hfcompress.base.component import Component, Drawer
 from hfcompress.criteria.base import CRITERIA
 from hfcompress.data.task import Splits
 from hfcompress.data.tasks import TASKS
-from hfcompress.losses.base import LOSSES
+from hfcompress.losses.base import LOSSES, Ramp
 from hfcompress.measure.measure import Latency, Measure
+from hfcompress.model.lora import Lora
 from hfcompress.recipe import Hub, Recipe
-from hfcompress.stages.distill import Distill, Student
+from hfcompress.stages.augment import Augment
+from hfcompress.stages.distill import Distill
 from hfcompress.stages.finetune import Finetune
 from hfcompress.stages.prune import Prune, Recover
 from hfcompress.stages.quantize import Quantize
+from hfcompress.stages.student import Student
+from hfcompress.stages.teachers import Teachers
 from hfcompress.stages.train import Train
 
 HEAD = """# The recipe
@@ -34,7 +38,7 @@ A loss, criterion or backend is its name (`taylor`) or a mapping with options (`
 BLOCKS: dict[str, list[type[BaseModel]]] = {
     "Top level": [Recipe],
     "`task`": [*TASKS, Splits],
-    "`stages`": [Finetune, Distill, Student, Prune, Recover, Quantize],
+    "`stages`": [Finetune, Distill, Student, Lora, Teachers, Augment, Ramp, Prune, Recover, Quantize],
     "`train`": [Train],
     "`measure`": [Measure, Latency],
     "`hub`": [Hub],
@@ -71,13 +75,13 @@ def _prose(model: type) -> str:
 
 
 def _fields(model: type[BaseModel], skip: set[str]) -> str:
-    rows = [_row(name, field) for name, field in model.model_fields.items() if name not in skip]
+    rows = [_row(field.alias or name, field) for name, field in model.model_fields.items() if name not in skip]
     return "\n".join(["| key | type | default | what it says |", "|---|---|---|---|", *rows, ""]) if rows else ""
 
 
 def _row(name: str, field: Any) -> str:
     text = " ".join((field.description or "").split())
-    bounds = ", ".join(text for part in field.metadata if (text := _bound(part)))
+    bounds = ", ".join(filter(None, map(_bound, field.metadata)))
     default = "required" if field.is_required() else _default(field)
     described = f"{text} ({bounds})" if bounds and text else text or bounds
     return f"| `{name}` | {_type(field.annotation)} | {default} | {described} |".replace("\n", " ")
@@ -97,6 +101,8 @@ def _default(field: Any) -> str:
         return f"`{value.name}`"
     if isinstance(value, list) and value and isinstance(value[0], Component):
         return f"`[{', '.join(entry.name for entry in value)}]`"
+    if isinstance(value, Teachers):
+        return f"`{value.models[0]}`"
     if isinstance(value, BaseModel):
         return "its defaults"
     return f"`{str(value).lower() if isinstance(value, bool) else 'null' if value is None else value}`"
@@ -106,6 +112,8 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is not None and str(get_origin(annotation)).endswith("Literal"):
         return " / ".join(f"`{value}`" for value in get_args(annotation))
     arguments = [part for part in get_args(annotation) if part is not type(None) and not _is_plumbing(part)]
+    if str(get_origin(annotation)).endswith("Annotated'>"):
+        return _type(get_args(annotation)[0])
     if get_origin(annotation) is list:
         return "list of " + _type(arguments[0])
     if arguments:

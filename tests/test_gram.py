@@ -89,15 +89,17 @@ def test_rows_without_padding_and_with_it(rows: int) -> None:
     assert_equal(step_of(2, 8, 8, rows=rows))
 
 
-@pytest.mark.parametrize(("width", "maps"), [(8, False), (19, False), (20, True), (64, True)])
-def test_long_inputs_make_no_map_and_short_ones_no_gram_matrix(width: int, maps: bool) -> None:
-    step = step_of(2, width, 5)
+@pytest.mark.parametrize(
+    ("width", "taught_width", "maps"), [(8, 5, False), (19, 5, False), (5, 19, False), (20, 5, True), (5, 20, True)]
+)
+def test_long_inputs_make_no_map_and_short_ones_no_gram_matrix(width: int, taught_width: int, maps: bool) -> None:
+    step = step_of(2, width, taught_width)
     with Watch() as watch:
         loss("attention_scores").compute(step, None).backward()
     # A batched product folds rows and heads into one axis.
     ends = {shape[-2:] for shape in watch.shapes if len(shape) > 2}
     assert ((LENGTH, LENGTH) in ends) == maps
-    assert ((5, width) in ends) != maps
+    assert ((taught_width, width) in ends) != maps
 
 
 def test_float32_is_kept_under_autocast() -> None:

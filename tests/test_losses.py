@@ -187,6 +187,11 @@ def test_the_alignment_is_the_best_of_all_increasing_ones(rows: int, columns: in
         assert monotone(costs).tolist() == list(best)
 
 
+def test_the_alignment_of_a_broken_model_still_names_layers() -> None:
+    chosen = monotone(torch.full((3, 5), torch.nan))
+    assert bool(((chosen >= 0) & (chosen < 5)).all())
+
+
 def test_two_equal_rows_leave_the_relational_gradient_finite() -> None:
     student = observed()
     same = student.hidden_states[-1].detach().clone()

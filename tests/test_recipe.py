@@ -144,7 +144,7 @@ def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
         (["stages.0.student.hidden=30"], "stages.0.student.hidden", "4 heads do not divide the hidden width 30"),
         (["stages.0.student.positions=8"], "stages.0.student.positions", "the student's position table allows (8)"),
         (["stages.0.student.positions=50"], "stages.0.student.positions", "cannot copy 50"),
-        (["stages.0.student.layers=3"], "stages.0.losses", "the student has 3 layers and the teacher 2"),
+        (["stages.0.student.layers=3"], "stages.0.layer_map", "the student has 3 layers and the teacher 2"),
         (["stages.0.teacher=02-prune"], "stages.0.teacher", "02-prune is not made yet"),
         (["stages.0.teacher=01-distill"], "stages.0.teacher", "01-distill is not made yet"),
         (["stages.0.teacher=07-distill"], "stages.0.teacher", "the recipe has no stage 07-distill"),

@@ -132,7 +132,7 @@ def test_a_word_s_tag_stands_at_its_first_token(tmp_path: Path) -> None:
     assert feature["labels"] == [-100, 0, 1, -100, -100, 2, -100]
     batch = task.batch([feature], tokenizer, multiple=8)
     assert batch["labels"].tolist() == [[-100, 0, 1, -100, -100, 2, -100, -100]]
-    assert set(feature) == {"input_ids", "attention_mask", "length", "labels", "index"}
+    assert set(feature) == {"input_ids", "length", "labels", "index"}
 
 
 def test_tags_are_judged_by_word_and_a_word_cut_off_is_missed(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_labels_are_the_tokens_of_the_answer(tmp_path: Path) -> None:
     assert words(feature)[:4] == ["[CLS]", "the", "plot", "[SEP]"]
     batch = task.batch([feature], world.tokenizer())
     assert batch["labels"].tolist() == [[start, end]]
-    assert set(feature) == {"input_ids", "attention_mask", "length", "labels", "index"}
+    assert set(feature) == {"input_ids", "length", "labels", "index"}
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfcompress.losses.base import Loss, Step
-from tests.seen import changed, loss, observed, repadded, shape, step, token_labels
+from hfcompress.model.observe import observe
+from tests import world
+from tests.seen import changed, loss, observed, repadded, shape, step, task, token_labels
 
 PAIRS = ((1, 2), (2, 4))
 
@@ -114,3 +116,19 @@ def test_soft_labels_of_tokens_are_the_mean_over_labelled_ones_and_classes() -> 
     picked = [x.logits[asked] for x in (seen.student, seen.taught())]
     expected = (-F.softmax(picked[1], -1) * F.log_softmax(picked[0], -1)).mean()
     assert term("soft_labels").compute(seen, None).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_objective_has_one_projection_for_both() -> None:
+    from hfcompress.base.shape import shape_of
+    from hfcompress.stages.training import Objective
+
+    models = world.model("bert", hidden=16), world.model("bert", layers=4, seed=1)
+    teacher, terms = shape_of(models[1].config.to_dict()), [term("embeddings"), term("hidden_states")]
+    objective = Objective(models[0], terms, task(), teacher, PAIRS)
+    assert [tuple(p.shape) for p in objective.learned.parameters()] == [(32, 16), (32,)]
+    batch = world.batch()
+    found = objective(teacher=observe(models[1], batch, objective.needs), **batch)
+    found["loss"].backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in objective.learned.parameters())  # type: ignore[union-attr]
+    apart = Objective(models[0], [loss("embeddings"), loss("hidden_states")], task(), teacher, PAIRS)
+    assert [tuple(p.shape) for p in apart.learned.parameters()] == [(32, 16), (32, 16)]

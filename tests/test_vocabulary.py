@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import ARCHITECTURES, shape_of
+from hfcompress.model.artifact import load_model, save_model
 from hfcompress.model.observe import observe
 from hfcompress.model.surgery import Keep, cut
 from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
@@ -171,9 +172,11 @@ def test_bpe_keeps_what_a_token_is_merged_from_and_no_other_merge() -> None:
 
 
 def test_unigram_keeps_the_cost_of_an_unknown_character() -> None:
-    small, _ = prune_vocabulary(unigram(), CORPUS)
-    scores = [min(score for _, score in content(t)["model"]["vocab"]) for t in (small, unigram())]
-    assert scores[0] == scores[1]
+    vocab = [("<unk>", 0.0), ("a", -1.0), ("ab", -2.0), ("b", -1.5), ("abab", -20.0), ("ba", -3.0)]
+    whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(vocab, unk_id=0)), unk_token="<unk>")
+    small, kept = prune_vocabulary(whole, ["ab"])
+    assert content(small)["model"]["vocab"] == [[*entry] for entry in vocab[:5]]
+    assert kept == [0, 1, 2, 3, 4]
 
 
 def test_bytes_stay_where_unknown_characters_fall_back_on_them() -> None:
@@ -290,25 +293,19 @@ def test_a_pruned_model_can_lose_words_too() -> None:
     assert torch.allclose(new, old, atol=1e-6)
 
 
-def test_model_and_tokenizer_load_in_a_fresh_process(tmp_path: Path) -> None:
+def test_model_and_tokenizer_load_again(tmp_path: Path) -> None:
     whole = wordpiece()
     model = world.model("bert", head="mask", vocab_size=len(whole))
     small, kept = prune_vocabulary(whole, CORPUS)
     selected = select_tokens(model, kept, small)
-    selected.save_pretrained(tmp_path)
-    small.save_pretrained(tmp_path)
-    code = (
-        "import sys, json, torch, transformers as t\n"
-        "words = t.AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)\n"
-        "model = t.AutoModelForMaskedLM.from_pretrained(sys.argv[1], local_files_only=True).eval()\n"
-        "batch = words(json.loads(sys.argv[2]), padding=True, return_tensors='pt')\n"
-        "print(json.dumps([batch['input_ids'].tolist(), model(**batch).logits[:, 1].tolist()]))\n"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), json.dumps(CORPUS)], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[-1]
-    ids, answers = json.loads(printed)
+    save_model(selected, small, tmp_path)
     batch = small(CORPUS, padding=True, return_tensors="pt")
-    assert ids == batch["input_ids"].tolist()
-    assert torch.allclose(torch.tensor(answers), selected(**batch).logits[:, 1], atol=1e-6)
-    assert AutoModelForMaskedLM.from_pretrained(tmp_path).config.vocab_size == len(kept)
+    assert torch.equal(load_model(tmp_path, "AutoModelForMaskedLM")(**batch).logits, selected(**batch).logits)
+    code = (
+        "import sys, json, transformers\n"
+        "words = transformers.AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)\n"
+        "print(json.dumps(words(json.loads(sys.argv[2]), padding=True)['input_ids']))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(CORPUS)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert json.loads(printed) == batch["input_ids"].tolist()

@@ -190,11 +190,16 @@ class FillMask(BaseTask):
         """`BaseTask.batch`, with masks."""
         import torch
 
-        whole = [{**feature, "attention_mask": [1] * len(feature["input_ids"]), "labels": 0} for feature in features]
-        batch = super().batch(whole, tokenizer, multiple, epoch)
+        batch = super().batch(features, tokenizer, multiple, epoch)
         probability = self.mask_probability if epoch is not None else self.mask_probability or JUDGED_PROBABILITY
         ids, labels = masked(batch["input_ids"].numpy(), batch["index"].numpy(), tokenizer, probability, epoch)
         return {**batch, "input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+        """None yet: masking tells them."""
+        import torch
+
+        return torch.empty(0)
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross-entropy, the mean over masked tokens; 0 where none is."""

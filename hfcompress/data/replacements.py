@@ -30,13 +30,12 @@ WORDS_AT_ONCE = 256
 _WORD = re.compile(r"\w+(?:['’](?!s\b)\w+)*")
 STOP_WORDS = frozenset(
     """
-    a about above after again against all am an and any are aren't as at be because been before being below between
-    both but by can can't cannot could couldn't d did didn't do does doesn't doing don't down during each few for from
-    further had hadn't has hasn't have haven't having he her here hers herself him himself his how i if in into is isn't
-    it its itself just ll m me might more most must my myself n't neither no nor not of off on once only or other ought
-    our ours ourselves out over own re s same shall she should shouldn't so some such t than that the their theirs them
-    themselves then there these they this those through to too under until up upon us ve very was wasn't we were weren't
-    what when where whether which while who whom whose why will with without won't would wouldn't you your yours
+    a about above after again against all am an and any are as at be because been before being below between both but by
+    can cannot could d did do does doing down during each few for from further had has have having he her here hers
+    herself him himself his how i if in into is it its itself just ll m me might more most must my myself neither no nor
+    not of off on once only or other ought our ours ourselves out over own re s same shall she should so some such t
+    than that the their theirs them themselves then there these they this those through to too under until up upon us ve
+    very was we were what when where whether which while who whom whose why will with without would you your yours
     yourself yourselves
     """.split()  # noqa: SIM905
 )
@@ -46,13 +45,10 @@ STOP_WORDS = frozenset(
 def spans(text: str) -> list[tuple[int, int]]:
     """Where the words stand that may be replaced: letters alone, and no stop word.
 
-    A contraction is one word, the owner before `'s` another one.
+    A contraction is one word, and stays for its apostrophe; the owner before `'s` is a word of its own.
     """
-    return [match.span() for match in _WORD.finditer(text) if _replaceable(match.group().replace("’", "'"))]
-
-
-def _replaceable(word: str) -> bool:
-    return word.replace("'", "").isalpha() and word.lower() not in STOP_WORDS
+    found = _WORD.finditer(text)
+    return [word.span() for word in found if word[0].isalpha() and word[0].lower() not in STOP_WORDS]
 
 
 def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_size: int) -> dict[str, Slots]:

@@ -81,7 +81,7 @@ class QuestionAnswering(LabelledTask):
         context = self.text[1]
         return [
             self._answers(number, text, given)
-            for number, (text, given) in enumerate(zip(rows[context], rows[self.label], strict=True))
+            for number, (text, given) in enumerate(zip(rows[context][:], rows[self.label][:], strict=True))
         ]
 
     def _answers(self, number: int, context: str, given: Any) -> Answers:
@@ -197,7 +197,7 @@ class QuestionAnswering(LabelledTask):
     def baseline(self, features: datasets.Dataset) -> float:
         """What never answering scores: the share of questions that have no answer."""
         rows = features.with_format(None)
-        answers = dict(zip(rows["question"], rows["answers"], strict=True))
+        answers = dict(zip(rows["question"][:], rows["answers"][:], strict=True))
         predictions = objects([""] * len(answers))
         return self.score(predictions, objects(list(answers.values())))
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "dev", "test"]
 IGNORED = -100
 """The label of a token that is not asked about."""
-IN_A_BATCH = ("input_ids", "attention_mask", "token_type_ids", "length", "labels", "index")
+IN_A_BATCH = ("input_ids", "token_type_ids", "length", "labels", "index")
 """The columns of encoded rows that a batch is made of; what else there is, `judge` reads."""
 
 
@@ -235,11 +235,11 @@ class BaseTask(Strict):
         """
         import torch
 
-        longest = max(len(feature["input_ids"]) for feature in features)
+        lengths = torch.tensor([len(feature["input_ids"]) for feature in features])
+        longest = int(lengths.max())
         length = longest if multiple is None else -(-longest // multiple) * multiple
         fills = {
             "input_ids": tokenizer.pad_token_id or 0,
-            "attention_mask": 0,
             "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
         }
         tokens = {
@@ -247,8 +247,9 @@ class BaseTask(Strict):
             for name, fill in fills.items()
             if name in features[0]
         }
-        labels = self.batch_labels(features, length)
-        return {**tokens, "labels": labels, "index": torch.tensor([feature["index"] for feature in features])}
+        mask = (torch.arange(length) < lengths[:, None]).long()
+        labels, index = self.batch_labels(features, length), torch.tensor([feature["index"] for feature in features])
+        return {**tokens, "attention_mask": mask, "labels": labels, "index": index}
 
     def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
         """The labels of a batch that is padded to `length` tokens."""

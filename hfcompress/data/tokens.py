@@ -46,7 +46,7 @@ class TokenClassification(LabelledTask):
         rows = self.read("train")
         names = _names(rows, self.label)
         if names is None:
-            found = {str(tag) for tags in rows[self.label] for tag in tags}
+            found = {str(tag) for tags in rows[self.label][:] for tag in tags}
             names = sorted(found, key=lambda name: (name != OUTSIDE, *_by_number(name)))
         return names
 
@@ -65,7 +65,7 @@ class TokenClassification(LabelledTask):
             )
         find = id_of(labels, _names(rows, self.label))
         found = []
-        for number, (words, tags) in enumerate(zip(rows[self.text[0]], rows[self.label], strict=True)):
+        for number, (words, tags) in enumerate(zip(rows[self.text[0]][:], rows[self.label][:], strict=True)):
             self._require_words(number, words, tags)
             ids = [find(tag) for tag in tags]
             if -1 in ids:
@@ -125,8 +125,9 @@ class TokenClassification(LabelledTask):
         rows = features.with_format(None)
         names = _names(rows, "tags") or []
         answers = np.split(outputs.argmax(-1), np.cumsum(rows["length"][:])[:-1])
+        columns = [rows[name][:] for name in ("labels", "words", "tags")]
         predictions, references = [], []
-        for found, labels, words, tags in zip(answers, rows["labels"], rows["words"], rows["tags"], strict=True):
+        for found, labels, words, tags in zip(answers, *columns, strict=True):
             predicted = [MISSED] * len(tags)
             for word, answer in zip(words, found[np.array(labels) != IGNORED], strict=True):
                 predicted[word] = names[answer]
@@ -140,7 +141,7 @@ class TokenClassification(LabelledTask):
 
         rows = features.with_format(None)
         names = _names(rows, "tags") or []
-        references = [[names[tag] for tag in tags] for tags in rows["tags"]]
+        references = [[names[tag] for tag in tags] for tags in rows["tags"][:]]
         counted = Counter(tag for tags in references for tag in tags)
         constant = counted.most_common(1)[0][0] if counted else OUTSIDE
         predictions = [[constant] * len(tags) for tags in references]

@@ -105,5 +105,5 @@ def monotone(costs: Tensor) -> Tensor:
     chosen = []
     for column in reversed(ends):
         chosen.append(column.gather(0, last))
-        last = (chosen[-1] - 1).clamp(min=0)
+        last = (chosen[-1] - 1).clamp(min=0)  # below 0 only where costs are nan
     return torch.cat(chosen[::-1])

@@ -15,9 +15,10 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Key, Problem
 from hfcompress.base.launch import JOINED, LEFT_ALONE, left_alone
 from hfcompress.base.shape import Shape
-from hfcompress.data.source import model_directory
+from hfcompress.data.source import cache_home, model_directory
 from hfcompress.data.task import Split
-from hfcompress.model.artifact import Artifact, open_artifact, save_model
+from hfcompress.model.artifact import Artifact, open_artifact, save_model, weights_hash
+from hfcompress.model.lora import is_adapter, merge_adapter
 from hfcompress.model.probe import logits_of, probe_inputs
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ class Bench:
 
     def artifact(self, spec: str, parent: Artifact) -> Artifact:
         """The artifact that a `teacher:` or a student's `from:` names."""
-        return named_artifact(spec, parent, self.source, self.made)
+        here = {"source": self.source, "parent": parent, **self.made}
+        if spec in here:
+            return here[spec]
+        path = model_directory(spec)
+        return open_artifact(_merged(path, self.task.auto_class) if is_adapter(path) else path, spec)
 
     @cached_property
     def _raw(self) -> dict[str, datasets.Dataset]:
@@ -99,15 +104,18 @@ class Bench:
         on_main_process(save)
 
 
-def named_artifact(spec: str, parent: Artifact, source: Artifact, made: Mapping[str, Artifact]) -> Artifact:
-    """The artifact behind `source`, `parent`, `model`, the name of an earlier stage, a directory or a Hub id."""
-    if spec == "source":
-        return source
-    if spec == "parent":
-        return parent
-    if spec in made:
-        return made[spec]
-    return open_artifact(model_directory(spec), spec)
+def _merged(adapter: Path, auto_class: str) -> Path:
+    """A peft adapter and its base as one model, made once and kept."""
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    identity = [weights_hash(adapter), auto_class, base and weights_hash(model_directory(base))]
+    directory = cache_home() / "merged" / digest(identity)
+
+    def merge() -> None:
+        if not directory.exists():
+            merge_adapter(adapter, directory, auto_class, model_directory)
+
+    on_main_process(merge)
+    return directory
 
 
 class Stage(Strict):
@@ -135,8 +143,8 @@ class Stage(Strict):
         """
         return []
 
-    def steps(self, rows: int | None) -> int | None:
-        """Optimizer steps on one process; None where the number of rows is not known."""
+    def steps(self, task: Any) -> int | None:
+        """Optimizer steps on one process; None where the number of the task's rows is not known."""
         return 0
 
     def specs(self) -> dict[Key, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfcompress.base.console import say
@@ -19,6 +19,7 @@ from hfcompress.stages.teach import teach
 from hfcompress.stages.train import Train
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -46,14 +47,21 @@ class Distill(Stage, Taught):
         if self.task is not None:
             found += self.task.problems()
         if self.augment:
-            found += self.augment.problems(task)
+            found += self.augment.problems(task, self.asks)
+        if task.streamed and self.train.max_steps is None:
+            message = "a corpus that is streamed has no known number of rows"
+            found.append(Problem(message, "say how many steps to take: `max_steps`", ("train", "max_steps")))
         if not found:
             found += self.taught_problems(self.plan(shape), known, task)
         return found
 
-    def steps(self, rows: int | None) -> int | None:
-        copies = self.augment.copies + 1 if self.augment else 1
+    def steps(self, task: Any) -> int | None:
+        rows = task.rows()
+        copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
+
+    def missing_modules(self) -> tuple[list[str], str]:
+        return self.student.missing_modules() if self.student else ([], "")
 
     def specs(self) -> dict[Key, str]:
         named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}
@@ -69,16 +77,21 @@ class Distill(Stage, Taught):
 
         origin = bench.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
+        raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
         tokenizer, model = load_tokenizer(origin.path), load_for(bench.task, origin, fresh=True, like=bench.source)
         if self.student is not None:
-            model, tokenizer = self._student(self.student, model, tokenizer, bench)
-        raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
+            model, tokenizer = self._student(self.student, model, tokenizer, bench, raw)
         lora = self.student.lora if self.student else None
         teach(add_lora(model, lora) if lora else model, self, self.train, parent, bench, tokenizer, raw)
         bench.finish(merged(model) if lora else model, tokenizer)
 
     def _student(
-        self, wanted: Student, origin: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bench: Bench
+        self,
+        wanted: Student,
+        origin: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        bench: Bench,
+        raw: datasets.Dataset | None,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The student before its training, and its tokenizer; notes where its weights come from."""
         from hfcompress.base.shape import shape_of
@@ -88,17 +101,18 @@ class Distill(Stage, Taught):
 
         old = shape_of(origin.config.to_dict())
         new = wanted.shape(old)
-        report = {}
+        report = dict[str, str]()
         if new != old or wanted.init == "random":
             importance = None
             if wanted.width == "activation":
                 importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, bench))
             origin, report = build_student(origin, new, wanted.layers_of(old), wanted.init, importance)
         if wanted.vocabulary == "corpus":
-            before = tokenizer
-            tokenizer, kept = vocabulary.prune_vocabulary(before, bench.task.texts(bench.rows("train"), bench.rows("dev")))
+            words = [bench.rows("train") if raw is None else raw, bench.rows("dev")]
+            before = len(tokenizer)
+            tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, _texts(words, bench.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
-            report["vocabulary"] = f"{len(kept):,} of {len(before):,} tokens"
+            report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
         bench.notes["student"] = report
         say("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
         return origin, tokenizer
@@ -109,3 +123,11 @@ class Distill(Stage, Taught):
         rows = bench.encoded("train", tokenizer, dict(origin.config.label2id or {}))
         rows = rows.shuffle(seed=bench.seed).select(range(min(wanted.rows, len(rows))))
         return training.batches(rows, tokenizer, bench.task)
+
+
+def _texts(splits: list[datasets.Dataset], columns: list[str]) -> Iterator[str]:
+    """Every text of some rows; of a list of words, each word."""
+    for rows in splits:
+        for column in columns:
+            for value in rows[column]:
+                yield from [value] if isinstance(value, str) else map(str, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from hfcompress.base.shape import Shape
 from hfcompress.losses.hard_labels import HardLabels
@@ -23,8 +23,8 @@ class Finetune(Stage):
     def plan(self, shape: Shape) -> Shape:
         return shape
 
-    def steps(self, rows: int | None) -> int | None:
-        return self.train.steps(rows)
+    def steps(self, task: Any) -> int | None:
+        return self.train.steps(task.rows())
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         require_trainable(parent, self.kind)

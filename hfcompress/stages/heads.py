@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import HEADS
-from hfcompress.model.artifact import Artifact, load_model, read_config
+from hfcompress.model.artifact import Artifact, label_ids, load_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,8 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
 
 def _names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None) -> list[str]:
     if like is not None and has_head(like, task):
-        return [like["id2label"][key] for key in sorted(like["id2label"], key=int)] if "id2label" in like else ["0", "1"]
+        ids = label_ids(like)
+        return sorted(ids, key=ids.__getitem__)
     names: list[str] = task.label_names()
     own = config.get("id2label") or {}
     # A model that already names this many labels keeps its names: they are better than "0" and "1".

@@ -72,8 +72,8 @@ class Prune(Stage):
                 found.append(replace(problem, key=("recover", *problem.key)))
         return found
 
-    def steps(self, rows: int | None) -> int | None:
-        return self.recover.steps(rows) if self.recover else 0
+    def steps(self, task: Any) -> int | None:
+        return self.recover.steps(task.rows()) if self.recover else 0
 
     def specs(self) -> dict[Key, str]:
         if self.recover is None or not self.recover.asks:

@@ -76,8 +76,7 @@ class Student(Strict):
     """Training rows that `width: activation` looks at, drawn with the recipe's seed."""
     vocabulary: Literal["keep", "corpus"] = "keep"
     """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters, so that those texts
-    are split as before and others still can be. A plan counts the whole vocabulary. A teacher that kept its own has
-    other ids: its logits can still be learnt from."""
+    are split as before and others still can be. A plan counts the whole vocabulary."""
     lora: Lora | None = None
     """Train through LoRA adapters, merged before the student is saved."""
 

@@ -23,6 +23,7 @@ class Taught(Strict):
     """Learning from a teacher."""
 
     losses: Losses
+    """What is learnt from: names, or mappings `{use: NAME, weight: …}` with options."""
     teacher: AnyTeachers = Teachers(models=["source"])
     """Who teaches: a name, a list of names (an ensemble), or `{models, combine, weights}`."""
     layer_map: LayerMap = "uniform"

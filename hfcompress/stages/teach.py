@@ -50,17 +50,17 @@ def teach(
 
     labels = dict(student.config.label2id or {})
     rows = {"train": bench.encoded("train", tokenizer, labels, raw), "dev": bench.encoded("dev", tokenizer, labels)}
-    teaching, first, pairs = None, None, ()
+    teaching, first, pairs = None, None, list[tuple[int, int]]()
     if taught.asks:
         artifacts = [bench.artifact(name, parent) for name in taught.teacher.models]
         own = shape_of(student.config.to_dict())
         _require_meeting(own, artifacts, taught)
         teaching = _teaching(taught, train, artifacts, bench, tokenizer, rows, labels, raw)
         first = require_trainable(artifacts[0], "a teacher")
-        pairs = pairs_of(taught.layer_map, len(own.layers), len(first.layers))
+        pairs += pairs_of(taught.layer_map, len(own.layers), len(first.layers))
     set_seed(bench.seed)
     objective = training.Objective(
-        student, taught.losses, bench.task, first, pairs, dynamic=taught.layer_map == "dynamic"
+        student, taught.losses, bench.task, first, tuple(pairs), dynamic=taught.layer_map == "dynamic"
     )
     _say_what_is_ahead(objective, teaching, train, rows["train"], bench)
     training.examine(objective, teaching, rows["train"], tokenizer)
@@ -145,8 +145,9 @@ def _require_understanding(member: Member, taught: Taught, task: Any, index: int
     shared = set(theirs) & set(labels)
     moved = sorted(name for name in shared if theirs[name] != labels[name])
     if task.head in ("sequence", "token") and len(labels) > 1 and moved:
+        name = moved[0]
         raise HfcompressError(
-            f"the teacher {member.stage} means label {theirs[moved[0]]} by '{moved[0]}', the student {labels[moved[0]]}",
+            f"the teacher {member.stage} gives '{name}' the id {theirs[name]}, the student {labels[name]}",
             "rename id2label and label2id in one of the two config.json, or fine-tune the teacher on this data",
         )
 

@@ -127,9 +127,7 @@ class Teaching:
         seen = []
         for index, member in enumerate(self.members):
             kept = {
-                name.rpartition(".")[2]: value
-                for name, value in batch.items()
-                if name.startswith(f"{PREFIX}.{index}.")
+                name.rpartition(".")[2]: value for name, value in batch.items() if name.startswith(f"{PREFIX}.{index}.")
             }
             if kept:
                 states = kept.get("hidden_states", kept.get("cls"))

@@ -171,7 +171,7 @@ class CompressionTrainer(Trainer):
         found = score(objective.student, self.eval_dataset, self.tokenizer, objective.task)
         metrics = {f"{metric_key_prefix}_{objective.task.metric}": found}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
