@@ -21,6 +21,7 @@ from hfcompress import cli
 from hfcompress import push as push_
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data import source
+from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import TextClassification
 from tests import loopback_hub
 from tests.loopback_hub import LoopbackHub
@@ -310,6 +311,18 @@ def test_a_data_set_of_parquet_files(hub: LoopbackHub, task: TextClassification,
     hub.add("user/tiny-data", tmp_path / "repo", kind="dataset")
     assert task.read("dev")["sentence"][:] == ["a good film", "a bad film"]
     assert task.judged_split() == "dev"
+
+
+def test_a_corpus_streams_from_the_hub(hub: LoopbackHub) -> None:
+    documents = [f"film {number}" for number in range(20)]
+    repo = hub.add("user/corpus", {"train.txt": "\n".join(documents).encode()}, kind="dataset")
+    task = FillMask(type="fill-mask", dataset="user/corpus", streaming=True, dev_rows=3)
+    assert task.read("dev")["text"][:] == documents[:3]
+    assert [row["text"] for row in task.read("train")] == documents[3:]
+    assert source.data_revision("user/corpus", None, streaming=True) == repo.refs["main"]
+    before = task.fingerprint()
+    repo.commit({"train.txt": "\n".join([*documents, "one more"]).encode()})
+    assert task.fingerprint() != before
 
 
 def test_plan_reads_no_data_set(hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path) -> None:

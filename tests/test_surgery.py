@@ -185,13 +185,13 @@ def test_a_gate_is_needed_for_every_layer() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_queries_and_keys_give_the_attention_that_eager_shows(family: str) -> None:
     batch = world.batch()
-    seen = observe(world.model(family, attn_implementation="sdpa"), batch, frozenset({"queries_keys"}))
+    seen = observe(world.model(family, attn_implementation="sdpa"), batch, frozenset({"queries", "keys"}))
     eager = world.model(family, attn_implementation="eager")
     with torch.no_grad():
         expected = eager(**batch, output_attentions=True).attentions
     hidden_keys = batch["attention_mask"][:, None, None] == 0
     assert len(seen.queries) == len(seen.keys) == len(expected) == 2
-    for queries, keys, attention in zip(seen.queries, seen.keys, expected, strict=True):
+    for queries, keys, attention in zip(seen.queries.values(), seen.keys.values(), expected, strict=True):
         scores = queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
         assert torch.allclose(scores.masked_fill(hidden_keys, -torch.inf).softmax(-1), attention, atol=1e-5)
 
@@ -212,13 +212,13 @@ def test_hidden_states_are_the_embeddings_and_every_layer(family: str) -> None:
 def test_only_what_is_asked_for_is_kept_and_foreign_inputs_are_left_out() -> None:
     batch = {**world.batch(), "token_type_ids": torch.zeros(4, 12, dtype=torch.long)}
     seen = observe(world.model("distilbert"), batch)
-    assert (seen.hidden_states, seen.queries, seen.keys) == ((), (), ())
+    assert (seen.hidden_states, seen.queries, seen.keys, seen.values) == ((), {}, {}, {})
 
 
 def test_hooks_go_even_when_the_pass_fails() -> None:
     model = world.model()
     with pytest.raises(ValueError, match="input_ids"):
-        observe(model, {"attention_mask": torch.ones(1, 3)}, frozenset({"queries_keys"}))
+        observe(model, {"attention_mask": torch.ones(1, 3)}, frozenset({"queries", "keys"}))
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -16,6 +16,7 @@ from hfcompress.model.artifact import open_artifact
 from hfcompress.recipe import load
 from hfcompress.stages import training
 from hfcompress.stages.base import Bench
+from hfcompress.stages.teachers import Teaching
 from hfcompress.stages.train import Train
 from tests import world
 
@@ -147,16 +148,16 @@ def test_the_teacher_is_in_eval_mode_and_is_not_trained(
     from safetensors.torch import load_file
 
     seen: dict[str, Any] = {"modes": set()}
-    taught = training.CompressionTrainer._taught
+    ask = Teaching.ask
 
-    def looked_at(self: Any, inputs: Any) -> Any:
-        observed = taught(self, inputs)
-        seen["teacher"] = self.teacher
-        seen["modes"] |= {module.training for module in self.teacher.modules()}
+    def looked_at(self: Any, *arguments: Any) -> Any:
+        observed = ask(self, *arguments)
+        seen["teacher"] = self.members[0].model
+        seen["modes"] |= {module.training for module in seen["teacher"].modules()}
         seen["grad"] = observed.logits.requires_grad
         return observed
 
-    monkeypatch.setattr(training.CompressionTrainer, "_taught", looked_at)
+    monkeypatch.setattr(Teaching, "ask", looked_at)
     distil(losses=["hidden_states", "soft_labels"])
     assert seen["modes"] == {False}
     assert seen["grad"] is False
@@ -168,7 +169,7 @@ def test_the_teacher_is_in_eval_mode_and_is_not_trained(
 
 def test_a_teacher_that_was_never_fine_tuned_is_refused(distil: Distil, tmp_path: Path) -> None:
     untrained = world.save(world.model(), tmp_path / "untrained")
-    with pytest.raises(HfcompressError, match=r"better than always giving the same answer \(0\.5000\): it was never"):
+    with pytest.raises(HfcompressError, match=r"better than answering without looking \(0\.5000\): it was never"):
         distil(source=untrained)
 
 
@@ -182,7 +183,7 @@ def test_a_student_of_labels_alone_asks_no_teacher(distil: Distil, monkeypatch: 
     def never(*_: Any) -> None:
         raise AssertionError("no loss asks for a teacher")
 
-    monkeypatch.setattr("hfcompress.stages.distill._examined", never)
+    monkeypatch.setattr("hfcompress.stages.teach._examined", never)
     assert "teacher" not in distil(losses=["hard_labels"]).notes
 
 
@@ -216,8 +217,8 @@ def test_two_batches_of_sixteen_are_one_of_thirty_two(distil: Distil, watch: Wat
 
 def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.9, 0.1, 0.7])
-    monkeypatch.setattr("hfcompress.stages.distill._examined", lambda *_: 1.0)
-    monkeypatch.setattr(training, "_judge", lambda *_: {"accuracy": next(scores)})
+    monkeypatch.setattr("hfcompress.stages.teach._examined", lambda *_: 1.0)
+    monkeypatch.setattr(training, "score", lambda *_: next(scores))
     bench = distil(train=TRAIN | {"keep_best": True})
     assert bench.notes["dev"] == 0.7  # the kept model is judged once more at the end
     _, second, third, kept = watch.at_evaluation
@@ -256,24 +257,28 @@ def test_no_epochs_train_nothing(distil: Distil, watch: Watch) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoded(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    task = load(world.recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", teacher, data)).recipe.task
+def task(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load(world.recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", teacher, data)).recipe.task
+
+
+@pytest.fixture(scope="module")
+def encoded(task: Any) -> Any:
     return task.encode(task.read("train"), world.tokenizer(), {"LABEL_0": 0, "LABEL_1": 1})
 
 
-def test_a_batch_is_as_long_as_its_longest_row(encoded: Any) -> None:
+def test_a_batch_is_as_long_as_its_longest_row(encoded: Any, task: Any) -> None:
     rows = [encoded[i] for i in range(4)]
-    batch = training._Batch(world.tokenizer())(rows)
+    batch = training.Collator(task, world.tokenizer(), None, on_gpu=False)(rows)
     longest = max(row["length"] for row in rows)
     assert batch["input_ids"].shape == (4, longest)
     assert longest < 16  # max_length
     assert batch["attention_mask"].sum(1).tolist() == [row["length"] for row in rows]
     assert batch["labels"].tolist() == [row["labels"] for row in rows]
-    assert training._Batch(world.tokenizer(), 8)(rows)["input_ids"].shape[1] % 8 == 0
+    assert training.Collator(task, world.tokenizer(), None, on_gpu=True)(rows)["input_ids"].shape[1] % 8 == 0
 
 
-def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any) -> None:
-    batches = training.batches(encoded, world.tokenizer(), 16)
+def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any, task: Any) -> None:
+    batches = list(training.batches(encoded, world.tokenizer(), task, 16))
     assert sum(len(batch["labels"]) for batch in batches) == len(encoded)
     lengths = [batch["attention_mask"].sum(1) for batch in batches]
     assert all(a.max() <= b.min() for a, b in pairwise(lengths))
@@ -281,15 +286,16 @@ def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any) -> No
 
 def test_length_grouping_pads_less(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
     padding: list[float] = []
-    pad = training._Batch.__call__
+    pad = training.Collator.__call__
 
     def counted(self: Any, rows: Any) -> Any:
         batch = pad(self, rows)
         padding.append(float(1 - batch["attention_mask"].float().mean()))
         return batch
 
-    monkeypatch.setattr(training._Batch, "__call__", counted)
-    monkeypatch.setattr("hfcompress.stages.distill._examined", lambda *_: 1.0)
+    monkeypatch.setattr(training.Collator, "__call__", counted)
+    monkeypatch.setattr(training, "examine", lambda *_: None)
+    monkeypatch.setattr("hfcompress.stages.teach._examined", lambda *_: 1.0)
     means = {}
     for grouping in (True, False):
         padding.clear()

@@ -42,6 +42,7 @@ class FillMask(BaseTask):
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     metrics: ClassVar[Mapping[str, Metric]] = MASKED
     required: ClassVar[tuple[Split, ...]] = ("train",)
+    kinds: ClassVar[str] = "txt (one document a line), csv, tsv, jsonl or parquet"
 
     type: Literal["fill-mask"]
     text: list[str] = Field(default=["text"], min_length=1, max_length=1)
@@ -62,12 +63,8 @@ class FillMask(BaseTask):
     def streamed(self) -> bool:
         return self.streaming
 
-    def rows(self, split: Split = "train") -> int | None:
-        """Documents of a local split; None where they are packed or stream, since tokens decide then."""
-        count = None if self.packed or self.streaming else super().rows(split)
-        if count is None or split != "train" or source.split_file(self.dataset, "dev", self.splits.named):
-            return count
-        return count - self._held_out(count)
+    def rows(self, split: Split = "train") -> None:
+        """None: only tokens tell how many rows documents give."""
 
     def _held_out(self, count: int) -> int:
         return min(max(count // 100, 1), self.dev_rows)
@@ -180,26 +177,19 @@ class FillMask(BaseTask):
         tokens = (tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"] for some in texts if some)
         yield from blocks(tokens, self.max_length, tokenizer.cls_token_id, tokenizer.sep_token_id)
 
-    def batch(
+    def asked(
         self,
+        tokens: dict[str, Tensor],
         features: Sequence[Mapping[str, Any]],
         tokenizer: PreTrainedTokenizerBase,
-        multiple: int | None = None,
-        epoch: int | None = None,
+        epoch: int | None,
     ) -> dict[str, Tensor]:
-        """`BaseTask.batch`, with masks."""
+        """The batch with some tokens replaced, and in `labels` what was there."""
         import torch
 
-        batch = super().batch(features, tokenizer, multiple, epoch)
         probability = self.mask_probability if epoch is not None else self.mask_probability or JUDGED_PROBABILITY
-        ids, labels = masked(batch["input_ids"].numpy(), batch["index"].numpy(), tokenizer, probability, epoch)
-        return {**batch, "input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-
-    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
-        """None yet: masking tells them."""
-        import torch
-
-        return torch.empty(0)
+        ids, labels = masked(tokens["input_ids"].numpy(), tokens["index"].numpy(), tokenizer, probability, epoch)
+        return {**tokens, "input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross-entropy, the mean over masked tokens; 0 where none is."""
@@ -213,7 +203,7 @@ class FillMask(BaseTask):
         import numpy as np
 
         # What begins and ends a row, and parts its documents, is never asked for.
-        rows = [np.asarray(ids) for ids in features["input_ids"]]
+        rows = [np.asarray(ids) for ids in features["input_ids"][:]]
         tokens = np.concatenate([row[1:][row[1:] != row[-1]] for row in rows])
         _, counts = np.unique(tokens, return_counts=True)
         shares = counts / counts.sum()

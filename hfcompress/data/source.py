@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:quickstart"
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
-KINDS = "csv, tsv, jsonl, parquet or (one text a line, in a column `text`) txt"
 _BESIDE_THE_WEIGHTS = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "*.txt",
                        "*.model", "*.codes", MODELING_FILE]  # fmt: skip
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]

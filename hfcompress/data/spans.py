@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.metrics import SPANS, Metric, objects
-from hfcompress.data.task import LabelledTask, mapped, numbered
+from hfcompress.data.task import LabelledTask, Split, mapped, numbered
 
 if TYPE_CHECKING:
     import datasets
@@ -68,6 +68,9 @@ class QuestionAnswering(LabelledTask):
         """The head's two outputs."""
         return ["start", "end"]
 
+    def rows(self, split: Split = "train") -> None:
+        """None: only tokens tell how many windows there are."""
+
     def head_labels(self) -> int:
         """Two: start and end."""
         return 2
@@ -114,7 +117,7 @@ class QuestionAnswering(LabelledTask):
         Besides what a batch is made of it holds `question` (the row's number), `context`, `answers`, and of the
         window's context `first` (its first token) and `offsets` (start and end characters, flat).
         """
-        targets = self.targets(rows, labels)
+        self.targets(rows, labels)
         if not tokenizer.is_fast:
             raise HfcompressError(
                 f"{type(tokenizer).__name__} cannot tell which characters a token stands for",
@@ -122,7 +125,7 @@ class QuestionAnswering(LabelledTask):
             )
 
         def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
-            contexts = [str(text) for text in batch[self.text[1]]]
+            contexts, answers = [str(text) for text in batch[self.text[1]]], batch[self.label]
             encoded = tokenizer(
                 self._shortened([str(text) for text in batch[self.text[0]]], tokenizer),
                 contexts,
@@ -132,18 +135,20 @@ class QuestionAnswering(LabelledTask):
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-            samples, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-            found: dict[str, Any] = {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-            of_context = [_context_offsets(encoded.sequence_ids(i), offsets[i]) for i in range(len(samples))]
-            found["labels"] = [_target(*of_context[i], targets[numbers[sample]]) for i, sample in enumerate(samples)]
-            found["first"] = [first for first, _ in of_context]
-            found["offsets"] = [[edge for pair in pairs for edge in pair] for _, pairs in of_context]
-            found["question"] = [numbers[sample] for sample in samples]
-            found["context"] = [contexts[sample] for sample in samples]
-            found["answers"] = [targets[numbers[sample]][0] or [""] for sample in samples]
-            return found
+            rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+            places = [_context_offsets(encoded.sequence_ids(window), offsets[window]) for window in range(len(rows))]
+            return {
+                **encoded,
+                "length": [len(ids) for ids in encoded["input_ids"]],
+                "labels": [_target(*place, answers[row]) for place, row in zip(places, rows, strict=True)],
+                "first": [first for first, _ in places],
+                "offsets": [[edge for pair in pairs for edge in pair] for _, pairs in places],
+                "question": [numbers[row] for row in rows],
+                "context": [contexts[row] for row in rows],
+                "answers": [answers[row]["text"] or [""] for row in rows],
+            }
 
-        return numbered(mapped(rows.select_columns(self.text), windows, with_indices=True))
+        return numbered(mapped(rows.select_columns(self.columns), windows, with_indices=True))
 
     def _shortened(self, questions: list[str], tokenizer: Any) -> list[str]:
         room = self.max_length - tokenizer.num_special_tokens_to_add(pair=True) - self.stride
@@ -237,11 +242,11 @@ def _context_offsets(sequence_ids: list[int | None], offsets: list[Any]) -> tupl
     return (places[0] if places else CLS), [tuple(offsets[place]) for place in places]
 
 
-def _target(first: int, offsets: list[tuple[int, int]], answers: Answers) -> list[int]:
+def _target(first: int, offsets: list[tuple[int, int]], answers: Mapping[str, list[Any]]) -> list[int]:
     """First and last token of the first answer, `CLS` twice where the window does not hold all of it."""
     from bisect import bisect_left, bisect_right
 
-    texts, starts = answers
+    texts, starts = answers["text"], answers["answer_start"]
     if not texts or not offsets:
         return [CLS, CLS]
     begin, end = starts[0], starts[0] + len(texts[0])

@@ -58,6 +58,7 @@ class BaseTask(Strict):
         outputs: How many outputs the head must have, where the task alone says so.
         metrics: By name; each takes predictions and references whose first axis is the judged unit.
         required: Splits that a directory must hold.
+        kinds: The files that it may hold.
     """
 
     head: ClassVar[str]
@@ -66,6 +67,7 @@ class BaseTask(Strict):
     outputs: ClassVar[int | None] = None
     metrics: ClassVar[Mapping[str, Metric]]
     required: ClassVar[tuple[Split, ...]] = ("train", "dev")
+    kinds: ClassVar[str] = "csv, tsv, jsonl or parquet"
 
     dataset: str
     """Hub id, or a directory with train, dev (or validation) and test files of csv, tsv, jsonl or parquet."""
@@ -113,8 +115,8 @@ class BaseTask(Strict):
         if path is None and split not in self.required and split not in self.splits.named:
             return []
         if path is None:
-            fix = f"it needs {' and '.join(self.required).replace('dev', 'dev (or validation)')} files of "
-            fix += f"{source.KINDS}; `splits:` renames them"
+            splits = " and ".join(self.required).replace("dev", "dev (or validation)")
+            fix = f"it needs {splits} files of {self.kinds}; `splits:` renames them"
             return [Problem(f"no {split} file in {self.dataset}", fix, ("task", "dataset"))]
         header, found = source.columns(path), []
         for index, column in enumerate(self.columns):
@@ -153,7 +155,7 @@ class BaseTask(Strict):
             return None
 
     def rows(self, split: Split = "train") -> int | None:
-        """How many rows a local split has; None where only reading more than the file's lines would tell."""
+        """How many rows `encode` gives of a local split; None where only reading or encoding it would tell."""
         if not source.is_local(self.dataset):
             return None
         path = source.split_file(self.dataset, split, self.splits.named)
@@ -247,15 +249,21 @@ class BaseTask(Strict):
             for name, fill in fills.items()
             if name in features[0]
         }
-        mask = (torch.arange(length) < lengths[:, None]).long()
-        labels, index = self.batch_labels(features, length), torch.tensor([feature["index"] for feature in features])
-        return {**tokens, "attention_mask": mask, "labels": labels, "index": index}
+        tokens["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
+        tokens["index"] = torch.tensor([feature["index"] for feature in features])
+        return self.asked(tokens, features, tokenizer, epoch)
 
-    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
-        """The labels of a batch that is padded to `length` tokens."""
+    def asked(
+        self,
+        tokens: dict[str, Tensor],
+        features: Sequence[Mapping[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        epoch: int | None,
+    ) -> dict[str, Tensor]:
+        """A batch of tokens with `labels`, what the head is asked for; the arguments are those of `batch`."""
         import torch
 
-        return torch.tensor([feature["labels"] for feature in features])
+        return {**tokens, "labels": torch.tensor([feature["labels"] for feature in features])}
 
     def score(self, predictions: Array, references: Array) -> float:
         """The task's metric of what `judge` gave."""
@@ -352,10 +360,13 @@ def numbered(encoded: datasets.Dataset) -> datasets.Dataset:
     return found.with_format(None, columns=[name for name in found.column_names if name in IN_A_BATCH])
 
 
-def mapped(rows: datasets.Dataset, function: Callable[..., Any], **options: Any) -> datasets.Dataset:
-    """Rows batch by batch through `function`, which gives the columns that there are then."""
+def mapped(
+    rows: datasets.Dataset, function: Callable[..., Any], keep: Sequence[str] = (), **options: Any
+) -> datasets.Dataset:
+    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay."""
+    removed = [name for name in rows.column_names if name not in keep]
     return rows.map(
-        function, batched=True, remove_columns=rows.column_names, desc="tokens", load_from_cache_file=False, **options
+        function, batched=True, remove_columns=removed, desc="tokens", load_from_cache_file=False, **options
     )
 
 

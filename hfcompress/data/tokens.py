@@ -92,13 +92,15 @@ class TokenClassification(LabelledTask):
     ) -> datasets.Dataset:
         import datasets
 
-        targets = self.targets(rows, labels)
         splitter = for_words(tokenizer)
+        names = sorted(labels or {}, key=(labels or {}).__getitem__)
+        tags = datasets.Sequence(datasets.ClassLabel(names=names))
+        words = rows.select_columns(self.text).add_column("tags", self.targets(rows, labels)).cast_column("tags", tags)
 
-        def tokens(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
+        def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
             lists = [[str(word) for word in words] for words in batch[self.text[0]]]
             encoded = splitter(lists, is_split_into_words=True, truncation=True, max_length=self.max_length)
-            aligned = [_aligned(encoded.word_ids(i), targets[number]) for i, number in enumerate(numbers)]
+            aligned = [_aligned(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
             return {
                 **encoded,
                 "length": [len(ids) for ids in encoded["input_ids"]],
@@ -106,14 +108,18 @@ class TokenClassification(LabelledTask):
                 "words": [words for _, words in aligned],
             }
 
-        encoded = mapped(rows.select_columns(self.text), tokens, with_indices=True)
-        names = sorted(labels or {}, key=(labels or {}).__getitem__)
-        tags = datasets.Sequence(datasets.ClassLabel(names=names))
-        return numbered(encoded.add_column("tags", targets).cast_column("tags", tags))
+        return numbered(mapped(words, tokens, keep=("tags",)))
 
-    def batch_labels(self, features: Sequence[Mapping[str, Any]], length: int) -> Tensor:
-        """`(rows, length)`, `IGNORED` at tokens that begin no word."""
-        return padded([feature["labels"] for feature in features], length, IGNORED)
+    def asked(
+        self,
+        tokens: dict[str, Tensor],
+        features: Sequence[Mapping[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        epoch: int | None,
+    ) -> dict[str, Tensor]:
+        """The batch with labels `(rows, length)`, `IGNORED` at tokens that begin no word."""
+        labels = padded([feature["labels"] for feature in features], tokens["input_ids"].shape[1], IGNORED)
+        return {**tokens, "labels": labels}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross-entropy, the mean over words."""

@@ -64,7 +64,7 @@ def _by_gram(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -
 
     Autograd would keep every factor, and make products twice that are symmetric.
     """
-    value, to_queries, to_keys = _value_and_slopes(q_s.detach(), k_s.detach(), q_t, k_t, mask)
+    value, to_queries, to_keys = _value_and_slopes(q_s.detach(), k_s.detach(), q_t.detach(), k_t.detach(), mask)
     linear = (to_queries.view(q_s.shape) * q_s).sum() + (to_keys.view(k_s.shape) * k_s).sum()
     return value + (linear - linear.detach())
 

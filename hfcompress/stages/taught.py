@@ -43,11 +43,11 @@ class Taught(Strict):
         """What the losses look at besides logits."""
         return frozenset[str]().union(*(loss.needs for loss in self.losses))
 
-    def kept(self, train: Train, head: str) -> str | None:
+    def kept(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
         """What of the teacher's answers is kept on disk; None where it is asked live."""
         if self.teacher_cache == "auto":
-            passes = train.epochs if train.max_steps is None else 2
-            return "logits" if not self.needs and passes > 1 and head != "mask" else None
+            again = rows is not None and train.rows_seen(rows, processes) > rows
+            return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
     def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:

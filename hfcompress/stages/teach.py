@@ -96,7 +96,9 @@ def _teaching(
 ) -> Teaching:
     from hfcompress.stages.answers import answers_of
 
-    kept, members, notes = taught.kept(train, bench.task.head), [], []
+    count = len(rows["train"]) if hasattr(rows["train"], "__len__") else None
+    kept = taught.kept(train, bench.task.head, count, process_state().num_processes)
+    members, notes = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
         model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
         member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path)), rows

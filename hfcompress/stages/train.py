@@ -53,3 +53,9 @@ class Train(Strict):
         per_epoch = max(math.ceil(batches / self.gradient_accumulation), 1)
         planned = math.ceil(per_epoch * self.epochs)
         return planned if self.max_steps is None else self.max_steps
+
+    def rows_seen(self, rows: int, processes: int = 1) -> float:
+        """Rows that training over `rows` rows looks at, each time it does."""
+        if self.max_steps is None:
+            return rows * self.epochs
+        return float(self.max_steps * self.batch_size * self.gradient_accumulation * processes)

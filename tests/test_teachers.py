@@ -1,0 +1,376 @@
+"""Teachers: several, cached, adapted, with other tokenizers, and what is looked at before any epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+
+from hfcompress import recipe as recipes
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import shape_of
+from hfcompress.data.sequence import TextClassification
+from hfcompress.losses.base import LOSSES
+from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
+from hfcompress.model.observe import observe
+from hfcompress.stages import training
+from hfcompress.stages.answers import answers_of
+from hfcompress.stages.base import Bench
+from hfcompress.stages.teachers import AnyTeachers, Member, Teachers, Teaching, combined, same_tokenizer, translation
+from tests import world
+
+TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
+
+
+def one_stage(path: Path, model: Path, data: Path, **stage: Any) -> Path:
+    """A recipe that only distils."""
+    whole = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN, **stage}
+    return world.recipe(path, model, data, stages=[whole])
+
+
+def ran(recipe: Path, directory: Path) -> dict[str, Any]:
+    """Runs the stages of a recipe without measuring; what the last one noted."""
+    loaded = recipes.load(recipe)
+    recipes.check(loaded)
+    directory.mkdir()
+    parent = source = open_artifact(Path(loaded.recipe.model))
+    made = {"model": source}
+    for name, stage in zip(loaded.recipe.stage_names(), loaded.recipe.stages, strict=True):
+        bench = Bench(stage.task_of(loaded.recipe.task), 0, source, made, directory / f"{name}.partial")
+        stage.run(parent, bench)
+        bench.model_directory.rename(directory / name)
+        parent = made[name] = open_artifact(directory / name, name)
+    return bench.notes
+
+
+def weights(directory: Path, stage: str = "01-distill") -> dict[str, torch.Tensor]:
+    return load_file(directory / stage / "model.safetensors")
+
+
+def task_of(data: Path) -> TextClassification:
+    return TextClassification(type="text-classification", dataset=str(data), text=["sentence"], max_length=16)
+
+
+def encoded(data: Path, directory: Path) -> Any:
+    task = task_of(data)
+    return task.encode(task.read("train"), load_tokenizer(directory), {"LABEL_0": 0, "LABEL_1": 1})
+
+
+# ---- who teaches
+
+
+@pytest.mark.parametrize(
+    ("value", "models"), [("source", ["source"]), (["a", "b"], ["a", "b"]), ({"models": ["a"]}, ["a"])]
+)
+def test_a_teacher_is_a_name_a_list_or_a_mapping(value: Any, models: list[str]) -> None:
+    assert TypeAdapter(AnyTeachers).validate_python(value).models == models
+
+
+def test_each_teacher_has_one_weight() -> None:
+    with pytest.raises(ValidationError, match="2 teachers have 1 weights"):
+        Teachers(models=["a", "b"], weights=[1.0])
+
+
+def test_the_mean_of_two_teachers_logits() -> None:
+    one, two = torch.randn(3, 4), torch.randn(3, 4)
+    assert torch.allclose(combined([one, two], Teachers(models=["a", "b"]), "sequence"), (one + two) / 2)
+    weighed = combined([one, two], Teachers(models=["a", "b"], weights=[3.0, 1.0]), "sequence")
+    assert torch.allclose(weighed, (3 * one + two) / 4)
+
+
+@pytest.mark.parametrize(("head", "axis"), [("sequence", -1), ("token", -1), ("span", -2)])
+def test_the_surer_teacher_weighs_more_row_by_row(head: str, axis: int) -> None:
+    shape = (3, 4) if head == "sequence" else (3, 5, 2)
+    logits = [torch.randn(shape), 3 * torch.randn(shape)]
+    found = combined(logits, Teachers(models=["a", "b"], combine="confidence"), head)
+    expected, weight = torch.zeros(shape), torch.zeros(shape)
+    for z in logits:
+        p = z.softmax(axis)
+        h = -(p * p.log()).sum(axis, keepdim=True)
+        expected, weight = expected + z / h, weight + 1 / h
+    assert torch.allclose(found, expected / weight, atol=1e-6)
+
+
+def test_a_sure_teacher_does_not_divide_by_nothing() -> None:
+    sure = torch.tensor([[1000.0, -1000.0]])
+    found = combined([sure, torch.zeros(1, 2)], Teachers(models=["a", "b"], combine="confidence"), "sequence")
+    assert found.isfinite().all()
+    assert found[0, 0] > 990
+
+
+def test_an_ensemble_teaches_what_its_mean_says(tmp_path: Path, teacher: Path, data: Path) -> None:
+    """Two teachers of which one is the other's double teach what the one teaches."""
+    alone = ran(one_stage(tmp_path / "a.yaml", teacher, data), tmp_path / "a")
+    both = ran(one_stage(tmp_path / "b.yaml", teacher, data, teacher=["source", str(teacher)]), tmp_path / "b")
+    assert [note["stage"] for note in both["teacher"]] == ["source", str(teacher)]
+    assert alone["dev"] == both["dev"]
+    for name, tensor in weights(tmp_path / "a").items():
+        assert torch.allclose(tensor, weights(tmp_path / "b")[name], atol=1e-5), name
+
+
+def test_a_student_can_teach_the_next(tmp_path: Path, teacher: Path, data: Path) -> None:
+    train = {"max_steps": 2, "batch_size": 16}
+    stages = [
+        {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN},
+        {"kind": "distill", "student": {"ffn": 32}, "teacher": "01-distill", "losses": ["soft_labels"], "train": train},
+    ]
+    record = ran(world.recipe(tmp_path / "r.yaml", teacher, data, stages=stages), tmp_path / "run")
+    assert record["teacher"]["stage"] == "01-distill"
+
+
+# ---- the cache
+
+
+def test_cached_answers_are_those_of_the_live_model_bit_for_bit(teacher: Path, data: Path) -> None:
+    rows, model, words = encoded(data, teacher), load_model(teacher, task_of(data).auto_class), load_tokenizer(teacher)
+    for content in ("logits", "cls", "hidden_states"):
+        answers = answers_of(model, words, rows, task_of(data), content, weights="w", fingerprint="f")  # type: ignore[arg-type]
+        cached = Teaching([Member("t", None, words, answers=answers)], Teachers(models=["t"]), "sequence")
+        live = Teaching([Member("t", model, words)], Teachers(models=["t"]), "sequence")
+        for batch in training.batches(rows, words, task_of(data), 64):
+            index, length = batch["index"], batch["input_ids"].shape[1]
+            tokens = {**batch, **cached.attach(index, length)}
+            seen, expected = cached.ask(tokens), live.ask(batch, frozenset({"hidden_states"}))
+            assert torch.equal(seen.logits, expected.logits)
+            real = batch["attention_mask"].bool()
+            for own, other in zip(seen.hidden_states, expected.hidden_states, strict=content != "logits"):
+                if content == "cls":
+                    assert torch.equal(own[:, 0], other[:, 0])
+                elif content == "hidden_states":
+                    assert torch.equal(own[real], other[real])
+
+
+def test_a_student_learns_the_same_from_the_cache(tmp_path: Path, teacher: Path, data: Path) -> None:
+    """Batches of all rows, in the order in which the cache was filled, leave rounding no room."""
+    train = {**TRAIN, "batch_size": 96}
+    for name in ("off", "auto"):
+        ran(one_stage(tmp_path / f"{name}.yaml", teacher, data, train=train, teacher_cache=name), tmp_path / name)
+    live, cached = weights(tmp_path / "off"), weights(tmp_path / "auto")
+    assert live.keys() == cached.keys()
+    for name, tensor in live.items():
+        assert torch.allclose(tensor, cached[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(("loss", "content"), [("pkd", "cls"), ("hidden_states", "hidden_states")])
+def test_layers_are_learnt_from_the_cache(tmp_path: Path, teacher: Path, data: Path, loss: str, content: str) -> None:
+    losses = [loss, "soft_labels"]
+    for name in ("off", content):
+        recipe = one_stage(tmp_path / f"{name}.yaml", teacher, data, teacher_cache=name, losses=losses)
+        ran(recipe, tmp_path / name)
+    for name, tensor in weights(tmp_path / "off").items():
+        assert torch.allclose(tensor, weights(tmp_path / content)[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("losses", "cache", "why"),
+    [
+        (["attention_scores"], "hidden_states", "a loss looks at keys, queries, which are never kept"),
+        (["hidden_states"], "logits", "a loss looks at hidden states, and logits alone are kept"),
+        (["hidden_states"], "cls", "hidden_states looks at every token, and the first alone is kept"),
+    ],
+)
+def test_what_the_cache_does_not_hold_is_refused(
+    tmp_path: Path, teacher: Path, data: Path, losses: list[str], cache: str, why: str
+) -> None:
+    recipe = one_stage(tmp_path / "r.yaml", teacher, data, losses=losses, teacher_cache=cache)
+    with pytest.raises(HfcompressError, match=why) as error:
+        recipes.check(recipes.load(recipe))
+    assert error.value.problems[0].key == ("stages", 0, "teacher_cache")
+
+
+def test_a_second_run_reads_what_the_first_one_kept(
+    tmp_path: Path, teacher: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
+    ran(one_stage(tmp_path / "a.yaml", teacher, data), tmp_path / "a")
+    assert "96 answers kept in" in capsys.readouterr().err
+    ran(one_stage(tmp_path / "b.yaml", teacher, data, train={**TRAIN, "learning_rate": 2e-3}), tmp_path / "b")
+    assert "96 answers read from" in capsys.readouterr().err
+    other = world.write_data(tmp_path / "other", seed=5)
+    ran(one_stage(tmp_path / "c.yaml", teacher, other), tmp_path / "c")
+    assert "96 answers kept in" in capsys.readouterr().err
+
+
+# ---- another tokenizer
+
+
+def renamed(path: Path, teacher: Path, words: list[str]) -> Path:
+    """The teacher over a vocabulary in another order: it answers the same to the same text."""
+    model, old = load_model(teacher, "AutoModelForSequenceClassification"), load_tokenizer(teacher)
+    new = world.tokenizer(words)
+    ids = [old.get_vocab()[word] for word in words]
+    table = model.get_input_embeddings()
+    with torch.no_grad():
+        table.weight.copy_(table.weight[ids])
+    model.save_pretrained(path)
+    new.save_pretrained(path)
+    return path
+
+
+def test_a_teacher_with_another_vocabulary_gives_its_answers(tmp_path: Path, teacher: Path, data: Path) -> None:
+    words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
+    other = renamed(tmp_path / "other", teacher, words)
+    assert not same_tokenizer(load_tokenizer(other), load_tokenizer(teacher))
+    ran(one_stage(tmp_path / "a.yaml", teacher, data), tmp_path / "a")
+    ran(one_stage(tmp_path / "b.yaml", teacher, data, teacher=str(other)), tmp_path / "b")
+    for name, tensor in weights(tmp_path / "a").items():
+        assert torch.allclose(tensor, weights(tmp_path / "b")[name], atol=1e-4), name
+
+
+def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, data: Path, tmp_path: Path) -> None:
+    words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
+    other = renamed(tmp_path / "other", teacher, words)
+    own, theirs = encoded(data, teacher), encoded(data, other)
+    ids = translation(load_tokenizer(teacher), load_tokenizer(other), own, theirs)
+    assert ids is not None
+    member = Member("t", load_model(other, "AutoModelForSequenceClassification"), load_tokenizer(other), ids=ids)
+    batch = task_of(data).batch([own[i] for i in range(8)], load_tokenizer(teacher))
+    seen = Teaching([member], Teachers(models=["t"]), "sequence").ask(batch, frozenset({"hidden_states"}))
+    expected = observe(load_model(teacher, "AutoModelForSequenceClassification"), batch, frozenset({"hidden_states"}))
+    assert torch.allclose(seen.hidden_states[-1], expected.hidden_states[-1], atol=1e-5)
+
+
+def test_texts_that_are_split_otherwise_have_no_translation(teacher: Path, data: Path) -> None:
+    fewer = [word for word in world.WORDS if word not in ("film", "story")]
+    smaller, whole = world.tokenizer(fewer), load_tokenizer(teacher)
+    task = task_of(data)
+    own = task.encode(task.read("train"), smaller, {"LABEL_0": 0, "LABEL_1": 1})
+    assert translation(smaller, whole, own, encoded(data, teacher)) is None
+    assert translation(whole, smaller, encoded(data, teacher), own) is None
+
+
+def test_layers_of_a_teacher_that_reads_other_tokens_are_refused(tmp_path: Path, teacher: Path, data: Path) -> None:
+    words = [w for w in world.WORDS if w not in ("film", "story")] + ["cinema", "tale"]
+    other = tmp_path / "other"
+    load_model(teacher, "AutoModelForSequenceClassification").save_pretrained(other)
+    world.tokenizer(words).save_pretrained(other)
+    recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(other), losses=["hidden_states"])
+    with pytest.raises(HfcompressError, match="has another tokenizer than the student") as error:
+        ran(recipe, tmp_path / "run")
+    assert "losses on logits alone" in str(error.value)
+
+
+# ---- an adapter
+
+
+def adapter(path: Path, teacher: Path) -> Path:
+    """A LoRA adapter on the teacher, with weights that matter."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(teacher, "AutoModelForSequenceClassification")
+    base.config.name_or_path = base.name_or_path = str(teacher)
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["query", "value"], modules_to_save=["pooler", "classifier"]
+    )
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(path)
+    return path
+
+
+def test_an_adapter_teaches_as_the_merged_model_does(tmp_path: Path, teacher: Path, data: Path) -> None:
+    from peft import PeftModel
+
+    place = adapter(tmp_path / "adapter", teacher)
+    record = ran(one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(place)), tmp_path / "run")
+    base = load_model(teacher, "AutoModelForSequenceClassification")
+    merged = PeftModel.from_pretrained(base, str(place)).merge_and_unload().eval()
+    task = task_of(data)
+    rows = task.encode(task.read("dev"), load_tokenizer(teacher), {"LABEL_0": 0, "LABEL_1": 1})
+    assert record["teacher"]["dev"] == training.score(merged, rows, load_tokenizer(teacher), task)
+
+
+# ---- before any epoch
+
+
+def test_labels_with_other_ids_are_told(tmp_path: Path, teacher: Path, data: Path) -> None:
+    names = {"source": {0: "bad", 1: "good"}, "other": {0: "good", 1: "bad"}}
+    for where, labels in names.items():
+        model = load_model(teacher, "AutoModelForSequenceClassification")
+        model.config.id2label, model.config.label2id = labels, {name: i for i, name in labels.items()}
+        world.save(model, tmp_path / where)
+    recipe = one_stage(tmp_path / "r.yaml", tmp_path / "source", data, teacher=str(tmp_path / "other"))
+    with pytest.raises(HfcompressError, match="gives 'bad' the id 1, the student 0"):
+        ran(recipe, tmp_path / "run")
+
+
+def test_a_teacher_with_more_labels_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
+    world.save(world.model(labels=3), tmp_path / "three")
+    recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=["source", str(tmp_path / "three")])
+    with pytest.raises(HfcompressError, match="the student has 2 labels and the teacher 3"):
+        recipes.check(recipes.load(recipe))
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teacher: Path, data: Path) -> None:
+    broken = tmp_path / "broken"
+    world.save(load_model(teacher, "AutoModelForSequenceClassification"), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["bert.encoder.layer.0.output.dense.bias"][:] = torch.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    model = load_model(broken, "AutoModelForSequenceClassification")
+    task = task_of(data)
+    shape = shape_of(model.config.to_dict())
+    loss = [LOSSES.parse("hidden_states")]
+    objective = training.Objective(load_model(teacher, task.auto_class), loss, task, shape, ((1, 1), (2, 2)))
+    teaching = Teaching([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), "sequence")
+    with pytest.raises(HfcompressError, match="hidden_states is not finite on the first rows"):
+        training.examine(objective, teaching, encoded(data, teacher), load_tokenizer(teacher))
+
+
+def test_a_projection_that_nothing_trains_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
+    losses = [{"use": "hidden_states", "projection": "per_layer"}, "soft_labels"]
+    recipe = one_stage(
+        tmp_path / "r.yaml", teacher, data, student={"hidden": 16}, losses=losses, layer_map=[[1, 2]], train=TRAIN
+    )
+    with pytest.raises(HfcompressError, match="the projection of hidden_states gets no gradient"):
+        ran(recipe, tmp_path / "run")
+
+
+def test_steps_and_memory_are_told_before_they_are_taken(
+    tmp_path: Path, teacher: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran(one_stage(tmp_path / "r.yaml", teacher, data), tmp_path / "run")
+    assert "ahead: 12 steps of 16 rows a process, up to" in capsys.readouterr().err
+
+
+# ---- students
+
+
+def test_a_lora_student_is_stock_once_saved(tmp_path: Path, teacher: Path, data: Path) -> None:
+    recipe = one_stage(tmp_path / "r.yaml", teacher, data, student={"layers": 1, "lora": {"r": 2}})
+    ran(recipe, tmp_path / "run")
+    saved, taught = weights(tmp_path / "run"), load_file(teacher / "model.safetensors")
+    assert not [name for name in saved if "lora" in name]
+    changed = {name for name, value in saved.items() if "layer.0" in name and not torch.equal(value, _start(taught, name))}
+    assert changed == {f"bert.encoder.layer.0.attention.self.{part}.weight" for part in ("query", "value")}
+
+
+def _start(teacher: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return teacher[name.replace("layer.0.", "layer.1.")]
+
+
+def test_a_student_of_a_smaller_vocabulary_learns_from_layers(tmp_path: Path, teacher: Path, data: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*world.WORDS, "unheard", *(x for x in letters if x not in world.WORDS), *(f"##{x}" for x in letters)]
+    model = load_model(teacher, "AutoModelForSequenceClassification")
+    model.resize_token_embeddings(len(words))
+    model.save_pretrained(tmp_path / "wordy")
+    world.tokenizer(words).save_pretrained(tmp_path / "wordy")
+    student = {"layers": 1, "vocabulary": "corpus"}
+    recipe = one_stage(tmp_path / "r.yaml", tmp_path / "wordy", data, student=student, losses=["hidden_states"])
+    record = ran(recipe, tmp_path / "run")
+    assert record["student"]["vocabulary"] == f"{len(words) - 1} of {len(words)} tokens"
+    assert "unheard" not in load_tokenizer(tmp_path / "run" / "01-distill").get_vocab()
+    whole = ran(one_stage(tmp_path / "w.yaml", tmp_path / "wordy", data, losses=["hidden_states"]), tmp_path / "whole")
+    assert whole["dev"] == record["dev"]
+    for name, tensor in weights(tmp_path / "whole").items():
+        if "word_embeddings" not in name:
+            assert torch.allclose(tensor, weights(tmp_path / "run")[name], atol=1e-5), name
