@@ -157,7 +157,10 @@ def _sentence(stage: Any) -> str:
         return f"**finetune**: {_epochs(stage.train)} on the task's labels"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        return f"**distill** from `{stage.teacher}`, {_epochs(stage.train)}: {losses}"
+        teachers = " and ".join(f"`{name}`" for name in stage.teacher.models) if stage.asks else "labels"
+        corpus = f" on `{stage.task.dataset}`" if stage.task else ""
+        more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
+        return f"**distill** from {teachers}{corpus}, {_epochs(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
         recovered = f"{_epochs(stage.recover)} of recovery" if stage.recover else "no recovery"
         return (

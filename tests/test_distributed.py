@@ -63,14 +63,14 @@ def _launch(launcher: list[str], folder: Path, script: Path, *arguments: object)
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=os.environ | CPU)
 
 
-def _two_processes(script: Path, *arguments: object) -> list[str]:
+def _two_processes(script: Path, home: Path, *arguments: object) -> list[str]:
     """Starts what a launcher would start, without its own seconds of imports; what each wrote to both streams."""
     shared = os.environ | CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2"}
     command = [sys.executable, str(script), *map(str, arguments)]
     running = [
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank, "HFCOMPRESS_HOME": str(home)},
         )
         for rank in ("0", "1")
     ]  # fmt: skip
@@ -125,12 +125,20 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
     (folder / "script.py").write_text(SCRIPT)
     (folder / "two").mkdir()
     recipe_file = world.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
-    printed = _two_processes(folder / "script.py", recipe_file, folder / "two")
+    printed = _two_processes(folder / "script.py", folder / "home", recipe_file, folder / "two")
     return Both(folder / "one", folder / "two", printed)
 
 
 def test_two_processes_with_half_the_batch_train_the_same_student(both: Both) -> None:
     both.compare("01-distill/model/model.safetensors")
+
+
+def test_two_processes_keep_the_same_answers_of_the_teacher(both: Both) -> None:
+    (theirs,) = (both.two.parent / "home" / "teachers").iterdir()
+    ours = Path(os.environ["HFCOMPRESS_HOME"]) / "teachers" / theirs.name
+    assert {file.name: file.read_bytes() for file in ours.iterdir()} == {
+        file.name: file.read_bytes() for file in theirs.iterdir()
+    }
 
 
 def test_two_processes_cut_the_same_units_and_recover_alike(both: Both) -> None:
