@@ -229,6 +229,10 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
         known = {**{spec: s for spec in specs.values() if (s := _known_shape(spec))}, **known, "parent": shapes[-1]}
         # A student starts from the model it names, with the head of the stage's task.
         start = known.get(specs.get(("student", "from"), "parent"), shapes[-1])
+        if start.head != task.head and stage.kind in ("prune", "quantize"):
+            message = f"the model that {stage.kind} gets here has no head for {task.type}"
+            fix = "put a `distill` stage on the recipe's task before it"
+            problems.append(Problem(message, fix, ("stages", index)))
         start = replace(start, head=task.head, labels=_labels(task, start, known["source"]))
         found = stage.problems(start, known, task)
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]
@@ -260,6 +264,9 @@ def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
     found = []
     if not stage.compresses and any(s.compresses for s in recipe.stages[:index]):
         found.append(Problem("finetune makes the source, so it comes first", "move it to the top", key))
+    if index == len(recipe.stages) - 1 and stage.task_of(None) is not None:
+        message = "the recipe ends with a model for another task than its own"
+        found.append(Problem(message, "add a `distill` stage on the recipe's task after it", (*key, "task")))
     if any(s.kind == "quantize" for s in recipe.stages[:index]):
         found.append(Problem(f"{stage.kind} cannot follow quantize", "put quantize last", key))
     return found + [replace(p, key=(*key, *p.key)) for p in _named_problems(index, recipe)]

@@ -48,9 +48,7 @@ class Distill(Stage, Taught):
             found += self.task.problems()
         if self.augment:
             found += self.augment.problems(task, self.asks)
-        if task.streamed and self.train.max_steps is None:
-            message = "a corpus that is streamed has no known number of rows"
-            found.append(Problem(message, "say how many steps to take: `max_steps`", ("train", "max_steps")))
+        found += self.train.problems(task)
         if not found:
             found += self.taught_problems(self.plan(shape), known, task)
         return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
 from hfcompress.losses.hard_labels import HardLabels
 from hfcompress.model.artifact import Artifact, load_tokenizer
@@ -22,6 +24,9 @@ class Finetune(Stage):
 
     def plan(self, shape: Shape) -> Shape:
         return shape
+
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        return self.train.problems(task)
 
     def steps(self, task: Any) -> int | None:
         return self.train.steps(task.rows())

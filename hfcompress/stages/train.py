@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from hfcompress.base.component import Strict
+from hfcompress.base.errors import Problem
 
 
 class Train(Strict):
@@ -53,6 +54,13 @@ class Train(Strict):
         per_epoch = max(math.ceil(batches / self.gradient_accumulation), 1)
         planned = math.ceil(per_epoch * self.epochs)
         return planned if self.max_steps is None else self.max_steps
+
+    def problems(self, task: Any) -> list[Problem]:
+        """What cannot work with the task's rows; the key starts with `train`."""
+        if not task.streamed or self.max_steps is not None:
+            return []
+        message = "a corpus that is streamed has no known number of rows"
+        return [Problem(message, "say how many steps to take", ("train", "max_steps"))]
 
     def rows_seen(self, rows: int, processes: int = 1) -> float:
         """Rows that training over `rows` rows looks at, each time it does."""
