@@ -313,7 +313,8 @@ def stage_options(stage: Stage) -> dict[str, Any]:
         if isinstance(value, Component):
             return value.spelled()
         if isinstance(value, Strict):
-            return {name: spelled(getattr(value, name)) for name in type(value).model_fields}
+            fields = type(value).model_fields.items()
+            return {field.alias or name: spelled(getattr(value, name)) for name, field in fields}
         return [spelled(entry) for entry in value] if isinstance(value, list) else value
 
     options: dict[str, Any] = spelled(stage)

@@ -157,7 +157,11 @@ def _revisions(loaded: Loaded) -> dict[str, str | None]:
     inside = {"source", "parent", "model", *recipe.stage_names()}
     named = [recipe.model, *(spec for stage in recipe.stages for spec in stage.specs().values())]
     found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
-    data = {} if is_local(task.dataset) else {f"datasets/{task.dataset}": data_revision(task.dataset, task.config)}
+    data = (
+        {}
+        if is_local(task.dataset)
+        else {f"datasets/{task.dataset}": data_revision(task.dataset, task.config, task.streamed)}
+    )
     return found | data
 
 
@@ -294,7 +298,7 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
             "measure": recipe.measure.model_dump(),
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
-            "data": recipe.task.fingerprint(),
+            "data": recipe.task.fingerprint(judged=True),
             "versions": versions(),
         }
     )

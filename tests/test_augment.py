@@ -25,7 +25,7 @@ from hfcompress.stages.base import Bench
 from tests import world
 
 PIECES = [*world.WORDS, "##ly", "##ing", "!", ",", "7", "won", "'", "t"]
-FAMILIES = ["bert", "distilbert", "roberta", "electra", "albert", "deberta-v2", "modernbert"]
+FAMILIES = ["bert", "distilbert", "roberta", "electra", "mpnet", "albert", "deberta-v2", "modernbert"]
 TEXTS = ["a great film", "the plot was good and the cast fine", "awful", "a dull story", "the very film"]
 
 
@@ -117,7 +117,9 @@ def test_the_head_sees_the_masked_tokens_alone(mlm: Path) -> None:
     model, seen = MaskedWords(mlm, 2), []
     model.model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape)))
     propose(["the plot was good", "a great film"], model, None, 16)
-    assert seen == [(4, 1, len(PIECES))]
+    model.model.base_model.encoder.layer[1].intermediate.register_forward_hook(lambda m, i, o: seen.append(o.shape[:2]))
+    propose(["the plot was good", "a great film"], model, None, 16)
+    assert seen == [(4, 1, len(PIECES)), (4, 1), (4, 1, len(PIECES))]
 
 
 def test_the_head_stays_in_float32_where_the_rest_is_in_bfloat16(mlm: Path) -> None:

@@ -35,7 +35,11 @@ def calibration(size: int = ROWS, seed: int = 0) -> Calibration:
             longest = int(part["attention_mask"].sum(1).max())
             yield {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
 
-    return Calibration(batches, nn.functional.cross_entropy, seed)
+    return Calibration(batches, cross_entropy, seed)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
 
 
 def flat(scores: Scores) -> list[Tensor]:
@@ -110,7 +114,7 @@ def test_taylor_leaves_the_model_as_it_was() -> None:
     model.classifier.weight.requires_grad_(False)
     before = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
 
-    def broken(logits: Tensor, labels: Tensor) -> Tensor:
+    def broken(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         raise RuntimeError("no loss")
 
     CRITERIA.parse("taylor").scores(model, calibration())
@@ -139,7 +143,7 @@ def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teache
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     batch = dict(words([text for text, _ in lines], padding=True, return_tensors="pt"))
     labels = torch.tensor([int(label) for _, label in lines])
-    rows = Calibration(lambda count: [{**batch, "labels": labels}], nn.functional.cross_entropy, 0)
+    rows = Calibration(lambda count: [{**batch, "labels": labels}], cross_entropy, 0)
     scores = CRITERIA.parse("taylor").scores(model, rows)
 
     def hurt(heads: list[Tensor], neurons: list[Tensor]) -> float:

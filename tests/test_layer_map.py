@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from hfcompress.base.errors import HfcompressError
+from hfcompress.recipe import load
 from hfcompress.stages.layer_map import LayerMap, layer_map_problems, pairs_of, uniform_map
 
 
@@ -24,8 +27,10 @@ def test_named_maps_of_four_layers_on_twelve(name: str, expected: object) -> Non
     assert pairs_of(name, 4, 12) == expected
 
 
-@pytest.mark.parametrize(("student", "teacher", "expected"), [(4, 12, [3, 6, 9, 12]), (5, 12, [2, 5, 7, 10, 12]),
-                                                               (3, 4, [1, 3, 4]), (6, 6, [1, 2, 3, 4, 5, 6])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [(4, 12, [3, 6, 9, 12]), (5, 12, [2, 5, 7, 10, 12]), (3, 4, [1, 3, 4]), (6, 6, [1, 2, 3, 4, 5, 6])],
+)
 def test_the_uniform_map(student: int, teacher: int, expected: list[int]) -> None:
     assert uniform_map(student, teacher) == expected
 
@@ -61,3 +66,20 @@ def test_a_student_that_is_deeper_needs_another_map(name: str) -> None:
 def test_what_is_no_layer_map(bad: object) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(LayerMap).validate_python(bad)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("layer_map=unifrom", "there is no layer map 'unifrom'; did you mean 'uniform'?"),
+        ("layer_map=3", "a layer map is a name (uniform, last, top, bottom, dynamic) or a list of"),
+        ("layer_map=[[1, 0]]", "stages.0.layer_map.0.1"),
+        ("losses=[{use: soft_labels, weight: -1}]", "a weight is a number of 0 or more"),
+        ("losses=[{use: soft_labels, weight: {start: 1}}]", "stages.0.losses.0.weight.end"),
+    ],
+)
+def test_what_is_wrong_with_one_of_two_forms_is_told_once(recipe: Path, override: str, told: str) -> None:
+    with pytest.raises(HfcompressError) as error:
+        load(recipe, [f"stages.0.{override}"])
+    assert len(error.value.problems) == 1
+    assert told in str(error.value)

@@ -366,6 +366,20 @@ def test_importance_does_not_see_padding(family: str) -> None:
             assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_layers_that_share_their_weights_count_together_and_any_of_them_is_taken() -> None:
+    teacher = world.model("albert", layers=3, seed=1)
+    known = rank_dimensions(teacher, [world.batch()])
+    mask = world.batch()["attention_mask"].bool()
+    with torch.no_grad():
+        seen = observe(teacher, world.batch(), frozenset({"queries", "keys"}))
+    sums = [sum(run.transpose(1, 2)[mask].abs().mean(0) for run in runs.values()) for runs in (seen.queries, seen.keys)]
+    assert len(known.scores) == 1
+    assert torch.allclose(known.scores[0], sums[0] * sums[1], rtol=1e-4)
+    student, report = build_student(teacher, shape(teacher).with_layers(2, 4, 64), [1, 2])
+    assert equal(student.state_dict(), teacher.state_dict())
+    assert report["layer 1"] == "copied from layer 2"
+
+
 def test_dimensions_that_are_rotated_together_stay_together() -> None:
     teacher = world.model("modernbert", layers=1, hidden=32, heads=4)
     known = importance(teacher)

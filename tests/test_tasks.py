@@ -673,9 +673,11 @@ def test_the_fingerprint_sees_labels_and_the_dev_split(tmp_path: Path, change: s
 
 
 def test_the_fingerprint_of_a_stream_sees_what_is_not_read(tmp_path: Path) -> None:
-    task = corpus(tmp_path, [f"film {i}" for i in range(100)], streaming=True, dev_rows=5)
+    """Far beyond the dev documents, in a file of the same size."""
+    documents = ["film " * 1000] * 40
+    task = corpus(tmp_path, documents, streaming=True, dev_rows=5)
     before = task.fingerprint()
-    corpus(tmp_path, [*(f"film {i}" for i in range(99)), "plot 99"])
+    corpus(tmp_path, [*documents[:-1], "plot " * 1000])
     assert task.fingerprint() != before
 
 

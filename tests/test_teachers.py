@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +348,9 @@ def test_a_lora_student_is_stock_once_saved(tmp_path: Path, teacher: Path, data:
     ran(recipe, tmp_path / "run")
     saved, taught = weights(tmp_path / "run"), load_file(teacher / "model.safetensors")
     assert not [name for name in saved if "lora" in name]
-    changed = {name for name, value in saved.items() if "layer.0" in name and not torch.equal(value, _start(taught, name))}
+    changed = {
+        name for name, value in saved.items() if "layer.0" in name and not torch.equal(value, _start(taught, name))
+    }
     assert changed == {f"bert.encoder.layer.0.attention.self.{part}.weight" for part in ("query", "value")}
 
 

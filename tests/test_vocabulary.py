@@ -128,12 +128,10 @@ def test_special_tokens_keep_their_meaning(kind: str) -> None:
 
 
 def test_ids_that_only_a_setting_names_stay_and_follow() -> None:
-    words = ["<unused>", "<pad>", "<unk>", "<start>", "xyz", *"abxyz", *(f"##{letter}" for letter in "unsedpakxyz<>rt")]
+    words = ["<unused>", "<pad>", "<unk>", "<start>", "xyz", *"abxyz<", *(f"##{letter}" for letter in "unsedpakxyz>rt")]
     inner = Tokenizer(models.WordPiece({word: id_ for id_, word in enumerate(words)}, unk_token="<unk>"))
     inner.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", 3)])
     inner.enable_padding(pad_id=1, pad_token="<pad>")
-    inner.model.continuing_subword_prefix = "##"
-    words += ["<"]
     small, kept = prune_vocabulary(PreTrainedTokenizerFast(tokenizer_object=inner), ["a", "b"])
     changed = content(small)
     assert words[4] not in small.get_vocab()
@@ -270,15 +268,15 @@ def test_a_decoder_of_its_own_is_cut_like_the_embeddings() -> None:
 
 
 def test_the_config_takes_the_new_ids() -> None:
-    whole = bpe()
-    model = world.model("roberta", vocab_size=len(whole), pad_token_id=1, bos_token_id=0, eos_token_id=2,
-                        mask_token_id=4, max_position_embeddings=64)  # fmt: skip
-    small, kept = prune_vocabulary(whole, CORPUS)
+    words = [*world.WORDS[:4], "ab", "a", "b", "##b", "[MASK]"]
+    whole = world.tokenizer(words)
+    model = world.model("bert", vocab_size=len(words), cls_token_id=2, mask_token_id=8)
+    small, kept = prune_vocabulary(whole, ["a b"])
     config = select_tokens(model, kept, small).config
-    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 2)
-    assert kept[config.mask_token_id] == 4
-    assert config.vocab_size == len(kept)
-    assert model.config.vocab_size == len(whole)
+    assert [words[id_] for id_ in kept] == [*world.WORDS[:4], "a", "b", "##b", "[MASK]"]
+    assert (config.pad_token_id, config.cls_token_id, config.mask_token_id) == (0, 2, 7)
+    assert config.vocab_size == 8
+    assert (model.config.vocab_size, model.config.mask_token_id) == (9, 8)
 
 
 def test_a_pruned_model_can_lose_words_too() -> None:

@@ -76,10 +76,10 @@ def batch(rows: int = 4, length: int = 12, seed: int = 0) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def save(built: Any, path: Path) -> Path:
+def save(built: Any, path: Path, words: list[str] | None = None) -> Path:
     """A model directory with tokenizer."""
     built.save_pretrained(path)
-    tokenizer().save_pretrained(path)
+    tokenizer(words).save_pretrained(path)
     return path
 
 
@@ -98,15 +98,16 @@ def write_data(path: Path, sizes: dict[str, int] | None = None, seed: int = 0) -
     return path
 
 
-def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, **shape: Any) -> Path:
-    """A teacher that has learnt the data."""
+def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, words: list[str] | None = None,
+               **shape: Any) -> Path:  # fmt: skip
+    """A teacher that has learnt the data; `words` are those of its tokenizer."""
     import torch
 
     from hfcompress.model.observe import accepted
 
-    built, words = model(family, **shape).train(), tokenizer()
+    built, splitter = model(family, **shape).train(), tokenizer(words)
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    batch = words([text for text, _ in lines], padding=True, return_tensors="pt")
+    batch = splitter([text for text, _ in lines], padding=True, return_tensors="pt")
     labels = torch.tensor([int(label) for _, label in lines])
     batch = accepted(built, batch)
     optimizer = torch.optim.AdamW(built.parameters(), lr=5e-3)
@@ -115,7 +116,7 @@ def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, **
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return save(built.eval(), path)
+    return save(built.eval(), path, words)
 
 
 def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:
@@ -173,3 +174,77 @@ def run_cli(*arguments: object) -> int:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder and its bytes, to see that nothing was touched."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_rows(path: Path, rows: Any, sizes: dict[str, int], seed: int = 0) -> Path:
+    """A .jsonl file for each split, filled with what `rows` makes of a random generator and a row's number."""
+    import json
+
+    draw = random.Random(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    for split, count in sizes.items():
+        lines = [json.dumps(rows(draw, number)) for number in range(count)]
+        (path / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_tags(path: Path) -> Path:
+    """Words and tags: a good word begins a GOOD entity, a second one after it is inside; bad words likewise."""
+
+    def row(draw: random.Random, _: int) -> dict[str, Any]:
+        words, tags = [], []
+        for kind, choice in draw.choices([("O", NEUTRAL), ("GOOD", GOOD), ("BAD", BAD)], [3, 1, 1], k=5):
+            count = 1 if kind == "O" else draw.randint(1, 2)
+            words += draw.choices(choice, k=count)
+            tags += ["O"] if kind == "O" else [f"B-{kind}", f"I-{kind}"][:count]
+            if kind != "O":  # entities of one kind never touch
+                words.append(draw.choice(NEUTRAL))
+                tags.append("O")
+        return {"tokens": words, "ner_tags": tags}
+
+    return write_rows(path, row, {"train": 96, "validation": 32, "test": 32})
+
+
+def write_questions(path: Path) -> Path:
+    """SQuAD's form: the answer is the one word of the context that is not neutral; some contexts need two windows."""
+
+    def row(draw: random.Random, number: int) -> dict[str, Any]:
+        words = draw.choices(NEUTRAL, k=26 if number % 4 == 0 else draw.randint(4, 10))
+        place = draw.randrange(len(words))
+        words[place] = draw.choice([*GOOD, *BAD])
+        answer = {"text": [words[place]], "answer_start": [len(" ".join([*words[:place], ""]))]}
+        return {"question": "was it", "context": " ".join(words), "answers": answer}
+
+    return write_rows(path, row, {"train": 96, "validation": 32})
+
+
+def write_inferences(path: Path) -> Path:
+    """MNLI's form, with its names of splits: the hypothesis says good, neutral or bad things."""
+
+    def row(draw: random.Random, number: int) -> dict[str, Any]:
+        label = number % 3
+        premise, hypothesis = (" ".join(draw.choices(NEUTRAL, k=draw.randint(2, 5))) for _ in range(2))
+        return {"premise": premise, "hypothesis": f"{hypothesis} {draw.choice((GOOD, NEUTRAL, BAD)[label])}",
+                "label": label}  # fmt: skip
+
+    return write_rows(path, row, {"train": 96, "validation_matched": 33, "validation_mismatched": 36})
+
+
+def write_similarities(path: Path) -> Path:
+    """STS-B's form: two texts and a score, which is high where both are good and low where both are bad."""
+
+    def row(draw: random.Random, _: int) -> dict[str, Any]:
+        sides = [draw.random() < 0.5 for _ in range(2)]
+        texts = [" ".join([*draw.choices(NEUTRAL, k=3), draw.choice(GOOD if side else BAD)]) for side in sides]
+        return {"sentence1": texts[0], "sentence2": texts[1], "label": 2.5 * sum(sides)}
+
+    return write_rows(path, row, {"train": 96, "validation": 32})
+
+
+def write_corpus(path: Path, documents: int = 200, seed: int = 0) -> Path:
+    """A text file, one document a line."""
+    draw = random.Random(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    lines = [" ".join(draw.choices(WORDS[5:], k=draw.randint(5, 20))) for _ in range(documents)]
+    (path / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -34,12 +34,12 @@ class Calibration:
 
     Attributes:
         batches: Encoded batches with labels, made anew at each call.
-        loss: `(logits, labels)` to the mean loss over rows.
+        loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
         seed: For criteria that draw.
     """
 
     batches: Callable[[int], Iterable[Mapping[str, Tensor]]]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     seed: int
 
 

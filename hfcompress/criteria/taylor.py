@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.criteria.base import Calibration, DataCriterion, Scores
 from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.observe import accepted
+from hfcompress.model.observe import observe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +39,8 @@ class Taylor(DataCriterion):
                 inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
                 gates = [[torch.ones(len(labels), n, device=device, requires_grad=True) for n in u] for u in counts]
                 with gated(model, *gates):
-                    loss = calibration.loss(model(**accepted(model, inputs)).logits, labels) * len(labels)
+                    logits, mask = observe(model, inputs).logits, inputs["attention_mask"].bool()
+                    loss = calibration.loss(logits, labels, mask) * len(labels)
                 flat = [gate for units in gates for gate in units]
                 gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
                 for units in sums:

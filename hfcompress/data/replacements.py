@@ -13,6 +13,7 @@ from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import ARCHITECTURES, Keys
 from hfcompress.data.task import padded
 from hfcompress.model.artifact import load_model, load_tokenizer
+from hfcompress.model.family import FAMILIES
 from hfcompress.model.observe import accepted
 
 if TYPE_CHECKING:
@@ -92,22 +93,33 @@ class MaskedWords:
         self.model: Any = _load(path).to(device)
         self.longest = _longest_input(self.model.config, self.tokenizer)
         self.words = whole_words(self.tokenizer)
-        allowed = torch.zeros(self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
-        allowed[list(self.words)] = True
-        self._allowed = allowed
-        base = self.model.base_model
-        # The head stays in float32: bfloat16 logits tie, and a tie at the last candidate is broken by chance.
-        base.forward = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16)(base.forward)
-        base.register_forward_hook(self._only_masked)
+        decoder, base = self.model.get_output_embeddings(), self.model.base_model
+        self._allowed = torch.zeros(len(decoder.weight), dtype=torch.bool, device=device)
+        self._allowed[list(self.words)] = True
+        if bfloat16:
+            # The head stays in float32: bfloat16 logits tie, and a tie at the last candidate is broken by chance.
+            decoder.weight = torch.nn.Parameter(decoder.weight.detach().clone())
+            base.to(torch.bfloat16)
+        base.register_forward_hook(self._narrow_output)
+        # Nothing but the masked token is read of the last layer: in BERT's kin its FFN can leave out the others.
+        family = FAMILIES.get(str(self.model.config.model_type))
+        if family is not None and (family.ffn_in, family.ffn_out) == ("intermediate.dense", "output.dense"):
+            last = family.stack(self.model)[-1]
+            for part in (last.get_submodule("intermediate"), last.get_submodule("output")):
+                part.register_forward_pre_hook(lambda _, states: tuple(map(self._masked, states)))
         self._positions: Tensor | None = None
 
-    def _only_masked(self, _module: Any, _inputs: Any, output: Any) -> None:
-        """Leaves the head the masked token of each row: `(batch, 1, hidden)`, so that it makes `(batch, 1, vocab)`."""
+    def _narrow_output(self, _module: Any, _inputs: Any, output: Any) -> None:
+        """Leaves the head the masked token of each row, so that it makes `(batch, 1, vocab)`."""
+        output["last_hidden_state"] = self._masked(output[0]).float()
+
+    def _masked(self, states: Tensor) -> Tensor:
+        """The masked token of each row, `(batch, 1, hidden)`, where that was not taken before."""
         import torch
 
-        hidden = output[0]
-        rows = torch.arange(len(hidden), device=hidden.device)
-        output["last_hidden_state"] = hidden[rows, self._positions].unsqueeze(1).float()
+        if states.shape[1] == 1:
+            return states
+        return states[torch.arange(len(states), device=states.device), self._positions].unsqueeze(1)
 
     def slots(self, texts: Sequence[str], batch_size: int) -> list[Slots]:
         """The slots of each text; those of words that are not one token have no candidates.

@@ -206,11 +206,12 @@ class BaseTask(Strict):
     def _unlabelled(self, rows: datasets.Dataset) -> bool:
         return False
 
-    def fingerprint(self) -> str:
-        """A hash of the texts and labels that training and choosing see."""
+    def fingerprint(self, judged: bool = False) -> str:
+        """A hash of the texts and labels that training and choosing see, or of those that the report is measured on."""
         digest = hashlib.sha256()
-        for split in ("train", "dev"):
-            rows = self.read(split)  # type: ignore[arg-type]
+        splits: tuple[Split, ...] = (self.judged_split(),) if judged else ("train", "dev")
+        for split in splits:
+            rows = self.read(split)
             for column in self.columns:
                 for values in rows.select_columns([column]).iter(4096):
                     digest.update("".join(f"{value}\x1f" for value in values[column]).encode())

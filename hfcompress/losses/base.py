@@ -64,6 +64,18 @@ class Ramp(Strict):
         return self.start + (self.end - self.start) * share
 
 
+def _number_or_ramp(value: Any) -> Any:
+    """Tells what is wrong with one of the two things that a weight can be, not with both."""
+    if isinstance(value, (dict, Ramp)):
+        return Ramp.model_validate(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"a weight is a number of 0 or more, or a mapping with start and end, not {value!r}")
+    return float(value)
+
+
+Weight = Annotated[float | Ramp, BeforeValidator(_number_or_ramp)]
+
+
 class Loss(Component):
     """A term of the training objective."""
 
@@ -78,7 +90,7 @@ class Loss(Component):
     first_token_only: ClassVar[bool] = False
     """Whether the first token's hidden states are all it looks at of them."""
 
-    weight: Annotated[float, Field(ge=0)] | Ramp = 1.0
+    weight: Weight = 1.0
     """The factor of this loss in the sum: a number, or `{start, end, schedule}` over the steps."""
 
     def weight_at(self, progress: float) -> float:

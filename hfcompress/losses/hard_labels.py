@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class HardLabels(Loss):
-    """Cross-entropy for classes, mean squared error for scores: `L = loss(z_S, y)`."""
+    """`L = loss(z_S, y)`: cross-entropy for classes, tags, tokens and spans, mean squared error for scores."""
 
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
     needs_logits: ClassVar[bool] = True
@@ -19,4 +19,4 @@ class HardLabels(Loss):
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         assert step.labels is not None
-        return step.task.loss(step.student.logits, step.labels)
+        return step.task.loss(step.student.logits, step.labels, step.mask)

@@ -123,7 +123,7 @@ def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callabl
     require_peft()
     from peft import PeftModel
 
-    base = _base(path, resolve)
+    base = base_of(path, resolve)
     saved = _saved(path / WEIGHTS)
     labels = _saved_labels(saved, base, auto_class)
     model = load_model(base, auto_class, fresh_head=bool(labels), **({"num_labels": labels} if labels else {}))
@@ -139,7 +139,12 @@ def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callabl
     scratch.rename(directory)
 
 
-def _base(path: Path, resolve: Callable[[str], Path]) -> Path:
+def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
+    """The directory of the model that a LoRA checkpoint was trained on.
+
+    Raises:
+        HfcompressError: for another kind of adapter, pickled weights, or a base that cannot be had.
+    """
     file = path / "adapter_config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from hfcompress.base.shape import Shape
 from hfcompress.data.source import cache_home, model_directory
 from hfcompress.data.task import Split
 from hfcompress.model.artifact import Artifact, open_artifact, save_model, weights_hash
-from hfcompress.model.lora import is_adapter, merge_adapter
+from hfcompress.model.lora import base_of, is_adapter, merge_adapter
 from hfcompress.model.probe import logits_of, probe_inputs
 
 if TYPE_CHECKING:
@@ -106,9 +106,8 @@ class Bench:
 
 def _merged(adapter: Path, auto_class: str) -> Path:
     """A peft adapter and its base as one model, made once and kept."""
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    identity = [weights_hash(adapter), auto_class, base and weights_hash(model_directory(base))]
-    directory = cache_home() / "merged" / digest(identity)
+    base = base_of(adapter, model_directory)
+    directory = cache_home() / "merged" / digest([weights_hash(adapter), weights_hash(base), auto_class])
 
     def merge() -> None:
         if not directory.exists():

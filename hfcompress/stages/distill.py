@@ -9,10 +9,10 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
 from hfcompress.data.tasks import Task
-from hfcompress.model.artifact import Artifact, load_tokenizer
+from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.stages.augment import Augment, augmented_rows
 from hfcompress.stages.base import Bench, Stage, require_trainable
-from hfcompress.stages.heads import load_for
+from hfcompress.stages.heads import has_head, load_for
 from hfcompress.stages.student import Student
 from hfcompress.stages.taught import Taught
 from hfcompress.stages.teach import teach
@@ -63,9 +63,7 @@ class Distill(Stage, Taught):
 
     def specs(self) -> dict[Key, str]:
         named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}
-        if self.asks:
-            named |= {("teacher", "models", i): name for i, name in enumerate(self.teacher.models)}
-        return named
+        return named | self.teacher_specs()
 
     def task_of(self, task: Any) -> Any:
         return self.task or task
@@ -78,7 +76,8 @@ class Distill(Stage, Taught):
         raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
         tokenizer, model = load_tokenizer(origin.path), load_for(bench.task, origin, fresh=True, like=bench.source)
         if self.student is not None:
-            model, tokenizer = self._student(self.student, model, tokenizer, bench, raw)
+            fresh_head = not has_head(read_config(origin.path), bench.task)
+            model, tokenizer = self._student(self.student, model, tokenizer, bench, raw, fresh_head)
         lora = self.student.lora if self.student else None
         teach(add_lora(model, lora) if lora else model, self, self.train, parent, bench, tokenizer, raw)
         bench.finish(merged(model) if lora else model, tokenizer)
@@ -90,6 +89,7 @@ class Distill(Stage, Taught):
         tokenizer: PreTrainedTokenizerBase,
         bench: Bench,
         raw: datasets.Dataset | None,
+        fresh_head: bool,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The student before its training, and its tokenizer; notes where its weights come from."""
         from hfcompress.base.shape import shape_of
@@ -100,11 +100,12 @@ class Distill(Stage, Taught):
         old = shape_of(origin.config.to_dict())
         new = wanted.shape(old)
         report = dict[str, str]()
-        if new != old or wanted.init == "random":
+        layers = wanted.layers_of(old)
+        if new != old or layers != list(range(len(old.layers))) or wanted.init == "random":
             importance = None
             if wanted.width == "activation":
                 importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, bench))
-            origin, report = build_student(origin, new, wanted.layers_of(old), wanted.init, importance)
+            origin, report = build_student(origin, new, layers, wanted.init, importance, fresh_head)
         if wanted.vocabulary == "corpus":
             words = [bench.rows("train") if raw is None else raw, bench.rows("dev")]
             before = len(tokenizer)
@@ -124,8 +125,8 @@ class Distill(Stage, Taught):
 
 
 def _texts(splits: list[datasets.Dataset], columns: list[str]) -> Iterator[str]:
-    """Every text of some rows; of a list of words, each word."""
+    """Every text of some rows; a list of words as words that each follow a space."""
     for rows in splits:
         for column in columns:
             for value in rows[column]:
-                yield from [value] if isinstance(value, str) else map(str, value)
+                yield value if isinstance(value, str) else "".join(f" {word}" for word in value)

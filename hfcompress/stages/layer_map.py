@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
-from hfcompress.base.errors import Problem
+from hfcompress.base.errors import Problem, did_you_mean
 from hfcompress.losses.base import Pairs
 
 Named = Literal["uniform", "last", "top", "bottom", "dynamic"]
 Pair = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
-LayerMap = Named | Annotated[list[Pair], Field(min_length=1)]
+_LIST: TypeAdapter[list[list[int]]] = TypeAdapter(Annotated[list[Pair], Field(min_length=1)])
+
+
+def _one_or_the_other(value: Any) -> Any:
+    """Tells what is wrong once, not for each of the two things that a layer map can be."""
+    if isinstance(value, str) and value not in get_args(Named):
+        raise ValueError(f"there is no layer map '{value}'; {did_you_mean(value, get_args(Named))}")
+    if not isinstance(value, (str, list)):
+        raise ValueError(f"a layer map is a name ({', '.join(get_args(Named))}) or a list of [student, teacher] pairs")
+    if isinstance(value, list):
+        return _LIST.validate_python(value, strict=True)
+    return value
+
+
+LayerMap = Annotated[Named | list[Pair], BeforeValidator(_one_or_the_other)]
 """A strategy, or pairs `[student layer, teacher layer]`, both from 1."""
 
 

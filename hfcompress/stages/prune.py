@@ -68,17 +68,17 @@ class Prune(Stage):
             message = f"the FFN width {odd} is not a multiple of {self.multiple_of}"
             found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
         if self.recover:
-            for problem in self.recover.taught_problems(self.plan(shape), known, task):
-                found.append(replace(problem, key=("recover", *problem.key)))
+            problems = self.recover.taught_problems(self.plan(shape), known, task)
+            problems += [replace(p, key=p.key[1:]) for p in self.recover.problems(task)]
+            found += [replace(problem, key=("recover", *problem.key)) for problem in problems]
         return found
 
     def steps(self, task: Any) -> int | None:
         return self.recover.steps(task.rows()) if self.recover else 0
 
     def specs(self) -> dict[Key, str]:
-        if self.recover is None or not self.recover.asks:
-            return {}
-        return {("recover", "teacher", "models", i): name for i, name in enumerate(self.recover.teacher.models)}
+        named = self.recover.teacher_specs() if self.recover else {}
+        return {("recover", *key): name for key, name in named.items()}
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         require_trainable(parent, self.kind)

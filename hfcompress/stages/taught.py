@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import Problem
+from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
 from hfcompress.losses.base import AnyLoss, Loss
 from hfcompress.stages.layer_map import LayerMap, layer_map_problems
@@ -37,6 +37,15 @@ class Taught(Strict):
     def asks(self) -> bool:
         """Whether any loss needs a teacher."""
         return any(loss.needs_teacher for loss in self.losses)
+
+    def teacher_specs(self) -> dict[Key, str]:
+        """The teachers' names, by the keys that spell them."""
+        names = self.teacher.models
+        if not self.asks:
+            return {}
+        return (
+            {("teacher",): names[0]} if len(names) == 1 else {("teacher", "models", i): x for i, x in enumerate(names)}
+        )
 
     @property
     def needs(self) -> frozenset[str]:

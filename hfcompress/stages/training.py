@@ -56,6 +56,8 @@ class Objective(nn.Module):
         self.layers = self.taught_layers = frozenset[int]()
         if teacher is not None:
             self._meet(shape_of(student.config.to_dict()), teacher)
+        self.register_state_dict_post_hook(_named_once)
+        self.register_load_state_dict_pre_hook(_named_again)
 
     def _meet(self, student: Shape, teacher: Shape) -> None:
         """Makes what the losses learn, and finds the layers that they look at."""
@@ -86,6 +88,23 @@ class Objective(nn.Module):
             for key, loss in self.losses.items()
         }
         return {"loss": torch.stack(list(parts.values())).sum(), "parts": parts}
+
+
+def _named_once(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leaves a tensor one name in a checkpoint: safetensors takes no second one."""
+    for name in _second_names(module):
+        del state[prefix + name]
+
+
+def _named_again(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.update({prefix + name: state[prefix + first] for name, first in _second_names(module).items()})
+
+
+def _second_names(module: nn.Module) -> dict[str, str]:
+    """Further names of tensors, and the first of each: a mask head's weights are the embeddings'."""
+    first: dict[Tensor, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first[tensor] for name, tensor in named if first.setdefault(tensor, name) != name}
 
 
 class LengthGrouped(LengthGroupedSampler):

@@ -1,0 +1,393 @@
+"""Every shipped recipe, run from end to end: the file as it ships, with models and data that are tiny."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfcompress import runner
+from hfcompress.measure.process import ModelProcess
+from hfcompress.measure.worker import Worker
+from hfcompress.model.artifact import load_tokenizer
+from hfcompress.plan import plan
+from hfcompress.recipe import Loaded, load, shipped
+from tests import world
+
+MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
+QUICK = "batch_size: 32, learning_rate: 5.0e-3"
+LEARNS, GOES_ON = f"{{{QUICK}, max_steps: 100}}", f"{{{QUICK}, max_steps: 24}}"
+"""Long enough to learn the data from scratch, and from a teacher."""
+
+
+@dataclass(frozen=True)
+class Things:
+    """Tiny models and data for all recipes."""
+
+    base: Path
+    teacher: Path
+    second: Path
+    sentences: Path
+    folder: Path
+
+    def made(self, write: Callable[[Path], Path]) -> Path:
+        """A data set of its own."""
+        return write(self.folder / write.__name__)
+
+
+def _tinybert(things: Things) -> list[str]:
+    mlm = f"model: {things.base}, copies: 2, batch_size: 64, precision: float32"
+    return [
+        f"model={things.base}", f"task.dataset={things.sentences}", f"stages.0.train={LEARNS}",
+        f"stages.1.task.dataset={things.made(world.write_corpus)}", "stages.1.task.config=null",
+        "stages.1.task.max_length=24", "stages.1.task.dev_rows=8",
+        "stages.1.student={layers: 1, hidden: 16, ffn: 32, from: model}",
+        "stages.1.train.max_steps=6", "stages.1.train.batch_size=8",
+        f"stages.2.augment={{{mlm}}}", "stages.2.train.max_steps=6",
+        f"stages.3.augment={{{mlm}}}", f"stages.3.train={GOES_ON}",
+    ]  # fmt: skip
+
+
+def _minilm(things: Things) -> list[str]:
+    heads = [f"stages.{stage}.losses.0.relation_heads=8" for stage in (1, 2)]
+    return [
+        f"model={things.base}", f"task.dataset={things.made(world.write_inferences)}", f"stages.0.train={LEARNS}",
+        "stages.1.student={layers: 1, hidden: 16, ffn: 32, width: activation, rows: 32}", "stages.1.train.max_steps=6",
+        f"stages.2.train={GOES_ON}", *heads,
+    ]  # fmt: skip
+
+
+def _fine_tuned(things: Things) -> list[str]:
+    """The way that sst2-minilm.yaml tells to start from a fine-tuned model."""
+    return [f"model={things.teacher}", f"task.dataset={things.sentences}", "stages.0.train.epochs=0"]
+
+
+def _distilbert(things: Things) -> list[str]:
+    student = "stages.1.student={layers: 1, layers_from: [1]}"
+    return [*_fine_tuned(things), student, f"stages.1.train={GOES_ON}"]
+
+
+def _ensemble(things: Things) -> list[str]:
+    second = f"stages.1.teacher.models.1={things.second}"
+    return [*_fine_tuned(things), second, "stages.1.student.layers=1", f"stages.1.train={GOES_ON}"]
+
+
+def _intermediate(things: Things, write: Callable[[Path], Path]) -> list[str]:
+    return [
+        f"model={things.base}", f"task.dataset={things.made(write)}", f"stages.0.train={LEARNS}",
+        "stages.1.student.layers=1", "stages.1.train.max_steps=6", f"stages.2.train={GOES_ON}",
+    ]  # fmt: skip
+
+
+def _stsb(things: Things) -> list[str]:
+    base = world.save(world.model("distilbert").distilbert, things.folder / "distilbert")
+    data = f"task.dataset={things.made(world.write_similarities)}"
+    return [f"model={base}", data, f"stages.0.train={LEARNS}", "stages.1.student.layers=1", f"stages.1.train={GOES_ON}"]
+
+
+def _sst2_minilm(things: Things) -> list[str]:
+    return [
+        *_fine_tuned(things), "stages.1.student.layers=1", f"stages.1.train={GOES_ON}", "stages.2.recover.max_steps=4",
+    ]  # fmt: skip
+
+
+def _prune_taylor(things: Things) -> list[str]:
+    return [
+        *_fine_tuned(things), "stages.1.criterion.rows=32", "stages.1.multiple_of=16", "stages.1.recover.max_steps=4"
+    ]  # fmt: skip
+
+
+def _as_it_is(things: Things) -> list[str]:
+    return [f"model={things.teacher}", f"task.dataset={things.sentences}"]
+
+
+OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
+    "tinybert": _tinybert,
+    "minilm": _minilm,
+    "distilbert": _distilbert,
+    "ensemble": _ensemble,
+    "ner": lambda things: _intermediate(things, world.write_tags),
+    "squad": lambda things: [*_intermediate(things, world.write_questions), "task.max_length=24", "task.stride=8"],
+    "sst2-minilm": _sst2_minilm,
+    "stsb-distilbert": _stsb,
+    "prune-taylor": _prune_taylor,
+    "int8-dynamic": _as_it_is,
+    "bnb-nf4": _as_it_is,
+}
+CONFIGURED = {"ner", "squad"}
+"""Recipes whose data set has no configuration to leave out."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run."""
+
+    loaded: Loaded
+    directory: Path
+    report: dict[str, Any]
+
+    @property
+    def final(self) -> Path:
+        return self.directory / "final"
+
+    @property
+    def card(self) -> Any:
+        from huggingface_hub import ModelCard
+
+        return ModelCard((self.final / "README.md").read_text(encoding="utf-8"))
+
+    @property
+    def names(self) -> list[str]:
+        """The models of the report."""
+        return [row["stage"] for row in self.report["rows"]]
+
+    def quality(self, row: int) -> float:
+        return float(self.report["rows"][row]["quality"][self.loaded.recipe.task.metric])
+
+    def notes(self, stage: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / stage / "stage.json").read_text(encoding="utf-8"))
+        return found
+
+    def config(self, stage: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / stage / "config.json").read_text(encoding="utf-8"))
+        return found
+
+    def answer(self, *texts: Any, **options: Any) -> Any:
+        """What the final model, loaded as anybody would, answers to a text, a pair, or a list of words."""
+        import torch
+        import transformers
+
+        model = getattr(transformers, self.loaded.recipe.task.auto_class).from_pretrained(self.final, dtype="auto")
+        with torch.inference_mode():
+            return model.eval()(**load_tokenizer(self.final)(*texts, return_tensors="pt", **options))
+
+
+class InThisProcess(ModelProcess):
+    """A model as `measure` and `verify` run it, without the seconds that a fresh process takes to import torch."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.worker = Worker()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("hfcompress.measure.process.subprocess.Popen", lambda *_, **__: None)
+            super().__init__(*arguments, **options)
+
+    def _ask(self, what: str, **request: Any) -> dict[str, Any]:
+        if "trust" in request:  # the code that travels with a pruned model is imported here already
+            request |= {"trust": False, "register": None}
+        found: dict[str, Any] = getattr(self.worker, what)(**request)
+        return found
+
+    def close(self) -> None:
+        self._log.close()
+        self._folder.cleanup()
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Things:
+    folder = tmp_path_factory.mktemp("things")
+    base = world.save(world.model(head="mask"), folder / "base")
+    words = [word for word in world.WORDS if word not in ("film", "story")]
+    second = world.fine_tuned(folder / "electra", data, "electra", words=[*words[:5], *reversed(words[5:])])
+    return Things(base, teacher, second, data, folder)
+
+
+Ran = Callable[[str], Finished]
+
+
+@pytest.fixture(scope="module")
+def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    """Runs a shipped recipe, once for all tests that look at it."""
+    kept: dict[str, Finished] = {}
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name: str) -> Finished:
+        if name not in kept:
+            config = [] if name in CONFIGURED else ["task.config=null"]
+            loaded = load(shipped()[name], [MEASURE, "task.max_length=32", *config, *OVERRIDES[name](things)])
+            done = runner.run(loaded, folder / name)
+            assert done is not None
+            kept[name] = Finished(loaded, done.directory, done.report)
+        return kept[name]
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module in ("measure", "verify"):
+            patched.setattr(f"hfcompress.measure.{module}.ModelProcess", InThisProcess)
+        yield run
+
+
+def test_every_shipped_recipe_is_run() -> None:
+    """The quickstart, which brings its own model and data, is run by test_quickstart.py."""
+    assert {*OVERRIDES, "quickstart"} == {*shipped()}
+
+
+PIPELINES = {"ner": ("token-classification", "f1"), "squad": ("question-answering", "f1"),
+             "stsb-distilbert": ("text-classification", "pearson")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_it_makes_what_it_plans_and_its_card_tells_of_it(name: str, ran: Ran) -> None:
+    done = ran(name)
+    planned = {row.stage: row.shape for row in plan(done.loaded)}
+    source = "01-finetune" if "01-finetune" in planned else "model"
+    for row in done.report["rows"]:
+        expected = planned[source if row["stage"] == "source" else row["stage"]]
+        assert row["parameters"] == expected.parameters
+        assert row["macs"] == expected.macs(done.loaded.recipe.task.max_length)
+    pipeline, metric = PIPELINES.get(name, ("text-classification", "accuracy"))
+    metadata = done.card.data
+    assert metadata.pipeline_tag == pipeline
+    (result,) = metadata.eval_results
+    assert (result.task_type, result.metric_type) == (pipeline, metric)
+    assert result.metric_value == pytest.approx(done.quality(-1), abs=1e-6)
+    for stage in done.loaded.recipe.stages:
+        assert f"**{stage.kind}**" in done.card.content
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_the_same_command_again_does_nothing(name: str, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ran(name)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(runner, "_run_stage", never)
+    monkeypatch.setattr(runner, "measure", never)
+    again = runner.run(done.loaded, done.directory)
+    assert again is not None
+    assert again.report == done.report
+
+
+@pytest.mark.parametrize("name", sorted(set(OVERRIDES) - {"prune-taylor"}))
+def test_the_snippet_of_its_card_answers(name: str, ran: Ran) -> None:
+    """Stock transformers or onnxruntime alone; the one of a pruned model, which runs its code, is in test_run.py."""
+    done = ran(name)
+    snippet = re.search(r"```python\n(.*?)```", done.card.content, re.DOTALL)
+    assert snippet is not None
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(snippet[1].replace("PATH_OR_REPO", str(done.final)), {})
+    assert printed.getvalue().strip() or name == "squad"
+
+
+def test_tinybert(ran: Ran) -> None:
+    done = ran("tinybert")
+    assert done.names == ["source", "03-distill", "04-distill"]
+    assert done.notes("01-finetune")["dev"] > 0.9
+
+    general = done.notes("02-distill")
+    assert done.config("02-distill")["architectures"] == ["BertForMaskedLM"]
+    assert general["teacher"] == {"stage": "model", "dev": None}
+    assert general["student"]["layer 1"].startswith("copied from layer 2")
+
+    middle, last = done.notes("03-distill"), done.notes("04-distill")
+    assert done.config("03-distill")["architectures"] == ["BertForSequenceClassification"]
+    assert done.config("03-distill")["id2label"] == done.config("01-finetune")["id2label"]
+    for record in (middle, last):
+        assert record["teacher"] == {"stage": "source", "dev": done.notes("01-finetune")["dev"]}
+        assert record["augment"]["originals"] == 96
+        assert 96 < record["augment"]["generated"] <= 2 * 96
+    assert middle["augment"] == last["augment"]  # made once
+    assert "student" not in middle
+    assert last["dev"] > 0.8
+    assert (done.config("final")["num_hidden_layers"], done.config("final")["hidden_size"]) == (1, 16)
+    assert "write_corpus" in done.card.content
+    assert "2 new rows for each" in done.card.content
+
+
+def test_minilm(ran: Ran) -> None:
+    done = ran("minilm")
+    assert done.names == ["source", "02-distill", "03-distill"]
+    assert done.report["task"]["split"] == "test"
+    assert [row["quality"]["n"] for row in done.report["rows"]] == [36] * 3
+    assert "activation" in str(done.notes("02-distill")["student"])
+    assert len(done.config("final")["id2label"]) == 3
+    assert done.quality(2) > done.quality(1)
+    logits = done.answer("the film was", "a story was lovely").logits
+    assert logits.argmax().item() == 0
+
+
+def test_distilbert(ran: Ran) -> None:
+    done = ran("distilbert")
+    assert done.names == ["source", "02-distill"]
+    assert done.notes("02-distill")["student"]["layer 1"] == "copied from layer 1"
+    assert done.answer("the film was great").logits.argmax().item() == 1
+    assert done.answer("the film was awful").logits.argmax().item() == 0
+
+
+def test_ensemble(ran: Ran, things: Things) -> None:
+    done = ran("ensemble")
+    assert done.names == ["source", "02-distill"]
+    teachers = done.notes("02-distill")["teacher"]
+    assert [teacher["stage"] for teacher in teachers] == ["source", str(things.second)]
+    assert all(teacher["dev"] > 0.9 for teacher in teachers)
+    assert done.quality(1) > 0.8
+    assert str(things.second) in done.card.content
+
+
+def test_ner(ran: Ran) -> None:
+    done = ran("ner")
+    assert done.names == ["source", "02-distill", "03-distill"]
+    assert done.quality(0) > 0.9
+    assert done.quality(2) > 0.9
+    names = {int(index): name for index, name in done.config("final")["id2label"].items()}
+    assert names[0] == "O"
+    logits = done.answer([["the", "film", "great", "fine", "was", "dull", "a"]], is_split_into_words=True).logits
+    assert [names[index] for index in logits[0, 1:-1].argmax(-1).tolist()] == [
+        "O", "O", "B-GOOD", "I-GOOD", "O", "B-BAD", "O",
+    ]  # fmt: skip
+
+
+def test_squad(ran: Ran) -> None:
+    done = ran("squad")
+    assert done.names == ["source", "02-distill", "03-distill"]
+    assert done.report["rows"][0]["quality"]["n"] == 32  # questions, of which some have two windows
+    assert done.quality(0) > 0.9
+    assert done.quality(2) > 0.9
+    found = done.answer("was it", "the story was great and it")
+    assert (found.start_logits.argmax().item(), found.end_logits.argmax().item()) == (7, 7)
+
+
+def test_sst2_minilm(ran: Ran) -> None:
+    done = ran("sst2-minilm")
+    assert done.names == ["source", "02-distill", "03-prune", "04-quantize"]
+    assert done.notes("03-prune")["kept"] == [{"heads": "3/4", "ffn": "40/64"}]
+    assert done.notes("03-prune")["teacher"]["stage"] == "source"
+    assert [row["latency"][0]["runtime"] for row in done.report["rows"]] == [*["torch"] * 3, "onnxruntime"]
+    assert done.card.data.library_name == "onnx"
+
+
+def test_stsb_distilbert(ran: Ran) -> None:
+    import torch
+
+    done = ran("stsb-distilbert")
+    assert done.names == ["source", "02-distill", "03-quantize"]
+    assert done.quality(0) > 0.9
+    assert done.quality(2) > 0.7
+    good, bad = (done.answer(text, text).logits for text in ("the film was great", "the film was awful"))
+    assert good.dtype == torch.bfloat16
+    assert good.item() > bad.item() + 2
+
+
+def test_prune_taylor(ran: Ran) -> None:
+    done = ran("prune-taylor")
+    assert done.names == ["source", "02-prune"]
+    kept = done.notes("02-prune")["kept"]
+    assert sum(int(layer["heads"].partition("/")[0]) for layer in kept) == 5
+    assert sum(int(layer["ffn"].partition("/")[0]) for layer in kept) == 64
+    assert done.quality(1) > 0.8
+    assert done.answer("the film was great").logits.argmax().item() == 1
+
+
+def test_the_two_that_only_quantize(ran: Ran) -> None:
+    for name, dtype in (("int8-dynamic", "int8"), ("bnb-nf4", "nf4")):
+        done = ran(name)
+        assert done.names == ["source", "01-quantize"]
+        assert done.report["rows"][1]["latency"][0]["dtype"] == dtype
+        assert done.quality(1) > 0.9
