@@ -177,7 +177,7 @@ def _run_stages(
 ) -> list[Artifact]:
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
-    artifacts, made = [source], {"model": source}
+    artifacts, made = [source], {"model": replace(source, stage="model", kind="model")}
     last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
     for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
         task = stage.task_of(recipe.task)

@@ -109,8 +109,9 @@ def test_a_model_directory_without_a_config(refused: Refused, teacher: Path, tmp
     [
         ("{", "config.json is not JSON"),
         ("[]", "config.json is not a JSON object"),
-        ('{"model_type": "t5"}', "the architecture 't5' is not supported\n    choose from: bert, distilbert, roberta"),
-        ('{"model_type": "bert", "hidden_size": 8}', "no number above 0 for num_hidden_layers"),
+        ('{"model_type": "t5"}', "the architecture 't5' is not supported\n    choose from: albert, bert, deberta-v2"),
+        ('{"model_type": "bert", "num_hidden_layers": 0}', "no number above 0 for num_hidden_layers"),
+        ('{"model_type": "bert", "hidden_size": 8}', "has 12 heads, which do not divide 8"),
     ],
 )
 def test_a_config_that_cannot_be_used(refused: Refused, teacher: Path, tmp_path: Path, config: str, why: str) -> None:

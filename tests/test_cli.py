@@ -122,7 +122,7 @@ def test_list_shows_one_section(capsys: Capture, section: str, row: str) -> None
 def test_list_shows_the_source_and_options_of_a_component(capsys: Capture) -> None:
     row = next(line for line in printed(capsys, "list", "losses").splitlines() if "soft_labels" in line)
     assert "arXiv:1503.02531" in row
-    assert "weight, temperature, squared_temperature" in row
+    assert "weight, loss, temperature" in row
 
 
 def test_list_of_an_unknown_section_offers_the_nearest(capsys: Capture) -> None:

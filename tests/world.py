@@ -189,17 +189,14 @@ def write_rows(path: Path, rows: Any, sizes: dict[str, int], seed: int = 0) -> P
 
 
 def write_tags(path: Path) -> Path:
-    """Words and tags: a good word begins a GOOD entity, a second one after it is inside; bad words likewise."""
+    """Words and tags: the first two good words begin a GOOD entity, the others go on with one; bad words likewise."""
 
     def row(draw: random.Random, _: int) -> dict[str, Any]:
         words, tags = [], []
-        for kind, choice in draw.choices([("O", NEUTRAL), ("GOOD", GOOD), ("BAD", BAD)], [3, 1, 1], k=5):
-            count = 1 if kind == "O" else draw.randint(1, 2)
-            words += draw.choices(choice, k=count)
-            tags += ["O"] if kind == "O" else [f"B-{kind}", f"I-{kind}"][:count]
-            if kind != "O":  # entities of one kind never touch
-                words.append(draw.choice(NEUTRAL))
-                tags.append("O")
+        for kind, choice in draw.choices([("GOOD", GOOD), ("BAD", BAD)], k=3):
+            count = draw.randint(1, 2)
+            words += [draw.choice(NEUTRAL), draw.choice(choice[:2]), draw.choice(choice[2:])][: count + 1]
+            tags += ["O", f"B-{kind}", f"I-{kind}"][: count + 1]
         return {"tokens": words, "ner_tags": tags}
 
     return write_rows(path, row, {"train": 96, "validation": 32, "test": 32})

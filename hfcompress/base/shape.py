@@ -297,6 +297,11 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
             f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
             "use a complete config.json",
         )
+    if sizes[keys.hidden] % sizes[keys.heads]:
+        raise HfcompressError(
+            f"the config of this {kind} model has {sizes[keys.heads]} heads, which do not divide {sizes[keys.hidden]}",
+            f"mend {keys.heads} or {keys.hidden} in config.json",
+        )
     hidden, head_dim = sizes[keys.hidden], sizes[keys.hidden] // sizes[keys.heads]
     if keys.disentangled:
         _refuse_variants(kind, sizes, {"attention_head_size": head_dim, "pooler_hidden_size": hidden})
