@@ -218,10 +218,7 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
     if outputs is not None and model.labels != outputs and not _trains_head(recipe):
         message = f"the model's head has {model.labels} outputs, a {recipe.task.type} task needs {outputs}"
         problems.append(Problem(message, "put a `finetune` stage first", ("model",)))
-    if recipe.task.max_length > shapes[0].usable_positions:
-        limit = shapes[0].usable_positions
-        message = f"max_length is {recipe.task.max_length}, wider than the model's position table allows ({limit})"
-        problems.append(Problem(message, f"set it to {limit} or less", ("task", "max_length")))
+    problems += _length_problems(recipe.task, model, ("task",))
     known = {"model": model, "source": model}
     for index, (name, stage) in enumerate(zip(recipe.stage_names(), recipe.stages, strict=True)):
         task = stage.task_of(recipe.task)
@@ -233,6 +230,8 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
             message = f"the model that {stage.kind} gets here has no head for {task.type}"
             fix = "put a `distill` stage on the recipe's task before it"
             problems.append(Problem(message, fix, ("stages", index)))
+        if task is not recipe.task:
+            problems += _length_problems(task, start, ("stages", index, "task"))
         start = replace(start, head=task.head, labels=_labels(task, start, known["source"]))
         found = stage.problems(start, known, task)
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]
@@ -242,6 +241,14 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
             shapes[-1] = known["source"] = replace(shapes[-1], labels=labels or shapes[-1].labels)
         known[name] = shapes[-1]
     return shapes
+
+
+def _length_problems(task: Any, model: Shape, key: Key) -> list[Problem]:
+    limit = model.usable_positions
+    if task.max_length <= limit:
+        return []
+    message = f"max_length is {task.max_length}, wider than the model's position table allows ({limit})"
+    return [Problem(message, f"set it to {limit} or less", (*key, "max_length"))]
 
 
 def _labels(task: Any, start: Shape, source: Shape) -> int:

@@ -153,16 +153,14 @@ def _locked(lock: Path) -> dict[str, Any]:
 
 def _revisions(loaded: Loaded) -> dict[str, str | None]:
     """The commit of each Hub model and data set that the recipe names; fetches them, before anything is written."""
-    recipe, task = loaded.recipe, loaded.recipe.task
+    recipe = loaded.recipe
     inside = {"source", "parent", "model", *recipe.stage_names()}
     named = [recipe.model, *(spec for stage in recipe.stages for spec in stage.specs().values())]
     found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
-    data = (
-        {}
-        if is_local(task.dataset)
-        else {f"datasets/{task.dataset}": data_revision(task.dataset, task.config, task.streamed)}
-    )
-    return found | data
+    for task in (recipe.task, *(stage.task_of(recipe.task) for stage in recipe.stages)):
+        if not is_local(task.dataset):
+            found[f"datasets/{task.dataset}"] = data_revision(task.dataset, task.config, task.streamed)
+    return found
 
 
 def write(path: Path, text: str) -> None:

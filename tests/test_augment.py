@@ -408,7 +408,6 @@ def test_what_cannot_work_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert problems(classes, {"glove": str(tmp_path / "no.txt")}) == [
         (f"no such file: {tmp_path / 'no.txt'}", "augment.glove")
     ]
-    assert problems(classes, {"model": "./nowhere"}) == [("no such model directory: ./nowhere", "augment.model")]
     assert problems(scores, {"minimum_confidence": 0.5})[0][1] == "augment.minimum_confidence"
     assert problems(classes, {"tolerance": 0.5})[0][1] == "augment.tolerance"
     alone = ("there is no teacher to ask about the new rows", "augment.minimum_confidence")

@@ -154,6 +154,7 @@ def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
         (["stages.1.heads=0", "stages.1.ffn=0"], "stages.1.heads", "nothing is pruned"),
         (["stages.0={kind: quantize, backend: float16}"], "stages.1", "prune cannot follow quantize"),
         (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it comes first"),
+        (["stages.0.augment={model: ./gone}"], "stages.0.augment.model", "no such model directory: ./gone"),
     ],
 )
 def test_what_cannot_work_is_found_by_check(recipe: Path, overrides: list[str], key: str, why: str) -> None:
@@ -161,6 +162,18 @@ def test_what_cannot_work_is_found_by_check(recipe: Path, overrides: list[str], 
     assert key in [".".join(map(str, p.key)) for p in found]
     told = next(str(p) for p in found if why in str(p))
     assert "--set" in told or "recipe.yaml:" in told
+
+
+def test_the_texts_of_a_stage_with_a_task_of_its_own_fit_the_model(recipe: Path, tmp_path: Path) -> None:
+    corpus = f"{{type: fill-mask, dataset: {world.write_corpus(tmp_path / 'corpus')}, max_length: 41}}"
+    (problem,) = problems(
+        recipe,
+        f"stages.0.task={corpus}",
+        "stages.0.losses=[hidden_states]",
+        "stages.1={kind: distill, losses: [soft_labels]}",
+    )
+    assert ".".join(map(str, problem.key)) == "stages.0.task.max_length"
+    assert problem.fix == "set it to 40 or less"
 
 
 def test_check_tells_all_that_it_finds(recipe: Path, tmp_path: Path) -> None:
@@ -307,6 +320,18 @@ def test_the_tinybert_student_of_bert_base_has_its_published_size(tmp_path: Path
     student = rows[-1].shape
     assert (len(student.layers), student.hidden, student.layers[0].ffn) == (4, 312, 1200)
     assert student.parameters == 14_350_874
+
+
+@pytest.mark.parametrize(("name", "shape", "millions"), [
+    ("tinybert", (4, 312, 1200), 14.5), ("minilm", (6, 384, 1536), 22), ("distilbert", (6, 768, 3072), 66),
+])  # fmt: skip
+def test_a_preset_makes_a_published_student_of_bert_base(
+    name: str, shape: tuple[int, int, int], millions: float, tmp_path: Path
+) -> None:
+    _, rows = planned_with(name, tmp_path, BERT_BASE)
+    student = rows[-1].shape
+    assert (len(student.layers), student.hidden, student.layers[0].ffn) == shape
+    assert student.parameters / 1e6 == pytest.approx(millions, abs=1)
 
 
 def test_a_regression_recipe_plans_a_head_with_one_output(tmp_path: Path) -> None:

@@ -284,6 +284,19 @@ def test_the_snippet_of_its_card_answers(name: str, ran: Ran) -> None:
     assert printed.getvalue().strip() or name == "squad"
 
 
+def test_all_that_tinybert_needs_of_the_hub_is_fetched_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "model_directory", Path)
+    monkeypatch.setattr(runner, "revision_of", lambda _: "commit")
+    monkeypatch.setattr(runner, "data_revision", lambda _, __, streaming: "listed" if streaming else "downloaded")
+    loaded = load(shipped()["tinybert"], ["stages.2.augment.model=user/mlm"])
+    assert runner._revisions(loaded) == {
+        "google-bert/bert-base-uncased": "commit", "user/mlm": "commit", "datasets/nyu-mll/glue": "downloaded",
+        "datasets/wikimedia/wikipedia": "listed",
+    }  # fmt: skip
+
+
 def test_tinybert(ran: Ran) -> None:
     done = ran("tinybert")
     assert done.names == ["source", "03-distill", "04-distill"]
@@ -292,7 +305,7 @@ def test_tinybert(ran: Ran) -> None:
     general = done.notes("02-distill")
     assert done.config("02-distill")["architectures"] == ["BertForMaskedLM"]
     assert general["teacher"] == {"stage": "model", "dev": None}
-    assert general["student"]["layer 1"].startswith("copied from layer 2")
+    assert general["student"]["layer 1"].endswith("from layer 2")
 
     middle, last = done.notes("03-distill"), done.notes("04-distill")
     assert done.config("03-distill")["architectures"] == ["BertForSequenceClassification"]

@@ -12,6 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.data.fill_mask import FillMask
+from hfcompress.losses.hard_labels import HardLabels
 from hfcompress.model.artifact import open_artifact
 from hfcompress.recipe import load
 from hfcompress.stages import training
@@ -119,6 +121,22 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     distil("parts", **options)
     assert watch.steps == 18 - 8
     assert _equal(watch.weights, whole)
+
+
+def test_a_checkpoint_holds_a_tied_weight_once_and_gives_it_back(tmp_path: Path, data: Path) -> None:
+    """A mask head's weights are the embeddings': safetensors refuses a tensor with two names."""
+    from safetensors.torch import load_file, save_file
+
+    task = FillMask(type="fill-mask", dataset=str(data), text=["sentence"])
+    objectives = [training.Objective(world.model(head="mask", seed=seed), [HardLabels()], task) for seed in (0, 1)]
+    save_file(objectives[0].state_dict(), tmp_path / "model.safetensors")
+    objectives[1].load_state_dict(load_file(tmp_path / "model.safetensors"))
+    own, other = (dict(o.student.named_parameters(remove_duplicate=False)) for o in objectives)
+    assert _equal(own, other)
+    decoder, table = (
+        other[name] for name in ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight")
+    )
+    assert decoder is table
 
 
 def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.errors import Problem
 from hfcompress.data.augment import Keep, augment, augmented, file_hash
-from hfcompress.data.source import cache_home, is_local, model_directory, refuse_a_path
+from hfcompress.data.source import cache_home
 from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
 from hfcompress.model.observe import observe
@@ -31,7 +31,7 @@ class Augment(Strict):
     copies: int = Field(default=20, ge=1)
     """New rows for each; of a pair of texts, so many for each text."""
     model: str = Field(default="google-bert/bert-base-uncased", min_length=1)
-    """The masked-language model: a directory or a Hub id."""
+    """The masked-language model: a directory, a Hub id, or `model`, the recipe's own."""
     probability: float = Field(default=0.4, ge=0, le=1)
     """That a word is replaced."""
     top_k: int = Field(default=15, ge=1)
@@ -76,11 +76,6 @@ class Augment(Strict):
         if self.glove is not None and not Path(self.glove).expanduser().is_file():
             fix = "give the path of a text file such as glove.6B.300d.txt"
             found.append(Problem(f"no such file: {self.glove}", fix, ("augment", "glove")))
-        try:
-            if not is_local(self.model):
-                refuse_a_path(self.model, "model")
-        except HfcompressError as error:
-            found += [Problem(p.message, p.fix, ("augment", "model")) for p in error.problems]
         return found
 
 
@@ -93,7 +88,7 @@ def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Be
         parent: What `teacher: parent` means.
         bench: The stage's bench.
     """
-    mlm = model_directory(options.model)
+    mlm = bench.artifact(options.model, parent).path
     device = process_state().device
     bfloat16 = computes_in_bfloat16(options.precision, device.type)
     teacher = bench.artifact(taught.teacher.models[0], parent) if options.filters else None

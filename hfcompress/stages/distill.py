@@ -63,6 +63,8 @@ class Distill(Stage, Taught):
 
     def specs(self) -> dict[Key, str]:
         named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}
+        if self.augment:
+            named[("augment", "model")] = self.augment.model
         return named | self.teacher_specs()
 
     def task_of(self, task: Any) -> Any:

@@ -152,11 +152,20 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
 class CompressionTrainer(Trainer):
     """A Trainer whose step lets the teachers look at the batch first."""
 
-    def __init__(self, objective: Objective, arguments: TrainingArguments, *, options: Train, rows: Mapping[str, Any],
-                 tokenizer: PreTrainedTokenizerBase, teaching: Teaching | None, callbacks: Sequence[TrainerCallback]
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self,
+        objective: Objective,
+        arguments: TrainingArguments,
+        *,
+        options: Train,
+        rows: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        teaching: Teaching | None,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
         self.teaching = None if teaching is None else teaching.to(arguments.device)
-        self.tokenizer, self.length_grouping = tokenizer, options.length_grouping
+        # Not `tokenizer`, which is a property of older Trainers.
+        self.words, self.length_grouping = tokenizer, options.length_grouping
         collator = Collator(objective.task, tokenizer, teaching, arguments.device.type == "cuda")
         super().__init__(
             objective,
@@ -187,7 +196,7 @@ class CompressionTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """The student's metric on the dev rows; every process of a distributed run scores all of them alike."""
         objective: Any = self.accelerator.unwrap_model(self.model)
-        found = score(objective.student, self.eval_dataset, self.tokenizer, objective.task)
+        found = score(objective.student, self.eval_dataset, self.words, objective.task)
         metrics = {f"{metric_key_prefix}_{objective.task.metric}": found}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
