@@ -254,6 +254,24 @@ def test_layers_of_a_teacher_that_reads_other_tokens_are_refused(tmp_path: Path,
     assert "losses on logits alone" in str(error.value)
 
 
+def test_raw_text_is_read_with_one_vocabulary(tmp_path: Path, teacher: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "dev"):
+        (corpus / f"{split}.txt").write_text("the film was good\nthe plot was dull and the cast was poor\n" * 8)
+    for name, words in (("own", world.WORDS), ("other", [*world.WORDS[:5], *reversed(world.WORDS[5:])])):
+        world.model(head="mask").save_pretrained(tmp_path / name)
+        world.tokenizer(words).save_pretrained(tmp_path / name)
+    task = {"type": "fill-mask", "dataset": str(corpus), "text": ["text"], "max_length": 16}
+    recipe = world.recipe(
+        tmp_path / "r.yaml", tmp_path / "own", corpus, task=task,
+        stages=[{"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN,
+                 "teacher": str(tmp_path / "other")}],
+    )  # fmt: skip
+    with pytest.raises(HfcompressError, match="has another vocabulary than the student"):
+        ran(recipe, tmp_path / "run")
+
+
 # ---- an adapter
 
 

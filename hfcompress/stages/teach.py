@@ -103,6 +103,12 @@ def _teaching(
         model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
         member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path)), rows
         if not same_tokenizer(member.tokenizer, tokenizer):
+            if count is None or bench.task.head == "mask":
+                raise HfcompressError(
+                    f"the teacher {member.stage} has another vocabulary than the student, and a task on raw text "
+                    "compares what they say of each token",
+                    "use a teacher with the same tokenizer, and `vocabulary: keep`",
+                )
             asked = {
                 "train": bench.encoded("train", member.tokenizer, labels, raw),
                 "dev": bench.encoded("dev", member.tokenizer, labels),
