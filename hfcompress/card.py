@@ -157,8 +157,8 @@ def _sentence(stage: Any) -> str:
         return f"**finetune**: {_epochs(stage.train)} on the task's labels"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        teachers = " and ".join(f"`{name}`" for name in stage.teacher.models) if stage.asks else "labels"
-        corpus = f" on `{stage.task.dataset}`" if stage.task else ""
+        teachers = " and ".join(f"`{_shown(name)}`" for name in stage.teacher.models) if stage.asks else "labels"
+        corpus = f" on `{_shown(stage.task.dataset)}`" if stage.task else ""
         more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
         return f"**distill** from {teachers}{corpus}, {_epochs(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
@@ -168,6 +168,11 @@ def _sentence(stage: Any) -> str:
             f"`{stage.criterion.name}` ({stage.criterion.source}), {recovered}"
         )
     return f"**quantize**: `{stage.backend.name}` ({stage.backend.source})"
+
+
+def _shown(name: str) -> str:
+    """A Hub id or a stage as it is; of a directory its name alone, which is all that means anything elsewhere."""
+    return Path(name).name if is_local(name) else name
 
 
 def _epochs(train: Any) -> str:

@@ -129,11 +129,9 @@ def _only_our_progress() -> None:
     """A bar for each training run is of use; one for each file that is read or written is not."""
     import logging as standard
 
-    import datasets
     from transformers.utils import logging
 
     standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it warns of kernels that it could download
-    datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
@@ -238,6 +236,7 @@ def push(
 def main() -> None:
     """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except HfcompressError as error:

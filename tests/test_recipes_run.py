@@ -50,7 +50,7 @@ def _tinybert(things: Things) -> list[str]:
         "stages.1.student={layers: 1, hidden: 16, ffn: 32, from: model}",
         "stages.1.train.max_steps=6", "stages.1.train.batch_size=8",
         f"stages.2.augment={{{mlm}}}", "stages.2.train.max_steps=6",
-        f"stages.3.augment={{{mlm}}}", f"stages.3.train={GOES_ON}",
+        f"stages.3.augment={{{mlm}}}", f"stages.3.train={LEARNS}",
     ]  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def _minilm(things: Things) -> list[str]:
     heads = [f"stages.{stage}.losses.0.relation_heads=8" for stage in (1, 2)]
     return [
         f"model={things.base}", f"task.dataset={things.made(world.write_inferences)}", f"stages.0.train={LEARNS}",
+        "stages.0.train.max_steps=100",
         "stages.1.student={layers: 1, hidden: 16, ffn: 32, width: activation, rows: 32}", "stages.1.train.max_steps=6",
         f"stages.2.train={GOES_ON}", *heads,
     ]  # fmt: skip
@@ -329,7 +330,8 @@ def test_minilm(ran: Ran) -> None:
     assert [row["quality"]["n"] for row in done.report["rows"]] == [36] * 3
     assert "activation" in str(done.notes("02-distill")["student"])
     assert len(done.config("final")["id2label"]) == 3
-    assert done.quality(2) > done.quality(1)
+    assert done.quality(0) > 0.9
+    assert done.quality(2) > max(done.quality(1), 0.6)
     logits = done.answer("the film was", "a story was lovely").logits
     assert logits.argmax().item() == 0
 

@@ -102,9 +102,9 @@ def _named_again(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 
 def _second_names(module: nn.Module) -> dict[str, str]:
     """Further names of tensors, and the first of each: a mask head's weights are the embeddings'."""
-    first: dict[Tensor, str] = {}
+    first: dict[int, str] = {}
     named = module.named_parameters(remove_duplicate=False)
-    return {name: first[tensor] for name, tensor in named if first.setdefault(tensor, name) != name}
+    return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
 
 
 class LengthGrouped(LengthGroupedSampler):
