@@ -1,7 +1,7 @@
 """What of a training step at batch 32 is not the model: drawing, padding, hooks, bookkeeping, as the Trainer does them.
 
-The whole of `Trainer.train` is timed, and inside it the objective's forward, the teacher's forward, the backward pass
-and the optimizer. The ratio is the share of the time that is none of these. `--quick` takes fewer steps.
+The whole of `Trainer.train` is timed, and inside it the objective's forward, the teacher's forward, the backward pass,
+the clipping of the gradients and the optimizer. The ratio is the share of the time that is none of these. `--quick` takes fewer steps.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def main() -> None:
         (side.objective, "forward"),
         (teacher, "forward"),
         (trainer.accelerator, "backward"),
+        (trainer.accelerator, "clip_grad_norm_"),
         (side.optimizer, "step"),
         (side.optimizer, "zero_grad"),
     ):

@@ -53,7 +53,7 @@ def token_labels() -> Tensor:
 
 
 def task(head: str = "sequence") -> Any:
-    return SimpleNamespace(head=head, loss=lambda logits, labels: F.cross_entropy(logits, labels))
+    return SimpleNamespace(head=head, loss=lambda logits, labels, mask: F.cross_entropy(logits, labels))
 
 
 def step(
