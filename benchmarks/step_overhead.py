@@ -1,7 +1,8 @@
 """What of a training step at batch 32 is not the model: drawing, padding, hooks, bookkeeping, as the Trainer does them.
 
 The whole of `Trainer.train` is timed, and inside it the objective's forward, the teacher's forward, the backward pass,
-the clipping of the gradients and the optimizer. The ratio is the share of the time that is none of these. `--quick` takes fewer steps.
+the clipping of the gradients and the optimizer. The ratio is the share of the time that is none of these. `--quick`
+takes fewer steps.
 """
 
 from __future__ import annotations
