@@ -118,6 +118,29 @@ class Loss(Component):
         raise NotImplementedError
 
 
+class LastLayer(Loss):
+    """A loss on the student's last layer and one of the teacher's."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys", "values"})
+    mapped: ClassVar[bool] = False
+
+    teacher_layer: int | None = Field(default=None, ge=1)
+    """The teacher's layer, from 1; the last where nothing is said."""
+
+    def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
+        return ((len(student.layers), self.teacher_layer or len(teacher.layers)),)
+
+    def problems(self, student: Shape, teacher: Shape) -> list[str]:
+        have, layer = len(teacher.layers), self.teacher_layer or 1
+        if layer <= have:
+            return []
+        return [f"{self.name} looks at the teacher's layer {layer}, and it has {have}; lower `teacher_layer`"]
+
+    def compared(self, step: Step) -> tuple[int, int]:
+        """The two layers, from 1."""
+        return max(step.student.queries), self.teacher_layer or max(step.taught().queries)
+
+
 LOSSES: Drawer[Loss] = Drawer("hfcompress.losses", Loss)
 AnyLoss = Annotated[SerializeAsAny[Loss], BeforeValidator(LOSSES.parse)]
 
@@ -242,11 +265,6 @@ def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int
         counts = ", ".join(map(str, sorted(heads)))
         return [f"{loss} compares head by head, and there are layers with {counts} heads; use minilm_v2"]
     return []
-
-
-def no_such_layer(loss: str, layer: int, teacher: Shape) -> list[str]:
-    """What to say of a `teacher_layer` that the teacher lacks."""
-    return [f"{loss} looks at the teacher's layer {layer}, and it has {len(teacher.layers)}; lower `teacher_layer`"]
 
 
 def all_heads(student: Shape, teacher: Shape) -> set[int]:

@@ -74,6 +74,10 @@ class Bench:
     def _raw(self) -> dict[str, datasets.Dataset]:
         return {split: self.task.read(split) for split in ("train", "dev")}
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return str(self.task.fingerprint())
+
     def rows(self, split: Split) -> datasets.Dataset:
         """The raw rows of `train` or `dev`."""
         return self._raw[split]
@@ -88,10 +92,15 @@ class Bench:
         """The tokenized rows of `train` or `dev`, or of `raw` in their place."""
         return self.task.encode(self._raw[split] if raw is None else raw, tokenizer, labels)
 
+    def sample(self, count: int, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> datasets.Dataset:
+        """At most so many tokenized rows of `train`, drawn by the seed."""
+        rows = self.encoded("train", tokenizer, labels)
+        return rows.shuffle(seed=self.seed).select(range(min(count, len(rows))))
+
     def fingerprint(self, raw: datasets.Dataset | None = None) -> str:
         """A hash of the data that the stage sees, or of `raw` in the train split's place."""
         if raw is None:
-            return str(self.task.fingerprint())
+            return self._fingerprint
         return digest([raw[column][:] for column in (*self.task.text, self.task.label)])
 
     def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -121,8 +121,7 @@ class Distill(Stage, Taught):
     def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, bench: Bench) -> Any:
         from hfcompress.stages import training
 
-        rows = bench.encoded("train", tokenizer, dict(origin.config.label2id or {}))
-        rows = rows.shuffle(seed=bench.seed).select(range(min(wanted.rows, len(rows))))
+        rows = bench.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))
         return training.batches(rows, tokenizer, bench.task)
 
 

@@ -115,8 +115,7 @@ class Prune(Stage):
         from hfcompress.stages import training
 
         def batches(count: int) -> Any:
-            rows = bench.encoded("train", tokenizer, dict(model.config.label2id))
-            rows = rows.shuffle(seed=bench.seed).select(range(min(count, len(rows))))
+            rows = bench.sample(count, tokenizer, dict(model.config.label2id))
             return list(training.batches(rows, tokenizer, bench.task))
 
         return Calibration(batches, bench.task.loss, bench.seed)

@@ -14,7 +14,7 @@ from hfcompress.stages.heads import has_head
 from hfcompress.stages.layer_map import pairs_of
 from hfcompress.stages.taught import Taught
 from hfcompress.stages.teachers import Member, Teaching, same_tokenizer, translation
-from hfcompress.stages.train import Train
+from hfcompress.stages.train import Train, row_count
 
 if TYPE_CHECKING:
     import datasets
@@ -96,8 +96,9 @@ def _teaching(
 ) -> Teaching:
     from hfcompress.stages.answers import answers_of
 
-    count = len(rows["train"]) if hasattr(rows["train"], "__len__") else None
+    count = row_count(rows["train"])
     kept = taught.kept(train, bench.task.head, count, process_state().num_processes)
+    fingerprint = bench.fingerprint(raw)
     members, notes = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
         model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
@@ -121,7 +122,7 @@ def _teaching(
         if content is not None:
             member.answers = answers_of(
                 model, member.tokenizer, asked["train"], bench.task, content,  # type: ignore[arg-type]
-                weights=weights_hash(artifact.path), fingerprint=bench.fingerprint(raw),
+                weights=weights_hash(artifact.path), fingerprint=fingerprint,
             )  # fmt: skip
             member.model = None
         members.append(member)
@@ -183,7 +184,7 @@ def _examined(member: Member, dev: Any, task: Any) -> float | None:
 
 def _say_what_is_ahead(objective: Any, teaching: Teaching | None, train: Train, rows: Any, bench: Bench) -> None:
     """Steps and memory, before any epoch."""
-    count = len(rows) if hasattr(rows, "__len__") else None
+    count = row_count(rows)
     steps = train.steps(count, process_state().num_processes)
     lengths = rows["length"][:] if count is not None else [bench.task.max_length]
     live = [m.model for m in teaching.members if m.model is not None] if teaching is not None else []

@@ -11,6 +11,11 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem
 
 
+def row_count(rows: Any) -> int | None:
+    """How many encoded rows there are; None of a stream."""
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
 class Train(Strict):
     """How to train. Batch size is per process; the rest means what `transformers.TrainingArguments` means by it."""
 

@@ -24,7 +24,7 @@ from hfcompress.measure.worker import reduced
 from hfcompress.model.observe import Observed, observe
 from hfcompress.stages.base import process_state
 from hfcompress.stages.teachers import PREFIX, Teaching
-from hfcompress.stages.train import Train
+from hfcompress.stages.train import Train, row_count
 
 if TYPE_CHECKING:
     import datasets
@@ -183,13 +183,8 @@ class CompressionTrainer(Trainer):
     ) -> Any:
         """The objective's loss on a batch."""
         objective: Any = self.accelerator.unwrap_model(self.model)
-        taught = None
-        if self.teaching is not None:
-            tokens = {name: value for name, value in inputs.items() if name != "labels"}
-            taught = self.teaching.ask(tokens, objective.needs, objective.taught_layers)
         progress = self.state.global_step / max(self.state.max_steps, 1)
-        own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
-        outputs = model(teacher=taught, progress=progress, **own)
+        outputs = model(progress=progress, **taught(objective, self.teaching, inputs))
         self._count(outputs["parts"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -225,23 +220,27 @@ class CompressionTrainer(Trainer):
         super().log(logs, start_time)
 
 
+def taught(objective: Objective, teaching: Teaching | None, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A collated batch as the objective takes it, with what the teachers show of it."""
+    own = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    if teaching is None:
+        return own
+    tokens = {name: value for name, value in batch.items() if name != "labels"}
+    return {**own, "teacher": teaching.ask(tokens, objective.needs, objective.taught_layers)}
+
+
 def batches(
     rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any, batch_size: int = 32
 ) -> Iterator[dict[str, Tensor]]:
     """All rows in batches of like length."""
     for group in _like_lengths(rows, batch_size):
-        yield task.batch(_listed(rows, group), tokenizer)
+        yield task.batch(rows.__getitems__(group), tokenizer)
 
 
 def _like_lengths(rows: datasets.Dataset, batch_size: int) -> list[list[int]]:
     lengths = rows["length"][:]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def _listed(rows: datasets.Dataset, group: list[int]) -> list[dict[str, Any]]:
-    columns = rows[group]
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(group))]
 
 
 def train(
@@ -271,8 +270,10 @@ def train(
         The student's metric on the dev rows.
     """
     torch.manual_seed(seed)
-    count, metric = len(rows["train"]) if hasattr(rows["train"], "__len__") else None, objective.task.metric
-    arguments = training_arguments(options, checkpoints, seed, count, metric, unused_parameters(objective))
+    metric = objective.task.metric
+    arguments = training_arguments(
+        options, checkpoints, seed, row_count(rows["train"]), metric, unused_parameters(objective)
+    )
     trainer = CompressionTrainer(
         objective, arguments, options=options, rows=rows, tokenizer=tokenizer, teaching=teaching, callbacks=callbacks
     )
@@ -296,12 +297,8 @@ def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenize
     collator = Collator(objective.task, tokenizer, teaching, device.type == "cuda")
     batch = {name: value.to(device) for name, value in collator(list(islice(rows, 2))).items()}
     objective.to(device).train()
-    taught = None
-    if teaching is not None:
-        tokens = {name: value for name, value in batch.items() if name != "labels"}
-        taught = teaching.to(device).ask(tokens, objective.needs, objective.taught_layers)
-    own = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
-    outputs = objective(teacher=taught, progress=0.5, **own)  # a weight may start or end at 0
+    teaching = None if teaching is None else teaching.to(device)
+    outputs = objective(progress=0.5, **taught(objective, teaching, batch))  # a weight may start or end at 0
     outputs["loss"].backward()
     broken = [name for name, part in outputs["parts"].items() if not bool(part.isfinite())]
     dead = [name for name, p in objective.learned.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -326,7 +323,7 @@ def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedT
     outputs, order = [], []
     with torch.inference_mode():
         for group in _like_lengths(rows, 64):
-            batch = task.batch(_listed(rows, group), tokenizer)
+            batch = task.batch(rows.__getitems__(group), tokenizer)
             inputs = {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "index")}
             logits = observe(model, inputs).logits.float().cpu().numpy()
             outputs.append(reduced(logits, {name: value.numpy() for name, value in batch.items()}, task.head))
