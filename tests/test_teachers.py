@@ -182,6 +182,49 @@ def test_what_the_cache_does_not_hold_is_refused(
     assert error.value.problems[0].key == ("stages", 0, "teacher_cache")
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "why"),
+    [
+        ({"layer_map": "top"}, "layer_map", "no loss compares layers pair by pair"),
+        ({"losses": ["hard_labels"], "teacher_cache": "logits"}, "teacher_cache", "no loss asks a teacher"),
+        ({"losses": ["hidden_states"], "teacher": ["source", "model"]}, "teacher", "no loss looks at logits"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_told(
+    tmp_path: Path, teacher: Path, data: Path, stage: dict[str, Any], key: str, why: str
+) -> None:
+    with pytest.raises(HfcompressError, match=why) as error:
+        recipes.check(recipes.load(one_stage(tmp_path / "r.yaml", teacher, data, **stage)))
+    assert [problem.key for problem in error.value.problems] == [("stages", 0, key)]
+
+
+def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "dev"):
+        (corpus / f"{split}.txt").write_text("the film was good\nthe plot was dull and the cast was poor\n" * 8)
+    world.save(world.model(head="mask"), tmp_path / "own")
+    task = {
+        "type": "fill-mask",
+        "dataset": str(corpus),
+        "text": ["text"],
+        "max_length": 16,
+        "streaming": True,
+        "mask_probability": 0.0,
+    }
+    stage = {"kind": "distill", "losses": ["hidden_states"], "train": {"max_steps": 2, "batch_size": 4}}
+    narrow = {**stage, "student": {"hidden": 16, "width": "activation", "rows": 4}}
+    record = ran(
+        world.recipe(tmp_path / "r.yaml", tmp_path / "own", corpus, task=task, stages=[narrow]), tmp_path / "run"
+    )
+    assert "by activation" in record["student"]["embeddings"]
+    cut = {**stage, "student": {"vocabulary": "corpus"}}
+    with pytest.raises(HfcompressError, match="streamed is not read through"):
+        recipes.check(
+            recipes.load(world.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut]))
+        )
+
+
 def test_a_second_run_reads_what_the_first_one_kept(
     tmp_path: Path, teacher: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

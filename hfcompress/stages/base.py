@@ -93,8 +93,14 @@ class Bench:
         return self.task.encode(self._raw[split] if raw is None else raw, tokenizer, labels)
 
     def sample(self, count: int, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> datasets.Dataset:
-        """At most so many tokenized rows of `train`, drawn by the seed."""
-        rows = self.encoded("train", tokenizer, labels)
+        """At most so many tokenized rows of `train`, drawn by the seed; of a stream, from as many first documents."""
+        if self.task.streamed:
+            import datasets
+
+            first = datasets.Dataset.from_list(list(self._raw["train"].take(count)))
+            rows = self.encoded("train", tokenizer, labels, first)
+        else:
+            rows = self.encoded("train", tokenizer, labels)
         return rows.shuffle(seed=self.seed).select(range(min(count, len(rows))))
 
     def fingerprint(self, raw: datasets.Dataset | None = None) -> str:

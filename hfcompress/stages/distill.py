@@ -49,6 +49,9 @@ class Distill(Stage, Taught):
         if self.augment:
             found += self.augment.problems(task, self.asks)
         found += self.train.problems(task)
+        if task.streamed and self.student and self.student.vocabulary == "corpus":
+            message = "a corpus that is streamed is not read through for the tokens that it uses"
+            found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
             found += self.taught_problems(self.plan(shape), known, task)
         return found

@@ -61,7 +61,7 @@ class Taught(Strict):
 
     def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
         """What cannot work, of the teachers whose shapes are known."""
-        found = cache_problems(self, task.head)
+        found = [*cache_problems(self, task.head), *self._idle_problems()]
         if not self.asks:
             return found
         for index, name in enumerate(self.teacher.models):
@@ -70,27 +70,39 @@ class Taught(Strict):
                 found += self.meeting_problems(student, teacher, first=index == 0)
         return found
 
+    def _idle_problems(self) -> list[Problem]:
+        """Options that would change nothing."""
+        found = []
+        if self.layer_map != "uniform" and not self._layered:
+            message = "no loss compares layers pair by pair, so `layer_map` changes nothing"
+            found.append(Problem(message, "leave it out, or add such a loss (hidden_states)", ("layer_map",)))
+        if not self.asks and self.teacher_cache not in ("auto", "off"):
+            message = "no loss asks a teacher, so there are no answers to keep"
+            found.append(Problem(message, "leave it out, or add a loss that asks (soft_labels)", ("teacher_cache",)))
+        asked = any(loss.needs_teacher and loss.needs_logits for loss in self.losses)
+        if len(self.teacher.models) > 1 and not asked:
+            message = "no loss looks at logits, and all teachers but the first are asked for theirs alone"
+            found.append(Problem(message, "name one teacher, or add soft_labels", ("teacher",)))
+        return found
+
+    @property
+    def _layered(self) -> bool:
+        return any(loss.needs and loss.mapped for loss in self.losses)
+
     def meeting_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
         """Why this teacher cannot teach this student; all but the first are asked for their logits alone."""
         teacher = replace(teacher, labels=teacher.labels if teacher.head == student.head else student.labels)
         if not first:
-            return logit_problems(student, teacher)
+            asked = [loss for loss in self.losses if loss.needs_logits]
+            return [Problem(why, "", ("teacher",)) for loss in asked for why in loss.problems(student, teacher)]
         found = list[Problem]()
-        if any(loss.needs and loss.mapped for loss in self.losses):
+        if self._layered:
             found += layer_map_problems(self.layer_map, len(student.layers), len(teacher.layers))
         for index, loss in enumerate(self.losses):
             found += [Problem(why, "", ("losses", index)) for why in loss.problems(student, teacher)]
         if self.layer_map == "dynamic":
             found += [_not_dynamic(i, x) for i, x in enumerate(self.losses) if x.mapped and x.needs - {"hidden_states"}]
         return found
-
-
-def logit_problems(student: Shape, teacher: Shape) -> list[Problem]:
-    """Why the logits of these two cannot be compared."""
-    if student.labels == teacher.labels:
-        return []
-    message = f"the student has {student.labels} labels and the teacher {teacher.labels}"
-    return [Problem(message, "name a teacher that was fine-tuned for this task", ("teacher",))]
 
 
 def _not_dynamic(index: int, loss: Loss) -> Problem:
