@@ -73,6 +73,8 @@ def run(
     on_main_process(lambda: _open(loaded, directory, fresh, max(s.bytes for s in shapes)))
     artifacts = _run_stages(loaded, directory, only, callbacks)
     state.wait_for_everyone()
+    # What is left is the first process's; those that leave before it must not abort its communication threads.
+    state.destroy_process_group()
     if not state.is_main_process:
         return None
     content = {**_measured(loaded, directory, artifacts), "recipe": digest(resolved(loaded.recipe))}
