@@ -1,27 +1,36 @@
-"""What a pruning criterion is: a score for every head and every FFN neuron."""
+"""What a pruning criterion is: it says how much each part of a model matters; the least are cut first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
+from hfcompress.base.costs import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hfcompress.model.masks import Masks
+    from hfcompress.model.sparsity import Pattern
+    from hfcompress.model.surgery import Keep
+
+GRANULARITIES = ("units", "layers", "hidden", "weights")
+"""What a criterion can score: heads and FFN neurons, whole layers, dimensions of the residual stream, single weights."""
+
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each unit matters; the least are cut first.
+    """How much each head and neuron matters; within a layer the least are cut first, and sums are compared.
 
     Attributes:
-        heads: One tensor a layer, `(heads,)`.
-        neurons: One tensor a layer, `(ffn,)`.
+        heads: One tensor for each layer's weights, `(head groups,)`: of a decoder with grouped queries a unit is a
+            key-value head with its queries, elsewhere a head.
+        neurons: One tensor for each layer's weights, `(ffn,)`.
     """
 
     heads: list[Tensor]
@@ -33,24 +42,54 @@ class Calibration:
     """Rows that a criterion may look at.
 
     Attributes:
-        batches: Encoded batches with labels, made anew at each call.
+        batches: This process's share of so many rows, in encoded batches with labels, made anew at each call. Which
+            rows share a batch does not depend on the number of processes.
         loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
         seed: For criteria that draw.
+        total: Sums tensors over the processes, in place; all of them go on with the same sums.
     """
 
     batches: Callable[[int], Iterable[Mapping[str, Tensor]]]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     seed: int
+    total: Callable[[Sequence[Tensor]], None] = lambda _: None
 
 
 class Criterion(Component):
-    """A way to score heads and neurons."""
+    """A way to tell what matters. It overrides a method for each granularity that it names in `scored`."""
 
+    scored: ClassVar[frozenset[str]] = frozenset({"units"})
+    """Those of `GRANULARITIES` that it scores."""
     needs_data: ClassVar[bool] = False
+    updates: ClassVar[bool] = False
+    """Whether it makes the weights that stay take over from those that go."""
+    learned: ClassVar[bool] = False
+    """Whether it is trained with the model instead of scoring it."""
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        """Scores of every unit of `model`, which is left as it was."""
+        """Scores of every head and neuron of `model`, which is left as it was."""
         raise NotImplementedError
+
+    def layer_scores(self, model: PreTrainedModel, calibration: Calibration) -> list[float]:
+        """A score for each layer of `model`, which is left as it was."""
+        raise NotImplementedError
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        """Scores `(hidden,)` of the dimensions of the residual stream of `model`, which is left as it was."""
+        raise NotImplementedError
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        """Scores of each weight of the layers' linear modules, by its name in the state dict and of its shape."""
+        raise NotImplementedError
+
+    def refit(self, model: PreTrainedModel, keep: Sequence[Keep], calibration: Calibration) -> None:
+        """Makes what stays take over from what goes, in place; `updates` tells whether it does."""
+
+    def sparsify(self, model: PreTrainedModel, pattern: Pattern, calibration: Calibration) -> None:
+        """Sets the weights that matter least to zero, in place, as many and where the pattern says."""
+        from hfcompress.model.sparsity import zero
+
+        zero(model, pattern, self.weight_scores(model, calibration))
 
 
 class DataCriterion(Criterion):
@@ -60,6 +99,16 @@ class DataCriterion(Criterion):
 
     rows: int = Field(default=2048, ge=1)
     """Training rows it looks at, drawn with the recipe's seed."""
+
+
+class LearnedCriterion(Criterion):
+    """Masks that are trained together with the model, and end in the same surgery."""
+
+    learned: ClassVar[bool] = True
+
+    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
+        """The masks before their training, for the model that they go on."""
+        raise NotImplementedError
 
 
 CRITERIA: Drawer[Criterion] = Drawer("hfcompress.criteria", Criterion)
