@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hfcompress.model.surgery import Keep
 
 GRANULARITIES = ("units", "layers", "hidden", "weights")
-"""What a criterion can score: heads and FFN neurons, whole layers, dimensions of the residual stream, single weights."""
+"""What a criterion can score: heads and FFN neurons, whole layers, dimensions of the stream between them, weights."""
 
 
 @dataclass(frozen=True)
