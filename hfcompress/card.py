@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfcompress import report
+from hfcompress import card_pruning, report
 from hfcompress.base.errors import HfcompressError, did_you_mean
 from hfcompress.data.source import BUILTIN, is_local
-from hfcompress.model.artifact import Artifact
+from hfcompress.model.artifact import MODELING_FILE, Artifact
 from hfcompress.recipe import Loaded
 
 UNNAMED = "PATH_OR_REPO"
@@ -140,12 +140,14 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "table": report.as_markdown(content).partition("\n\n")[0],
         "conditions": report.conditions(content),
         "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
+        "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
+        "plot": (artifact.path / "tradeoff.png").is_file(),
         "recipe": loaded.document.text.rstrip("\n"),
         "overrides": loaded.document.overrides,
         "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or UNNAMED),
         "dataset": dataset_name(loaded) or Path(loaded.recipe.task.dataset).name,
         "language": ", ".join(loaded.recipe.hub.language),
-        "remote_code": (artifact.path / "modeling_pruned.py").is_file() and artifact.runtime == "torch",
+        "remote_code": (artifact.path / MODELING_FILE).is_file() and artifact.runtime == "torch",
         "runtime": artifact.runtime,
         "dtype": artifact.dtype,
         "max_length": loaded.recipe.task.max_length,
@@ -157,17 +159,25 @@ def _sentence(stage: Any) -> str:
         return f"**finetune**: {_epochs(stage.train)} on the task's labels"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        teachers = " and ".join(f"`{_shown(name)}`" for name in stage.teacher.models) if stage.asks else "labels"
         corpus = f" on `{_shown(stage.task.dataset)}`" if stage.task else ""
         more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
-        return f"**distill** from {teachers}{corpus}, {_epochs(stage.train)}{more}: {losses}"
+        return f"**distill** from {_teachers(stage)}{corpus}, {_epochs(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
-        recovered = f"{_epochs(stage.recover)} of recovery" if stage.recover else "no recovery"
-        return (
-            f"**prune**: {stage.heads:.0%} of the heads and {stage.ffn:.0%} of the FFN neurons by "
-            f"`{stage.criterion.name}` ({stage.criterion.source}), {recovered}"
-        )
+        return f"**prune**: {card_pruning.told(stage, _training(stage.train), _training(stage.recover))}"
     return f"**quantize**: `{stage.backend.name}` ({stage.backend.source})"
+
+
+def _training(training: Any) -> str:
+    """How long and by what a training inside of a prune stage goes."""
+    if training is None:
+        return ""
+    losses = " and ".join(f"`{loss.name}`" for loss in training.losses)
+    adapters = ", through LoRA" if training.lora else ""
+    return f"{_epochs(training)} by {losses} from {_teachers(training)}{adapters}"
+
+
+def _teachers(taught: Any) -> str:
+    return " and ".join(f"`{_shown(name)}`" for name in taught.teacher.models) if taught.asks else "labels"
 
 
 def _shown(name: str) -> str:
@@ -189,7 +199,7 @@ def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:
 
 
 def _torch_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
-    trust = ", trust_remote_code=True" if (artifact.path / "modeling_pruned.py").is_file() else ""
+    trust = ", trust_remote_code=True" if (artifact.path / MODELING_FILE).is_file() else ""
     logits = "torch.stack([output.start_logits, output.end_logits], -1)" if task.head == "span" else "output.logits"
     return f"""import torch
 from transformers import {task.auto_class}, AutoTokenizer

@@ -179,6 +179,38 @@ def evaluate(
         out().print(f"report {output / 'report.md'}", markup=False)
 
 
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or Hub id; only its config is read.")],
+) -> None:
+    """Say what of a model can be cut, and how the result will load again."""
+    from hfcompress.data.source import model_config
+    from hfcompress.doctor import examine, table
+
+    diagnosis = examine(model_config(model))
+    for name, value in diagnosis.facts.items():
+        out().print(f"{name:16} {value}", markup=False)
+    print_table(table(diagnosis))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A pruned checkpoint: a directory or Hub id.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The directory to write; it must not exist.")],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="Has the config and tokenizer that SOURCE lacks.")
+    ] = None,
+) -> None:
+    """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
+    from hfcompress.convert import convert as convert_
+    from hfcompress.convert import summary
+
+    _only_our_progress()
+    for line in summary(convert_(source, target, base)):
+        out().print(line, markup=False)
+    out().print(f"model {target}", markup=False)
+
+
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.")]
 
 

@@ -8,32 +8,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, ACCENT, FAINT = "#1f2933", "#c2410c", "#9aa5b1"
 
 
-def tradeoff(content: Mapping[str, Any], path: Path) -> None:
-    """Draws one panel for size and one for each batch size's latency, all with the same quality axis."""
+def sheet(panels: int, width: float, height: float = 4.2, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels side by side, each so wide and high, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
+
+
+def written(figure: Figure, title: str, path: Path) -> None:
+    """Titles the figure and writes it as a PNG, beside its place, then renamed there."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    scratch = path.with_name(f".{path.name}")
+    figure.savefig(scratch, dpi=150, format="png")
+    scratch.replace(path)
+
+
+def tidy(axis: Axes, lines: str = "y") -> None:
+    """Faint lines behind the values of one axis, and no frame on the sides that say nothing."""
+    axis.set_axisbelow(True)
+    axis.grid(True, axis=lines, color="#e4e7eb", linewidth=0.8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def tradeoff(content: Mapping[str, Any], path: Path) -> None:
+    """Draws one panel for size and one for each batch size's latency, all with the same quality axis."""
     rows = content["rows"]
     metric = next(name for name in rows[0]["quality"] if name != "n")
     panels = [("weights on disk, MB", [row["disk_bytes"] / 1e6 for row in rows])]
     for index, entry in enumerate(rows[0]["latency"]):
         label = f"latency at batch {entry['batch_size']}, ms (median)"
         panels.append((label, [row["latency"][index]["p50_ms"] for row in rows]))
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = sheet(len(panels), 4.6, sharey=True)
     for axis, (label, values) in zip(axes, panels, strict=True):
         _panel(axis, rows, metric, values)
         axis.set_xlabel(label, color=INK)
     axes[0].set_ylabel(f"{metric} (bar: 95% interval)", color=INK)
-    figure.suptitle(f"{content['name']}: smaller and faster is to the left", x=0.01, ha="left", fontsize=11, color=INK)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=150, format="png")
-    scratch.replace(path)
+    written(figure, f"{content['name']}: smaller and faster is to the left", path)
 
 
 def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[float]) -> None:
@@ -63,9 +82,7 @@ def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[
         )  # fmt: skip
     axis.margins(x=0.18, y=0.18)
     _plain_ticks(axis, values)
-    axis.grid(True, axis="y", color="#e4e7eb", linewidth=0.8)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    tidy(axis)
 
 
 def _plain_ticks(axis: Axes, values: list[float]) -> None:

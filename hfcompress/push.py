@@ -25,7 +25,7 @@ class Upload:
 
 
 def uploads(run: Path) -> list[Upload]:
-    """What `push` sends of a run: the model, its tokenizer, the card, the recipe and the plot; no checkpoints.
+    """What `push` sends of a run: the model, its tokenizer, the card, the recipe and the pictures; no checkpoints.
 
     Raises:
         HfcompressError: where the run has no final model or no card.

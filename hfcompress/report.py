@@ -1,4 +1,4 @@
-"""The report: read, written as JSON, CSV and Markdown, drawn as a table and a plot."""
+"""The report: read, written as JSON, CSV and Markdown, drawn as a table and as pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def write(content: Mapping[str, Any], directory: Path) -> None:
-    """Writes report.json, report.csv, report.md and, where matplotlib is installed, plots/tradeoff.png."""
+    """Writes report.json, report.csv, report.md and, where matplotlib is installed, the pictures in plots/."""
     files = {
         "report.json": json.dumps(content, indent=2) + "\n",
         "report.csv": as_csv(content),
@@ -45,10 +46,20 @@ def write(content: Mapping[str, Any], directory: Path) -> None:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(directory / name)
     if importlib.util.find_spec("matplotlib") is not None:
-        from hfcompress.plot import tradeoff
-
         (directory / "plots").mkdir(exist_ok=True)
-        tradeoff(content, directory / "plots" / "tradeoff.png")
+        for name, draw in pictures(content).items():
+            draw(directory / "plots" / name)
+
+
+def pictures(content: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
+    """What can be drawn of a report: by the name of its file, what writes it there."""
+    from hfcompress.plot import tradeoff
+    from hfcompress.plot_pruning import PICTURES, drawn
+
+    found: dict[str, Callable[[Path], None]] = {"tradeoff.png": partial(tradeoff, content)}
+    for stage, notes in content.get("cuts", {}).items():
+        found |= {f"{stage}-{key}.png": partial(PICTURES[key], stage, notes[key]) for key in drawn(notes)}
+    return found
 
 
 def metric_of(content: Mapping[str, Any]) -> str:

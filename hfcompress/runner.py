@@ -26,6 +26,8 @@ from hfcompress.stages.base import Bench, Stage, digest, on_main_process, proces
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+CUTS = ("kept", "vocabulary", "sparsity", "latency", "sensitivity")
+"""Notes of a prune stage that the report shows."""
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
 
@@ -77,7 +79,11 @@ def run(
     state.destroy_process_group()
     if not state.is_main_process:
         return None
-    content = {**_measured(loaded, directory, artifacts), "recipe": digest(resolved(loaded.recipe))}
+    content = {
+        **_measured(loaded, directory, artifacts),
+        "recipe": digest(resolved(loaded.recipe)),
+        "cuts": {a.stage: _cuts(a) for a in artifacts if a.kind == "prune"},
+    }
     _finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
 
@@ -322,18 +328,24 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
     }
 
 
+def _cuts(pruned: Artifact) -> dict[str, Any]:
+    """What a prune stage noted of its cuts."""
+    record = json.loads((pruned.path / "stage.json").read_text(encoding="utf-8"))
+    return {key: record[key] for key in CUTS if key in record}
+
+
 def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
-    """Writes report, plot, `final/` and its card."""
+    """Writes report, pictures, `final/` and its card."""
     report.write(content, directory)
     last = artifacts[-1]
     scratch, final, old = directory / "final.partial", directory / "final", directory / "final.old"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(last.path, scratch, ignore=shutil.ignore_patterns("stage.json", "README.md"))
     write(scratch / "recipe.yaml", loaded.document.text)
+    for name in report.pictures(content):
+        if (directory / "plots" / name).is_file():
+            shutil.copyfile(directory / "plots" / name, scratch / name)
     write(scratch / "README.md", card.render(loaded, content, replace(last, path=scratch)))
-    plot = directory / "plots" / "tradeoff.png"
-    if plot.is_file():
-        shutil.copyfile(plot, scratch / plot.name)
     if final.exists():
         final.rename(old)
     scratch.rename(final)

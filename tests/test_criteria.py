@@ -1,7 +1,9 @@
-"""Scores of heads and neurons against literal references, and the choice that follows from them."""
+"""Scores of criteria against literal references, and the choice that follows from them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,122 +11,158 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.criteria.base import CRITERIA, Calibration, Scores
+from hfcompress.base.shape import ARCHITECTURES, shape_of
+from hfcompress.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
 from hfcompress.model.artifact import load_model
 from hfcompress.model.family import family_of
-from hfcompress.model.gates import unit_counts
+from hfcompress.model.gates import gated, unit_counts
+from hfcompress.model.gradients import stream_gradients, unit_gradients
+from hfcompress.model.linears import layer_linears
+from hfcompress.model.narrow import cut_hidden
 from hfcompress.model.observe import accepted
 from hfcompress.model.surgery import Keep, cut
-from hfcompress.stages.prune import choose, kept, quota
+from hfcompress.stages.allocation import choose, kept, quota
 from tests import world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
-FAMILIES = ("bert", "distilbert", "roberta")
+FAMILIES = sorted(ARCHITECTURES)
+SCORERS = [name for name in CRITERIA.names() if not CRITERIA.get(name).learned]
+LOOKING = ["cosine", "fisher", "michel", "taylor", "wanda"]
 UNEVEN = [Keep((3,), tuple(range(48))), Keep((0, 2), (5, 6, 7, 60))]
-ROWS = 8
+ROWS, LENGTH = 8, 12
+Rows = list[dict[str, Tensor]]
 
 
-def calibration(size: int = ROWS, seed: int = 0) -> Calibration:
-    """The same eight rows in batches of `size`, each cut to its longest row."""
-    batch = world.batch(ROWS) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
+def calibration(size: int = ROWS, seed: int = 0, only: Sequence[int] | None = None, **changes: Any) -> Calibration:
+    """The same eight rows in batches of `size`, each cut to its longest row; of those batches, `only` some."""
+    batch = world.batch(ROWS, LENGTH) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
 
     def batches(count: int) -> Any:
-        for start in range(0, min(count, ROWS), size):
+        for number, start in enumerate(range(0, min(count, ROWS), size)):
             part = {name: tensor[start : start + size] for name, tensor in batch.items()}
             longest = int(part["attention_mask"].sum(1).max())
-            yield {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
+            if only is None or number in only:
+                yield {name: tensor[:, :longest] if tensor.dim() == 2 else tensor for name, tensor in part.items()}
 
-    return Calibration(batches, cross_entropy, seed)
+    return Calibration(**{"batches": batches, "loss": cross_entropy, "seed": seed, **changes})
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, labels)
 
 
-def flat(scores: Scores) -> list[Tensor]:
-    return [*scores.heads, *scores.neurons]
+def scored(name: str, granularity: str, model: Any, looked_at: Calibration, **options: Any) -> list[Tensor]:
+    """All that a criterion says of a granularity."""
+    criterion = CRITERIA.parse({"use": name, **options})
+    if granularity == "units":
+        scores = criterion.scores(model, looked_at)
+        return [*scores.heads, *scores.neurons]
+    if granularity == "weights":
+        return list(criterion.weight_scores(model, looked_at).values())
+    if granularity == "hidden":
+        return [criterion.hidden_scores(model, looked_at)]
+    return [torch.tensor(criterion.layer_scores(model, looked_at))]
 
 
-def close(one: Scores, other: Scores) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(flat(one), flat(other), strict=True))
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, granularity) for name in names for granularity in sorted(CRITERIA.get(name).scored)]
 
 
-# Taylor
+def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], rtol: float = 1e-4) -> None:
+    """Equal up to float32's rounding, seen from the largest score of all."""
+    largest = max(float(e.abs().max()) for e in expected if e.numel())
+    assert largest > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.to(one.dtype), rtol=rtol, atol=1e-5 * largest)
+
+
+def row_losses(model: Any, rows: Rows) -> Any:
+    """The loss of each row, which is alone in its batch and not padded."""
+    for row in rows:
+        logits = model(**accepted(model, {k: v for k, v in row.items() if k != "labels"})).logits
+        yield nn.functional.cross_entropy(logits, row["labels"])
+
+
+ALONE: Rows = list(calibration(1).batches(ROWS))
+
+
+# Gates on units
+
+
+def literal_units(model: Any, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The mean over rows of the gradient by gates that are really there, row by row."""
+    counts = unit_counts(model)
+    gates = [[torch.ones(n, requires_grad=True) for n in units] for units in counts]
+    flat = [gate for units in gates for gate in units]
+    sums = [torch.zeros(len(gate)) for gate in flat]
+    with gated(model, *gates):
+        for loss in row_losses(model, ALONE):
+            gradients = torch.autograd.grad(loss, flat, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += of(gradient) if gradient is not None else 0
+    return [total / ROWS for total in sums]
+
+
+def uneven(family: str) -> Any:
+    return cut(world.model(family), UNEVEN[:1] if ARCHITECTURES[family].shared else UNEVEN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_taylor_does_not_depend_on_the_batch_size(family: str) -> None:
-    model, taylor = world.model(family), CRITERIA.parse("taylor")
-    alone, together = (taylor.scores(model, calibration(size)) for size in (1, ROWS))
-    for one, other in zip(flat(alone), flat(together), strict=True):
-        assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
-        assert float(one.max()) > 1e-4
+def test_taylor_and_fisher_are_the_mean_of_each_row_s_gate_gradients(family: str) -> None:
+    model = world.model(family)
+    assert_close(scored("taylor", "units", model, calibration(3)), literal_units(model, torch.abs))
+    assert_close(scored("fisher", "units", model, calibration(3)), literal_units(model, torch.square))
 
 
-def literal_taylor(model: Any) -> Scores:
-    """Molchanov eq. 8 from activations: `|Σ_positions a ∂L/∂a|` of each unit, row by row, then the mean over rows."""
-    family, stack = family_of(model), family_of(model).stack(model)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
+def test_gate_gradients_of_an_uneven_model(family: str) -> None:
+    model = uneven(family)
+    assert_close(scored("taylor", "units", model, calibration(3)), literal_units(model, torch.abs))
+
+
+def test_taylor_is_the_activation_times_its_gradient() -> None:
+    """Molchanov eq. 8: `|Σ_positions a ∂L/∂a|` of each unit, row by row, then the mean over rows."""
+    model = world.model()
     caught: list[Tensor] = []
 
     def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
         inputs[0].retain_grad()
         caught.append(inputs[0])
 
-    modules = [layer.get_submodule(path) for path in (family.attention_output, family.ffn_out) for layer in stack]
-    counts = [count for units in unit_counts(model) for count in units]
-    handles = [module.register_forward_pre_hook(catch) for module in modules]
-    sums = [torch.zeros(count) for count in counts]
-    for row in calibration(1).batches(ROWS):
+    layers = model.bert.encoder.layer
+    for module in [m for layer in layers for m in (layer.attention.output.dense, layer.output.dense)]:
+        module.register_forward_pre_hook(catch)
+    sums = [torch.zeros(n) for n in (4, 64, 4, 64)]
+    for loss in row_losses(model, ALONE):
+        loss.backward()
+        for total, a in zip(sums, caught, strict=True):
+            assert a.grad is not None
+            total += (a * a.grad).detach().unflatten(-1, (len(total), -1)).sum((0, 1, 3)).abs() / ROWS
         caught.clear()
-        logits = model(**accepted(model, {k: v for k, v in row.items() if k != "labels"})).logits
-        nn.functional.cross_entropy(logits, row["labels"]).backward()
-        # Attention comes before the FFN in each layer, heads before neurons in the scores.
-        for total, activation in zip(sums, caught[0::2] + caught[1::2], strict=True):
-            assert activation.grad is not None
-            total += (activation * activation.grad).detach().unflatten(-1, (len(total), -1)).sum((0, 1, 3)).abs()
-    for handle in handles:
-        handle.remove()
-    return Scores([s / ROWS for s in sums[: len(stack)]], [s / ROWS for s in sums[len(stack) :]])
+    scores = CRITERIA.parse("taylor").scores(world.model(), calibration())
+    assert_close([*scores.heads, *scores.neurons], [sums[0], sums[2], sums[1], sums[3]])
 
 
-@pytest.mark.parametrize("shape", ["stock", "uneven"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_taylor_is_the_activation_times_its_gradient(family: str, shape: str) -> None:
-    model = world.model(family) if shape == "stock" else cut(world.model(family), UNEVEN)
-    assert close(CRITERIA.parse("taylor").scores(model, calibration(3)), literal_taylor(model))
-
-
-def test_taylor_looks_at_as_many_rows_as_it_was_told() -> None:
+def test_michel_is_normalised_by_layer() -> None:
     model = world.model()
-    asked = []
-    inner = calibration(1)
-
-    def batches(count: int) -> Any:
-        asked.append(count)
-        return inner.batches(count)
-
-    few = CRITERIA.parse({"use": "taylor", "rows": 2}).scores(model, Calibration(batches, inner.loss, 0))
-    assert asked == [2]
-    assert not close(few, CRITERIA.parse("taylor").scores(model, inner))
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.zero_()
+    raw, found = (scored(name, "units", model, calibration()) for name in ("taylor", "michel"))
+    assert_close(found, [score / max(float(score.pow(2).sum()) ** 0.5, 1e-20) for score in raw])
+    assert [round(float(score.norm()), 5) for score in found] == [1, 1, 1, 0]
 
 
-def test_taylor_leaves_the_model_as_it_was() -> None:
-    model = world.model()
-    model.classifier.weight.requires_grad_(False)
-    before = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+def test_unit_gradients_are_those_of_each_row_and_of_its_sum_of_losses() -> None:
+    model = world.model("albert", layers=3)
+    together = [torch.cat(rows) for rows in zip(*([*h, *n] for h, n in gradients(model, 3)), strict=True)]
+    alone = [torch.cat(rows) for rows in zip(*([*h, *n] for h, n in gradients(model, 1)), strict=True)]
+    assert [tuple(t.shape) for t in together] == [(ROWS, 4), (ROWS, 64)]
+    assert_close(together, alone)
 
-    def broken(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        raise RuntimeError("no loss")
 
-    CRITERIA.parse("taylor").scores(model, calibration())
-    with pytest.raises(RuntimeError, match="no loss"):
-        CRITERIA.parse("taylor").scores(model, Calibration(calibration().batches, broken, 0))
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == before[name][0]
-        assert parameter.grad is None
-        assert torch.equal(parameter, before[name][1])
-    assert not any(module._forward_pre_hooks for module in model.modules())
+def gradients(model: Any, size: int) -> Any:
+    return unit_gradients(model, calibration(size).batches(ROWS), cross_entropy)
 
 
 def test_a_unit_that_feeds_nothing_scores_zero() -> None:
@@ -132,10 +170,11 @@ def test_a_unit_that_feeds_nothing_scores_zero() -> None:
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[:, 7] = 0
         model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0
-    scores = CRITERIA.parse("taylor").scores(model, calibration())
-    assert float(scores.neurons[0][7]) == 0
-    assert float(scores.heads[1][1]) == 0
-    assert float(scores.heads[1][0]) > 0
+    for name in ("taylor", "fisher", "michel", "wanda"):
+        scores = CRITERIA.parse(name).scores(model, calibration())
+        assert float(scores.neurons[0][7]) == 0
+        assert float(scores.heads[1][1]) == 0
+        assert float(scores.heads[1][0]) > 0
 
 
 def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teacher: Path, data: Path) -> None:
@@ -157,44 +196,304 @@ def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teache
     assert low_cut < hurt(random.heads, random.neurons) < high_cut
 
 
+# Gates on the stream
+
+
+def literal_stream(model: Any, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """One gate a dimension that is really there, at everything that reads the stream, row by row."""
+    family, shape = family_of(model), shape_of(model.config.to_dict())
+    gate = torch.ones(shape.hidden, requires_grad=True)
+    runs, length = 0, 0
+
+    def read(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # DeBERTa's relative positions, which go through the same modules, are not the stream.
+        return (args[0] * gate, *args[1:]) if args[0].shape[1] == length else args
+
+    def last(_layer: Any, _args: Any, output: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs % len(shape.layers):
+            return output
+        return (output[0] * gate, *output[1:]) if isinstance(output, tuple) else output * gate
+
+    for layer in family.stack(model):
+        layer.register_forward_hook(last)
+        for path in (*family.head_rows, *family.neuron_rows):
+            layer.get_submodule(path).register_forward_pre_hook(read)
+    total = torch.zeros(shape.hidden)
+    for row in ALONE:
+        length = row["input_ids"].shape[1]
+        total += of(torch.autograd.grad(next(row_losses(model, [row])), gate)[0]) / ROWS
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_scores_are_the_gradients_of_a_gate_on_every_read_of_the_stream(family: str) -> None:
+    expected = [literal_stream(world.model(family), of) for of in (torch.abs, torch.square)]
+    model = world.model(family)
+    assert_close([*scored("taylor", "hidden", model, calibration(3))], expected[:1])
+    assert_close([*scored("fisher", "hidden", model, calibration(3))], expected[1:])
+
+
+def test_stream_gradients_are_those_of_each_row() -> None:
+    model = world.model("deberta-v2")
+    together, alone = (
+        torch.cat(list(stream_gradients(model, calibration(size).batches(ROWS), cross_entropy))) for size in (3, 1)
+    )
+    assert together.shape == (ROWS, 32)
+    assert_close([together], [alone])
+
+
+# Gradients of weights
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "modernbert"])
+def test_weight_scores_are_those_of_each_batch_s_gradient(family: str) -> None:
+    """Batches of 3, 3 and 2 rows, which count by their rows."""
+    model = world.model(family)
+    weights = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
+    first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    for batch in calibration(3).batches(ROWS):
+        model.zero_grad()
+        loss = next(row_losses(model, [batch]))
+        loss.backward()
+        for name, w in weights.items():
+            first[name] += (w * w.grad).detach().abs() * len(batch["labels"]) / ROWS
+            second[name] += (w * w.grad).detach().square() * len(batch["labels"]) / ROWS
+    model.zero_grad()
+    for criterion, expected in (("taylor", first), ("fisher", second)):
+        found = CRITERIA.parse(criterion).weight_scores(model, calibration(3))
+        assert list(found) == list(expected)
+        assert_close(list(found.values()), list(expected.values()))
+
+
+# Activations
+
+
+def real_inputs(model: Any, modules: dict[str, nn.Linear]) -> dict[str, Tensor]:
+    """What each module gets of all rows' tokens, `(tokens, inputs)`, none of them padding."""
+    caught: dict[str, list[Tensor]] = {name: [] for name in modules}
+    length = 0
+
+    def catch(into: list[Tensor], _module: Any, args: tuple[Tensor, ...]) -> None:
+        # DeBERTa's relative positions, which go through the same modules, are not tokens.
+        if args[0].shape[1] == length:
+            into.append(args[0].detach().squeeze(0))
+
+    for name, module in modules.items():
+        module.register_forward_pre_hook(partial(catch, caught[name]))
+    for row in ALONE:
+        length = row["input_ids"].shape[1]
+        list(row_losses(model, [row]))
+    return {name: torch.cat(seen) for name, seen in caught.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wanda_is_the_weight_times_the_norm_of_its_input_over_real_tokens(family: str) -> None:
+    """Sun et al. eq. 1, `|W_ij| ‖X_j‖₂`; of a unit the sum over its columns."""
+    seen, model = world.model(family), world.model(family)
+    inputs = real_inputs(seen, layer_linears(seen))
+    expected = {name: m.weight.detach().abs() * inputs[name].norm(dim=0) for name, m in layer_linears(model).items()}
+    found = CRITERIA.parse("wanda").weight_scores(model, calibration(3))
+    assert list(found) == [f"{name}.weight" for name in expected]
+    assert_close(list(found.values()), list(expected.values()))
+
+    parts, names = family_of(model), {id(module): name for name, module in model.named_modules()}
+    units = CRITERIA.parse("wanda").scores(model, calibration(3))
+    for path, counts, scores in zip(
+        (parts.attention_output, parts.ffn_out), unit_counts(model), (units.heads, units.neurons), strict=True
+    ):
+        for layer, count, of_units in zip(parts.stack(model), counts, scores, strict=True):
+            matrix = expected[names[id(layer.get_submodule(path))]]
+            width = matrix.shape[1] // count
+            literal = [matrix[:, u * width : (u + 1) * width].sum() for u in range(count)]
+            assert_close([of_units], [torch.stack(literal)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cosine_is_the_angle_between_a_layer_s_input_and_output(family: str) -> None:
+    """ShortGPT eq. 1, from the hidden states that the model itself gives."""
+    model = world.model(family, layers=3)
+    sums, tokens = torch.zeros(3), 0
+    for row in ALONE:
+        inputs = accepted(model, {k: v for k, v in row.items() if k != "labels"})
+        with torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        for layer in range(3):
+            before, after = states[layer][0], states[layer + 1][0]
+            products = (before * after).sum(-1) / before.pow(2).sum(-1).sqrt() / after.pow(2).sum(-1).sqrt()
+            sums[layer] += float(products.sum())
+        tokens += len(before)
+    found = scored("cosine", "layers", model, calibration(3))[0]
+    # Where a norm follows the last layer, the model gives what comes after it.
+    sure = 2 if ARCHITECTURES[family].modern or ARCHITECTURES[family].decoder else 3
+    assert found.shape == (3,)
+    assert_close([found[:sure]], [(1 - sums / tokens)[:sure]])
+
+
+def test_a_layer_that_does_nothing_scores_zero_by_cosine() -> None:
+    model = world.model("modernbert", layers=3)
+    with torch.no_grad():
+        for path in ("attn.Wo", "mlp.Wo"):
+            model.model.layers[1].get_submodule(path).weight.zero_()
+    first, idle, last = scored("cosine", "layers", model, calibration())[0].tolist()
+    assert idle == pytest.approx(0, abs=1e-6)
+    assert min(first, last) > 1e-3
+
+
 # Magnitude and random
 
 
-@pytest.mark.parametrize("shape", ["stock", "uneven"])
+def mass(model: Any, power: int, within_layers: bool) -> float:
+    """The sum of `|w|^power` over all matrices, or those of the layers."""
+    matrices = [m.weight for m in layer_linears(model).values()] if within_layers else model.parameters()
+    return sum(float(w.detach().double().abs().pow(power).sum()) for w in matrices if w.dim() > 1)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_magnitude_is_the_norm_of_a_unit_s_weights(family: str, shape: str) -> None:
-    model = world.model(family) if shape == "stock" else cut(world.model(family), UNEVEN)
-    scores, parts, width = CRITERIA.parse("magnitude").scores(model, calibration()), family_of(model), 8
-    for layer, heads, neurons in zip(parts.stack(model), scores.heads, scores.neurons, strict=True):
-        weight = {name: layer.get_submodule(getattr(parts, name)).weight.detach() for name in (
-            "query", "key", "value", "attention_output", "ffn_in", "ffn_out")}  # fmt: skip
-        for head, found in enumerate(heads):
-            rows = slice(head * width, (head + 1) * width)
-            removed = [weight["query"][rows], weight["key"][rows], weight["value"][rows]]
-            removed.append(weight["attention_output"][:, rows])
-            assert float(found) == pytest.approx(sum(float(w.pow(2).sum()) for w in removed) ** 0.5, rel=1e-5)
-        for neuron, found in enumerate(neurons):
-            removed = [weight["ffn_in"][neuron], weight["ffn_out"][:, neuron]]
-            assert float(found) == pytest.approx(sum(float(w.pow(2).sum()) for w in removed) ** 0.5, rel=1e-5)
+def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_unit(family: str, norm: str) -> None:
+    model, power = world.model(family), int(norm[1])
+    scores = CRITERIA.parse({"use": "magnitude", "norm": norm}).scores(model, calibration())
+    counts = list(zip(*unit_counts(model), strict=True))
+    for head, neuron in ((1, None), (None, 5)):
+        keep = [Keep(_without(heads, head), _without(neurons, neuron)) for heads, neurons in counts]
+        gone = mass(model, power, True) - mass(cut(model, keep), power, True)
+        found = [s[head] for s in scores.heads] if head is not None else [s[neuron] for s in scores.neurons]
+        assert sum(float(f) ** power for f in found) == pytest.approx(gone, rel=1e-4)
 
 
-def test_random_is_decided_by_the_seed() -> None:
-    model, random = world.model(), CRITERIA.parse("random")
-    first, again, other = (random.scores(model, calibration(seed=seed)) for seed in (1, 1, 2))
-    torch.manual_seed(5)
-    assert all(torch.equal(a, b) for a, b in zip(flat(first), flat(again), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(flat(first), flat(other), strict=True))
-    assert not torch.equal(first.heads[0], first.heads[1])
+def _without(count: int, index: int | None) -> tuple[int, ...]:
+    return tuple(i for i in range(count) if i != index)
 
 
-@pytest.mark.parametrize("name", CRITERIA.names())
-def test_every_criterion_scores_every_unit_of_an_uneven_model(name: str) -> None:
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize(("family", "head"), [("bert", "mask"), ("modernbert", "mask"), ("mpnet", "token")])
+def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_dimension(family: str, head: str, norm: str) -> None:
+    model, power = world.model(family, head=head), int(norm[1])
+    found = CRITERIA.parse({"use": "magnitude", "norm": norm}).hidden_scores(model, calibration())
+    gone = mass(model, power, False) - mass(cut_hidden(model, _without(32, 7)), power, False)
+    assert float(found[7]) ** power == pytest.approx(gone, rel=1e-4)
+
+
+def test_magnitude_and_random_of_single_weights() -> None:
+    model = world.model()
+    names = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
+    assert len(names) == 12
+    for norm in ("l1", "l2"):
+        found = CRITERIA.parse({"use": "magnitude", "norm": norm}).weight_scores(model, calibration())
+        assert list(found) == list(names)
+        assert all(torch.equal(found[name], weight.abs()) for name, weight in names.items())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_random_is_decided_by_the_seed(granularity: str) -> None:
+    model = world.model()
+    first, again, other = (scored("random", granularity, model, calibration(seed=seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len(first) == 1 or not torch.equal(first[0], first[-1])
+
+
+# What holds of all
+
+
+@pytest.mark.parametrize(("name", "granularity"), pairs(SCORERS))
+def test_a_criterion_scores_all_that_it_says_of_an_uneven_model(name: str, granularity: str) -> None:
     model = cut(world.model(), [Keep((), (1, 2, 3)), Keep((0, 2), ())])
-    criterion = CRITERIA.parse(name)
-    scores = criterion.scores(model, calibration())
-    assert ([len(s) for s in scores.heads], [len(s) for s in scores.neurons]) == unit_counts(model)
-    assert all(bool(s.isfinite().all()) for s in flat(scores))
+    found = [tuple(score.shape) for score in scored(name, granularity, model, calibration())]
+    heads, neurons = unit_counts(model)
+    assert (
+        found
+        == {
+            "units": [(n,) for n in (*heads, *neurons)],
+            "weights": [tuple(module.weight.shape) for module in layer_linears(model).values()],
+            "hidden": [(32,)],
+            "layers": [(2,)],
+        }[granularity]
+    )
+    assert all(bool(score.isfinite().all()) for score in scored(name, granularity, model, calibration()))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_criterion_names_what_it_scores_and_where_it_is_from(name: str) -> None:
+    criterion = CRITERIA.get(name)
     assert criterion.source
+    assert criterion.scored <= set(GRANULARITIES)
+    methods = {"units": "scores", "layers": "layer_scores", "hidden": "hidden_scores", "weights": "weight_scores"}
+    for granularity, method in methods.items():
+        overridden = getattr(criterion, method) is not getattr(Criterion, method)
+        assert overridden == (granularity in criterion.scored), f"{name} and {granularity}"
+
+
+@pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_neither_padding_nor_the_batch_size_changes_a_score(family: str, name: str, granularity: str) -> None:
+    if granularity == "weights" and name != "wanda":
+        pytest.skip("a gradient of weights is one of a batch")
+    model = world.model(family)
+    alone, together = (scored(name, granularity, model, calibration(size)) for size in (1, ROWS))
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("share", [(0, 2), ()], ids=["half", "none"])
+@pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
+def test_two_processes_come_to_the_scores_of_one(name: str, granularity: str, share: tuple[int, ...]) -> None:
+    model = world.model()
+    one = scored(name, granularity, model, calibration(2))
+    sums: list[Tensor] = []
+    others = [number for number in range(ROWS // 2) if number not in share]
+    theirs = calibration(2, only=others, total=lambda tensors: sums.extend(t.clone() for t in tensors))
+    scored(name, granularity, model, theirs)
+
+    def add(tensors: Sequence[Tensor]) -> None:
+        for tensor, other in zip(tensors, sums, strict=True):
+            assert tensor.dtype == torch.float64
+            tensor += other
+
+    two = scored(name, granularity, model, calibration(2, only=share, total=add))
+    for first, second in zip(one, two, strict=True):
+        torch.testing.assert_close(second, first, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
+def test_a_criterion_leaves_the_model_as_it_was(name: str, granularity: str) -> None:
+    model = world.model()
+    expected = scored(name, granularity, model, calibration())
+    model.train()
+    model.classifier.eval()
+    model.classifier.weight.requires_grad_(False)
+    before = {key: (p.requires_grad, p.clone()) for key, p in model.named_parameters()}
+    modes = [module.training for module in model.modules()]
+
+    def broken(count: int) -> Any:
+        yield next(iter(calibration(2).batches(count)))
+        raise RuntimeError("no more rows")
+
+    # Dropout, which training mode would switch on, draws.
+    assert_close(scored(name, granularity, model, calibration()), expected, rtol=1e-6)
+    with pytest.raises(RuntimeError, match="no more rows"):
+        scored(name, granularity, model, calibration(batches=broken))
+    assert [module.training for module in model.modules()] == modes
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad == before[key][0]
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[key][1])
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
+def test_a_criterion_looks_at_as_many_rows_as_it_was_told(name: str, granularity: str) -> None:
+    asked: list[int] = []
+
+    def batches(count: int) -> Any:
+        asked.append(count)
+        return calibration(2).batches(count)
+
+    model = world.model()
+    few, all_of_them = (scored(name, granularity, model, calibration(batches=batches), rows=n) for n in (2, ROWS))
+    assert asked == [2, ROWS]
+    assert not torch.allclose(few[-1], all_of_them[-1], rtol=1e-3)
 
 
 # The choice

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.base.shape import ARCHITECTURES, HEADS, shape_of
+from hfcompress.base.shape import ARCHITECTURES, shape_of
 from hfcompress.model.artifact import open_artifact
 from hfcompress.model.family import FAMILIES, family_of
 from hfcompress.model.observe import Observed, accepted, observe
@@ -28,9 +28,11 @@ NAMES = {
     "distilbert": ("q_lin", "k_lin", "v_lin"),
     "mpnet": ("q", "k", "v"),
     "deberta-v2": ("query_proj", "key_proj", "value_proj"),
+    **dict.fromkeys(("llama", "qwen2", "qwen3"), ("q_proj", "k_proj", "v_proj")),
 }
 """What the linear layers are called; ModernBERT has one for all three."""
-families, heads = pytest.mark.parametrize("family", sorted(FAMILIES)), pytest.mark.parametrize("head", HEADS)
+families = pytest.mark.parametrize("family", sorted(FAMILIES))
+headed = pytest.mark.parametrize(("family", "head"), world.headed())
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 
@@ -66,12 +68,14 @@ def linears(built: Any, family: str, layer: int) -> list[tuple[Tensor, Tensor | 
         named = [m for n, m in built.named_modules() if n.rpartition(".")[2] == name and isinstance(m, nn.Linear)]
         assert len(named) == runs
         module = named[(layer - 1) % runs]
-        found.append((module.weight, module.bias))
+        found.append((module.weight, 0.0 if module.bias is None else module.bias))
     return found
 
 
 def into_layer(built: Any, family: str, layer: int, hidden: Tensor) -> Tensor:
-    """What the projections read: the state before the layer, normed first by ModernBERT's layers but the first."""
+    """What the projections read: the state before the layer, normed first by decoders and ModernBERT."""
+    if ARCHITECTURES[family].decoder:
+        return built.model.layers[layer - 1].input_layernorm(hidden)
     return built.model.layers[layer - 1].attn_norm(hidden) if family == "modernbert" else hidden
 
 
@@ -80,8 +84,7 @@ def test_every_architecture_has_its_paths() -> None:
 
 
 @implementations
-@heads
-@families
+@headed
 def test_logits_and_hidden_states_of_every_head(family: str, head: str, attention: str) -> None:
     built = build(family, head, attention)
     seen, inputs = see(built), world.batch(length=LENGTH)
@@ -93,7 +96,7 @@ def test_logits_and_hidden_states_of_every_head(family: str, head: str, attentio
         assert close(seen.logits[..., 0], output.start_logits)
         assert close(seen.logits[..., 1], output.end_logits)
     else:
-        outputs = {"sequence": (3,), "token": (LENGTH, 3), "mask": (LENGTH, len(world.WORDS))}[head]
+        outputs = {"sequence": (3,), "token": (LENGTH, 3)}.get(head, (LENGTH, len(world.WORDS)))
         assert seen.logits.shape == (rows, *outputs)
         assert close(seen.logits, output.logits)
     assert [tuple(state.shape) for state in seen.hidden_states] == [(rows, LENGTH, HIDDEN)] * (LAYERS + 1)
@@ -111,7 +114,7 @@ def test_projections_are_those_of_the_state_before_each_layer(family: str, atten
             for caught, (weight, bias) in zip(
                 (seen.queries, seen.keys, seen.values), linears(built, family, layer), strict=True
             ):
-                expected = (state @ weight.T + bias).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
+                expected = (state @ weight.T + bias).unflatten(-1, (-1, HIDDEN // ATTENTION_HEADS)).transpose(1, 2)
                 assert close(caught[layer], expected)
 
 
@@ -145,8 +148,7 @@ def ours(seen: Observed, mask: Tensor, attentions: tuple[Tensor, ...]) -> bool:
 
 
 @implementations
-@heads
-@families
+@headed
 def test_a_longer_pad_changes_nothing(family: str, head: str, attention: str) -> None:
     built, inputs = build(family, head, attention), world.batch(length=LENGTH)
     padded = {name: nn.functional.pad(value, (0, 7)) for name, value in inputs.items()}
@@ -199,8 +201,7 @@ def test_a_stack_is_the_layers_whose_weights_there_are(family: str) -> None:
         assert layer.get_submodule(parts.ffn_out).weight.shape == (HIDDEN, 40)
 
 
-@heads
-@families
+@headed
 def test_head_modules_hold_what_is_neither_embeddings_nor_layers(family: str, head: str) -> None:
     built = build(family, head)
     base, prefix = built.base_model, f"{built.base_model_prefix}."
@@ -215,8 +216,7 @@ def test_head_modules_hold_what_is_neither_embeddings_nor_layers(family: str, he
         assert theirs != {id(p) for module in rest for p in module.parameters()}
 
 
-@heads
-@families
+@headed
 def test_a_saved_model_opens_and_answers_its_probe(family: str, head: str, tmp_path: Path) -> None:
     built = build(family, head)
     built.save_pretrained(tmp_path)

@@ -305,7 +305,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_makes(name: str) -> None:
         assert word in header
 
 
-SMALLER = ["bnb-nf4", "int8-dynamic", "prune-taylor", "sst2-minilm", "stsb-distilbert", "tinybert"]
+SMALLER = ["bnb-nf4", "int8-dynamic", "prune-heads-ffn", "sst2-minilm", "stsb-distilbert", "tinybert"]
 """What these make is smaller than a MiniLM-L6 too; the students of the others are no smaller than that."""
 
 
@@ -315,7 +315,8 @@ SMALLER = ["bnb-nf4", "int8-dynamic", "prune-taylor", "sst2-minilm", "stsb-disti
 def test_every_shipped_recipe_plans_offline(name: str, config: dict[str, Any], tmp_path: Path) -> None:
     loaded, rows = planned_with(name, tmp_path, config)
     assert [row.stage for row in rows] == ["model", *loaded.recipe.stage_names()]
-    assert rows[-1].shape.bytes < rows[0].shape.bytes
+    zeros_or_words = name in ("prune-lottery", "prune-movement", "prune-2of4", "prune-vocab")
+    assert rows[-1].shape.bytes < rows[0].shape.bytes or zeros_or_words
     sizes = [row.shape.bytes for row, stage in zip(rows[1:], loaded.recipe.stages, strict=True) if stage.compresses]
     assert sizes == sorted(sizes, reverse=True)
 

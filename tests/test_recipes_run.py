@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,32 @@ def _sst2_minilm(things: Things) -> list[str]:
     ]  # fmt: skip
 
 
-def _prune_taylor(things: Things) -> list[str]:
-    return [
-        *_fine_tuned(things), "stages.1.criterion.rows=32", "stages.1.multiple_of=16", "stages.1.recover.max_steps=4"
-    ]  # fmt: skip
+def _pruned(things: Things, *stage: str) -> list[str]:
+    """A recipe whose second stage prunes a fine-tuned model; the rest is said of that stage."""
+    return [*_fine_tuned(things), *(f"stages.1.{assignment}" for assignment in stage)]
+
+
+def _trained(*blocks: str) -> list[str]:
+    return [f"{block}.{key}" for block in blocks for key in ("max_steps=4", "batch_size=32", "learning_rate=1.0e-3")]
+
+
+PRUNED: dict[str, tuple[str, ...]] = {
+    "prune-heads-ffn": (
+        "criterion.rows=32", "multiple_of=16", "sensitivity={rows: 16, shares: [0.5]}", *_trained("recover")
+    ),
+    "prune-latency": (
+        "criterion.rows=32", "multiple_of=16", "budget={latency: 0.8, batch_size: 2, length: 8, threads: 1}",
+        *_trained("recover"),
+    ),
+    "prune-iterative": ("criterion.rows=32", "multiple_of=16", "schedule.rounds=2", *_trained("recover")),
+    "prune-lottery": ("schedule={use: lottery, rounds: 1, rewind_steps: 2}", *_trained("train")),
+    "prune-l0": (*_trained("train", "recover"),),
+    "prune-movement": (*_trained("train"),),
+    "prune-post-training": ("criterion.rows=32",),
+    "prune-vocab": (),
+    "prune-2of4": ("criterion.rows=32", *_trained("recover")),
+}  # fmt: skip
+"""What is said of the prune stage of each recipe that is about pruning."""
 
 
 def _int8(things: Things) -> list[str]:
@@ -117,6 +140,10 @@ def _nf4(things: Things) -> list[str]:
     return [f"model={wide}", f"task.dataset={things.sentences}"]
 
 
+def _pruned_as(name: str, things: Things) -> list[str]:
+    return _pruned(things, *PRUNED[name])
+
+
 OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "tinybert": _tinybert,
     "minilm": _minilm,
@@ -126,10 +153,14 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "squad": lambda things: [*_intermediate(things, world.write_questions), "task.max_length=24", "task.stride=8"],
     "sst2-minilm": _sst2_minilm,
     "stsb-distilbert": _stsb,
-    "prune-taylor": _prune_taylor,
+    **{name: partial(_pruned_as, name) for name in PRUNED},
     "int8-dynamic": _int8,
     "bnb-nf4": _nf4,
 }
+FOUND = {"prune-latency", "prune-iterative", "prune-l0", "prune-post-training", "prune-vocab"}
+"""Recipes whose shape is found in the run: a plan tells about how much stays."""
+CODED = {name for name in PRUNED if name not in ("prune-lottery", "prune-movement", "prune-vocab", "prune-2of4")}
+"""Recipes that make a shape which stock transformers cannot load alone."""
 CONFIGURED = {"ner", "squad"}
 """Recipes whose data set has no configuration to leave out."""
 
@@ -245,7 +276,7 @@ def test_it_makes_what_it_plans_and_its_card_tells_of_it(name: str, ran: Ran) ->
     done = ran(name)
     planned = {row.stage: row.shape for row in plan(done.loaded)}
     source = "01-finetune" if "01-finetune" in planned else "model"
-    for row in done.report["rows"]:
+    for row in done.report["rows"][: 1 if name in FOUND else None]:
         expected = planned[source if row["stage"] == "source" else row["stage"]]
         assert row["parameters"] == expected.parameters
         assert row["macs"] == expected.macs(done.loaded.recipe.task.max_length)
@@ -273,7 +304,7 @@ def test_the_same_command_again_does_nothing(name: str, ran: Ran, monkeypatch: p
     assert again.report == done.report
 
 
-@pytest.mark.parametrize("name", sorted(set(OVERRIDES) - {"prune-taylor"}))
+@pytest.mark.parametrize("name", sorted(set(OVERRIDES) - CODED))
 def test_the_snippet_of_its_card_answers(name: str, ran: Ran) -> None:
     """Stock transformers or onnxruntime alone; the one of a pruned model, which runs its code, is in test_run.py."""
     done = ran(name)
@@ -398,14 +429,53 @@ def test_stsb_distilbert(ran: Ran) -> None:
     assert good.item() > bad.item() + 2
 
 
-def test_prune_taylor(ran: Ran) -> None:
-    done = ran("prune-taylor")
+def test_prune_heads_ffn(ran: Ran) -> None:
+    done = ran("prune-heads-ffn")
     assert done.names == ["source", "02-prune"]
     kept = done.notes("02-prune")["kept"]
-    assert sum(int(layer["heads"].partition("/")[0]) for layer in kept) == 5
-    assert sum(int(layer["ffn"].partition("/")[0]) for layer in kept) == 64
+    assert sum(heads for heads, _ in kept["heads"]) == 5
+    assert sum(ffn for ffn, _ in kept["ffn"]) == 64
     assert done.quality(1) > 0.8
     assert done.answer("the film was great").logits.argmax().item() == 1
+    for picture in ("02-prune-kept.png", "02-prune-sensitivity.png"):
+        assert (done.final / picture).is_file()
+        assert picture in done.card.content
+
+
+def test_prune_latency(ran: Ran) -> None:
+    done = ran("prune-latency")
+    latency = done.notes("02-prune")["latency"]
+    assert latency["predicted_ms"] <= latency["target_ms"] < latency["source_ms"]
+    assert latency["measured_ms"] > 0
+    assert "02-prune-latency.png" in done.card.content
+
+
+@pytest.mark.parametrize(("name", "share"), [("prune-iterative", 0.33), ("prune-post-training", 0.5)])
+def test_prune_to_macs(name: str, share: float, ran: Ran) -> None:
+    done = ran(name)
+    source, pruned = done.report["rows"]
+    assert pruned["macs"] < (share + 0.05) * source["macs"]
+    assert done.quality(1) > 0.7
+
+
+def test_prune_l0(ran: Ran) -> None:
+    source, pruned = ran("prune-l0").report["rows"]
+    assert 0.3 < pruned["encoder_parameters"] / source["encoder_parameters"] <= 0.41
+
+
+@pytest.mark.parametrize(("name", "share"), [("prune-lottery", 0.6), ("prune-movement", 0.85), ("prune-2of4", 0.5)])
+def test_zeros(name: str, share: float, ran: Ran) -> None:
+    done = ran(name)
+    sparsity = done.notes("02-prune")["sparsity"]
+    assert sparsity["share"] == pytest.approx(share, abs=0.01)
+    assert sparsity["sparse_bytes"] < sparsity["dense_bytes"]
+    assert "zeros" in done.card.content
+
+
+def test_prune_vocab(ran: Ran) -> None:
+    done = ran("prune-vocab")
+    assert done.quality(1) == done.quality(0)
+    assert done.config("02-prune")["vocab_size"] <= len(world.WORDS)
 
 
 def test_the_two_that_only_quantize(ran: Ran) -> None:

@@ -55,6 +55,8 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
 
     keys = ARCHITECTURES[family]
     sizes = {keys.layers: layers, keys.hidden: hidden, keys.heads: heads, keys.ffn: ffn}
+    if keys.decoder:
+        sizes |= {keys.kv_heads: heads // 2 if heads % 2 == 0 else 1, keys.head_dim: hidden // heads}
     common = {"vocab_size": len(WORDS), "num_labels": labels, "max_position_embeddings": 40, "pad_token_id": 0}
     made = t.AutoConfig.for_model(family, **{**common, **sizes, **PUBLISHED.get(family, {}), **config})
     torch.manual_seed(seed)
@@ -63,6 +65,13 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return built.eval()
+
+
+def headed() -> list[tuple[str, str]]:
+    """Every family with each kind of head that it can have."""
+    from hfcompress.base.shape import ARCHITECTURES
+
+    return [(family, head) for family, keys in sorted(ARCHITECTURES.items()) for head in keys.kinds_of_head]
 
 
 def batch(rows: int = 4, length: int = 12, seed: int = 0) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, PRUNED, Shape
+from hfcompress.base.shape import PRUNED, Shape
+from hfcompress.model.export import export, quiet, run_onnx
 from hfcompress.model.probe import Probe, logits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
 EXPORT_TOLERANCE = 1e-4
-OPSET = 17
 
 
 class OnnxInt8(Backend):
@@ -44,7 +42,7 @@ class OnnxInt8(Backend):
         from hfcompress.model.artifact import load_model
 
         model = load_model(source, auto_class)
-        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, _quiet():
+        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
             exported = Path(folder) / "model.onnx"
             export(model, exported, probe)
             _require_equal(run_onnx(exported, probe), logits_of(model, probe))
@@ -58,78 +56,6 @@ class OnnxInt8(Backend):
             )
         _write_config(model.config, target)
         return run_onnx(target / "model.onnx", probe)
-
-
-def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
-    """Writes an ONNX graph with dynamic batch and length; inputs are named as the tokenizer names them.
-
-    Its one output, `logits`, is what `Observed.logits` is.
-
-    Eager attention is exported: its graph has the fewest nodes around the two products.
-    """
-    import torch
-    from torch import nn
-
-    from hfcompress.model.observe import accepted, logits_of_output
-
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return logits_of_output(self.model(**dict(zip(names, tensors, strict=True))))
-
-    inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
-    names = list(inputs)
-    by_token = not type(model).__name__.endswith(HEADS["sequence"])
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        torch.onnx.export(
-            Logits().eval(),
-            tuple(inputs.values()),
-            str(path),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes={
-                **{name: {0: "batch", 1: "sequence"} for name in names},
-                "logits": {0: "batch", 1: "sequence"} if by_token else {0: "batch"},
-            },
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
-    """An ONNX graph's logits on a probe; an input that the probe lacks (token types) is fed zeros."""
-    import numpy as np
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    ids = probe["input_ids"]
-    feed = {node.name: probe.get(node.name, np.zeros_like(ids)) for node in session.get_inputs()}
-    return session.run(["logits"], feed)[0]
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801  reads as a context, like its base
-    """The tracer warns of every shape that it reads, and the exporter of its own age: parity is checked instead."""
-
-    def __enter__(self) -> Any:
-        import logging
-
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        return entered
-
-    def __exit__(self, *exc: Any) -> None:
-        import logging
-
-        logging.disable(logging.NOTSET)
-        super().__exit__(*exc)
 
 
 def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The shape of an encoder and what follows from it: parameters, bytes, MACs. Pure arithmetic, no torch."""
+"""The shape of a model and what follows from it: parameters, bytes, MACs. Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Keys:
         types: Token types; empty where there are none.
         embedding: Width of the word embeddings, where it may differ from the hidden width.
         relative: Buckets of relative positions, where the attention has them.
+        kv_heads: Key and value heads, where several query heads may share one.
+        head_dim: Width of a head, where the config says it: the heads need not fill the hidden width.
         defaults: What transformers takes for a key that config.json leaves out.
         required: Values that fix which weights there are; a config with another one is refused.
         position_table: Whether each position has an embedding of its own.
@@ -24,11 +26,17 @@ class Keys:
         plain_attention: Whether the attention scores are `Q Kᵀ / √d` of the linear layers' outputs: no relative
             positions, no rotation.
         prunable: Whether its heads and neurons can be cut (`model/surgery.py`).
+        shared_bias: MPNet: a table of relative positions with a column for each head is added in every layer.
         shared: ALBERT: one layer's weights serve as all layers, and the word embeddings are always projected.
         disentangled: DeBERTa: a table of relative positions goes through every layer's queries and keys; the norm
             of the embeddings follows their projection, which has no bias.
         modern: ModernBERT: the FFN is gated, a norm stands before each block and after the last layer, no layer has
             a bias, and every kind of head has the dense layer and norm.
+        decoder: Llama: as ModernBERT's layers, but of separate linear layers, with a causal mask, and with a head that
+            is one linear layer, which reads every token. No bias but in heads and where `qkv_bias` says so.
+        divided: Llama: transformers refuses a number of heads that does not divide the hidden width, `head_dim` or not.
+        qkv_bias: Qwen2: queries, keys and values have biases.
+        qk_norm: Qwen3: queries and keys are normed, head by head.
     """
 
     layers: str = "num_hidden_layers"
@@ -38,28 +46,57 @@ class Keys:
     types: str = "type_vocab_size"
     embedding: str = ""
     relative: str = ""
+    kv_heads: str = ""
+    head_dim: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
     position_table: bool = True
     position_offset: int = 0
     plain_attention: bool = True
-    prunable: bool = False
+    prunable: bool = True
+    shared_bias: bool = False
     shared: bool = False
     disentangled: bool = False
     modern: bool = False
+    decoder: bool = False
+    divided: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether each FFN neuron has a gate: three vectors of weights instead of two."""
+        return self.modern or self.decoder
+
+    @property
+    def rotated(self) -> bool:
+        """Whether queries and keys are rotated by their position, dimension `i` with `i + head_dim / 2`."""
+        return self.modern or self.decoder
+
+    @property
+    def kinds_of_head(self) -> tuple[str, ...]:
+        """Those of `HEADS` that the architecture can have."""
+        return ("sequence", "token", "span", "causal" if self.decoder else "mask")
 
 
 _ABSOLUTE = {"position_embedding_type": "absolute"}
 _BERT = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
          "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2}  # fmt: skip
+_LLAMA = Keys(
+    types="", kv_heads="num_key_value_heads", head_dim="head_dim", position_table=False, plain_attention=False,
+    decoder=True,
+)  # fmt: skip
+_QWEN = {"vocab_size": 151_936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+         "num_key_value_heads": 32, "intermediate_size": 22_016, "max_position_embeddings": 32_768,
+         "tie_word_embeddings": False}  # fmt: skip
 ARCHITECTURES: dict[str, Keys] = {
-    "bert": Keys(defaults=_BERT, required=_ABSOLUTE, prunable=True),
+    "bert": Keys(defaults=_BERT, required=_ABSOLUTE),
     "distilbert": Keys(
-        "n_layers", "n_heads", "dim", "hidden_dim", types="", prunable=True,
+        "n_layers", "n_heads", "dim", "hidden_dim", types="",
         defaults={"vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
                   "max_position_embeddings": 512},
     ),
-    "roberta": Keys(defaults=_BERT | {"vocab_size": 50265}, required=_ABSOLUTE, position_offset=2, prunable=True),
+    "roberta": Keys(defaults=_BERT | {"vocab_size": 50265}, required=_ABSOLUTE, position_offset=2),
     "xlm-roberta": Keys(defaults=_BERT, required=_ABSOLUTE, position_offset=2),
     "electra": Keys(
         embedding="embedding_size", required=_ABSOLUTE,
@@ -68,6 +105,7 @@ ARCHITECTURES: dict[str, Keys] = {
     ),
     "mpnet": Keys(
         types="", relative="relative_attention_num_buckets", position_offset=2, plain_attention=False,
+        shared_bias=True,
         defaults=_BERT | {"vocab_size": 30527, "relative_attention_num_buckets": 32},
     ),
     "deberta-v2": Keys(
@@ -93,12 +131,20 @@ ARCHITECTURES: dict[str, Keys] = {
         required={"attention_bias": False, "mlp_bias": False, "norm_bias": False, "classifier_bias": False,
                   "decoder_bias": True},
     ),
+    "llama": replace(
+        _LLAMA, divided=True, required={"attention_bias": False, "mlp_bias": False},
+        defaults={"vocab_size": 32_000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+                  "intermediate_size": 11_008, "max_position_embeddings": 2048, "tie_word_embeddings": False},
+    ),
+    "qwen2": replace(_LLAMA, qkv_bias=True, defaults=_QWEN),
+    "qwen3": replace(_LLAMA, qk_norm=True, defaults=_QWEN | {"head_dim": 128}, required={"attention_bias": False}),
 }  # fmt: skip
 HEADS: dict[str, str] = {
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",
     "span": "ForQuestionAnswering",
     "mask": "ForMaskedLM",
+    "causal": "ForCausalLM",
 }
 """The kinds of head, and how transformers' class names end."""
 PRUNED = "pruned_"
@@ -111,15 +157,25 @@ class UnsupportedError(HfcompressError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer layer: its attention heads and FFN neurons."""
+    """One transformer layer: its attention heads and FFN neurons.
+
+    Attributes:
+        bias_columns: MPNet: the columns of the one table of relative positions that its heads read, ascending; empty
+            where they are the first.
+    """
 
     heads: int
     ffn: int
+    bias_columns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bias_columns == tuple(range(self.heads)):
+            object.__setattr__(self, "bias_columns", ())
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An encoder with a head.
+    """An encoder, or a decoder, with a head.
 
     Attributes:
         architecture: A key of `ARCHITECTURES`.
@@ -129,10 +185,13 @@ class Shape:
         vocab: Rows of the word-embedding table.
         positions: Rows of the position table; the longest input, where there is none.
         types: Rows of the token-type table (0 where there is none).
-        labels: Outputs of the head; a mask head's are the vocabulary, whatever is said here.
+        labels: Outputs of the head; those of a mask or causal head are the vocabulary, whatever is said here.
         head: A key of `HEADS`.
         embedding: Width of the word embeddings; 0 where it is the hidden width.
         relative: Buckets of relative positions (0 where the attention has none).
+        bias_heads: MPNet: columns of the table of relative positions, one for a head of the layers (0 elsewhere).
+        group: Query heads that share a key and value head; 1 where each has its own.
+        tied: Whether a mask or causal head makes its words with the embeddings' weights.
         linear_bits: Bits a weight of the encoder's linear layers takes when stored.
         embedding_bits: Bits a word-embedding weight takes when stored.
         other_bits: Bits any other parameter takes when stored.
@@ -150,6 +209,9 @@ class Shape:
     head: str = "sequence"
     embedding: int = 0
     relative: int = 0
+    bias_heads: int = 0
+    group: int = 1
+    tied: bool = True
     linear_bits: float = 32
     embedding_bits: float = 32
     other_bits: float = 32
@@ -171,25 +233,36 @@ class Shape:
 
     @property
     def stock(self) -> bool:
-        """Whether a stock config can express the shape: equal layers with an FFN whose heads fill the hidden width."""
-        full = all(x.ffn and x.heads * self.head_dim == self.hidden for x in self.layers)
-        return full and len(set(self.layers)) <= 1
+        """Whether a stock config can express the shape.
+
+        That takes equal layers with an FFN, and heads that fill the hidden width; any number of heads where the config
+        says their width, if (Llama) it divides the hidden one.
+        """
+        full = all(x.ffn and self._told(x.heads) for x in self.layers)
+        told = not self.bias_heads or self.bias_heads * self.head_dim == self.hidden
+        return full and told and len(set(self.layers)) <= 1
+
+    def _told(self, heads: int) -> bool:
+        """Whether a stock config can say that each layer has so many heads."""
+        if self.keys.head_dim:
+            return heads > 0 and not (self.keys.divided and self.hidden % heads)
+        return heads * self.head_dim == self.hidden
 
     @property
     def embedding_parameters(self) -> int:
         """All that surrounds the layers.
 
         These are the tables of words, positions (relative ones too) and token types, their norms, the projection to
-        the hidden width, and the norm after ModernBERT's last layer.
+        the hidden width, and the norm after ModernBERT's and a decoder's last layer.
         """
         keys, width, hidden = self.keys, self.embedding or self.hidden, self.hidden
         tables = (self.vocab + self.types + self.positions * keys.position_table) * width
-        if keys.modern:
-            return tables + 2 * hidden
+        if keys.modern or keys.decoder:
+            return tables + (2 * hidden if keys.modern else hidden)
         if keys.disentangled:
             return tables + self._projection + 2 * self.relative * hidden + 4 * hidden
         bias = hidden if self._projection else 0
-        return tables + 2 * width + self._projection + bias + self.relative * (hidden // self.head_dim)
+        return tables + 2 * width + self._projection + bias + self.relative * self.bias_heads
 
     @property
     def encoder_parameters(self) -> int:
@@ -198,8 +271,10 @@ class Shape:
 
     @property
     def head_parameters(self) -> int:
-        """Pooler and classifier, or what stands before the words of a mask head and their bias (the words are tied)."""
+        """Pooler and classifier; what stands before the words of a mask head and their bias (the words are tied)."""
         width, outputs, dense = self._head_sizes
+        if self.keys.decoder and self.head in ("sequence", "causal"):
+            return 0 if self.head == "causal" and self.tied else width * outputs
         norms = 3 if self.head == "mask" and not self.keys.modern else 1
         vectors = norms * width if dense else 0
         return dense + vectors + outputs + (0 if self.head == "mask" else width * outputs)
@@ -221,19 +296,22 @@ class Shape:
         """Multiply-accumulates of one sequence of `length` tokens.
 
         Per head `3 S H d + 2 S² d + S d H`, per FFN neuron `2 S H` (Kwon et al. 2022, arXiv:2204.09656), 3 where the
-        FFN is gated; with `R` relative positions DeBERTa adds `2 R H d + 2 S R d` a head. Attention within a window
-        counts whole: it is computed and masked. The head's linear layers see one token, or each where each is labelled.
+        FFN is gated; of `3 S H d` two thirds are shared by the queries of a group. With `R` relative positions DeBERTa
+        adds `2 R H d + 2 S R d` a head. Attention within a window, or of what went before, counts whole: it is
+        computed and masked. The head's linear layers see one token, or each: where each is labelled, and a decoder's.
         """
         s, h, d, r = length, self.hidden, self.head_dim, 2 * self.relative if self.keys.disentangled else 0
-        per_head = 4 * s * h * d + 2 * s * s * d + 2 * r * h * d + 2 * s * r * d
-        per_neuron = (2 + self.keys.modern) * s * h
+        per_head = 2 * s * h * d + 2 * s * s * d + 2 * r * h * d + 2 * s * r * d
+        per_group = per_head * self.group + 2 * s * h * d
+        per_neuron = (2 + self.keys.gated) * s * h
         width, outputs, dense = self._head_sizes
-        head = (1 if self.head == "sequence" else s) * (dense + width * outputs)
-        return sum(x.heads * per_head + x.ffn * per_neuron for x in self.layers) + s * self._projection + head
+        read = 1 if self.head == "sequence" and not self.keys.decoder else s
+        layers = sum(x.heads // self.group * per_group + x.ffn * per_neuron for x in self.layers)
+        return layers + s * self._projection + read * (dense + width * outputs)
 
     def with_layers(self, layers: int, heads: int, ffn: int) -> Shape:
         """The same model with `layers` equal layers."""
-        return replace(self, layers=(Layer(heads, ffn),) * layers)
+        return replace(self, layers=(Layer(heads, ffn),) * layers, bias_heads=heads if self.bias_heads else 0)
 
     @property
     def _stored(self) -> tuple[Layer, ...]:
@@ -247,18 +325,24 @@ class Shape:
     @property
     def _head_sizes(self) -> tuple[int, int, int]:
         """Width of what the outputs are made from, outputs, and weights of the dense layer before (0 for none)."""
+        if self.head == "causal":
+            return self.hidden, self.vocab, 0
         if self.head == "mask":
             width = self.embedding or self.hidden
             return width, self.vocab, self.hidden * width
-        dense = self.head == "sequence" or self.keys.modern
+        dense = (self.head == "sequence" or self.keys.modern) and not self.keys.decoder
         return self.hidden, self.labels, self.hidden * self.hidden * dense
 
     def _linear_weights(self, layer: Layer) -> int:
-        return 4 * self.hidden * layer.heads * self.head_dim + (2 + self.keys.modern) * self.hidden * layer.ffn
+        heads = layer.heads + layer.heads // self.group
+        return 2 * self.hidden * heads * self.head_dim + (2 + self.keys.gated) * self.hidden * layer.ffn
 
     def _layer_vectors(self, index: int, layer: Layer) -> int:
         if self.keys.modern:  # the norm of the embeddings is that of the first layer
             return 2 * self.hidden if index else self.hidden
+        if self.keys.decoder:
+            biased = (layer.heads + 2 * (layer.heads // self.group)) * self.keys.qkv_bias
+            return 2 * self.hidden + (biased + 2 * self.keys.qk_norm) * self.head_dim
         return 3 * layer.heads * self.head_dim + self.hidden + layer.ffn + self.hidden + 4 * self.hidden
 
 
@@ -288,7 +372,10 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
         raise UnsupportedError(f"the architecture '{kind}' is not supported", did_you_mean(kind, ARCHITECTURES))
     keys = ARCHITECTURES[kind]
     sizes = {**keys.defaults, **config}
-    head = head or head_of(str((config.get("architectures") or [""])[0])) or "sequence"
+    head = head or _own_head(keys, config)
+    if head not in keys.kinds_of_head:
+        message = f"transformers has no {kind} model '…{HEADS[head]}'"
+        raise HfcompressError(message, "name another model, or another type of task")
     _refuse_variants(kind, sizes, {**keys.required, **({"tie_word_embeddings": True} if head == "mask" else {})})
     needed = [keys.layers, keys.heads, keys.hidden, keys.ffn, "vocab_size", "max_position_embeddings"]
     missing = [key for key in needed if type(sizes.get(key)) is not int or sizes[key] < 1]
@@ -297,12 +384,7 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
             f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
             "use a complete config.json",
         )
-    if sizes[keys.hidden] % sizes[keys.heads]:
-        raise HfcompressError(
-            f"the config of this {kind} model has {sizes[keys.heads]} heads, which do not divide {sizes[keys.hidden]}",
-            f"mend {keys.heads} or {keys.hidden} in config.json",
-        )
-    hidden, head_dim = sizes[keys.hidden], sizes[keys.hidden] // sizes[keys.heads]
+    hidden, head_dim = sizes[keys.hidden], _head_dim(kind, keys, sizes)
     if keys.disentangled:
         _refuse_variants(kind, sizes, {"attention_head_size": head_dim, "pooler_hidden_size": hidden})
     return Shape(
@@ -315,16 +397,50 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
         types=sizes.get(keys.types) or 0,
         labels=labels or len(config.get("id2label") or {}) or config.get("num_labels", 2),
         head=head,
+        group=sizes[keys.heads] // _kv_heads(kind, keys, sizes),
+        tied=head != "causal" or bool(sizes["tie_word_embeddings"]),
         embedding=sizes.get(keys.embedding, hidden),
         relative=sizes.get(keys.relative, 0),
+        bias_heads=sizes.get("bias_heads", sizes[keys.heads]) if keys.shared_bias else 0,
     )
+
+
+def _head_dim(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
+    """The width of a head: a pruned config says it, since its heads may no longer fill the hidden width."""
+    says = keys.head_dim or str(sizes["model_type"]).startswith(PRUNED)
+    if says and sizes.get("head_dim"):
+        return int(sizes["head_dim"])
+    if sizes[keys.hidden] % sizes[keys.heads]:
+        raise HfcompressError(
+            f"the config of this {kind} model has {sizes[keys.heads]} heads, which do not divide {sizes[keys.hidden]}",
+            f"mend {keys.heads} or {keys.hidden} in config.json",
+        )
+    return int(sizes[keys.hidden] // sizes[keys.heads])
+
+
+def _kv_heads(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
+    """Key and value heads; as many as heads where the config says none."""
+    heads = sizes[keys.heads]
+    count = sizes.get(keys.kv_heads) or heads
+    if heads % count:
+        raise HfcompressError(
+            f"the config of this {kind} model has {heads} heads, which {count} key and value heads do not divide",
+            f"mend {keys.heads} or {keys.kv_heads} in config.json",
+        )
+    return int(count)
+
+
+def _own_head(keys: Keys, config: Mapping[str, Any]) -> str:
+    """The head of the class that a config names, where it is one of the architecture's; else that of sequences."""
+    head = head_of(str((config.get("architectures") or [""])[0]))
+    return head if head in keys.kinds_of_head else "sequence"
 
 
 def _layers(keys: Keys, sizes: Mapping[str, Any]) -> Iterator[Layer]:
     overrides = {int(index): layer for index, layer in (sizes.get("per_layer_config") or {}).items()}
     for index in range(sizes[keys.layers]):
         layer = {**sizes, **overrides.get(index, {})}
-        yield Layer(layer[keys.heads], layer[keys.ffn])
+        yield Layer(layer[keys.heads], layer[keys.ffn], tuple(layer.get("kept_heads", ())))
 
 
 def _refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, Any]) -> None:
@@ -348,33 +464,57 @@ def _parts(value: Any) -> Any:
 def config_of(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of `shape`, everything that is not the shape (activations, dropout, labels) taken from `base`.
 
-    A shape that no stock config can express keeps the nominal sizes (heads that fill the hidden width, the widest
-    FFN) at the top and says in `per_layer_config` what each layer really has.
+    A shape that no stock config can express keeps nominal sizes at the top, which the stock constructor takes (heads
+    that fill the hidden width, or one; those of the widest layer, where the config says their width; the widest FFN),
+    says the width of a head in `head_dim`, and in `per_layer_config` what each layer really has.
     """
     keys = shape.keys
-    nominal_heads = shape.hidden // shape.head_dim
     widest = max((layer.ffn for layer in shape.layers), default=0)
-    config = {k: v for k, v in base.items() if k not in ("per_layer_config", "auto_map")} | {
+    config = {k: v for k, v in base.items() if k not in _PRUNED_KEYS} | {
         "model_type": shape.architecture if shape.stock else PRUNED + shape.architecture,
         keys.layers: len(shape.layers),
-        keys.heads: nominal_heads,
+        keys.heads: _nominal_heads(shape),
         keys.hidden: shape.hidden,
         keys.ffn: max(widest, 1),
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.positions,
     }
     config |= _further_sizes(shape, base)
-    if not shape.stock:
-        config["per_layer_config"] = {
-            str(i): {keys.heads: layer.heads, keys.ffn: layer.ffn} for i, layer in enumerate(shape.layers)
-        }
-    return config
+    return config if shape.stock else config | _pruned_sizes(shape)
+
+
+def _nominal_heads(shape: Shape) -> int:
+    if shape.keys.head_dim:
+        return max((layer.heads for layer in shape.layers), default=0) or shape.group
+    return shape.hidden // shape.head_dim if shape.hidden % shape.head_dim == 0 else 1
+
+
+_PRUNED_KEYS = ("per_layer_config", "head_dim", "bias_heads", "auto_map")
+
+
+def _pruned_sizes(shape: Shape) -> dict[str, Any]:
+    """What only a pruned config says."""
+    keys = shape.keys
+    layers = {str(i): {keys.heads: x.heads, keys.ffn: x.ffn} for i, x in enumerate(shape.layers)}
+    for index, layer in enumerate(shape.layers):
+        if keys.kv_heads:
+            layers[str(index)][keys.kv_heads] = layer.heads // shape.group
+        if layer.bias_columns:
+            layers[str(index)]["kept_heads"] = list(layer.bias_columns)
+    sizes = {"head_dim": shape.head_dim, "per_layer_config": layers}
+    return sizes | ({"bias_heads": shape.bias_heads} if shape.bias_heads else {})
 
 
 def _further_sizes(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes that only some architectures have, and what follows from a size and stands in `base` all the same."""
     keys, kinds = shape.keys, base.get("layer_types") or [""]
-    sizes = {keys.types: shape.types, keys.embedding: shape.embedding or shape.hidden, keys.relative: shape.relative}
+    sizes = {
+        keys.types: shape.types,
+        keys.embedding: shape.embedding or shape.hidden,
+        keys.relative: shape.relative,
+        keys.kv_heads: _nominal_heads(shape) // shape.group,
+        keys.head_dim: shape.head_dim,
+    }
     follows = {
         "pooler_hidden_size": shape.hidden,
         "attention_head_size": shape.head_dim,

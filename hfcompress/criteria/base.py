@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfcompress.model.masks import Masks
-    from hfcompress.model.sparsity import Pattern
+    from hfcompress.model.pattern import Pattern
     from hfcompress.model.surgery import Keep
 
 GRANULARITIES = ("units", "layers", "hidden", "weights")
@@ -61,6 +61,8 @@ class Criterion(Component):
     scored: ClassVar[frozenset[str]] = frozenset({"units"})
     """Those of `GRANULARITIES` that it scores."""
     needs_data: ClassVar[bool] = False
+    comparable: ClassVar[bool] = False
+    """Whether its scores of heads and of neurons are in one unit over all layers, as a rise of the loss is."""
     updates: ClassVar[bool] = False
     """Whether it makes the weights that stay take over from those that go."""
     learned: ClassVar[bool] = False
@@ -107,7 +109,11 @@ class LearnedCriterion(Criterion):
     learned: ClassVar[bool] = True
 
     def masks(self, model: PreTrainedModel, target: Target) -> Masks:
-        """The masks before their training, for the model that they go on."""
+        """Masks on heads and neurons before their training, for the model that they go on."""
+        raise NotImplementedError
+
+    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> Masks:
+        """Masks on single weights before their training, for the model that they go on."""
         raise NotImplementedError
 
 

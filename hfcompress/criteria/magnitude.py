@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hfcompress.criteria.base import Calibration, Criterion, Scores
 from hfcompress.model.family import family_of
 from hfcompress.model.gates import unit_counts
+from hfcompress.model.linears import layer_linears
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,21 +16,67 @@ if TYPE_CHECKING:
 
 
 class Magnitude(Criterion):
-    """The L2 norm of all the weights that cutting a unit would remove."""
+    """The norm of all the weights that cutting a unit, or a hidden dimension, would remove; of a weight, `|w|`.
 
-    source: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626, by unit"
+    Biases and norms are left out. Whole layers are not scored: how much a layer adds to the stream depends on the
+    norms around it more than on the size of its weights.
+    """
+
+    source: ClassVar[str] = "Han et al. 2015, arXiv:1506.02626; by unit, Li et al. 2017, arXiv:1608.08710"
+    scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
+
+    norm: Literal["l1", "l2"] = "l2"
+    """`l1` is the sum of the weights' magnitudes, `l2` the root of the sum of their squares; of one weight the same."""
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         family = family_of(model)
-        heads, neurons = [], []
-        for layer, count in zip(family.stack(model), unit_counts(model)[0], strict=True):
-            rows = sum(_squares(layer, path, 1) for path in (family.query, family.key, family.value))
-            squares = rows + _squares(layer, family.attention_output, 0)
-            heads.append(squares.reshape(count, -1).sum(-1).sqrt() if count else squares)
-            neurons.append((_squares(layer, family.ffn_in, 1) + _squares(layer, family.ffn_out, 0)).sqrt())
-        return Scores(heads, neurons)
+        layers = list(zip(family.stack(model), *unit_counts(model), strict=True))
+        return Scores(
+            [self._units(layer, family.head_rows, family.attention_output, count) for layer, count, _ in layers],
+            [self._units(layer, family.neuron_rows, family.ffn_out, count) for layer, _, count in layers],
+        )
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        import torch
+
+        from hfcompress.model.axes import axes_of
+
+        sums = torch.zeros(model.config.hidden_size, device=model.device)
+        axes = axes_of(model)
+        for name, weight in model.named_parameters():
+            places = [place for place, parts in enumerate(axes[name]) if parts == ("residual",)]
+            if weight.dim() > 1 and places:
+                powers = self._powers(weight)
+                for place in places:
+                    sums += powers.movedim(place, 0).flatten(1).sum(1)
+                if len(places) == 2:
+                    # Where both axes are the stream's, row and column of a dimension cross.
+                    sums -= powers.diagonal()
+        return self._root(sums)
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        linears = layer_linears(model).items()
+        return {f"{name}.weight": module.weight.detach().float().abs() for name, module in linears}
+
+    def _units(self, layer: nn.Module, rows: Mapping[str, int], columns: str, count: int) -> Tensor:
+        """The norms of `count` units, which have rows of some modules, in so many parts each, and columns of one."""
+        sums = _by_unit(self._powers(_weight(layer, columns)).sum(0), count)
+        for path, parts in rows.items():
+            sums = sums + _by_unit(self._powers(_weight(layer, path)).sum(1), count, parts)
+        return self._root(sums)
+
+    def _powers(self, weight: Tensor) -> Tensor:
+        magnitudes = weight.detach().float().abs()
+        return magnitudes if self.norm == "l1" else magnitudes.square()
+
+    def _root(self, sums: Tensor) -> Tensor:
+        return sums if self.norm == "l1" else sums.sqrt()
 
 
-def _squares(layer: nn.Module, path: str, axis: int) -> Tensor:
-    weight: Tensor = layer.get_submodule(path).weight  # type: ignore[assignment]
-    return weight.detach().float().pow(2).sum(axis)
+def _weight(layer: nn.Module, path: str) -> Tensor:
+    return layer.get_parameter(f"{path}.weight")
+
+
+def _by_unit(values: Tensor, count: int, parts: int = 1) -> Tensor:
+    """Sums over what each of `count` units has in each of `parts` parts, side by side."""
+    return values.reshape(parts, count, -1).sum((0, 2)) if count else values.new_zeros(0)

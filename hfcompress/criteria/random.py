@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.criteria.base import Calibration, Criterion, Scores
+from hfcompress.criteria.base import GRANULARITIES, Calibration, Criterion, Scores
 from hfcompress.model.gates import unit_counts
+from hfcompress.model.linears import layer_linears
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -15,12 +19,28 @@ class Random(Criterion):
     """Scores drawn uniformly, by the recipe's seed."""
 
     source: ClassVar[str] = "the control of Gale et al. 2019, arXiv:1902.09574"
+    scored: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        import torch
-
-        generator = torch.Generator().manual_seed(calibration.seed)
+        draw = _draws(model, calibration.seed)
         heads, neurons = unit_counts(model)
-        return Scores(
-            [torch.rand(n, generator=generator) for n in heads], [torch.rand(n, generator=generator) for n in neurons]
-        )
+        return Scores([draw(n) for n in heads], [draw(n) for n in neurons])
+
+    def layer_scores(self, model: PreTrainedModel, calibration: Calibration) -> list[float]:
+        drawn: list[float] = _draws(model, calibration.seed)(model.config.num_hidden_layers).tolist()
+        return drawn
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        return _draws(model, calibration.seed)(model.config.hidden_size)
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        draw = _draws(model, calibration.seed)
+        return {f"{name}.weight": draw(*module.weight.shape) for name, module in layer_linears(model).items()}
+
+
+def _draws(model: PreTrainedModel, seed: int) -> Callable[..., Tensor]:
+    """Draws on the CPU, so that every device gets the same."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.rand(shape, generator=generator).to(model.device)

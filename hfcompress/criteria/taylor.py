@@ -1,14 +1,14 @@
-"""Units whose removal would change the loss least, to first order."""
+"""What would change the loss least if it went, to first order."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.observe import observe
+from hfcompress.model.gradients import mean_stream_gradients, mean_unit_gradients, mean_weight_gradients
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -16,40 +16,32 @@ class Taylor(DataCriterion):
     """`I = mean over rows |ξ ∂L/∂ξ|` at `ξ = 1`, the gate on a head's or neuron's output.
 
     The gradient is taken row by row (each row has gates of its own), so the score depends neither on the batch size
-    nor on which rows share a batch.
+    nor on which rows share a batch. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what follows
+    the last one, reads the residual stream (`model/gradients.py`). Of weights it is `I = mean over batches |w ∂L/∂w|`
+    of a batch's mean loss.
     """
 
     source: ClassVar[str] = (
-        "Molchanov et al. 2017, arXiv:1611.06440, eq. 8; Michel et al. 2019, arXiv:1905.10650, eq. 5"
+        "Molchanov et al. 2017, arXiv:1611.06440, eq. 8; Michel et al. 2019, arXiv:1905.10650, eq. 5; weights: "
+        "Molchanov et al. 2019, arXiv:1906.10771"
     )
+    scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         import torch
 
-        device = next(model.parameters()).device
-        counts = unit_counts(model)
-        sums = [[torch.zeros(n, device=device) for n in units] for units in counts]
-        rows = 0
-        frozen = [p for p in model.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            for batch in calibration.batches(self.rows):
-                labels = batch["labels"].to(device)
-                inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-                gates = [[torch.ones(len(labels), n, device=device, requires_grad=True) for n in u] for u in counts]
-                with gated(model, *gates):
-                    logits, mask = observe(model, inputs).logits, inputs["attention_mask"].bool()
-                    loss = calibration.loss(logits, labels, mask) * len(labels)
-                flat = [gate for units in gates for gate in units]
-                gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-                for units in sums:
-                    for total in units:
-                        gradient = next(gradients)
-                        if gradient is not None:
-                            total += gradient.abs().sum(0)
-                rows += len(labels)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        return Scores([s / max(rows, 1) for s in sums[0]], [s / max(rows, 1) for s in sums[1]])
+        batches = calibration.batches(self.rows)
+        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, torch.abs))
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        import torch
+
+        batches = calibration.batches(self.rows)
+        return mean_stream_gradients(model, batches, calibration.loss, calibration.total, torch.abs)
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        import torch
+
+        batches = calibration.batches(self.rows)
+        means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, torch.abs)
+        return {name: model.get_parameter(name).detach().float().abs() * mean for name, mean in means.items()}

@@ -38,7 +38,8 @@ class MiniLMv2(LastLayer):
             return found
         ((m, g),) = self.layers(student, teacher, ())
         heads = self.relation_heads or teacher.layers[g - 1].heads
-        widths = [s.layers[i - 1].heads * s.head_dim for s, i in ((student, m), (teacher, g))]
+        # What divides the width of keys and values divides that of the queries, which come in groups.
+        widths = [s.layers[i - 1].heads // s.group * s.head_dim for s, i in ((student, m), (teacher, g))]
         if all(width % heads == 0 for width in widths):
             return []
         common = math.gcd(*widths)

@@ -29,9 +29,9 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     import torch
 
     family, shape = family_of(model), shape_of(model.config.to_dict())
-    hidden = _HEADS * _HEAD_DIM
+    hidden = _HEADS * _HEAD_DIM * shape.group
     told = replace(
-        shape.with_layers(len(shape.layers), _HEADS, _FFN),
+        shape.with_layers(len(shape.layers), _HEADS * shape.group, _FFN),
         hidden=hidden,
         head_dim=_HEAD_DIM,
         embedding=_EMBEDDING if shape.embedding else 0,
@@ -43,7 +43,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     kinds: dict[int, Axis] = {
         hidden: ("residual",),
         _EMBEDDING: ("embedding",),
-        _HEADS: ("heads",),
+        _HEADS * shape.group: ("heads",),
         _FFN: ("neurons",),
         2 * _FFN: ("neurons", "neurons"),
         _VOCAB: ("vocab",),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import HEADS, PRUNED
+from hfcompress.base.shape import PRUNED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,11 +20,12 @@ class Family:
     Attributes:
         layers: The list of transformer layers; of one that runs again and again where they share their weights.
         query, key, value: Linear layers, from a layer; one path thrice where a single layer makes all three, side by
-            side.
+            side. Each head is as many rows, one head after the other.
         attention_output: The linear layer that mixes the heads' outputs; head `h` feeds its input columns
             `h*head_dim … (h+1)*head_dim`.
-        ffn_in, ffn_out: The FFN's two linear layers; neuron `j` is row `j` of the first (where the FFN is gated, its
-            gate is row `ffn + j`) and column `j` of the second.
+        ffn_in, ffn_out: The FFN's linear layers; neuron `j` is row `j` of the first and column `j` of the last.
+        ffn_gate: The linear layer that gates the neurons, of a gated FFN; `ffn_in` again where a single layer makes
+            both, side by side.
         head_modules: By kind of head, its modules, pooler included; they stay in full precision when the rest is
             quantized. A path is from the base model where it is there, else from the model.
     """
@@ -36,6 +38,17 @@ class Family:
     ffn_in: str
     ffn_out: str
     head_modules: Mapping[str, tuple[str, ...]]
+    ffn_gate: str = ""
+
+    @property
+    def head_rows(self) -> Mapping[str, int]:
+        """The linear layers whose rows are those of heads, and how many parts lie side by side in each."""
+        return Counter((self.query, self.key, self.value))
+
+    @property
+    def neuron_rows(self) -> Mapping[str, int]:
+        """The linear layers whose rows are those of neurons, and how many parts lie side by side in each."""
+        return Counter(path for path in (self.ffn_in, self.ffn_gate) if path)
 
     def stack(self, model: nn.Module) -> list[nn.Module]:
         """The transformer layers of a model with or without head; shared weights are one layer."""
@@ -56,6 +69,17 @@ _BERT = Family(
     ffn_in="intermediate.dense",
     ffn_out="output.dense",
     head_modules=_heads(("pooler", "classifier"), ("cls",)),
+)
+_LLAMA = Family(
+    layers="layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_output="self_attn.o_proj",
+    ffn_gate="mlp.gate_proj",
+    ffn_in="mlp.up_proj",
+    ffn_out="mlp.down_proj",
+    head_modules={"sequence": ("score",), "token": ("score",), "span": ("qa_outputs",), "causal": ("lm_head",)},
 )
 _ROBERTA = replace(_BERT, head_modules=_heads(("classifier",), ("lm_head",)))
 FAMILIES: dict[str, Family] = {
@@ -99,6 +123,9 @@ FAMILIES: dict[str, Family] = {
         ffn_out="ffn_output",
         head_modules=_heads(("pooler", "classifier"), ("predictions",)),
     ),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
     "modernbert": Family(
         layers="layers",
         query="attn.Wqkv",
@@ -106,10 +133,19 @@ FAMILIES: dict[str, Family] = {
         value="attn.Wqkv",
         attention_output="attn.Wo",
         ffn_in="mlp.Wi",
+        ffn_gate="mlp.Wi",
         ffn_out="mlp.Wo",
-        head_modules={**dict.fromkeys(HEADS, ("head", "classifier")), "mask": ("head", "decoder")},
+        head_modules={
+            **dict.fromkeys(("sequence", "token", "span"), ("head", "classifier")),
+            "mask": ("head", "decoder"),
+        },
     ),
 }
+
+
+def head_dim_of(config: Any) -> int:
+    """The width of a head, by a loaded model's config: what it says, else what lets the heads fill the hidden width."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def family_of(model: nn.Module) -> Family:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of
+from hfcompress.model.family import family_of, head_dim_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,9 +22,9 @@ def gated(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) 
     """Multiplies every head's and neuron's output by its gate while the context lasts.
 
     Args:
-        model: A Hugging Face encoder.
-        heads: One tensor a layer, `(heads,)` or `(batch, heads)`.
-        neurons: One tensor a layer, `(ffn,)` or `(batch, ffn)`.
+        model: A Hugging Face model.
+        heads: One tensor for each layer's weights, `(head groups,)` or `(batch, head groups)`.
+        neurons: One tensor for each layer's weights, `(ffn,)` or `(batch, ffn)`.
     """
     family = family_of(model)
     handles = []
@@ -48,10 +48,12 @@ def _multiply(gate: Tensor, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[T
 
 
 def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
-    """Heads and neurons of each layer, read from the tensors."""
-    family = family_of(model)
-    head_dim = model.config.hidden_size // model.config.num_attention_heads  # type: ignore[union-attr,operator]
+    """Head groups and neurons of each layer's weights, read from the tensors."""
+    family, head_dim = family_of(model), head_dim_of(model.config)
+
+    def rows(layer: Any, path: str, parts: int) -> int:
+        return int(layer.get_submodule(path).out_features) // parts
+
     stack = family.stack(model)
-    heads = [layer.get_submodule(family.query).out_features // head_dim for layer in stack]  # type: ignore[operator]
-    neurons = [layer.get_submodule(family.ffn_in).out_features for layer in stack]
-    return heads, neurons  # type: ignore[return-value]
+    heads = [rows(layer, family.key, family.head_rows[family.key]) // head_dim for layer in stack]
+    return heads, [rows(layer, family.ffn_in, family.neuron_rows[family.ffn_in]) for layer in stack]

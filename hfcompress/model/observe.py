@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of
+from hfcompress.model.family import family_of, head_dim_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,9 @@ class Observed:
         logits: `(batch, labels)` of a sequence head, `(batch, length, labels)` of a token or mask head, and
             `(batch, length, 2)`, start and end, of a span head.
         hidden_states: The embeddings' output, then each layer's: `(batch, length, hidden)`; empty unless asked for.
-        queries, keys, values: By layer, from 1: `(batch, heads, length, head_dim)`; empty unless asked for.
+            Where a norm follows the last layer (ModernBERT, decoders), the last of them is behind it.
+        queries, keys, values: By layer, from 1: `(batch, heads, length, head_dim)`; empty unless asked for. Keys and
+            values have a head for each group of queries. They come before any norm or rotation of their own.
     """
 
     logits: Tensor
@@ -47,7 +49,7 @@ def observe(
     on (SDPA, flash): no attention map is stored.
 
     Args:
-        model: A Hugging Face encoder with its head.
+        model: A Hugging Face model with its head.
         inputs: Token tensors; those the model does not take (another family's token types) are left out.
         needs: Any of `hidden_states`, `queries`, `keys`, `values`.
         layers: The layers, from 1, whose projections are kept; the default is all of them.
@@ -81,8 +83,8 @@ def _caught(
     handles = []
     if needs & set(PROJECTIONS):
         family = family_of(model)
-        head_dim = model.config.hidden_size // model.config.num_attention_heads  # type: ignore[union-attr,operator]
-        catcher = _Catcher({name: caught[name] for name in PROJECTIONS if name in needs}, layers, int(head_dim))
+        wanted = {name: caught[name] for name in PROJECTIONS if name in needs}
+        catcher = _Catcher(wanted, layers, head_dim_of(model.config))
         places: dict[str, tuple[str, ...]] = {}
         for name, path in zip(PROJECTIONS, (family.query, family.key, family.value), strict=True):
             places[path] = (*places.get(path, ()), name)

@@ -1,89 +1,176 @@
-"""Encoders whose layers differ in heads and FFN width, in a file that needs only torch and transformers.
+"""Models whose layers differ in heads and FFN width, in a file that needs only torch and transformers.
 
 hfcompress copies this file beside the weights of a pruned model, so that it loads with
 `AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)`, or with no flag after
-`import hfcompress`. The stock modules reshape by `head_dim`, so a layer with fewer heads or neurons is the same layer
-with smaller linear layers.
+`import hfcompress`. A class `PrunedX` is the stock class `X`, whose layers get the widths that the config says; it is
+made when it is asked for.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections import Counter
+from functools import partial
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    BertConfig,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    DistilBertForQuestionAnswering,
-    DistilBertForSequenceClassification,
-    DistilBertForTokenClassification,
-    DistilBertModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaModel,
-)
 
-# Per architecture: config keys of (heads, ffn), the layer list below the base model; below a layer (query, key, value),
-# attention output, FFN in, FFN out, and the attention module with its attributes for (heads, width).
-_BERT = (
-    ("num_attention_heads", "intermediate_size"),
-    "encoder.layer",
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-    ("attention.self", "num_attention_heads", "all_head_size"),
-)
-_PARTS: dict[str, Any] = {
-    "pruned_bert": _BERT,
-    "pruned_roberta": _BERT,
-    "pruned_distilbert": (
-        ("n_heads", "hidden_dim"),
-        "transformer.layer",
-        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-        "attention.out_lin",
-        "ffn.lin1",
-        "ffn.lin2",
-        ("attention", "n_heads", "dim"),
-    ),
+_NUMBERS = ("num_attention_heads", "intermediate_size")
+_BERT: dict[str, Any] = {
+    "config": _NUMBERS,
+    "layers": "encoder.layer",
+    "attention": "attention.self",
+    "heads": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "mixed": "attention.output.dense",
+    "neurons": ("intermediate.dense",),
+    "gathered": "output.dense",
 }
+_LLAMA: dict[str, Any] = {
+    "config": _NUMBERS,
+    "layers": "layers",
+    "attention": "self_attn",
+    "heads": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mixed": "self_attn.o_proj",
+    "neurons": ("mlp.gate_proj", "mlp.up_proj"),
+    "gathered": "mlp.down_proj",
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "Bert": _BERT,
+    "Roberta": _BERT,
+    "XLMRoberta": _BERT,
+    "Electra": _BERT,
+    "DebertaV2": {
+        **_BERT,
+        "heads": ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+    },
+    "MPNet": {
+        **_BERT,
+        "attention": "attention.attn",
+        "heads": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        "mixed": "attention.attn.o",
+    },
+    "DistilBert": {
+        "config": ("n_heads", "hidden_dim"),
+        "layers": "transformer.layer",
+        "attention": "attention",
+        "heads": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        "mixed": "attention.out_lin",
+        "neurons": ("ffn.lin1",),
+        "gathered": "ffn.lin2",
+    },
+    "Albert": {
+        "config": _NUMBERS,
+        "layers": "encoder.albert_layer_groups.0.albert_layers",
+        "attention": "attention",
+        "heads": ("attention.query", "attention.key", "attention.value"),
+        "mixed": "attention.dense",
+        "neurons": ("ffn",),
+        "gathered": "ffn_output",
+    },
+    "ModernBert": {
+        "config": _NUMBERS,
+        "layers": "layers",
+        "attention": "attn",
+        "heads": ("attn.Wqkv",) * 3,
+        "mixed": "attn.Wo",
+        "neurons": ("mlp.Wi",) * 2,
+        "gathered": "mlp.Wo",
+    },
+    "Llama": _LLAMA,
+    "Qwen2": _LLAMA,
+    "Qwen3": _LLAMA,
+}
+"""By the prefix of its class names, what an architecture calls its parts.
+
+`config`: the keys for heads and FFN width; `layers`: the list of layers below the base model. From a layer:
+`attention`: the module that knows its own sizes; `heads`: the linear layers that make queries, keys and values, a path
+thrice where one makes all three; `mixed`: the one that reads what the heads give; `neurons`: those that make the FFN's
+neurons (and their gates); `gathered`: the one that reads them.
+"""
+_ENDINGS = (
+    "Model",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMaskedLM",
+    "ForCausalLM",
+)
 
 
-class PrunedBertConfig(BertConfig):
-    """A BERT config whose `per_layer_config` gives each layer's heads and FFN width."""
+def __getattr__(name: str) -> Any:
+    """The class `PrunedX` of a stock class or config `X`; made once."""
+    stock = name.removeprefix("Pruned")
+    prefixes = [prefix for prefix in PARTS if stock.removeprefix(prefix) in ("Config", *_ENDINGS)]
+    if stock == name or not prefixes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base = getattr(transformers, stock)
+    if stock.endswith("Config"):
+        # `per_layer_config` shadows the property of transformers >= 5.14, which refuses to read the nominal sizes.
+        # Nor do the nominal sizes have to fit each other.
+        told = {"model_type": "pruned_" + base.model_type, "per_layer_config": None, "validate_architecture": _any}
+        made = type(name, (base,), {"__module__": __name__, **told})
+    else:
+        told = {"config_class": _class(f"Pruned{prefixes[0]}Config"), "parts": PARTS[prefixes[0]]}
+        made = type(name, (_Pruned, base), {"__module__": __name__, **told})
+    globals()[name] = made
+    return made
 
-    model_type = "pruned_bert"
-    # Shadows the property of transformers >= 5.14, which would refuse to read the nominal sizes.
-    per_layer_config = None
+
+def _any(_config: Any) -> None:
+    """Every architecture passes."""
 
 
-class PrunedDistilBertConfig(DistilBertConfig):
-    """A DistilBERT config whose `per_layer_config` gives each layer's heads and FFN width."""
-
-    model_type = "pruned_distilbert"
-    per_layer_config = None
+def _class(name: str) -> Any:
+    return getattr(sys.modules[__name__], name)
 
 
-class PrunedRobertaConfig(RobertaConfig):
-    """A RoBERTa config whose `per_layer_config` gives each layer's heads and FFN width."""
+class _Pruned:
+    """Builds the stock model, then gives each layer the widths that the config says; the weights are loaded after."""
 
-    model_type = "pruned_roberta"
-    per_layer_config = None
+    parts: dict[str, Any]
+
+    def __init__(self, config: Any) -> None:
+        if hasattr(config, "num_key_value_heads"):
+            # A decoder's classes ask AutoModel for what stands below the head.
+            below = _class(f"{type(config).__name__.removesuffix('Config')}Model")
+            transformers.AutoModel.register(type(config), below, exist_ok=True)
+        super().__init__(config)  # type: ignore[call-arg]
+        model: Any = self
+        base = getattr(model, model.base_model_prefix, model)
+        if base is not model and isinstance(base, _Pruned):
+            return
+        for index, layer in enumerate(base.get_submodule(self.parts["layers"])):
+            _narrow(layer, self.parts, config, (config.per_layer_config or {}).get(str(index), {}))
+        if hasattr(config, "bias_heads"):
+            table = base.encoder.relative_attention_bias
+            base.encoder.relative_attention_bias = nn.Embedding(
+                table.num_embeddings, config.bias_heads, device=table.weight.device, dtype=table.weight.dtype
+            )
+
+
+def _narrow(layer: Any, parts: dict[str, Any], config: Any, sizes: dict[str, Any]) -> None:
+    """Gives a layer the heads and neurons of its entry in `per_layer_config`."""
+    heads, neurons = (sizes.get(key, getattr(config, key)) for key in parts["config"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    group = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
+    rows: Counter[str] = Counter()
+    for path, made in zip(parts["heads"], (heads, heads // group, heads // group), strict=True):
+        rows[path] += made * head_dim
+    for path in parts["neurons"]:
+        rows[path] += neurons
+    for path, width in rows.items():
+        _resize(layer, path, rows=width)
+    _resize(layer, parts["mixed"], columns=heads * head_dim)
+    _resize(layer, parts["gathered"], columns=neurons)
+    attention = layer.get_submodule(parts["attention"])
+    _tell(attention, heads, head_dim)
+    if hasattr(config, "bias_heads"):
+        _read_columns(attention, sizes.get("kept_heads", list(range(heads))))
+    if heads == 0:  # many an attention module cannot reshape what is empty
+        inner = parts["mixed"].removeprefix(parts["attention"] + ".")
+        attention.forward = partial(_without_heads, attention, "" if inner == parts["mixed"] else inner)
 
 
 def _resize(parent: Any, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
@@ -99,109 +186,55 @@ def _resize(parent: Any, path: str, *, rows: int | None = None, columns: int | N
     setattr(parent.get_submodule(owner), name, new)
 
 
-class _Pruned:
-    """Builds the stock model, then gives each layer the width that the config says; the weights are loaded after."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
-        (heads_key, ffn_key), layers, projections, attention_output, ffn_in, ffn_out, sized = _PARTS[config.model_type]
-        model: Any = self
-        base = getattr(model, model.base_model_prefix, model)
-        overrides = {int(index): sizes for index, sizes in (config.per_layer_config or {}).items()}
-        head_dim = config.hidden_size // config.num_attention_heads
-        for index, layer in enumerate(base.get_submodule(layers)):
-            sizes = overrides.get(index, {})
-            if heads_key in sizes:
-                width = sizes[heads_key] * head_dim
-                for path in projections:
-                    _resize(layer, path, rows=width)
-                _resize(layer, attention_output, columns=width)
-                # transformers < 5 reshapes by these; later ones read the tensors.
-                attention = layer.get_submodule(sized[0])
-                setattr(attention, sized[1], sizes[heads_key])
-                setattr(attention, sized[2], width)
-            if ffn_key in sizes:
-                _resize(layer, ffn_in, rows=sizes[ffn_key])
-                _resize(layer, ffn_out, columns=sizes[ffn_key])
+def _tell(attention: Any, heads: int, head_dim: int) -> None:
+    """Sets those of its sizes that an attention module keeps; which it does differs by architecture and version."""
+    sizes = {
+        **dict.fromkeys(("num_attention_heads", "num_heads", "n_heads"), heads),
+        **dict.fromkeys(("all_head_size", "dim"), heads * head_dim),
+        **dict.fromkeys(("attention_head_size", "head_dim"), head_dim),
+        "scaling": head_dim**-0.5,
+    }
+    for name, size in sizes.items():
+        if hasattr(attention, name):
+            setattr(attention, name, size)
 
 
-class PrunedBertModel(_Pruned, BertModel):
-    config_class = PrunedBertConfig
+def _read_columns(attention: Any, columns: list[int]) -> None:
+    """MPNet: each head reads its own column of the biases that all layers share."""
+    place = list(inspect.signature(attention.forward).parameters).index("position_bias")
+
+    def read(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*inputs[:place], inputs[place][:, columns], *inputs[place + 1 :])
+
+    attention.register_forward_pre_hook(read)
 
 
-class PrunedBertForSequenceClassification(_Pruned, BertForSequenceClassification):
-    config_class = PrunedBertConfig
+def _without_heads(attention: Any, mixed: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """What an attention module without heads gives, with the linear layer that mixes them where that is a part of it.
 
-
-class PrunedBertForTokenClassification(_Pruned, BertForTokenClassification):
-    config_class = PrunedBertConfig
-
-
-class PrunedBertForQuestionAnswering(_Pruned, BertForQuestionAnswering):
-    config_class = PrunedBertConfig
-
-
-class PrunedBertForMaskedLM(_Pruned, BertForMaskedLM):
-    config_class = PrunedBertConfig
-
-
-class PrunedDistilBertModel(_Pruned, DistilBertModel):
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForSequenceClassification(_Pruned, DistilBertForSequenceClassification):
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForTokenClassification(_Pruned, DistilBertForTokenClassification):
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForQuestionAnswering(_Pruned, DistilBertForQuestionAnswering):
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForMaskedLM(_Pruned, DistilBertForMaskedLM):
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedRobertaModel(_Pruned, RobertaModel):
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForSequenceClassification(_Pruned, RobertaForSequenceClassification):
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForTokenClassification(_Pruned, RobertaForTokenClassification):
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForQuestionAnswering(_Pruned, RobertaForQuestionAnswering):
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForMaskedLM(_Pruned, RobertaForMaskedLM):
-    config_class = PrunedRobertaConfig
+    ALBERT's also adds it to the stream.
+    """
+    stream = next(iter((*args, *kwargs.values())))
+    given = stream.new_zeros(*stream.shape[:-1], 0)
+    if mixed:
+        given = attention.get_submodule(mixed)(given)
+    if kwargs.get("past_key_values") is not None:
+        # How much was read is asked of a layer's cache, and one that keeps nothing would not know.
+        told = stream.new_zeros(len(stream), 1, stream.shape[1], 1)
+        kwargs["past_key_values"].update(told, told, attention.layer_idx)
+    if hasattr(attention, "LayerNorm"):
+        given = attention.LayerNorm(stream + attention.output_dropout(given))
+    return given, None
 
 
 def _register() -> None:
     """Teaches the Auto classes these models, so that no flag is needed to load one."""
-    heads = {
-        AutoModel: "Model",
-        AutoModelForSequenceClassification: "ForSequenceClassification",
-        AutoModelForTokenClassification: "ForTokenClassification",
-        AutoModelForQuestionAnswering: "ForQuestionAnswering",
-        AutoModelForMaskedLM: "ForMaskedLM",
-    }
-    for name, config in (
-        ("PrunedBert", PrunedBertConfig),
-        ("PrunedDistilBert", PrunedDistilBertConfig),
-        ("PrunedRoberta", PrunedRobertaConfig),
-    ):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        for auto, head in heads.items():
-            auto.register(config, globals()[name + head], exist_ok=True)
+    for prefix in PARTS:
+        config = _class(f"Pruned{prefix}Config")
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        for ending in filter(lambda ending: hasattr(transformers, prefix + ending), _ENDINGS):
+            auto = getattr(transformers, "AutoModel" + ending.removeprefix("Model"))
+            auto.register(config, _class(f"Pruned{prefix}{ending}"), exist_ok=True)
 
 
 if __name__ == "hfcompress.model.pruned":  # not the copy that stands beside a checkpoint

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import Layer, Shape, config_of, shape_of
 from hfcompress.model.family import Family, family_of
+from hfcompress.model.gates import unit_counts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+BIAS_TABLE = "relative_attention_bias.weight"
+"""The end of the name of MPNet's table of relative positions, `(buckets, heads)`."""
+
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays of one layer: head and neuron indices, ascending."""
+    """What stays of one layer's weights: indices of head groups and of neurons, ascending."""
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
@@ -26,20 +30,48 @@ def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
     """A copy of the model with only the kept heads and neurons; the model itself is left as it was.
 
     The class is the stock one where a stock config can express the result, else the pruned one of `model/pruned.py`.
+
+    Args:
+        model: A model of one of `FAMILIES`.
+        keep: One for each layer's weights: a single one where one layer serves as all (ALBERT).
     """
     import torch
 
-    shape = shape_of(model.config.to_dict())
-    layers = tuple(Layer(len(k.heads), len(k.neurons)) for k in keep)
-    small = empty_model(type(model).__name__, replace(shape, layers=layers), model.config)
+    shape, family = shape_of(model.config.to_dict()), family_of(model)
+    stack = family.stack(model)
     weights = dict(model.state_dict())
-    family = family_of(model)
-    for index, kept in enumerate(keep):
-        for name, tensor in _cut_layer(family, family.stack(model)[index], kept, shape.head_dim).items():
+    for index, (layer, kept, units) in enumerate(zip(stack, keep, zip(*unit_counts(model), strict=True), strict=True)):
+        for name, tensor in _cut_layer(family, layer, kept, *units).items():
             weights[_layer_prefix(model, family, index) + name] = tensor
+    small_shape = _cut_shape(shape, keep)
+    if small_shape.bias_heads != shape.bias_heads:
+        name = next(name for name in weights if name.endswith(BIAS_TABLE))
+        weights[name] = weights[name][:, list(_columns_read(shape.layers[0], keep[0]))]
+    small = empty_model(type(model).__name__, small_shape, model.config)
     with torch.no_grad():
         small.load_state_dict(weights, strict=True)
     return small.train(model.training)
+
+
+def _cut_shape(shape: Shape, keep: Sequence[Keep]) -> Shape:
+    """The shape of what is left.
+
+    MPNet's table of relative positions loses columns only where all layers read the same ones.
+    """
+    keep = list(keep) * (len(shape.layers) if shape.keys.shared else 1)
+    layers = [Layer(len(k.heads) * shape.group, len(k.neurons)) for k in keep]
+    if not shape.bias_heads:
+        return replace(shape, layers=tuple(layers))
+    read = [_columns_read(layer, k) for layer, k in zip(shape.layers, keep, strict=True)]
+    if len(set(read)) == 1 and read[0]:
+        return replace(shape, layers=tuple(layers), bias_heads=len(read[0]))
+    told = tuple(replace(layer, bias_columns=columns) for layer, columns in zip(layers, read, strict=True))
+    return replace(shape, layers=told)
+
+
+def _columns_read(layer: Layer, keep: Keep) -> tuple[int, ...]:
+    columns = layer.bias_columns or range(layer.heads)
+    return tuple(columns[head] for head in keep.heads)
 
 
 def empty_model(class_name: str, shape: Shape, config: Any) -> PreTrainedModel:
@@ -59,27 +91,24 @@ def _layer_prefix(model: nn.Module, family: Family, index: int) -> str:
     return (f"{base}." if hasattr(model, str(base)) else "") + f"{family.layers}.{index}."
 
 
-def _cut_layer(family: Family, layer: nn.Module, keep: Keep, head_dim: int) -> dict[str, Tensor]:
-    import torch
-
-    rows = torch.tensor([h * head_dim + i for h in keep.heads for i in range(head_dim)], dtype=torch.long)
-    neurons = torch.tensor(keep.neurons, dtype=torch.long)
-    weights = layer.state_dict()
-    return {
-        **_rows(weights, family.query, rows),
-        **_rows(weights, family.key, rows),
-        **_rows(weights, family.value, rows),
-        **_columns(weights, family.attention_output, rows),
-        **_rows(weights, family.ffn_in, neurons),
-        **_columns(weights, family.ffn_out, neurons),
-    }
-
-
-def _rows(weights: dict[str, Tensor], path: str, index: Tensor) -> dict[str, Tensor]:
-    names = [name for name in (f"{path}.weight", f"{path}.bias") if name in weights]
-    return {name: weights[name][index.to(weights[name].device)] for name in names}
+def _cut_layer(family: Family, layer: nn.Module, keep: Keep, heads: int, neurons: int) -> dict[str, Tensor]:
+    """What the layer's weights become, of those that are cut: `keep` of its `heads` groups and of its `neurons`."""
+    weights, cut = layer.state_dict(), {}
+    for units, kept, rows, columns in (
+        (heads, keep.heads, family.head_rows, family.attention_output),
+        (neurons, keep.neurons, family.neuron_rows, family.ffn_out),
+    ):
+        for path, parts in rows.items():
+            for name in (f"{path}.weight", f"{path}.bias"):
+                if name in weights:
+                    cut[name] = _units(weights[name], 0, parts, units, kept)
+        cut[f"{columns}.weight"] = _units(weights[f"{columns}.weight"], 1, 1, units, kept)
+    return cut
 
 
-def _columns(weights: dict[str, Tensor], path: str, index: Tensor) -> dict[str, Tensor]:
-    weight = weights[f"{path}.weight"]
-    return {f"{path}.weight": weight[:, index.to(weight.device)]}
+def _units(weight: Tensor, axis: int, parts: int, units: int, kept: Sequence[int]) -> Tensor:
+    """The kept ones of the units that share an axis: so many parts side by side, in each the units in turn."""
+    if not units:
+        return weight
+    split = weight.unflatten(axis, (parts, units, -1))
+    return split.index_select(axis + 1, weight.new_tensor(kept).long()).flatten(axis, axis + 2)

@@ -24,9 +24,9 @@ class Importance:
 
     Attributes:
         residual: `(hidden,)`: mean absolute hidden state, summed over the embeddings' output and the layers'.
-        heads: `(heads,)`: mean norm of what the head gives.
-        scores: `(heads, head_dim)`: mean absolute query times mean absolute key.
-        values: `(heads, head_dim)`: mean absolute output of the head.
+        heads: `(head groups,)`: mean norm of what the head gives, summed over a group that shares keys and values.
+        scores: `(head groups, head_dim)`: mean absolute query, summed likewise, times mean absolute key.
+        values: `(head groups, head_dim)`: mean absolute output of the head, summed likewise.
         neurons: `(ffn,)`: mean absolute activation behind the non-linearity (and the gate, where there is one).
     """
 
@@ -108,9 +108,14 @@ class _Sums:
         def means(place: str) -> list[Tensor]:
             return [(self.seen[place, index] / self.tokens).cpu() for index in range(self.layers)]
 
-        scores = [query * key for query, key in zip(means("queries"), means("keys"), strict=True)]
+        keys = means("keys")
+
+        def grouped(place: str) -> list[Tensor]:
+            return [x.unflatten(0, (len(key), -1)).sum(1) for x, key in zip(means(place), keys, strict=True)]
+
+        scores = [query * key for query, key in zip(grouped("queries"), keys, strict=True)]
         residual = (self.seen["residual", 0] / self.tokens).cpu()
-        return Importance(residual, means("heads"), scores, means("values"), means("neurons"))
+        return Importance(residual, grouped("heads"), scores, grouped("values"), means("neurons"))
 
 
 @dataclass(frozen=True)
@@ -163,22 +168,28 @@ class Narrowing:
         return sum(heads[1:], heads[0]) if self.same_heads else heads[layer]
 
     def _dimensions(self, part: str, layer: int, have: int, want: int) -> Tensor:
-        """Dimensions of heads: so many of each of so many heads, or where heads grow or become more, whole heads."""
+        """Dimensions of heads: so many of each of so many heads, or where heads grow or become more, whole heads.
+
+        Heads that share keys and values stay or go together, with the same dimensions.
+        """
         import torch
 
         old, new, known = self.old.head_dim, self.new.head_dim, self.importance
-        count, width = want // new, new
-        if new > old or count > have // old:
-            count, width = -(-want // old), old
+        # Of a group's own axis, that of keys or values, a head is a group.
+        group = self.old.group if have // old == self.old.layers[layer].heads else 1
+        count, width = want // new // group, new
+        if new > old or count > have // old // group:
+            count, width = -(-want // (old * group)), old
         # A rotation turns dimension i with i + half, so both stay or go.
-        pairs = 2 if part == "scores" and self.old.keys.modern else 1
+        pairs = 2 if part == "scores" and self.old.keys.rotated else 1
         kept = []
-        for head in best(self._head_scores(layer), count, have // old):
+        for shared in best(self._head_scores(layer), count, have // old // group):
             scores = None
             if known:
-                scores = (known.scores if part == "scores" else known.values)[layer][head].unflatten(0, (pairs, -1))
+                scores = (known.scores if part == "scores" else known.values)[layer][shared].unflatten(0, (pairs, -1))
             first = best(None if scores is None else scores.sum(0), width // pairs, old // pairs)
-            kept += [head * old + first + half * (old // pairs) for half in range(pairs)]
+            dims = torch.cat([first + half * (old // pairs) for half in range(pairs)])
+            kept += [(shared * group + head) * old + dims for head in range(group)]
         return torch.cat(kept)[:want]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,12 @@ class Bench:
         """Where a training run keeps the state that it resumes from."""
         return self.directory / "checkpoints"
 
+    def at(self, name: str) -> Bench:
+        """The same bench in a directory of its own below this one, for one of several trainings of a stage."""
+        inner = copy(self)
+        inner.directory = self.directory / name
+        return inner
+
     def artifact(self, spec: str, parent: Artifact) -> Artifact:
         """The artifact that a `teacher:` or a student's `from:` names."""
         here = {"source": self.source, "parent": parent, **self.made}
@@ -97,11 +104,12 @@ class Bench:
         if self.task.streamed:
             import datasets
 
-            first = datasets.Dataset.from_list(list(self._raw["train"].take(count)))
-            rows = self.encoded("train", tokenizer, labels, first)
+            raw = datasets.Dataset.from_list(list(self._raw["train"].take(count)))
         else:
-            rows = self.encoded("train", tokenizer, labels)
-        return rows.shuffle(seed=self.seed).select(range(min(count, len(rows))))
+            whole = self._raw["train"]
+            raw = whole.shuffle(seed=self.seed).select(range(min(count, len(whole))))
+        rows = self.encoded("train", tokenizer, labels, raw)
+        return rows.select(range(min(count, len(rows))))
 
     def fingerprint(self, raw: datasets.Dataset | None = None) -> str:
         """A hash of the data that the stage sees, or of `raw` in the train split's place."""
@@ -219,6 +227,16 @@ def process_state() -> PartialState:
     if left_alone(os.environ):
         raise HfcompressError(*LEFT_ALONE)
     return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
+
+
+def agreed(value: Any) -> Any:
+    """What the first process of a distributed run says, on all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    held = [value]
+    if process_state().num_processes > 1:
+        broadcast_object_list(held)
+    return held[0]
 
 
 def on_main_process(action: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfcompress.base.console import say
@@ -16,6 +16,7 @@ from hfcompress.stages.heads import has_head, load_for
 from hfcompress.stages.student import Student
 from hfcompress.stages.taught import Taught
 from hfcompress.stages.teach import teach
+from hfcompress.stages.texts import texts_of
 from hfcompress.stages.train import Train
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Distill(Stage, Taught):
         if wanted.vocabulary == "corpus":
             words = [bench.rows("train") if raw is None else raw, bench.rows("dev")]
             before = len(tokenizer)
-            tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, _texts(words, bench.task.text))
+            tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, bench.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
             report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
         bench.notes["student"] = report
@@ -126,11 +127,3 @@ class Distill(Stage, Taught):
 
         rows = bench.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))
         return training.batches(rows, tokenizer, bench.task)
-
-
-def _texts(splits: list[datasets.Dataset], columns: list[str]) -> Iterator[str]:
-    """Every text of some rows; a list of words as words that each follow a space."""
-    for rows in splits:
-        for column in columns:
-            for value in rows[column]:
-                yield value if isinstance(value, str) else "".join(f" {word}" for word in value)

@@ -1,4 +1,4 @@
-"""Heads and FFN neurons that matter least are cut out, and the rest recovers."""
+"""What matters least is cut out, at any granularity and on any schedule, and the rest recovers."""
 
 from __future__ import annotations
 
@@ -8,159 +8,235 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.base.console import say
+from hfcompress.base.component import Strict
 from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import ARCHITECTURES, Layer, Shape
-from hfcompress.criteria.base import CRITERIA, AnyCriterion, Calibration
-from hfcompress.losses.soft_labels import SoftLabels
-from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
-from hfcompress.stages.base import Bench, Stage, on_main_process, process_state, require_trainable
-from hfcompress.stages.taught import Losses, Taught
-from hfcompress.stages.teach import teach
-from hfcompress.stages.teachers import AnyTeachers, Teachers
-from hfcompress.stages.train import Train
+from hfcompress.base.shape import Layer, Shape
+from hfcompress.criteria.base import CRITERIA, AnyCriterion
+from hfcompress.model.artifact import Artifact
+from hfcompress.model.pattern import Pattern
+from hfcompress.stages.allocation import kept, quota
+from hfcompress.stages.base import Bench, Stage, require_trainable
+from hfcompress.stages.budget import Budget
+from hfcompress.stages.recover import Recover
+from hfcompress.stages.schedules import Gradual, Iterative, Lottery, OneShot, Schedule
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
-class Recover(Train, Taught):
-    """Training after the cut: a `train:` block with losses and a teacher."""
+class Sensitivity(Strict):
+    """How the metric falls when one block alone loses its least important units, for the card's picture."""
 
-    epochs: float = Field(default=1.0, ge=0)
-    losses: Losses = [SoftLabels()]
-    teacher: AnyTeachers = Teachers(models=["parent"])
-    """Who teaches: `parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id; or several."""
+    shares: list[float] = Field(default=[0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Shares of a block's units that it loses."""
+    rows: int = Field(default=512, ge=1)
+    """Rows of the dev split that are scored."""
 
 
 class Prune(Stage):
-    """Cuts a share of the heads and of the FFN neurons."""
+    """Cuts what matters least by a criterion, and trains what is left."""
 
     kind: Literal["prune"]
     criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
     heads: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the attention heads to cut."""
+    """Share of the attention heads to cut; of a decoder with grouped queries, of its key-value heads."""
     ffn: float = Field(default=0.0, ge=0, lt=1)
     """Share of the FFN neurons to cut."""
+    budget: Budget | None = None
+    """What may stay of heads and neurons together, in place of `heads` and `ffn`."""
+    attention_blocks: int = Field(default=0, ge=0)
+    """Attention blocks to cut whole: those whose heads' scores have the lowest sum."""
+    ffn_blocks: int = Field(default=0, ge=0)
+    """FFN blocks to cut whole: those whose neurons' scores have the lowest sum."""
+    layers: int = Field(default=0, ge=0)
+    """Whole layers to cut."""
+    hidden: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the dimensions of the residual stream to cut, through embeddings, layers and head."""
+    vocabulary: Literal["keep", "corpus"] = "keep"
+    """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters; the tokenizer is
+    made anew. A plan counts the whole vocabulary."""
+    weights: Pattern | None = None
+    """Single weights to set to zero, after everything else: `{share: 0.5}` or `{n_of_m: [2, 4]}`."""
     allocation: Literal["even", "uneven"] = "even"
     """`even` cuts the same number in every layer; `uneven` ranks all layers together, scores normalised by layer."""
     multiple_of: int = Field(default=8, ge=1)
-    """FFN widths stay multiples of it, where hardware likes them."""
+    """FFN widths, and the hidden width where it is cut, stay multiples of it, where hardware likes them."""
+    empty_blocks: bool = False
+    """Let a `budget` cut attention or FFN blocks whole."""
+    schedule: Schedule = OneShot()
+    """`one_shot`, `iterative`, `gradual` or `lottery`, with options as `{use: NAME, …}`."""
+    rearrange: bool = False
+    """Swap the chosen units for others of their layer where together these matter less (Kwon et al. 2022, section 3.3).
+    """
+    tune: bool = False
+    """Scale the heads and neurons that stay by least squares, layer by layer, so that each block gives what it gave
+    before (Kwon et al. 2022, section 3.4). No training."""
+    train: Recover | None = None
+    """Training while masks are learned or gates close, or that each lottery ticket goes through."""
     recover: Recover | None = None
-    """Training after the cut; none where it is left out."""
+    """Training after the cut; after each round of `iterative`. None where it is left out."""
+    sensitivity: Sensitivity | None = None
+    """Draw how the metric falls with each layer's units; costs a pass over the rows for each layer, block and share."""
 
     def plan(self, shape: Shape) -> Shape:
-        even = self.allocation == "even"
-        heads = quota([layer.heads for layer in shape.layers], self.heads, 1, even)
-        ffn = quota([layer.ffn for layer in shape.layers], self.ffn, self.multiple_of, even)
-        return replace(shape, layers=tuple(Layer(h, f) for h, f in zip(heads, ffn, strict=True)), even=even)
+        layers = shape.layers[: len(shape.layers) - self.layers]
+        even = self.allocation == "even" and not (self.budget or self.attention_blocks or self.ffn_blocks)
+        heads, ffn = [x.heads // shape.group for x in layers], [x.ffn for x in layers]
+        if self.budget:
+            heads = quota(heads, 1 - self.budget.share, 1, even=False)
+            ffn = quota(ffn, 1 - self.budget.share, self.multiple_of, even=False)
+        else:
+            heads = quota(heads, self.heads, 1, even)
+            ffn = quota(ffn, self.ffn, self.multiple_of, even)
+        heads[len(heads) - self.attention_blocks :] = [0] * self.attention_blocks
+        ffn[len(ffn) - self.ffn_blocks :] = [0] * self.ffn_blocks
+        kept_layers = tuple(Layer(h * shape.group, f) for h, f in zip(heads, ffn, strict=True))
+        hidden = kept(shape.hidden, self.hidden, self.multiple_of if self.hidden else 1)
+        return replace(shape, layers=kept_layers, hidden=hidden, even=even and shape.even)
+
+    @property
+    def granularities(self) -> dict[str, str]:
+        """What is scored, and the key that asks for it."""
+        units = {"heads": self.heads, "ffn": self.ffn, "budget": self.budget}
+        units |= {"attention_blocks": self.attention_blocks, "ffn_blocks": self.ffn_blocks}
+        asked = {"units": next((key for key, value in units.items() if value), "")}
+        asked |= {key: key for key in ("layers", "hidden", "weights") if getattr(self, key)}
+        return {name: key for name, key in asked.items() if key}
 
     def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
-        if not shape.keys.prunable:
-            able = ", ".join(name for name, keys in ARCHITECTURES.items() if keys.prunable)
-            message = f"heads and neurons of {shape.architecture} cannot be cut, those of {able} can"
-            return [Problem(message, "a `distill` stage with a `student` makes any model smaller", ("kind",))]
-        found = []
-        if self.heads == 0 and self.ffn == 0:
-            found.append(Problem("nothing is pruned", "give `heads` or `ffn` a share above 0", ("heads",)))
-        odd = next((layer.ffn for layer in shape.layers if layer.ffn % self.multiple_of), None)
-        if self.ffn and odd:
-            message = f"the FFN width {odd} is not a multiple of {self.multiple_of}"
-            found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
-        if self.recover:
-            problems = self.recover.taught_problems(self.plan(shape), known, task)
-            problems += [replace(p, key=p.key[1:]) for p in self.recover.problems(task)]
-            found += [replace(problem, key=("recover", *problem.key)) for problem in problems]
+        found = [*self._nothing(), *self._criterion_problems(), *self._size_problems(shape), *self._idle_problems()]
+        found += self._schedule_problems()
+        if task.streamed and self.vocabulary == "corpus":
+            message = "a corpus that is streamed is not read through for the tokens that it uses"
+            found.append(Problem(message, "say `keep`, or leave `streaming` out", ("vocabulary",)))
+        if found:
+            return found
+        for key in ("train", "recover"):
+            training: Recover | None = getattr(self, key)
+            if training:
+                trained = shape if key == "train" and not isinstance(self.schedule, Lottery) else self.plan(shape)
+                problems = training.problems_of(trained, known, task)
+                found += [replace(problem, key=(key, *problem.key)) for problem in problems]
         return found
 
+    def _nothing(self) -> list[Problem]:
+        if self.granularities or self.vocabulary == "corpus":
+            return []
+        return [Problem("nothing is pruned", "give `heads` or `ffn` a share above 0, or a `budget`", ("heads",))]
+
+    def _criterion_problems(self) -> list[Problem]:
+        name, found = self.criterion.name, []
+        for granularity, key in self.granularities.items():
+            if granularity not in self.criterion.scored:
+                able = [n for n in CRITERIA.names() if granularity in CRITERIA.get(n).scored]
+                message = f"the criterion {name} does not score {_WHAT[granularity]}"
+                found.append(Problem(message, f"use one of {', '.join(able)}, or leave `{key}` out", ("criterion",)))
+        if self.criterion.learned and "units" in self.granularities and self.budget is None:
+            message = f"{name} learns its masks under a budget"
+            found.append(Problem(message, "say `budget: {macs: 0.5}` in place of heads and ffn", ("budget",)))
+        if self.criterion.learned and self.budget and self.budget.latency:
+            message = f"{name} needs a cost that adds up over units, and latencies do not"
+            found.append(Problem(message, "say macs, parameters or bytes", ("budget", "latency")))
+        return found
+
+    def _size_problems(self, shape: Shape) -> list[Problem]:
+        found, count = [], len(shape.layers)
+        for key in ("layers", "attention_blocks", "ffn_blocks"):
+            if getattr(self, key) >= count - (0 if key == "layers" else self.layers):
+                message = f"{getattr(self, key)} of {count} layers would leave none"
+                found.append(Problem(message, "leave at least one", (key,)))
+        odd = next((layer.ffn for layer in shape.layers if layer.ffn % self.multiple_of), None)
+        if (self.ffn or self.budget) and odd:
+            message = f"the FFN width {odd} is not a multiple of {self.multiple_of}"
+            found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
+        if self.hidden and shape.hidden % self.multiple_of:
+            message = f"the hidden width {shape.hidden} is not a multiple of {self.multiple_of}"
+            found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
+        if self.layers and shape.keys.shared:
+            return [*found, Problem("all layers have the same weights: none matters less", "use `ffn`", ("layers",))]
+        return found
+
+    def _idle_problems(self) -> list[Problem]:
+        """Options that would change nothing, or that another one rules out."""
+        units, found = "units" in self.granularities, []
+        if self.budget:
+            for key in ("heads", "ffn", "attention_blocks", "ffn_blocks"):
+                if getattr(self, key):
+                    found.append(Problem(f"`budget` decides what `{key}` decides", "leave one of them out", (key,)))
+            if "allocation" in self.model_fields_set:
+                message = "a budget is spent where it is worth most, so `allocation` changes nothing"
+                found.append(Problem(message, "leave it out", ("allocation",)))
+        if self.empty_blocks and not self.budget:
+            message = "`empty_blocks` is for a `budget`"
+            found.append(Problem(message, "use attention_blocks or ffn_blocks", ("empty_blocks",)))
+        for key in ("rearrange", "tune", "sensitivity"):
+            if getattr(self, key) and not units:
+                found.append(Problem(f"`{key}` is for heads and neurons, and none are cut", "leave it out", (key,)))
+        return found
+
+    def _schedule_problems(self) -> list[Problem]:
+        found, key = [], ("schedule",)
+        name, learned = self.schedule.use, self.criterion.learned
+        if learned and not isinstance(self.schedule, OneShot):
+            found.append(Problem(f"{self.criterion.name} has a schedule of its own", "leave `schedule` out", key))
+        if (learned or isinstance(self.schedule, (Gradual, Lottery))) and self.train is None:
+            what = self.criterion.name if learned else name
+            message = f"{what} cuts while the model trains, and there is no `train`"
+            found.append(Problem(message, "add `train: {epochs: 3}`", ("train",)))
+        if self.train is not None and not learned and not isinstance(self.schedule, (Gradual, Lottery)):
+            message = "`train` is for learned masks, `gradual` and `lottery`"
+            found.append(Problem(message, "use `recover` to train after the cut", ("train",)))
+        if isinstance(self.schedule, Iterative) and self.recover is None:
+            message = "iterative pruning trains after each cut, and there is no `recover`"
+            found.append(Problem(message, "add `recover: {epochs: 1}`", ("recover",)))
+        if isinstance(self.schedule, Lottery) and self.recover is not None:
+            message = "a lottery ticket is trained by `train`, which would undo what `recover` says"
+            found.append(Problem(message, "leave `recover` out", ("recover",)))
+        mixed = [k for k in ("layers", "hidden", "attention_blocks", "ffn_blocks") if getattr(self, k)]
+        if (learned or isinstance(self.schedule, Gradual)) and mixed:
+            fix = "cut them in a stage of their own"
+            found.append(Problem(f"`{mixed[0]}` cannot be cut while the model trains", fix, (mixed[0],)))
+        later = self.updates and not isinstance(self.schedule, (OneShot, Iterative))
+        if later or (self.updates and learned):
+            what = next(k for k in ("tune", "rearrange", "criterion") if k == "criterion" or getattr(self, k))
+            message = "weights that take over from others are for one_shot and iterative"
+            found.append(Problem(message, "leave it out", (what,)))
+        return found
+
+    @property
+    def updates(self) -> bool:
+        """Whether what stays takes over from what goes."""
+        return self.tune or self.rearrange or self.criterion.updates
+
     def steps(self, task: Any) -> int | None:
-        return self.recover.steps(task.rows()) if self.recover else 0
+        rows, total = task.rows(), 0
+        rounds = {"iterative": len(getattr(self.schedule, "shares", ())), "lottery": 1}.get(self.schedule.use, 1)
+        for training, times in ((self.train, self._trainings), (self.recover, rounds)):
+            steps = training.steps(rows) if training else 0
+            if steps is None:
+                return None
+            total += steps * times
+        return total + (self.schedule.rewind_steps if isinstance(self.schedule, Lottery) else 0)
+
+    @property
+    def _trainings(self) -> int:
+        """How often `train` is gone through."""
+        return self.schedule.rounds + 1 if isinstance(self.schedule, Lottery) else 1
 
     def specs(self) -> dict[Key, str]:
-        named = self.recover.teacher_specs() if self.recover else {}
-        return {("recover", *key): name for key, name in named.items()}
+        named: dict[Key, str] = {}
+        for key in ("train", "recover"):
+            training: Recover | None = getattr(self, key)
+            named |= {(key, *k): name for k, name in training.teacher_specs().items()} if training else {}
+        return named
+
+    def missing_modules(self) -> tuple[list[str], str]:
+        return next((x.missing() for x in (self.train, self.recover) if x and x.missing()[0]), ([], ""))
 
     def run(self, parent: Artifact, bench: Bench) -> None:
-        require_trainable(parent, self.kind)
-        tokenizer = load_tokenizer(parent.path)
-        cut_directory = bench.directory / "cut"
-        on_main_process(lambda: self._cut(parent, bench, tokenizer, cut_directory))
-        pruned = load_model(cut_directory, bench.task.auto_class)
-        if self.recover:
-            teach(pruned, self.recover, self.recover, parent, bench, tokenizer)
-        bench.finish(pruned, tokenizer)
+        from hfcompress.stages.pruning import Pruning
 
-    def _cut(self, parent: Artifact, bench: Bench, tokenizer: Any, target: Any) -> None:
-        """Scores, chooses and cuts; one process does it, so that all of them go on with the same mask."""
-        from hfcompress.model.surgery import Keep, cut
-
-        if (target / "config.json").is_file():
-            return
-        model = load_model(parent.path, bench.task.auto_class).to(process_state().device)
-        say(f"prune: scoring by {self.criterion.name}")
-        scores = self.criterion.scores(model, self._calibration(bench, tokenizer, model))
-        shape = require_trainable(parent, self.kind)
-        heads = choose(scores.heads, self.heads, 1, self.allocation == "even")
-        neurons = choose(scores.neurons, self.ffn, self.multiple_of if self.ffn else 1, self.allocation == "even")
-        small = cut(model, [Keep(h, n) for h, n in zip(heads, neurons, strict=True)]).cpu()
-        bench.notes["kept"] = [
-            {"heads": f"{len(h)}/{layer.heads}", "ffn": f"{len(n)}/{layer.ffn}"}
-            for h, n, layer in zip(heads, neurons, shape.layers, strict=True)
-        ]
-        scratch = target.with_name(target.name + ".partial")
-        save_model(small, tokenizer, scratch)
-        scratch.rename(target)
-
-    def _calibration(self, bench: Bench, tokenizer: Any, model: Any) -> Calibration:
-        from hfcompress.stages import training
-
-        def batches(count: int) -> Any:
-            rows = bench.sample(count, tokenizer, dict(model.config.label2id))
-            return list(training.batches(rows, tokenizer, bench.task))
-
-        return Calibration(batches, bench.task.loss, bench.seed)
+        Pruning(self, require_trainable(parent, self.kind), parent, bench).run()
 
 
-def kept(units: int, share_cut: float, multiple: int = 1) -> int:
-    """How many of a layer's units stay: the nearest multiple, at least one where there are any."""
-    if share_cut == 0 or units == 0:
-        return units
-    groups = units / multiple
-    return max(round(groups * (1 - share_cut)), 1) * multiple
-
-
-def quota(units: list[int], share_cut: float, multiple: int, even: bool) -> list[int]:
-    """How many units stay in each layer; where a global ranking decides, the total is exact and its spread is not."""
-    if even or share_cut == 0:
-        return [kept(n, share_cut, multiple) for n in units]
-    groups = max(kept(sum(units), share_cut, multiple) // multiple, len(units))
-    each, more = divmod(groups, len(units))
-    return [(each + (i < more)) * multiple for i in range(len(units))]
-
-
-def choose(scores: list[Tensor], share_cut: float, multiple: int, even: bool) -> list[tuple[int, ...]]:
-    """The units that stay in each layer, ascending.
-
-    Within a layer the best stay, in groups of `multiple`. `even` keeps the same share of each layer; otherwise groups
-    of all layers are ranked together by the sum of their scores, each layer's scores divided by their norm
-    (Michel et al. 2019), at least one group a layer staying.
-    """
-    counts = quota([len(s) for s in scores], share_cut, multiple, even)
-    if not even and share_cut:
-        counts = _ranked(scores, sum(counts), multiple)
-    order = [s.float().argsort(descending=True, stable=True) for s in scores]
-    return [tuple(sorted(o[:n].tolist())) for o, n in zip(order, counts, strict=True)]
-
-
-def _ranked(scores: list[Tensor], total: int, multiple: int) -> list[int]:
-    candidates = []
-    for layer, values in enumerate(scores):
-        normalised = (values.float() / values.float().norm().clamp(min=1e-20)).sort(descending=True).values
-        groups = normalised.reshape(-1, multiple).sum(-1)
-        candidates += [(float(value), layer, rank) for rank, value in enumerate(groups)]
-    first = [c for c in candidates if c[2] == 0]
-    rest = sorted((c for c in candidates if c[2] > 0), key=lambda c: (-c[0], c[1], c[2]))
-    counts = [0] * len(scores)
-    for _, layer, _ in (first + rest)[: total // multiple]:
-        counts[layer] += multiple
-    return counts
+_WHAT = {"units": "heads and neurons", "layers": "whole layers", "hidden": "hidden dimensions", "weights": "weights"}

@@ -92,10 +92,14 @@ class Student(Strict):
         preset = PRESETS[self.preset] if self.preset else None
         layers = self.layers or (preset.layers if preset else len(origin.layers))
         hidden = self.hidden or (preset.hidden if preset else origin.hidden)
-        heads = self.heads or (preset.heads if preset else origin.hidden // origin.head_dim)
+        told = origin.keys.head_dim != ""
+        own = max(layer.heads for layer in origin.layers) if told else origin.hidden // origin.head_dim
+        heads = self.heads or (preset.heads if preset else own)
         ffn = self.ffn or (preset.ffn if preset else origin.layers[0].ffn)
         positions = self.positions or origin.positions
-        even = replace(origin, hidden=hidden, head_dim=hidden // heads, positions=positions, even=True)
+        # A decoder's heads keep their width, so that each dimension is rotated as before.
+        head_dim = origin.head_dim if told else hidden // heads
+        even = replace(origin, hidden=hidden, head_dim=head_dim, positions=positions, even=True)
         return even.with_layers(layers, heads, ffn)
 
     def layers_of(self, origin: Shape) -> list[int]:
@@ -120,11 +124,14 @@ class Student(Strict):
         shape = self.shape(origin)
         hidden, heads = shape.hidden, shape.layers[0].heads
         key = ("heads",) if self.heads else ("hidden",)
-        if hidden % heads:
+        if hidden % heads and (shape.keys.divided or not shape.keys.head_dim):
             message = f"{heads} heads do not divide the hidden width {hidden}"
             fix = f"use {_nearest_divisor(hidden, heads)} heads, or another width"
             return [Problem(message, fix, key)]
-        if shape.keys.modern and shape.head_dim % 2:
+        if heads % shape.group:
+            message = f"{heads} heads are no groups of {shape.group}, and so many share keys and values in this model"
+            return [Problem(message, f"use a multiple of {shape.group}", key)]
+        if shape.keys.rotated and shape.head_dim % 2:
             message = f"heads of {shape.head_dim} dimensions cannot be rotated, which takes pairs"
             return [Problem(message, "use another number of heads, or another width", key)]
         return []

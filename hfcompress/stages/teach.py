@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.model.masks import Masks
+
 
 def teach(
     student: PreTrainedModel,
@@ -29,6 +31,7 @@ def teach(
     bench: Bench,
     tokenizer: PreTrainedTokenizerBase,
     raw: datasets.Dataset | None = None,
+    masks: Masks | None = None,
 ) -> None:
     """Trains the student in place; notes its dev score and the teachers'.
 
@@ -40,6 +43,7 @@ def teach(
         bench: The stage's bench.
         tokenizer: The student's.
         raw: Rows to train on in place of the train split.
+        masks: What lies over the student while it trains.
 
     Raises:
         HfcompressError: for a teacher that was never fine-tuned, or that cannot teach this student.
@@ -60,7 +64,7 @@ def teach(
         pairs += pairs_of(taught.layer_map, len(own.layers), len(first.layers))
     set_seed(bench.seed)
     objective = training.Objective(
-        student, taught.losses, bench.task, first, tuple(pairs), dynamic=taught.layer_map == "dynamic"
+        student, taught.losses, bench.task, first, tuple(pairs), dynamic=taught.layer_map == "dynamic", masks=masks
     )
     _say_what_is_ahead(objective, teaching, train, rows["train"], bench)
     training.examine(objective, teaching, rows["train"], tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -59,6 +59,10 @@ class Train(Strict):
         per_epoch = max(math.ceil(batches / self.gradient_accumulation), 1)
         planned = math.ceil(per_epoch * self.epochs)
         return planned if self.max_steps is None else self.max_steps
+
+    def until(self, steps: int) -> Self:
+        """The same training, ended after so many steps as a longer one would be there: its rate has not fallen yet."""
+        return self.model_copy(update={"max_steps": steps, "schedule": "constant", "keep_best": False})
 
     def problems(self, task: Any) -> list[Problem]:
         """What cannot work with the task's rows; the key starts with `train`."""

@@ -5,7 +5,8 @@ Torch is imported with this file, so stages import it when they run, never when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.losses.base import Loss, Pairs, Step
 from hfcompress.measure.worker import reduced
+from hfcompress.model.masks import STEADY, Masks
 from hfcompress.model.observe import Observed, observe
 from hfcompress.stages.base import process_state
 from hfcompress.stages.teachers import PREFIX, Teaching
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """A student and its losses as one module, so that DDP and checkpoints see the learned projections too."""
+    """A student, its losses and its masks as one module, so that DDP and checkpoints see all that is learned."""
 
     accepts_loss_kwargs = False  # the loss is a per-batch mean: the Trainer divides it by the accumulated batches
 
@@ -44,9 +46,11 @@ class Objective(nn.Module):
         teacher: Shape | None = None,
         pairs: Pairs = (),
         dynamic: bool = False,
+        masks: Masks | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self.masks = masks
         names = [loss.name for loss in losses]
         keys = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
         self.losses = dict(zip(keys, losses, strict=True))
@@ -71,15 +75,17 @@ class Objective(nn.Module):
     def forward(
         self, labels: Tensor | None = None, teacher: Observed | None = None, progress: float = 0.0, **inputs: Tensor
     ) -> dict[str, Any]:
-        """The weighted sum of the losses, and each loss by name.
+        """The weighted sum of the losses, and each loss by name; what the masks ask for is called `mask`.
 
         Args:
             labels: As the task's `batch` makes them.
             teacher: What the teachers show of the same batch.
-            progress: Share of the steps that are done, for weights that change.
+            progress: Share of the steps that are done, for weights and masks that change.
             **inputs: Token tensors.
         """
-        observed = observe(self.student, inputs, self.needs, self.layers)
+        with self.masked(progress):
+            observed = observe(self.student, inputs, self.needs, self.layers)
+            penalty = None if self.masks is None else self.masks.penalty(progress)
         mask = inputs["attention_mask"].bool()
         step = Step(observed, teacher, mask, labels, self.pairs, self.task, self.dynamic)
         learned = dict(self.learned.items())
@@ -87,7 +93,13 @@ class Objective(nn.Module):
             key: loss.weight_at(progress) * loss.compute(step, learned.get(loss.learned_as(key)))
             for key, loss in self.losses.items()
         }
+        if penalty is not None:
+            parts["mask"] = penalty
         return {"loss": torch.stack(list(parts.values())).sum(), "parts": parts}
+
+    def masked(self, progress: float) -> AbstractContextManager[None]:
+        """The masks lie over the student's forward passes while the context lasts."""
+        return nullcontext() if self.masks is None else self.masks.applied(self.student, progress)
 
 
 def _named_once(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -149,8 +161,19 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self.collator.epoch = int(state.epoch or 0)
 
 
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Tells the masks of each step, before a checkpoint is written of it."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.objective.masks is not None:
+            self.objective.masks.stepped(self.objective.student, state.global_step, state.max_steps)
+
+
 class CompressionTrainer(Trainer):
-    """A Trainer whose step lets the teachers look at the batch first."""
+    """A Trainer whose step lets the teachers look at the batch first, and whose model may be masked."""
 
     def __init__(
         self,
@@ -173,7 +196,7 @@ class CompressionTrainer(Trainer):
             train_dataset=rows["train"],
             eval_dataset=rows["dev"],
             data_collator=collator,
-            callbacks=[*callbacks, _Epochs(collator)],
+            callbacks=[_Steps(objective), *callbacks, _Epochs(collator)],
         )
         self._parts: dict[str, Tensor] = {}
         self._counted = 0
@@ -183,19 +206,63 @@ class CompressionTrainer(Trainer):
     ) -> Any:
         """The objective's loss on a batch."""
         objective: Any = self.accelerator.unwrap_model(self.model)
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        outputs = model(progress=progress, **taught(objective, self.teaching, inputs))
+        outputs = model(progress=self._progress, **taught(objective, self.teaching, inputs))
         self._count(outputs["parts"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """The student's metric on the dev rows; every process of a distributed run scores all of them alike."""
-        objective: Any = self.accelerator.unwrap_model(self.model)
-        found = score(objective.student, self.eval_dataset, self.words, objective.task)
+        """The student's metric on the dev rows, under its masks as they would end now.
+
+        Every process of a distributed run scores all of them alike.
+        """
+        objective: Any = self.accelerator.unwrap_model(self.model).eval()
+        with objective.masked(self._progress):
+            found = score(objective.student, self.eval_dataset, self.words, objective.task)
         metrics = {f"{metric_key_prefix}_{objective.task.metric}": found}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def _progress(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The model's optimizer, with the masks' own groups."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for group in self._mask_groups if fresh else ():
+            own = {id(parameter) for parameter in group["params"]}
+            for other in optimizer.param_groups:
+                other["params"] = [p for p in other["params"] if id(p) not in own]
+            optimizer.add_param_group(dict(group))
+        return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's schedule; a group of masks that is `STEADY` keeps its learning rate."""
+        fresh = self.lr_scheduler is None
+        scheduler: Any = super().create_scheduler(*args, **kwargs)
+        for index, group in enumerate(scheduler.optimizer.param_groups if fresh else ()):
+            if group.get(STEADY):
+                scheduler.lr_lambdas[index] = _unchanged
+                group["lr"] = group["initial_lr"]
+        return scheduler
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Clips the model's gradients alone: those of masks would eat up the norm that the model's may have."""
+        super().create_accelerator_and_postprocess()
+        clip = self.accelerator.clip_grad_norm_
+
+        def clip_model(parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
+            masks = {id(p) for group in self._mask_groups for p in group["params"]}
+            return clip([p for p in parameters if id(p) not in masks], *args, **kwargs)
+
+        self.accelerator.clip_grad_norm_ = clip_model
+
+    @property
+    def _mask_groups(self) -> list[dict[str, Any]]:
+        objective: Any = self.accelerator.unwrap_model(self.model)
+        return [] if objective.masks is None else objective.masks.parameter_groups()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.length_grouping:
@@ -218,6 +285,10 @@ class CompressionTrainer(Trainer):
         if "loss" in logs:
             self._parts, self._counted = {}, 0
         super().log(logs, start_time)
+
+
+def _unchanged(_step: int) -> float:
+    return 1.0
 
 
 def taught(objective: Objective, teaching: Teaching | None, batch: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -257,19 +328,29 @@ def train(
     """Trains the objective's student in place, going on from the last whole checkpoint if there is one.
 
     Args:
-        objective: The student and its losses.
+        objective: The student, its losses and its masks.
         options: The `train:` block.
         rows: Encoded rows of `train` and `dev`.
         tokenizer: The student's.
         checkpoints: Where the state to resume from is kept.
-        seed: Draws the batches and the dropout.
+        seed: Draws the batches, the dropout and what the masks sample.
         teaching: The teachers, where a loss asks them.
         callbacks: `transformers` callbacks.
 
     Returns:
-        The student's metric on the dev rows.
+        The student's metric on the dev rows, under its masks.
+
+    Raises:
+        HfcompressError: where the best model is to be kept and masks close.
     """
     torch.manual_seed(seed)
+    if objective.masks is not None:
+        if options.keep_best:
+            raise HfcompressError(
+                "the best model while masks close is one of the first, before they have closed",
+                "leave `keep_best` out of this training; it is for the one after the cut",
+            )
+        objective.masks.seed = seed
     metric = objective.task.metric
     arguments = training_arguments(
         options, checkpoints, seed, row_count(rows["train"]), metric, unused_parameters(objective)
@@ -377,6 +458,7 @@ def training_arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=process_state().device.type == "cpu",
         ddp_find_unused_parameters=find_unused,
+        ddp_broadcast_buffers=False,  # all processes make the same masks
         disable_tqdm=False,
         report_to=options.report_to or "none",
         seed=seed,

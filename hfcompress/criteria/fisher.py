@@ -1,0 +1,46 @@
+"""What would change the loss least if it went, by the curvature that the gradients tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from hfcompress.criteria.base import Calibration, DataCriterion, Scores
+from hfcompress.model.gradients import mean_stream_gradients, mean_unit_gradients, mean_weight_gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Fisher(DataCriterion):
+    """`I = mean over rows (∂L/∂ξ)²` at `ξ = 1`, the gate on a head's or neuron's output.
+
+    It is the diagonal of the empirical Fisher matrix of the gates, which stands for the Hessian: at a minimum of the
+    loss, to cut a unit costs `½ I`; the half, common to all, is left out, as in the paper. Scores of all layers are
+    in one unit, that of the squared loss. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what
+    follows the last one, reads the residual stream (`model/gradients.py`). Of weights it is
+    `I = w² mean over batches (∂L/∂w)²` of a batch's mean loss, since a gradient for each row and each weight is more
+    than can be afforded; it is smaller the larger the batch.
+    """
+
+    source: ClassVar[str] = "Kwon et al. 2022, arXiv:2204.09656, section 4.1; LeCun et al. 1989, Optimal Brain Damage"
+    scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
+
+    def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
+        import torch
+
+        batches = calibration.batches(self.rows)
+        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, torch.square))
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        import torch
+
+        batches = calibration.batches(self.rows)
+        return mean_stream_gradients(model, batches, calibration.loss, calibration.total, torch.square)
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        import torch
+
+        batches = calibration.batches(self.rows)
+        means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, torch.square)
+        return {name: model.get_parameter(name).detach().float().square() * mean for name, mean in means.items()}

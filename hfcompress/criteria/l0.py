@@ -1,0 +1,47 @@
+"""Gates on heads, neurons and whole blocks that are learned with the model, to an exact size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from hfcompress.criteria.base import LearnedCriterion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfcompress.base.costs import Target
+    from hfcompress.model.masks import Masks
+
+
+class L0(LearnedCriterion):
+    """Hard-concrete gates whose expected cost a Lagrangian drives to the budget.
+
+    In the end the units with the highest probability stay that the budget has room for, each with the value of its
+    gate, which goes into the weights.
+    """
+
+    source: ClassVar[str] = "Xia et al. 2022 (CoFi), arXiv:2204.00408; gates: Louizos et al. 2018, arXiv:1712.01312"
+
+    learning_rate: float = Field(default=0.01, gt=0)
+    """Of the gates' log α, all through the training."""
+    multiplier_learning_rate: float = Field(default=0.01, gt=0)
+    """Of the Lagrange multipliers, all through the training; a short one needs more (LLM-Shearing takes 1)."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps over which the target falls from everything to the budget."""
+    temperature: float = Field(default=2 / 3, gt=0)
+    """β: the lower, the closer a gate that is sampled is to 0 or 1."""
+    heads_start: float = 10.0
+    """log α of heads and blocks at the start: nearly always open."""
+    neurons_start: float = 0.0
+    """log α of neurons at the start: open five times out of six."""
+
+    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
+        from hfcompress.model.hard_concrete import HardConcrete, Learning
+
+        learning = Learning(
+            self.learning_rate, self.multiplier_learning_rate, self.warmup, self.temperature,
+            self.heads_start, self.neurons_start,
+        )  # fmt: skip
+        return HardConcrete(model, target, learning)

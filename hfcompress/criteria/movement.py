@@ -1,0 +1,66 @@
+"""What moves away from zero in training matters, whatever its size; heads and neurons, or single weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hfcompress.criteria.base import LearnedCriterion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfcompress.base.costs import Target
+    from hfcompress.model.masks import Masks
+    from hfcompress.model.movement import Movement as Learning
+    from hfcompress.model.pattern import Pattern
+
+
+class Movement(LearnedCriterion):
+    """`W' = W ⊙ M(S)`, with `∂L/∂S = ∂L/∂W' ⊙ W`: the scores are learned straight through the mask.
+
+    The cut grows by the cubic law. Scores of heads and neurons are those of Lagunas et al. 2021 (arXiv:2109.04838).
+    """
+
+    source: ClassVar[str] = "Sanh et al. 2020, arXiv:2005.07683, section 4; by unit: Lagunas et al. 2021, 2109.04838"
+    scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
+
+    mode: Literal["topk", "threshold"] = "topk"
+    """`topk` covers the lowest scores, as many as the budget or the pattern asks for by then; `threshold` what falls
+    below `threshold`, as many as `penalty` brings there. In the end both leave what budget or pattern asks for."""
+    learning_rate: float = Field(default=0.01, gt=0)
+    """Of the scores; it rises and falls as the model's does."""
+    begin: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps before the first cut."""
+    end: float = Field(default=0.8, gt=0, le=1)
+    """Share of the steps after which the cut is whole."""
+    threshold: float = Field(default=0.1, gt=0, lt=1)
+    """τ in the end: what `σ(S)` has to be above."""
+    penalty: float = Field(default=400.0, gt=0)
+    """λ in the end, the factor of the mean of `σ(S)` in the loss; the larger, the more is covered."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Movement:
+        if self.end <= self.begin:
+            raise ValueError(f"`end` ({self.end}) must come after `begin` ({self.begin})")
+        idle = {"threshold", "penalty"} & self.model_fields_set
+        if self.mode == "topk" and idle:
+            raise ValueError(f"`{min(idle)}` is for `mode: threshold`; leave it out")
+        return self
+
+    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
+        from hfcompress.model.movement import MovementUnits
+
+        return MovementUnits(model, target, self._learning())
+
+    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> Masks:
+        from hfcompress.model.movement import MovementWeights
+
+        return MovementWeights(model, pattern, self._learning())
+
+    def _learning(self) -> Learning:
+        from hfcompress.model.movement import Movement as Learning
+
+        threshold = self.threshold if self.mode == "threshold" else None
+        return Learning(self.learning_rate, self.begin, self.end, threshold, self.penalty)

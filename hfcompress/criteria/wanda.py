@@ -1,0 +1,82 @@
+"""Small weights on quiet inputs matter least."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfcompress.criteria.base import Calibration, DataCriterion, Scores
+from hfcompress.model.family import family_of
+from hfcompress.model.frozen import frozen
+from hfcompress.model.gates import unit_counts
+from hfcompress.model.linears import layer_linears
+from hfcompress.model.observe import observe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class Wanda(DataCriterion):
+    """`I_ij = |W_ij| ‖X_j‖₂`, X_j being input j of a linear module over all real tokens.
+
+    The paper compares weights within an output row (`scope: row`). A unit's score is the sum over its columns of the
+    module behind it, `Σ_{j ∈ unit} Σ_i |W_ij| ‖X_j‖₂`.
+    """
+
+    source: ClassVar[str] = "Sun et al. 2023, arXiv:2306.11695, eq. 1"
+    scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
+
+    def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
+        family, weights = family_of(model), self.weight_scores(model, calibration)
+        names = {id(module): name for name, module in layer_linears(model).items()}
+
+        def of(layer: nn.Module, path: str, count: int) -> Tensor:
+            columns = weights[f"{names[id(layer.get_submodule(path))]}.weight"].sum(0)
+            return columns.unflatten(0, (count, -1)).sum(-1) if count else columns
+
+        layers = list(zip(family.stack(model), *unit_counts(model), strict=True))
+        return Scores(
+            [of(layer, family.attention_output, heads) for layer, heads, _ in layers],
+            [of(layer, family.ffn_out, neurons) for layer, _, neurons in layers],
+        )
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        norms = _input_norms(model, calibration, self.rows)
+        linears = layer_linears(model).items()
+        return {f"{name}.weight": module.weight.detach().float().abs() * norms[name] for name, module in linears}
+
+
+def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) -> dict[str, Tensor]:
+    """`‖X_j‖₂` over the real tokens of all processes, `(inputs,)`, by the name of the linear module."""
+    import torch
+
+    linears = layer_linears(model)
+    squares = {
+        name: torch.zeros(module.in_features, dtype=torch.float64, device=model.device)
+        for name, module in linears.items()
+    }
+    seen: set[str] = set()
+    masks: list[Tensor] = []
+
+    def add(name: str, _module: Any, args: tuple[Tensor, ...]) -> None:
+        # In a layer's run the first call counts: DeBERTa sends its relative positions through some after the text.
+        if name not in seen:
+            seen.add(name)
+            squares[name] += (args[0].float() * masks[-1]).square().sum((0, 1), dtype=torch.float64)
+
+    handles: list[Any] = [
+        layer.register_forward_pre_hook(lambda *_: seen.clear()) for layer in family_of(model).stack(model)
+    ]
+    handles += [module.register_forward_pre_hook(partial(add, name)) for name, module in linears.items()]
+    try:
+        with frozen(model):
+            for batch in calibration.batches(rows):
+                inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+                masks[:] = [inputs["attention_mask"].unsqueeze(-1)]
+                observe(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calibration.total(list(squares.values()))
+    return {name: total.sqrt().float() for name, total in squares.items()}

@@ -1,0 +1,95 @@
+"""Heads and neurons that do nothing, or always the same: they can go, and no logit moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.model.family import Family, family_of
+from hfcompress.model.gates import unit_counts
+from hfcompress.model.surgery import Keep, cut
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def without_idle_units(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[int, int]]:
+    """The model without heads and neurons that give nothing, or always the same, which then goes into a bias.
+
+    Its logits stay as they were; the biases of `model` itself may not.
+
+    Returns:
+        The smaller model (or `model`, where all do something), and how many heads and neurons are gone.
+    """
+    import torch
+
+    family, activation = family_of(model), _activation(model.config)
+    keep = []
+    with torch.no_grad():
+        for layer, groups, neurons in zip(family.stack(model), *unit_counts(model), strict=True):
+            keep.append(Keep(_busy_heads(family, layer, groups), _busy_neurons(family, layer, neurons, activation)))
+    heads, neurons = (sum(counts) for counts in unit_counts(model))
+    idle = (heads - sum(len(k.heads) for k in keep), neurons - sum(len(k.neurons) for k in keep))
+    return (cut(model, keep) if any(idle) else model), idle
+
+
+def _activation(config: PretrainedConfig) -> Any:
+    from transformers.activations import ACT2FN
+
+    keys = ("hidden_act", "hidden_activation", "activation")
+    return ACT2FN[next(getattr(config, key) for key in keys if hasattr(config, key))]
+
+
+def _busy_heads(family: Family, layer: nn.Module, groups: int) -> tuple[int, ...]:
+    """A head whose values are all the same gives them whatever it attends to, since attention sums to 1."""
+    if not groups:
+        return ()
+    value, reader = layer.get_submodule(family.value), layer.get_submodule(family.attention_output)
+    parts = family.head_rows[family.value]
+    rows = value.weight.unflatten(0, (parts, groups, -1))[-1]
+    columns = reader.weight.unflatten(1, (groups, -1))
+    given = columns.new_zeros(columns.shape[1:])
+    if value.bias is not None:
+        biases = value.bias.unflatten(0, (parts, groups, -1))[-1]
+        given = biases.repeat(1, columns.shape[2] // biases.shape[1])
+    return _busy(reader, columns, (rows == 0).flatten(1).all(1), given)
+
+
+def _busy_neurons(family: Family, layer: nn.Module, neurons: int, activation: Any) -> tuple[int, ...]:
+    """A neuron without incoming weights gives its activated bias; a gated one is idle if it or its gate is."""
+    import torch
+
+    if not neurons:
+        return ()
+    reader = layer.get_submodule(family.ffn_out)
+    columns, rows, biases = reader.weight.unflatten(1, (neurons, -1)), [], []
+    for path, parts in family.neuron_rows.items():
+        made = layer.get_submodule(path)
+        rows += made.weight.unflatten(0, (parts, neurons)).unbind(0)
+        biases += made.weight.new_zeros(parts, neurons) if made.bias is None else made.bias.unflatten(0, (parts, -1))
+    still = [(row == 0).all(1) for row in rows]
+    if len(rows) == 1:
+        return _busy(reader, columns, still[0], activation(biases[0])[:, None])
+    nothing = [s & (bias == 0) for s, bias in zip(still, biases, strict=True)]
+    passes_zero = bool(activation(torch.zeros(())) == 0)
+    idle = torch.stack(nothing).any(0) if passes_zero else torch.zeros_like(nothing[0])
+    return _busy(reader, columns, idle, columns.new_zeros(neurons, 1))
+
+
+def _busy(reader: nn.Module, columns: Tensor, still: Tensor, given: Tensor) -> tuple[int, ...]:
+    """The units that do something; what the others always give goes into the reader's bias.
+
+    Args:
+        reader: The linear layer behind the units.
+        columns: Its weights by unit, `(out, units, width)`.
+        still: The units that always give the same, `(units,)`.
+        given: What they give, `(units, width)`.
+    """
+    import torch
+
+    constant = torch.einsum("ouw,uw->uo", columns, given)
+    unread = (columns == 0).all(2).all(0)
+    idle = unread | (still & ((constant == 0).all(1) | (reader.bias is not None)))
+    if reader.bias is not None:
+        reader.bias += constant[idle].sum(0)  # type: ignore[operator]
+    return tuple((~idle).nonzero().flatten().tolist())

@@ -1,0 +1,219 @@
+"""Models made up from the tensors of pruned checkpoints, whatever their configs say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import HEADS, Layer, Shape, head_of, shape_of
+from hfcompress.model.family import FAMILIES, Family
+from hfcompress.model.surgery import empty_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_POOLED = {
+    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+}
+"""Architectures that CoFi knows: the dense layer of a classifier of sequences, and what reads it."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model made up from tensors.
+
+    Attributes:
+        model: In eval mode.
+        nominal: The shape that the config tells.
+        left_out: Tensors that are no part of it.
+        bound: The most that a logit may differ.
+    """
+
+    model: PreTrainedModel
+    nominal: Shape
+    left_out: tuple[str, ...]
+    bound: float
+
+
+def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Rebuilt:
+    """The model that tensors make up, whatever their config says of its sizes.
+
+    Args:
+        config: The old config.json.
+        weights: The tensors by name.
+
+    Raises:
+        HfcompressError: where they make up no model of its class.
+    """
+    told = {key: value for key, value in config.items() if key != "pruned_heads"}
+    nominal = shape_of(told)
+    stock, settings = _class_and_config(told, nominal)
+    checkpoint = _Checkpoint(nominal, stock.base_model_prefix, dict(weights))
+    shape = checkpoint.shape(config.get("pruned_heads") or {})
+    checkpoint.close_gaps(shape)
+    bound = checkpoint.narrow_pooler(shape.hidden)
+    model = empty_model(stock.__name__, shape, settings)
+    left_out = _fill(model, checkpoint.weights)
+    return Rebuilt(model.eval(), nominal, left_out, bound)
+
+
+def _class_and_config(config: Mapping[str, Any], shape: Shape) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+    """The stock class of a checkpoint, whatever the old tool called its own, and a config of that class."""
+    import transformers
+
+    name = str((config.get("architectures") or [""])[0])
+    head = head_of(name)
+    if head is None:
+        raise HfcompressError(
+            f"the config names no class with a head: architectures is {name or 'missing'}",
+            f"it must end in one of {', '.join(HEADS.values())}; or name the model that was pruned with --base",
+        )
+    settings = transformers.AutoConfig.for_model(shape.architecture).from_dict(dict(config))
+    mapping = getattr(transformers, "AutoModel" + HEADS[head])._model_mapping
+    return mapping[type(settings)], settings
+
+
+def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Gives a model its weights, and returns the names of those that it has no place for."""
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise HfcompressError(
+                f"{name} is {tuple(weights[name].shape)}, where {tuple(tensor.shape)} would go with the other tensors",
+                "if the config is not that of the model that was pruned, put that one beside the weights",
+            )
+    # Weights that are tied share their storage, and are stored once.
+    given = {tensor.data_ptr() for name, tensor in wanted.items() if name in weights}
+    missing = [n for n, t in wanted.items() if n not in weights and t.numel() and t.data_ptr() not in given]
+    if missing:
+        raise HfcompressError(
+            f"the checkpoint lacks {len(missing)} of the weights of {type(model).__name__} ({', '.join(missing[:4])}"
+            f"{', …' if len(missing) > 4 else ''})",
+            "convert a checkpoint that is whole, with its head",
+        )
+    model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+    return tuple(sorted(set(weights) - set(wanted)))
+
+
+class _Checkpoint:
+    """The tensors of a pruned checkpoint, and what they tell of its layers."""
+
+    def __init__(self, nominal: Shape, prefix: str, weights: dict[str, Tensor]) -> None:
+        self.nominal, self.weights = nominal, weights
+        self.family: Family = FAMILIES[nominal.architecture]
+        self.base = f"{prefix}."
+        self.layers = f"{self.base}{self.family.layers}."
+
+    def shape(self, pruned_heads: Mapping[str, Sequence[int]]) -> Shape:
+        """The shape of the tensors; layers that are missing whole go, and the others are renumbered."""
+        stored = 1 if self.nominal.keys.shared else len(self.nominal.layers)
+        gone = {int(index): set(heads) for index, heads in pruned_heads.items()}
+        layers, kept = [], []
+        for index in range(stored):
+            layer = self._layer(index, gone.get(index))
+            if layer.heads or layer.ffn:
+                layers.append(layer)
+                kept.append(index)
+        if not layers:
+            raise HfcompressError(f"the checkpoint has no tensor of a layer: {self.layers}0… would be one")
+        self._renumber(kept)
+        inside = (name for name in self.weights if name.startswith(self.layers))
+        hidden = next(self.weights[name].shape[0] for name in inside if name.endswith(self._readers))
+        layers *= len(self.nominal.layers) if self.nominal.keys.shared else 1
+        return replace(self.nominal, layers=tuple(layers), hidden=int(hidden))
+
+    @property
+    def _readers(self) -> tuple[str, str]:
+        """How the names of the weights end that read heads and neurons, and write to the residual stream."""
+        return f".{self.family.attention_output}.weight", f".{self.family.ffn_out}.weight"
+
+    def _layer(self, index: int, gone: set[int] | None) -> Layer:
+        widths = [self.weights[n].shape[1] if n in self.weights else 0 for n in self._names(index, self._readers)]
+        heads, rest = divmod(widths[0], self.nominal.head_dim)
+        if rest:
+            raise HfcompressError(
+                f"the heads of layer {index + 1} have {widths[0]} dimensions in all, no multiple of the "
+                f"{self.nominal.head_dim} that the config tells",
+                "heads are read that were cut whole",
+            )
+        nominal = self.nominal.layers[index].heads
+        if gone is not None and heads != nominal - len(gone):
+            raise HfcompressError(
+                f"pruned_heads takes {len(gone)} of the {nominal} heads of layer {index + 1}, and its tensors have "
+                f"{heads} left",
+                "mend pruned_heads in config.json",
+            )
+        if self.nominal.bias_heads and heads < nominal and gone is None:
+            raise HfcompressError(
+                f"which heads of layer {index + 1} are left cannot be told, and {self.nominal.architecture} has a "
+                "position bias for each",
+                "say which are gone in `pruned_heads` in config.json",
+            )
+        columns = tuple(head for head in range(nominal) if head not in (gone or ())) if self.nominal.bias_heads else ()
+        return Layer(heads, widths[1], columns)
+
+    def _names(self, index: int, endings: Sequence[str]) -> Iterator[str]:
+        return (f"{self.layers}{index}{ending}" for ending in endings)
+
+    def _renumber(self, kept: Sequence[int]) -> None:
+        numbers, renamed = {str(old): new for new, old in enumerate(kept)}, {}
+        for name, tensor in self.weights.items():
+            old, _, rest = name.removeprefix(self.layers).partition(".")
+            if not name.startswith(self.layers):
+                renamed[name] = tensor
+            elif old in numbers:
+                renamed[f"{self.layers}{numbers[old]}.{rest}"] = tensor
+        self.weights = renamed
+
+    def close_gaps(self, shape: Shape) -> None:
+        """Lets blocks whose tensors are missing pass on what comes in.
+
+        CoFi skips such a block, and the norm behind it. Here it has no units, and its norm stays: a norm over what a
+        norm gave changes nothing, up to its epsilon, if the weights of the earlier one move to the later. So logits
+        are the same, and hidden states before the block lack those weights.
+        """
+        import torch
+
+        last = f"{self.base}embeddings.LayerNorm"
+        for index in range(1 if shape.keys.shared else len(shape.layers)):
+            for reader in self._names(index, self._readers):
+                norm = reader.removesuffix("dense.weight") + "LayerNorm"
+                if reader not in self.weights:
+                    self._require_known(reader)
+                    for part, idle in ((".weight", torch.ones_like), (".bias", torch.zeros_like)):
+                        self.weights[norm + part] = self.weights[last + part]
+                        self.weights[last + part] = idle(self.weights[last + part])
+                    self.weights[reader.replace(".weight", ".bias")] = torch.zeros_like(self.weights[norm + ".bias"])
+                last = norm
+
+    def _require_known(self, missing: str) -> None:
+        if self.nominal.architecture not in _POOLED:
+            raise HfcompressError(
+                f"the checkpoint lacks {missing}, and what {self.nominal.architecture} does without is not known",
+                f"whole blocks may be missing of {', '.join(_POOLED)}",
+            )
+
+    def narrow_pooler(self, hidden: int) -> float:
+        """Leaves the classifier's dense layer as many outputs as the hidden width has dimensions, as configs want it.
+
+        CoFi cuts the dimensions that it reads and none of its outputs. Those with the least weight behind them go.
+
+        Returns:
+            The most that a logit may differ, since these outputs, of a tanh, are at most 1.
+        """
+        dense, reader = _POOLED.get(self.nominal.architecture, ("", ""))
+        weight = self.weights.get(f"{dense}.weight")
+        if self.nominal.head != "sequence" or weight is None or weight.shape[0] <= hidden:
+            return 0.0
+        outgoing = self.weights[f"{reader}.weight"]
+        order = outgoing.abs().amax(0).argsort(descending=True, stable=True)
+        kept, lost = order[:hidden].sort().values, order[hidden:]
+        for part in (".weight", ".bias"):
+            self.weights[dense + part] = self.weights[dense + part][kept]
+        self.weights[f"{reader}.weight"] = outgoing[:, kept]
+        return float(outgoing[:, lost].abs().sum(1).max())

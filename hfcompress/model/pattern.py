@@ -1,0 +1,53 @@
+"""Which weights inside the linear layers become zero: options alone, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hfcompress.base.component import Strict
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pair = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_pair)]
+
+
+class Pattern(Strict):
+    """Which weights of the layers' linear modules become zero."""
+
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the weights that become zero; `n_of_m` fixes it."""
+    scope: Literal["row", "layer", "global"] = "layer"
+    """Where weights are compared: within an output row, within a matrix, or over all of them."""
+    n_of_m: Pair | None = None
+    """Of each `m` weights side by side along the input, `n` stay: `[2, 4]` is what sparse tensor cores multiply."""
+    block: Pair = (1, 1)
+    """Rows and columns of weights that become zero together."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Pattern:
+        if (self.share is None) == (self.n_of_m is None):
+            raise ValueError("say either `share` or `n_of_m`")
+        if self.n_of_m is not None:
+            n, m = self.n_of_m
+            if n >= m:
+                raise ValueError(f"`n_of_m: [{n}, {m}]` keeps everything; the first is less than the second")
+            if {"scope", "block"} & self.model_fields_set:
+                raise ValueError("`n_of_m` says where zeros are; leave `scope` and `block` out")
+        return self
+
+    @property
+    def zeros(self) -> float:
+        """Share of the weights that become zero."""
+        if self.n_of_m is not None:
+            return 1 - self.n_of_m[0] / self.n_of_m[1]
+        assert self.share is not None
+        return self.share
+
+    def at(self, done: float) -> Pattern:
+        """The pattern when so much of the cutting is done; one of `n_of_m` is either whole or not there."""
+        return self if self.n_of_m else self.model_copy(update={"share": self.zeros * done})

@@ -1,0 +1,256 @@
+"""Units that together matter least, and scales for those that stay: post-training pruning without an epoch.
+
+Kwon et al. 2022, arXiv:2204.09656: mask rearrangement (section 3.3) and mask tuning (section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hfcompress.base.shape import shape_of
+from hfcompress.model.family import family_of
+from hfcompress.model.frozen import frozen
+from hfcompress.model.gates import gated, unit_counts
+from hfcompress.model.layerwise import Rows, Run, runs, start
+from hfcompress.model.surgery import Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+Total = Callable[[Sequence["Tensor"]], None]
+"""Sums tensors over the processes, in place."""
+
+LARGEST = 10.0
+"""A scale of this size or more shows that the fit followed noise; its block keeps ones."""
+DAMPING = 1e-3
+"""How strongly scales are held at 1, as a share of the mean diagonal of the normal equations."""
+
+
+# Rearrangement
+
+
+def rearrange(
+    keep: Sequence[Keep], gradients: tuple[Sequence[Tensor], Sequence[Tensor]], total: Total = lambda _: None
+) -> list[Keep]:
+    """As many units of each block as before, those swapped that together matter less.
+
+    A block's importance is that of all it loses at once, `‖Σ_pruned ∂L/∂ξ‖²` over rows: the Fisher information with
+    what units of a block have in common (eq. 7 and 8). One unit after another, the least important first, joins the
+    pruned ones, and the one whose return lowers that sum most goes back.
+
+    Args:
+        keep: What stays, layer by layer.
+        gradients: Each layer's `∂L/∂ξ` of heads, `(rows, head groups)`, and of neurons, `(rows, ffn)`; this process's
+            rows.
+        total: Sums tensors over the processes, in place.
+    """
+    heads = [_swapped(kept.heads, rows, total) for kept, rows in zip(keep, gradients[0], strict=True)]
+    neurons = [_swapped(kept.neurons, rows, total) for kept, rows in zip(keep, gradients[1], strict=True)]
+    return [Keep(h, n) for h, n in zip(heads, neurons, strict=True)]
+
+
+def _swapped(kept: tuple[int, ...], gradients: Tensor, total: Total) -> tuple[int, ...]:
+    units = gradients.shape[1]
+    fisher = (gradients.T.float() @ gradients.float()).double()
+    total([fisher])
+    if len(kept) in (0, units):
+        return kept
+    fisher = fisher.cpu()
+    squares = fisher.diagonal()
+    pruned = torch.ones(units, dtype=torch.bool)
+    pruned[list(kept)] = False
+    # The gradient of what is pruned now, times each unit's.
+    products = fisher[pruned].sum(0)
+    for unit in sorted(kept, key=lambda k: float(squares[k])):
+        pruned[unit] = True
+        products += fisher[unit]
+        # ‖s - g‖² = ‖s‖² - 2 s·g + ‖g‖² for each unit that could go back.
+        after = (squares - 2 * products).masked_fill(~pruned, torch.inf)
+        # Of equal ones the one that came, so that nothing is swapped for nothing.
+        back = unit if after[unit] <= after.min() else int(after.argmin())
+        pruned[back] = False
+        products -= fisher[back]
+    return tuple((~pruned).nonzero().flatten().tolist())
+
+
+# Tuning
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What to multiply units by.
+
+    Attributes:
+        heads: One tensor for each layer's weights, `(head groups,)`; 0 for those that go.
+        neurons: One tensor for each layer's weights, `(ffn,)`; 0 for those that go.
+        errors: For each layer's weights, attention before FFN: the block's squared error before and after its tuning,
+            as shares of what it should give.
+    """
+
+    heads: list[Tensor]
+    neurons: list[Tensor]
+    errors: list[tuple[float, float]]
+
+
+def tune(
+    model: PreTrainedModel,
+    keep: Sequence[Keep],
+    batches: Iterable[Mapping[str, Tensor]],
+    teacher: PreTrainedModel | None = None,
+    total: Total = lambda _: None,
+) -> Gates:
+    """Scales of the units that stay, so that each block's output, residual included, is what it was (eq. 9).
+
+    Layer by layer, attention before FFN, each on what the layers before it give with their scales. It is a linear
+    least-squares problem: `‖x̂ + Σ_u m_u W_u a_u - y‖²` over real tokens, where `x̂` is the pruned model's residual,
+    `W_u a_u` what unit `u` adds to it, and `y` the unpruned model's sum. Its normal equations, `(W_uᵀW_v)(a_u a_vᵀ)`,
+    need neither `W_u a_u` nor rows kept.
+
+    Args:
+        model: The model before the cut; left as it was.
+        keep: What stays, layer by layer.
+        batches: This process's encoded batches.
+        teacher: What `y` is taken from, where it is not `model`: the model before `Criterion.refit`.
+        total: Sums tensors over the processes, in place.
+    """
+    device = next(model.parameters()).device
+    heads, neurons = (
+        [_mask(kept, count, device) for kept, count in zip(blocks, counts, strict=True)]
+        for blocks, counts in zip(([k.heads for k in keep], [k.neurons for k in keep]), unit_counts(model), strict=True)
+    )
+    tuner = _Tuner(model, teacher or model, heads, neurons, total)
+    rows = start(model, batches)
+    taught = [batch.hidden for batch in rows]
+    errors = []
+    with torch.no_grad(), frozen(model), frozen(tuner.teacher):
+        for index in range(len(heads)):
+            errors += tuner.tune_layer(index, rows, taught)
+    return Gates(heads, neurons, errors)
+
+
+def fold(model: PreTrainedModel, gates: Gates) -> None:
+    """Multiplies each unit's columns of the linear layer behind it by its gate, in place."""
+    family = family_of(model)
+    with torch.no_grad():
+        for layer, heads, neurons in zip(family.stack(model), gates.heads, gates.neurons, strict=True):
+            for path, gate in ((family.attention_output, heads), (family.ffn_out, neurons)):
+                if len(gate):
+                    module = _linear(layer, path)
+                    module.weight *= gate.to(module.weight).repeat_interleave(module.in_features // len(gate))
+
+
+def _mask(kept: Sequence[int], count: int, device: torch.device) -> Tensor:
+    gate = torch.zeros(count, device=device)
+    gate[list(kept)] = 1
+    return gate
+
+
+def _linear(layer: nn.Module, path: str) -> nn.Linear:
+    return layer.get_submodule(path)  # type: ignore[return-value]
+
+
+class _Tuner:
+    def __init__(
+        self, model: PreTrainedModel, teacher: PreTrainedModel, heads: list[Tensor], neurons: list[Tensor], total: Total
+    ) -> None:
+        self.model, self.teacher, self.total = model, teacher, total
+        self.heads, self.neurons = heads, neurons
+        self.family, self.stack = family_of(model), family_of(model).stack(model)
+        keys = shape_of(model.config.to_dict()).keys
+        self.norm_before = keys.modern or keys.decoder
+
+    def tune_layer(self, index: int, rows: list[Rows], taught: list[Tensor]) -> list[tuple[float, float]]:
+        """Sets the layer's gates; the rows, and what the teacher has in their place, are behind the layer then."""
+        family, errors = self.family, []
+        wanted = [self._sums(index, batch, taught, number) for number, batch in enumerate(rows)]
+        with gated(self.model, self.heads, self.neurons):
+            for path, gate in ((family.attention_output, self.heads[index]), (family.ffn_out, self.neurons[index])):
+                equations = _Equations(_linear(self.stack[index], path), gate)
+                for batch, sums in zip(rows, wanted, strict=True):
+                    for number, run in enumerate(self._runs_before(path, index, batch) if len(gate) else ()):
+                        missing = sums[path][number] - self._residual(run, path)[batch.real]
+                        equations.add(run.inputs[path][batch.real], missing)
+                self.total(equations.tensors)
+                errors.append(equations.solve_into(gate))
+            for batch in rows:
+                for run in runs(self.model, index, batch, batch.hidden):
+                    batch.hidden = run.result
+        return errors
+
+    def _sums(self, index: int, batch: Rows, taught: list[Tensor], number: int) -> dict[str, list[Tensor]]:
+        """The teacher's sums of residual and block, at real tokens, for each run; by the block's last module."""
+        family = self.family
+        found: dict[str, list[Tensor]] = {family.attention_output: [], family.ffn_out: []}
+        watched = (family.attention_output, family.ffn_in, family.ffn_out)
+        for run in runs(self.teacher, index, batch, taught[number], watched):
+            for path, sums in found.items():
+                sums.append((self._residual(run, path) + run.outputs[path])[batch.real])
+            taught[number] = run.result
+        return found
+
+    def _runs_before(self, path: str, index: int, batch: Rows) -> Iterator[Run]:
+        """The pruned model's layer, up to the input of a block's last module."""
+        watched = [path] if path == self.family.attention_output else [self.family.ffn_in, self.family.attention_output]
+        return runs(self.model, index, batch, batch.hidden, [*watched, path], stop=path)
+
+    def _residual(self, run: Run, path: str) -> Tensor:
+        """What a block's output is added to: the layer's input, or what the attention made of it."""
+        if path == self.family.attention_output:
+            return run.hidden
+        if self.norm_before:
+            return run.hidden + run.outputs[self.family.attention_output]
+        return run.inputs[self.family.ffn_in]
+
+
+class _Equations:
+    """The normal equations of one block's scales, summed over tokens in float64."""
+
+    def __init__(self, module: nn.Linear, gate: Tensor) -> None:
+        self.kept = gate.nonzero().flatten()
+        self.width = module.in_features // max(len(gate), 1)
+        self.columns = (self.kept[:, None] * self.width + torch.arange(self.width, device=gate.device)).flatten()
+        self.weight, self.bias = module.weight[:, self.columns].double(), module.bias
+        count = len(self.columns)
+        self.products, self.crossed, self.square = (
+            torch.zeros(size, dtype=torch.float64, device=gate.device)
+            for size in ((count, count), (module.out_features, count), (1,))
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.products, self.crossed, self.square]
+
+    def add(self, inputs: Tensor, missing: Tensor) -> None:
+        """Inputs of the block's last module, `(tokens, width)`, and what it should give, `(tokens, hidden)`."""
+        inputs, missing = inputs[:, self.columns].float(), missing.float()
+        if self.bias is not None:
+            missing = missing - self.bias.float()
+        self.products += inputs.T @ inputs
+        self.crossed += missing.T @ inputs
+        self.square += missing.square().sum(dtype=torch.float64)
+
+    def solve_into(self, gate: Tensor) -> tuple[float, float]:
+        """Sets the scales; the squared error before and after, as shares of what the block should give."""
+        units = (len(self.kept), self.width)
+        products = self.products * (self.weight.T @ self.weight)
+        matrix = products.unflatten(0, units).unflatten(2, units).sum((1, 3))
+        right = (self.weight * self.crossed).sum(0).unflatten(0, units).sum(1)
+        ones = torch.ones_like(right)
+        before = after = self._error(matrix, right, ones)
+        if len(self.kept):
+            held = matrix + (DAMPING * matrix.diagonal().mean().clamp(min=1e-30)).expand(units[0]).diag()
+            scales = 1 + torch.linalg.solve(held, right - matrix @ ones)
+            if bool(scales.abs().max() < LARGEST):
+                gate[self.kept] = scales.to(gate)
+                after = self._error(matrix, right, scales)
+        return before, after
+
+    def _error(self, matrix: Tensor, right: Tensor, scales: Tensor) -> float:
+        square = float(self.square)
+        found = square - 2 * float(scales @ right) + float(scales @ matrix @ scales)
+        return max(found, 0.0) / max(square, 1e-30)

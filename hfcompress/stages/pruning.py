@@ -1,0 +1,193 @@
+"""How a prune stage goes on its schedule: each step makes a model that is kept, for a run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import say
+from hfcompress.base.shape import Shape, shape_of
+from hfcompress.criteria.base import LearnedCriterion
+from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
+from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
+from hfcompress.stages.cutting import Cutting
+from hfcompress.stages.prune import Prune
+from hfcompress.stages.recover import Recover
+from hfcompress.stages.schedules import Gradual, Iterative, Lottery
+from hfcompress.stages.teach import teach
+from hfcompress.stages.texts import texts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfcompress.model.masks import Masks
+
+
+@dataclass
+class Pruning:
+    """One run of a prune stage.
+
+    Attributes:
+        options: The stage.
+        shape: The model's as the stage gets it.
+        parent: That model.
+        bench: The stage's bench.
+    """
+
+    options: Prune
+    shape: Shape
+    parent: Artifact
+    bench: Bench
+
+    def __post_init__(self) -> None:
+        self.tokenizer = load_tokenizer(self.parent.path)
+
+    def run(self) -> None:
+        """Cuts and trains as the schedule says, and saves."""
+        schedule = self.options.schedule
+        if isinstance(schedule, Lottery):
+            model = self._lottery(schedule)
+        elif isinstance(schedule, Iterative):
+            model = self._rounds(schedule.shares)
+        else:
+            ends_in_training = isinstance(schedule, Gradual) or self.options.criterion.learned
+            model = self._recovered(self._under_masks() if ends_in_training else self._cut("parent", 1.0, "cut"), "")
+        self._note(model)
+        self.bench.finish(model, self.tokenizer)
+
+    def _rounds(self, shares: Sequence[float]) -> PreTrainedModel:
+        last = "parent"
+        for number, share in enumerate(shares[:-1], start=1):
+            name = f"round-{number}"
+            if not self._made(name):
+                say(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
+                self._keep(name, self._recovered(self._cut(last, share, f"cut-{number}"), f"train-{number}"))
+            last = name
+        say(f"prune: round {len(shares)} of {len(shares)}")
+        return self._recovered(self._cut(last, 1.0, "cut"), "")
+
+    def _lottery(self, schedule: Lottery) -> PreTrainedModel:
+        train = self.options.train
+        assert train is not None
+        if not self._made("ticket-0"):
+            early = self._load("parent")
+            if schedule.rewind_steps:
+                say(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
+                early = self._trained(early, train.until(schedule.rewind_steps), "early")
+            self._keep("ticket-0", early)
+        for number, share in enumerate(schedule.shares, start=1):
+            if self._made(f"ticket-{number}"):
+                continue
+            say(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
+            ticket = self._load(f"ticket-{number - 1}")
+            trained = self._trained(self._load(f"ticket-{number - 1}"), train, f"train-{number}")
+            for change in self.cutting.decided(trained, share)[1]:
+                ticket = change(ticket)
+            self._keep(f"ticket-{number}", self._with_words(ticket, share))
+        return self._trained(self._load(f"ticket-{schedule.rounds}"), train, "")
+
+    def _under_masks(self) -> PreTrainedModel:
+        """The model trained under masks, and cut to what they came to."""
+        from hfcompress.model.surgery import cut
+
+        train = self.options.train
+        assert train is not None
+        if not self._made("cut"):
+            model = self._load("parent")
+            masks = self._masks(model)
+            model = self._trained(model, train, "masked", masks)
+            masks.settle(model)
+            small = model if self.options.weights else cut(model, masks.keep())
+            self._keep("cut", self._with_words(small, 1.0))
+        return self._load("cut")
+
+    def _masks(self, model: PreTrainedModel) -> Masks:
+        criterion, schedule, pattern = self.options.criterion, self.options.schedule, self.options.weights
+        if isinstance(schedule, Gradual):
+            return self.cutting.closing(schedule, model)
+        assert isinstance(criterion, LearnedCriterion)
+        if pattern is not None:
+            return criterion.weight_masks(model, pattern)
+        return criterion.masks(model, self.cutting.target(model, 1.0))
+
+    def _cut(self, start: str, share: float, name: str) -> PreTrainedModel:
+        """What a model becomes when so much of the cutting is done."""
+        if not self._made(name):
+            model, _ = self.cutting.decided(self._load(start), share)
+            self._keep(name, self._with_words(model, share))
+        return self._load(name)
+
+    def _with_words(self, model: PreTrainedModel, share: float) -> PreTrainedModel:
+        """The model with the words of its corpus alone, where the stage says so and the cutting is done."""
+        from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
+
+        if self.options.vocabulary == "keep" or share < 1:
+            return model
+        splits, before = [self.bench.rows("train"), self.bench.rows("dev")], len(self.tokenizer)
+        self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.bench.task.text))
+        self.bench.notes["vocabulary"] = [len(ids), before]
+        say(f"prune: {len(ids):,} of {before:,} tokens stay")
+        return select_tokens(model, ids, self.tokenizer)
+
+    def _recovered(self, model: PreTrainedModel, name: str) -> PreTrainedModel:
+        recover = self.options.recover
+        return self._trained(model, recover, name) if recover else model
+
+    def _trained(
+        self, model: PreTrainedModel, training: Recover, name: str, masks: Masks | None = None
+    ) -> PreTrainedModel:
+        """The model after a training, which keeps its checkpoints in a directory of this name; its zeros stay zero."""
+        from hfcompress.model.lora import add_lora, merged
+        from hfcompress.model.sparsity import KeptZeros
+
+        if masks is None and self.options.weights:
+            masks = KeptZeros(model)
+        bench = self.bench.at(name) if name else self.bench
+        if training.lora:
+            add_lora(model, training.lora)
+        teach(model, training, training, self.parent, bench, self.tokenizer, masks=masks)
+        return merged(model) if training.lora else model
+
+    def _made(self, name: str) -> bool:
+        """Whether a step was done before; the first process says it, so that all of them go the same way."""
+        return bool(agreed((self.bench.directory / name / "config.json").is_file()))
+
+    def _load(self, name: str) -> PreTrainedModel:
+        path = self.parent.path if name == "parent" else self.bench.directory / name
+        self.tokenizer = load_tokenizer(path)
+        return load_model(path, self.bench.task.auto_class).to(process_state().device)
+
+    def _keep(self, name: str, model: PreTrainedModel) -> None:
+        target = self.bench.directory / name
+        scratch = target.with_name(f"{name}.partial")
+
+        def save() -> None:
+            save_model(model.cpu(), self.tokenizer, scratch)
+            scratch.rename(target)
+
+        on_main_process(save)
+
+    @cached_property
+    def cutting(self) -> Cutting:
+        """What decides; it reads the data with the tokenizer that the stage starts with."""
+        return Cutting(self.options, self.shape, self.parent, self.bench)
+
+    def _note(self, model: PreTrainedModel) -> None:
+        """What stayed, for stage.json and the card."""
+        notes, final = self.bench.notes, shape_of(model.config.to_dict())
+        layers = notes.pop("layers", None) or list(range(1, len(self.shape.layers) + 1))
+        before = [self.shape.layers[number - 1] for number in layers]
+        kept: dict[str, Any] = {
+            "heads": [[new.heads, old.heads] for new, old in zip(final.layers, before, strict=True)],
+            "ffn": [[new.ffn, old.ffn] for new, old in zip(final.layers, before, strict=True)],
+            "hidden": [final.hidden, self.shape.hidden],
+            "layers": {"kept": layers, "of": len(self.shape.layers)},
+        }
+        notes["kept"] = kept
+        latency = self.cutting.latency(model)
+        if latency:
+            notes["latency"] = latency
+        if self.options.weights:
+            notes["sparsity"] = self.cutting.sparsity(model)

@@ -1,0 +1,37 @@
+"""Training that belongs to pruning: after a cut, or while the masks close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+
+from hfcompress.base.errors import Problem
+from hfcompress.base.shape import Shape
+from hfcompress.losses.soft_labels import SoftLabels
+from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.stages.taught import Losses, Taught
+from hfcompress.stages.teachers import AnyTeachers, Teachers
+from hfcompress.stages.train import Train
+
+
+class Recover(Train, Taught):
+    """A `train:` block with losses and a teacher."""
+
+    epochs: float = Field(default=1.0, ge=0)
+    losses: Losses = [SoftLabels()]
+    teacher: AnyTeachers = Teachers(models=["parent"])
+    """Who teaches: `parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id; or several."""
+    lora: Lora | None = None
+    """Train through LoRA adapters, merged before the model is saved."""
+
+    def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        """What cannot work when a model of this shape is trained."""
+        named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
+        return [*self.taught_problems(shape, known, task), *named]
+
+    def missing(self) -> tuple[list[str], str]:
+        """Modules that are not installed, and the extra that brings them."""
+        return (missing_modules(), EXTRA) if self.lora else ([], "")

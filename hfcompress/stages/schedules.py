@@ -1,0 +1,70 @@
+"""When pruning happens: at once, in rounds, during training, or again and again from early weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hfcompress.base.component import Strict
+from hfcompress.base.growth import Curve, done
+
+
+class OneShot(Strict):
+    """Score, cut, then recover."""
+
+    use: Literal["one_shot"] = "one_shot"
+
+
+class Iterative(Strict):
+    """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
+
+    use: Literal["iterative"]
+    rounds: int = Field(default=4, ge=2)
+    curve: Curve = "cubic"
+    """How the cut grows over the rounds."""
+
+    @property
+    def shares(self) -> list[float]:
+        """How much of the cutting is done after each round."""
+        return [done(self.curve, number / self.rounds) for number in range(1, self.rounds + 1)]
+
+
+class Gradual(Strict):
+    """Gates close while the model trains (`train`), then what they closed is cut out."""
+
+    use: Literal["gradual"]
+    begin: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps before the first cut."""
+    end: float = Field(default=0.7, gt=0, le=1)
+    """Share of the steps after which nothing more is cut."""
+    every: int = Field(default=50, ge=1)
+    """Steps from one scoring to the next."""
+    curve: Curve = "cubic"
+
+
+class Lottery(Strict):
+    """Train, cut what matters least, go back to early weights with what is left, and train again.
+
+    Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding to a step: Frankle et al. 2020, arXiv:1912.05671; on
+    BERT: Chen et al. 2020, arXiv:2007.12223. `train` is the training that each round and the last ticket go through.
+    """
+
+    use: Literal["lottery"]
+    rounds: int = Field(default=3, ge=1)
+    rewind_steps: int = Field(default=0, ge=0)
+    """The optimizer step whose weights each round goes back to; 0 is the model as the stage gets it."""
+
+    @property
+    def shares(self) -> list[float]:
+        """How much of the cutting is done after each round."""
+        return [number / self.rounds for number in range(1, self.rounds + 1)]
+
+
+def _named(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+Schedule = Annotated[
+    Annotated[OneShot | Iterative | Gradual | Lottery, Field(discriminator="use")], BeforeValidator(_named)
+]
