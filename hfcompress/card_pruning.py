@@ -96,18 +96,17 @@ def _kept(notes: Mapping[str, Any]) -> str:
     kept, (hidden, width) = notes["kept"], notes["kept"]["hidden"]
     left, depth = kept["layers"]["kept"], kept["layers"]["of"]
     parts = [f"{total(kept['heads'])} attention heads", f"{total(kept['ffn'])} FFN neurons"]
-    if len(left) < depth:
-        parts = [f"layers {', '.join(map(str, left))} of {depth}", *(f"{part} in them" for part in parts)]
     parts += [f"{hidden:,} of {width:,} hidden dimensions"] if hidden < width else []
     parts += ["{:,} of {:,} tokens".format(*notes["vocabulary"])] if "vocabulary" in notes else []
-    return f"It keeps {_listed(parts)}."
+    layers = f"Left of its {depth} layers: {_listed([str(number) for number in left])}. In them it keeps"
+    return f"{layers if len(left) < depth else 'It keeps'} {_listed(parts)}."
 
 
 def _latency(notes: Mapping[str, Any]) -> str:
     source, predicted, measured, target = (f"{notes[f'{name}_ms']:.3g} ms" for name in (*BARS, "target"))
     return (
-        f"At {conditions(notes)} the model took {source} before; the target was {target}, the prediction {predicted}, "
-        f"and it takes {measured}."
+        f"The model took {source} before the cut; the target was {target}, the prediction {predicted}, and it takes "
+        f"{measured}: {conditions(notes)}."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from hfcompress.model.probe import logits_of, probe_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -49,7 +49,7 @@ class Converted:
     idle: tuple[int, int]
     left_out: tuple[str, ...]
     bound: float
-    tokenizer: bool
+    tokenizer: bool = True
 
 
 def convert(source: str, target: Path, base: str | None = None) -> Converted:
@@ -69,24 +69,40 @@ def convert(source: str, target: Path, base: str | None = None) -> Converted:
     """
     if target.exists():
         raise HfcompressError(f"{target} exists, and is left as it is", "give another name")
-    folder = model_directory(source)
-    require_weights(folder)
-    beside = [folder, *([model_directory(base)] if base else [])]
-    read = rebuild(_config(beside), _read(folder))
-    small, idle = without_idle_units(read.model)
-    shape = shape_of(small.config.to_dict(), head=read.nominal.head)
-    if shape == read.nominal:
-        raise HfcompressError(f"nothing of {source} was pruned: it is as its config says", "use it as it is")
-    tokenizer = _tokenizer(beside)
+    folders = [model_directory(spec) for spec in (source, base) if spec is not None]
+    small, converted = pruned_model(folders)
+    tokenizer = _tokenizer(folders)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if tokenizer is None:
-        save_weights(small, partial)
-    else:
-        save_model(small, tokenizer, partial)
-    verify(open_artifact(partial), logits_of(small, probe_inputs(partial)), "AutoModel" + HEADS[shape.head])
-    partial.rename(target)
-    return Converted(read.nominal, shape, idle, read.left_out, read.bound, tokenizer is not None)
+    try:
+        if tokenizer is None:
+            save_weights(small, partial)
+        else:
+            save_model(small, tokenizer, partial)
+        expected = logits_of(small, probe_inputs(partial))
+        verify(open_artifact(partial), expected, "AutoModel" + HEADS[converted.shape.head])
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return replace(converted, tokenizer=tokenizer is not None)
+
+
+def pruned_model(folders: Sequence[Path]) -> tuple[PreTrainedModel, Converted]:
+    """The model that `convert` writes, in eval mode, and what it came to.
+
+    Args:
+        folders: The old checkpoint, and where to look for a config that it lacks.
+
+    Raises:
+        HfcompressError: for what cannot be read, and where there is nothing to convert.
+    """
+    require_weights(folders[0])
+    rebuilt = rebuild(_config(folders), _read(folders[0]))
+    small, idle = without_idle_units(rebuilt.model)
+    shape = shape_of(small.config.to_dict(), head=rebuilt.nominal.head)
+    if shape == rebuilt.nominal:
+        raise HfcompressError(f"nothing of {folders[0]} was pruned: it is as its config says", "use it as it is")
+    return small, Converted(rebuilt.nominal, shape, idle, rebuilt.left_out, rebuilt.bound)
 
 
 def _config(folders: Sequence[Path]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from hfcompress.plot import ACCENT, FAINT, INK, sheet, tidy, written
 
 UNITS = {"heads": "attention heads", "ffn": "FFN neurons"}
 """The blocks of a layer: as the notes call their units, and as people do."""
-BARS = ("source", "predicted", "measured")
-"""The latencies of a budget's notes that are drawn as bars."""
+BARS = {"source": "before", "predicted": "predicted", "measured": "measured"}
+"""The latencies that are drawn as bars: as the notes call them, and as people do."""
 SHARES = ("#fff7ed", "#fdba74", "#9a3412")
 """Colours from nothing kept to everything kept."""
 
@@ -27,7 +27,7 @@ def kept(stage: str, notes: Mapping[str, Any], path: Path) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     places, rows = [number - 1 for number in notes["layers"]["kept"]], notes["layers"]["of"]
-    figure, (axis,) = sheet(1, 5.0, 1.4 + 0.28 * rows)
+    figure, (axis,) = sheet(1, 5.0, 0.75 + 0.3 * max(rows, 3))
     shares = [[float("nan")] * len(UNITS) for _ in range(rows)]
     for column, block in enumerate(UNITS):
         for place, (count, of) in zip(places, notes[block], strict=True):
@@ -101,7 +101,7 @@ def sensitivity(stage: str, notes: Mapping[str, Any], path: Path) -> None:
 
 
 def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
-    """Draws a bar for the source's latency, one for what was predicted, one for what was measured, and the target.
+    """Draws bars for the latency before, as it was predicted and as it was measured, and a line for the target.
 
     Args:
         stage: The stage's name.
@@ -110,7 +110,7 @@ def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
     """
     figure, (axis,) = sheet(1, 6.4, 2.4)
     values = [notes[f"{name}_ms"] for name in BARS]
-    bars = axis.barh(BARS, values, height=0.6, color=[INK, FAINT, ACCENT])
+    bars = axis.barh(list(BARS.values()), values, height=0.6, color=[INK, FAINT, ACCENT])
     axis.bar_label(bars, [f"{value:.3g} ms" for value in values], padding=4, fontsize=8, color=INK)
     axis.axvline(notes["target_ms"], color=INK, linewidth=1, linestyle="--")
     axis.annotate(
@@ -119,7 +119,7 @@ def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
     )  # fmt: skip
     axis.invert_yaxis()
     axis.margins(x=0.14)
-    axis.set_xlabel(f"latency, ms: {conditions(notes)}", color=INK)
+    axis.set_xlabel(f"latency, ms\n{conditions(notes)}", fontsize=8, color=INK)
     axis.tick_params(axis="y", length=0, colors=INK)
     tidy(axis, "x")
     written(figure, f"{stage}: predicted and measured latency", path)
@@ -127,8 +127,8 @@ def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
 
 def conditions(notes: Mapping[str, Any]) -> str:
     """How the latency of a budget was measured."""
-    threads = f", {notes['threads']} thread{'s' * (notes['threads'] != 1)}" if notes["device"] == "cpu" else ""
-    return f"batch {notes['batch_size']} of {notes['length']} tokens on {notes['device']}{threads}"
+    threads = f", {notes['threads']} thread{'s' * (notes['threads'] != 1)}" if notes["threads"] else ""
+    return f"batch {notes['batch_size']} of {notes['length']} tokens in {notes['dtype']} on {notes['device']}{threads}"
 
 
 PICTURES: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {

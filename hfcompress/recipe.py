@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from hfcompress.base import document
 from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
-from hfcompress.base.shape import Shape, shape_of
+from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, shape_of
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, refuse_a_path, require_weights
 from hfcompress.data.tasks import Task
@@ -194,6 +195,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     shapes: list[Shape] = []
     try:
         config = model_config(recipe.model)
+        problems += _padding_problems(config, recipe.task)
         shapes = _planned(recipe, shape_of(config, head=recipe.task.head), problems)
         readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
         if readable and (download or (weights and is_local(recipe.task.dataset))):
@@ -205,6 +207,15 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     if problems:
         raise HfcompressError(replace(p, where=p.where or loaded.document.where(p.key)) for p in problems)
     return shapes
+
+
+def _padding_problems(config: Mapping[str, Any], task: Any) -> list[Problem]:
+    keys = ARCHITECTURES.get(str(config.get("model_type", "")).removeprefix(PRUNED))
+    if keys is None or not keys.decoder or task.head != "sequence" or config.get("pad_token_id") is not None:
+        return []
+    message = "the model's config names no `pad_token_id`, and a decoder reads a text's label off its last real token"
+    fix = "set it in config.json, and `pad_token` in tokenizer_config.json: a token that no text holds"
+    return [Problem(message, fix, ("model",))]
 
 
 def _trains_head(recipe: Recipe) -> bool:
@@ -232,6 +243,9 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
             problems.append(Problem(message, fix, ("stages", index)))
         if task is not recipe.task:
             problems += _length_problems(task, start, ("stages", index, "task"))
+            if task.head not in start.keys.kinds_of_head:
+                message = f"no {start.architecture} model has a head for {task.type}"
+                problems.append(Problem(message, "give the stage another type of task", ("stages", index, "task")))
         start = replace(start, head=task.head, labels=_labels(task, start, known["source"]))
         found = stage.problems(start, known, task)
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]

@@ -272,12 +272,12 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
     model = open_artifact(bench.model_directory, name, stage.kind)
     assert bench.logits is not None
     device = "cuda" if stage.kind == "quantize" and model.runtime == "torch" and _on_gpu() else "cpu"
-    difference = verify(model, bench.logits, bench.task.auto_class, device)
+    differences = verify(model, bench.logits, bench.task.auto_class, device)
     record = {
         "key": key,
         "stage": stage_options(stage),
         "seconds": round(seconds, 1),
-        "reload_difference": difference,
+        "reload": differences,
         **bench.notes,
     }
     write(bench.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
@@ -287,7 +287,8 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
     bench.model_directory.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(bench.directory)
-    say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process with difference {difference:.1g}")
+    told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
+    say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
 
 def _on_gpu() -> bool:

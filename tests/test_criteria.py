@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -196,6 +199,16 @@ def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teache
     assert low_cut < hurt(random.heads, random.neurons) < high_cut
 
 
+def test_the_documented_criterion_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "components.md").read_text(encoding="utf-8")
+    source = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "criteria" in block)
+    (tmp_path / "documented_sensitivity.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = importlib.import_module("documented_sensitivity").Sensitivity().scores(world.model(), calibration())
+    assert_close([*found.heads, *found.neurons], scored("taylor", "units", world.model(), calibration()))
+    sys.modules.pop("documented_sensitivity")
+
+
 # Gates on the stream
 
 
@@ -368,7 +381,9 @@ def _without(count: int, index: int | None) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-@pytest.mark.parametrize(("family", "head"), [("bert", "mask"), ("modernbert", "mask"), ("mpnet", "token")])
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "mask"), ("modernbert", "mask"), ("mpnet", "token"), ("llama", "sequence")]
+)
 def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_dimension(family: str, head: str, norm: str) -> None:
     model, power = world.model(family, head=head), int(norm[1])
     found = CRITERIA.parse({"use": "magnitude", "norm": norm}).hidden_scores(model, calibration())
@@ -376,7 +391,17 @@ def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_dimension(family: s
     assert float(found[7]) ** power == pytest.approx(gone, rel=1e-4)
 
 
-def test_magnitude_and_random_of_single_weights() -> None:
+def test_what_a_pooler_gives_is_no_part_of_a_dimension() -> None:
+    model = world.model()
+    with torch.no_grad():
+        model.bert.pooler.dense.weight[3] = 0
+        model.classifier.weight[:, 3] = 0
+    found = CRITERIA.parse("magnitude").hidden_scores(model, calibration())
+    gone = mass(model, 2, False) - mass(cut_hidden(model, _without(32, 7), _without(32, 3)), 2, False)
+    assert float(found[7]) ** 2 == pytest.approx(gone, rel=1e-4)
+
+
+def test_magnitude_of_single_weights() -> None:
     model = world.model()
     names = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
     assert len(names) == 12
@@ -384,6 +409,20 @@ def test_magnitude_and_random_of_single_weights() -> None:
         found = CRITERIA.parse({"use": "magnitude", "norm": norm}).weight_scores(model, calibration())
         assert list(found) == list(names)
         assert all(torch.equal(found[name], weight.abs()) for name, weight in names.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"use": "magnitude", "norm": "l3"}, "norm\n  Input should be 'l1' or 'l2'"),
+        ({"use": "magnitude", "rows": 8}, "unknown key 'rows'"),
+        ({"use": "fisher", "rows": 0}, "greater than or equal to 1"),
+        ({"use": "fischer"}, "did you mean 'fisher'"),
+    ],
+)
+def test_an_option_that_a_criterion_does_not_have_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        CRITERIA.parse(options)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -426,11 +465,10 @@ def test_a_criterion_names_what_it_scores_and_where_it_is_from(name: str) -> Non
         assert overridden == (granularity in criterion.scored), f"{name} and {granularity}"
 
 
-@pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
+# A gradient of weights is one of a batch.
+@pytest.mark.parametrize(("name", "granularity"), [p for p in pairs(LOOKING) if p[1] != "weights" or p[0] == "wanda"])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_neither_padding_nor_the_batch_size_changes_a_score(family: str, name: str, granularity: str) -> None:
-    if granularity == "weights" and name != "wanda":
-        pytest.skip("a gradient of weights is one of a batch")
     model = world.model(family)
     alone, together = (scored(name, granularity, model, calibration(size)) for size in (1, ROWS))
     assert_close(together, alone)

@@ -99,7 +99,7 @@ def test_by_default_the_heads_outputs_with_the_largest_weights_behind_them_stay(
     model = world.model()
     with torch.no_grad():
         model.classifier.weight *= 0.01
-        model.classifier.weight[:, list(DIMS[5:]) + [2, 5, 8, 13, 15]] = 1.0
+        model.classifier.weight[:, [*DIMS[5:], 2, 5, 8, 13, 15]] = 1.0
     wanted = sorted([*DIMS[5:], 2, 5, 8, 13, 15])
     small = cut_hidden(model, DIMS)
     assert torch.equal(small.classifier.weight, model.classifier.weight[:, wanted])

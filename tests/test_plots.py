@@ -49,7 +49,7 @@ def curves(depth: int) -> dict[str, Any]:
 
 LATENCY = {
     "source_ms": 41.2, "target_ms": 20.6, "predicted_ms": 19.9, "measured_ms": 21.3, "batch_size": 32, "length": 128,
-    "device": "cpu", "threads": 2,
+    "device": "A processor", "threads": 2, "dtype": "float32",
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_rows_stay_as_high_where_there_are_more_of_them(figure: Drawn) -> None:
         shown = figure("kept", kept([[6, 12]] * depth, [[1536, 3072]] * depth, list(range(1, depth + 1)), depth))
         shown.canvas.draw()
         heights.append(shown.axes[0].get_window_extent().height / depth)
-    assert heights[0] == pytest.approx(heights[1], rel=0.15)
+    assert heights[0] == pytest.approx(heights[1], rel=0.1)
 
 
 @pytest.mark.parametrize("depth", [1, 6, 24])
@@ -130,16 +130,16 @@ def test_the_bars_are_the_latencies_and_a_line_is_the_target(figure: Drawn) -> N
     axis = figure("latency", LATENCY).axes[0]
 
     assert [bar.get_width() for bar in axis.patches] == [41.2, 19.9, 21.3]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["source", "predicted", "measured"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["before", "predicted", "measured"]
     (target,) = axis.lines
     assert list(target.get_xdata()) == [20.6, 20.6]
     assert {"41.2 ms", "19.9 ms", "21.3 ms", "target 20.6 ms"} == {t.get_text() for t in axis.texts}
-    assert axis.get_xlabel() == "latency, ms: batch 32 of 128 tokens on cpu, 2 threads"
+    assert axis.get_xlabel() == "latency, ms\nbatch 32 of 128 tokens in float32 on A processor, 2 threads"
 
 
-def test_threads_are_a_matter_of_the_processor_alone() -> None:
-    assert plot_pruning.conditions({**LATENCY, "threads": 1}).endswith("on cpu, 1 thread")
-    assert plot_pruning.conditions({**LATENCY, "device": "cuda"}).endswith("on cuda")
+def test_threads_are_told_where_there_are_any() -> None:
+    assert plot_pruning.conditions({**LATENCY, "threads": 1}).endswith("on A processor, 1 thread")
+    assert plot_pruning.conditions({**LATENCY, "threads": None}).endswith("on A processor")
 
 
 WHOLE = kept([[4, 4]] * 2, [[64, 64]] * 2, [1, 2], 2)

@@ -67,6 +67,7 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"criterion": "l0", "budget": {"macs": 0.5}, "train": {}, "schedule": {"use": "gradual"}},
          "l0 has a schedule of its own"),
         ({"hidden": 0.5, "schedule": "gradual", "train": {}}, "`hidden` cannot be cut while the model trains"),
+        ({"heads": 0.5, "tune": True, "criterion": "obs"}, "obs makes what stays take over by itself"),
         ({"heads": 0.5, "tune": True, "schedule": "lottery", "train": {}}, "are for one_shot and iterative"),
         ({"heads": 0.5, "recover": {"lora": {}, "losses": ["hard_labels"], "layer_map": "last"}},
          "so `layer_map` changes nothing"),
@@ -83,6 +84,7 @@ def test_what_cannot_work_is_said_at_its_key(options: dict[str, Any], said: str)
     ("options", "said"),
     [
         ({"schedule": "cubic"}, "cubic"),
+        ({"schedule": {"use": "gradual", "begin": 0.8}}, "comes before `end`"),
         ({"weights": {}}, "say either `share` or `n_of_m`"),
         ({"weights": {"n_of_m": [4, 4]}}, "keeps everything"),
         ({"weights": {"n_of_m": [2, 4], "block": [2, 2]}}, "leave `scope` and `block` out"),
@@ -309,7 +311,8 @@ def test_post_training_tunes_what_stays_without_any_training(things: tuple[Path,
 
 def test_a_corpus_vocabulary_comes_with_its_tokenizer(things: tuple[Path, Path], tmp_path: Path) -> None:
     teacher = things[0]
-    words = [*world.WORDS, "unheard", "words"]
+    letters = "bcdefghijklmnopqrstuvwxyz"
+    words = [*world.WORDS, *letters, *(f"##{letter}" for letter in "a" + letters), "unheard", "words"]
     wide = world.save(world.model(vocab_size=len(words)), tmp_path / "wide", words)
 
     made, notes = pruned((wide, things[1]), tmp_path, vocabulary="corpus")

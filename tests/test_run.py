@@ -75,11 +75,16 @@ def test_the_lock_resolves_defaults_and_names_versions_seed_and_hardware(finishe
 def test_a_stage_tells_what_it_did_and_that_it_reloads(finished: Finished) -> None:
     records = [json.loads((finished.directory / stage / "stage.json").read_text()) for stage in STAGES]
     assert len({record["key"] for record in records}) == 3
-    assert all(record["reload_difference"] <= 1e-5 for record in records)
+    ways = [["transformers"], ["transformers", "hfcompress", "onnx"], ["onnx"]]
+    assert [list(record["reload"]) for record in records] == ways
+    assert all(record["reload"].get(way, 0) <= 1e-5 for record in records for way in ("transformers", "hfcompress"))
+    assert records[1]["reload"]["onnx"] <= 1e-4
     assert records[0]["student"]["layer 1"] == "copied from layer 2"
     assert records[0]["teacher"]["stage"] == "source"
     assert records[1]["teacher"]["stage"] == "01-distill"
-    assert records[1]["kept"] == [{"heads": "3/4", "ffn": "48/64"}]
+    assert records[1]["kept"] == {
+        "heads": [[3, 4]], "ffn": [[48, 64]], "hidden": [32, 32], "layers": {"kept": [1], "of": 1},
+    }  # fmt: skip
 
 
 def test_the_report_has_every_key_of_its_contract(finished: Finished) -> None:
@@ -231,6 +236,18 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
 
 
+def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Finished) -> None:
+    from hfcompress.push import uploads
+
+    record = json.loads((finished.directory / "02-prune" / "stage.json").read_text())
+    assert finished.report["cuts"] == {"02-prune": {"kept": record["kept"]}}
+    assert {p.name for p in (finished.directory / "plots").iterdir()} == {"tradeoff.png", "02-prune-kept.png"}
+    assert {"tradeoff.png", "02-prune-kept.png"} <= {file.name for file in uploads(finished.directory)}
+    section = finished.card.partition("## What was cut\n")[2]
+    assert "It keeps 3 of 4 attention heads and 48 of 64 FFN neurons." in section
+    assert "(02-prune-kept.png)" in section
+
+
 @pytest.mark.parametrize(
     ("line", "wrong", "message"),
     [
@@ -320,7 +337,7 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(runner, "_run_stage", noted)
     monkeypatch.setattr(runner, "measure", unmeasured)
-    monkeypatch.setattr(runner, "verify", lambda *_: 0.0)
+    monkeypatch.setattr(runner, "verify", lambda *_: {"transformers": 0.0})
     monkeypatch.setattr("hfcompress.report.write", lambda content, directory: _json_only(content, directory))
     return made
 

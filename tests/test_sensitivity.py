@@ -52,7 +52,7 @@ def test_it_is_the_metric_of_the_model_without_the_least_units_of_one_block(
     assert found["whole"] == pytest.approx(total(model, None, None, None), rel=1e-9)
     for block, width, units in (("heads", 8, scores.heads), ("ffn", 1, scores.neurons)):
         for layer, values in enumerate(units):
-            order = sorted(range(len(values)), key=lambda i: float(values[i]))  # noqa: B023
+            order = sorted(range(len(values)), key=lambda i: float(values[i]))
             for share, metric in zip([0.25, 0.5, 1.0], found[block][layer], strict=True):
                 gone = order[: round(share * len(order))]
                 assert metric == pytest.approx(without(model, block, layer, width, gone), rel=1e-5)

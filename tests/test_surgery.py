@@ -1,38 +1,26 @@
-"""Gates, surgery, what a forward pass shows, and the saved models that must load anywhere."""
+"""Gates, surgery, and what a forward pass shows."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from hfcompress.base.shape import shape_of
-from hfcompress.measure.process import ModelProcess
-from hfcompress.measure.verify import ReloadError, verify
-from hfcompress.model.artifact import (
-    MODELING_FILE,
-    load_model,
-    load_tokenizer,
-    open_artifact,
-    save_model,
-    weights_hash,
-)
+from hfcompress.base.shape import ARCHITECTURES, shape_of
+from hfcompress.model import pruned
+from hfcompress.model.family import FAMILIES
 from hfcompress.model.gates import gated, unit_counts
 from hfcompress.model.observe import observe
-from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.model.surgery import Keep, cut
 from tests import world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
-FAMILIES = ("bert", "distilbert", "roberta")
-AUTO = "AutoModelForSequenceClassification"
+ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
+PLAIN = ("bert", "distilbert", "roberta")
+"""Those whose attention is `softmax(Q Kᵀ / √d)`, and whose first hidden state is what the embeddings give."""
 ALL_HEADS, ALL_NEURONS = (0, 1, 2, 3), tuple(range(64))
 HALF = tuple(range(1, 64, 2))
 
@@ -45,6 +33,18 @@ LAYOUTS = {
     "nothing left of a layer": [Keep(ALL_HEADS, ALL_NEURONS), Keep((), ())],
     "no neurons anywhere": [Keep(ALL_HEADS, ()), Keep(ALL_HEADS, ())],
 }
+
+
+def layout(family: str, name: str) -> list[Keep]:
+    """What stays of each layer's weights; ALBERT has those of one."""
+    return LAYOUTS[name][-1:] if family == "albert" else LAYOUTS[name]
+
+
+def build(family: str, attention: str = "sdpa", **config: Any) -> Any:
+    built = world.model(family, **config)
+    if attention == "eager" or built._supports_sdpa:
+        built.set_attn_implementation(attention)
+    return built
 
 
 def gates_of(keep: list[Keep], heads: int = 4, ffn: int = 64) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -61,16 +61,36 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two models have equal parameters."""
+    """Whether two models have equal shapes and parameters."""
     a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    shapes = [shape_of(model.config.to_dict()) for model in (one, other)]
+    return shapes[0] == shapes[1] and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoints_own_file_names_the_parts_as_the_families_do() -> None:
+    named = {getattr(pruned, f"Pruned{prefix}Config").model_type: parts for prefix, parts in pruned.PARTS.items()}
+    assert named.keys() == {f"pruned_{family}" for family in FAMILIES}
+    for family, paths in FAMILIES.items():
+        parts, keys = named[f"pruned_{family}"], ARCHITECTURES[family]
+        assert parts["config"] == (keys.heads, keys.ffn)
+        assert (parts["layers"], parts["mixed"], parts["gathered"]) == (
+            paths.layers, paths.attention_output, paths.ffn_out,
+        )  # fmt: skip
+        assert parts["heads"] == (paths.query, paths.key, paths.value)
+        assert sorted(parts["neurons"]) == sorted(path for path in (paths.ffn_in, paths.ffn_gate) if path)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "PrunedBert", "PrunedBertForNextSentencePrediction", "PrunedViTModel"])
+def test_no_other_class_is_made(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+        getattr(pruned, name)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None:
-    model, keep, batch = world.model(family, attn_implementation=attention), LAYOUTS[layout], world.batch()
+@pytest.mark.parametrize("family", ENCODERS)
+def test_cutting_equals_gating(family: str, attention: str, name: str) -> None:
+    model, keep, batch = build(family, attention), layout(family, name), world.batch()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     small = cut(model, keep)
@@ -79,32 +99,74 @@ def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None
         expected = logits(model, batch)
     assert torch.allclose(logits(small, batch), expected, atol=1e-5)
     assert not torch.allclose(logits(model, batch), expected, atol=1e-3)
-    assert small.config._attn_implementation == attention
+    assert small.config._attn_implementation == model.config._attn_implementation
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tensors_really_shrink_to_the_shape(family: str, layout: str) -> None:
-    model, keep = world.model(family), LAYOUTS[layout]
+@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[0] in ENCODERS])
+def test_cutting_equals_gating_under_every_head(family: str, head: str) -> None:
+    model, keep, batch = build(family, head=head), layout(family, "uneven"), world.batch()
+    small = cut(model, keep)
+    with gated(model, *gates_of(keep)):
+        assert torch.allclose(logits(small, batch), logits(model, batch), atol=1e-5)
+    assert type(small).__name__ == f"Pruned{type(model).__name__}"
+    assert shape_of(small.config.to_dict(), head=head).parameters == small.num_parameters()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_tensors_really_shrink_to_the_shape(family: str, name: str) -> None:
+    model, keep = world.model(family), layout(family, name)
     small = cut(model, keep)
     shape = shape_of(small.config.to_dict())
     count = sum(p.numel() for p in small.parameters())
     assert unit_counts(small) == ([len(k.heads) for k in keep], [len(k.neurons) for k in keep])
-    assert [(x.heads, x.ffn) for x in shape.layers] == [(len(k.heads), len(k.neurons)) for k in keep]
+    told = keep * 2 if family == "albert" else keep
+    assert [(x.heads, x.ffn) for x in shape.layers] == [(len(k.heads), len(k.neurons)) for k in told]
     assert count == shape.parameters < sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_cutting_twice_in_either_order_equals_cutting_once(family: str) -> None:
-    model = world.model(family)
-    once = cut(model, LAYOUTS["uneven"])
-    first_heads = cut(cut(model, [Keep((3,), ALL_NEURONS), Keep((0, 1), ALL_NEURONS)]),
-                      [Keep((0,), tuple(range(48))), Keep((0, 1), (5, 6, 7, 60))])  # fmt: skip
-    first_neurons = cut(cut(model, [Keep(ALL_HEADS, tuple(range(48))), Keep(ALL_HEADS, (5, 6, 7, 60))]),
-                        [Keep((3,), tuple(range(48))), Keep((0, 1), (0, 1, 2, 3))])  # fmt: skip
-    assert same(once, first_heads)
-    assert same(once, first_neurons)
+    """Heads first, neurons first, or both in two steps: indices count what is there."""
+    model, few = world.model(family), tuple(range(48))
+    steps = [
+        ([Keep((3,), ALL_NEURONS), Keep((1, 3), ALL_NEURONS)], [Keep((0,), few), Keep((0, 1), (5, 6, 7, 60))]),
+        ([Keep(ALL_HEADS, few), Keep(ALL_HEADS, (5, 6, 7, 60))], [Keep((3,), few), Keep((1, 3), (0, 1, 2, 3))]),
+        ([Keep((1, 3), ALL_NEURONS), Keep((1, 2, 3), HALF)], [Keep((1,), few[:32]), Keep((0, 2), (2, 3))]),
+    ]
+    wanted = [[Keep((3,), few), Keep((1, 3), (5, 6, 7, 60))]] * 2 + [[Keep((3,), few[:32]), Keep((1, 3), (5, 7))]]
+    for (first, second), keep in zip(steps, wanted, strict=True):
+        last = slice(-1, None) if family == "albert" else slice(None)
+        assert same(cut(cut(model, first[last]), second[last]), cut(model, keep[last]))
+
+
+def test_a_table_of_biases_that_all_layers_share_is_cut_where_they_keep_the_same_heads() -> None:
+    """MPNet adds column `h` of one table to the scores of head `h` of every layer."""
+    model = world.model("mpnet")
+    table = model.mpnet.encoder.relative_attention_bias.weight
+    other = cut(model, [Keep((0, 2), ALL_NEURONS), Keep((1, 2, 3), ALL_NEURONS)])
+    alike = cut(model, [Keep((0, 2), ALL_NEURONS), Keep((0, 2), HALF)])
+    assert torch.equal(other.mpnet.encoder.relative_attention_bias.weight, table)
+    assert torch.equal(alike.mpnet.encoder.relative_attention_bias.weight, table[:, [0, 2]])
+    told = other.config.layer_sizes
+    assert [told[str(i)]["kept_heads"] for i in range(2)] == [[0, 2], [1, 2, 3]]
+    assert not any("kept_heads" in layer for layer in alike.config.layer_sizes.values())
+    # Columns that no layer reads any more go with the next cut.
+    assert same(cut(other, [Keep((1,), ALL_NEURONS), Keep((1,), ALL_NEURONS)]),
+                cut(model, [Keep((2,), ALL_NEURONS), Keep((2,), ALL_NEURONS)]))  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_pruned_model_can_be_copied_and_trained(family: str) -> None:
+    small, batch = cut(world.model(family), layout(family, "no heads in a layer")), world.batch()
+    twin = copy.deepcopy(small)
+    observe(twin.train(), batch).logits.sum().backward()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not torch.equal(logits(small, batch), logits(twin.eval(), batch))
+    assert all(p.grad is None for p in small.parameters())
 
 
 def test_a_cut_that_evens_an_uneven_model_gives_the_stock_class_again() -> None:
@@ -126,7 +188,7 @@ def test_cutting_keeps_mode_and_settings() -> None:
 # Gates
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*PLAIN, "mpnet", "deberta-v2", "albert"])
 def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(family: str) -> None:
     model, batch = world.model(family).double(), world.batch()
     labels = torch.tensor([0, 1, 1, 0])
@@ -146,7 +208,7 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(family: str) -> None:
             assert float(gradient[unit]) == pytest.approx(float(slope), abs=1e-8, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_each_row_can_have_gates_of_its_own(family: str) -> None:
     model, batch = world.model(family), world.batch()
     rows = len(batch["input_ids"])
@@ -159,7 +221,7 @@ def test_each_row_can_have_gates_of_its_own(family: str) -> None:
             assert torch.allclose(logits(model, batch)[row], together[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_open_gates_change_nothing_and_leave_no_trace(family: str) -> None:
     model, batch = world.model(family), world.batch()
     ones = [[torch.ones(n) for n in units] for units in unit_counts(model)]
@@ -182,7 +244,7 @@ def test_a_gate_is_needed_for_every_layer() -> None:
 # What a forward pass shows
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_queries_and_keys_give_the_attention_that_eager_shows(family: str) -> None:
     batch = world.batch()
     seen = observe(world.model(family, attn_implementation="sdpa"), batch, frozenset({"queries", "keys"}))
@@ -196,7 +258,7 @@ def test_queries_and_keys_give_the_attention_that_eager_shows(family: str) -> No
         assert torch.allclose(scores.masked_fill(hidden_keys, -torch.inf).softmax(-1), attention, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_hidden_states_are_the_embeddings_and_every_layer(family: str) -> None:
     model, batch = world.model(family, layers=3), world.batch()
     with torch.no_grad():
@@ -220,120 +282,3 @@ def test_hooks_go_even_when_the_pass_fails() -> None:
     with pytest.raises(ValueError, match="input_ids"):
         observe(model, {"attention_mask": torch.ones(1, 3)}, frozenset({"queries", "keys"}))
     assert not any(module._forward_hooks for module in model.modules())
-
-
-# Saved models
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`family-stock` and `family-uneven` directories, and nothing but safetensors in them."""
-    root, made = tmp_path_factory.mktemp("saved"), {}
-    for family in FAMILIES:
-        for layout in ("stock", "uneven"):
-            made[f"{family}-{layout}"] = root / family / layout
-            save_model(cut(world.model(family), LAYOUTS[layout]), world.tokenizer(), made[f"{family}-{layout}"])
-    return made
-
-
-LOAD = """
-import sys
-import numpy as np
-{first}
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-failed = 0
-for path in sys.argv[2:]:
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(path).eval()
-    except Exception as error:
-        print(f"{{type(error).__name__}}: {{error}}", file=sys.stderr)
-        failed += 1
-        continue
-    assert AutoTokenizer.from_pretrained(path)("the film was good")["input_ids"][0] == 2
-    with np.load(sys.argv[1]) as probe, torch.no_grad():
-        inputs = {{k: torch.from_numpy(v) for k, v in probe.items() if k != "token_type_ids"}}
-        np.save(path + "/seen.npy", model(**inputs).logits.numpy())
-assert "hfcompress" {known} sys.modules
-sys.exit(failed)
-"""
-
-
-def load_elsewhere(folder: Path, paths: list[Path], first: str = "") -> subprocess.CompletedProcess[str]:
-    """Loads directories in one fresh process without any flag; its exit code says how many failed."""
-    probe = folder / "probe.npz"
-    np.savez(probe, **probe_inputs(paths[0]))  # type: ignore[arg-type]
-    script = LOAD.format(first=first, known="in" if first else "not in")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
-    command = [sys.executable, "-P", "-c", script, str(probe), *map(str, paths)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def seen_equals_in_memory(path: Path) -> bool:
-    return np.allclose(np.load(path / "seen.npy"), logits_of(load_model(path, AUTO), probe_inputs(path)), atol=1e-5)
-
-
-def test_a_stock_shape_loads_with_stock_transformers_alone(saved: dict[str, Path], tmp_path: Path) -> None:
-    paths = [saved[f"{family}-stock"] for family in FAMILIES]
-    done = load_elsewhere(tmp_path, paths)
-    assert done.returncode == 0, done.stderr
-    assert all(seen_equals_in_memory(path) for path in paths)
-    assert not any((path / MODELING_FILE).exists() for path in paths)
-
-
-def test_an_uneven_shape_loads_with_no_flag_after_importing_hfcompress(saved: dict[str, Path], tmp_path: Path) -> None:
-    paths = [saved[f"{family}-uneven"] for family in FAMILIES]
-    done = load_elsewhere(tmp_path, paths, first="import hfcompress")
-    assert done.returncode == 0, done.stderr
-    assert all(seen_equals_in_memory(path) for path in paths)
-
-
-def test_an_uneven_shape_without_flag_or_import_says_what_it_needs(saved: dict[str, Path], tmp_path: Path) -> None:
-    done = load_elsewhere(tmp_path, [saved[f"{family}-uneven"] for family in FAMILIES])
-    assert done.returncode == len(FAMILIES)
-    assert done.stderr.count("trust_remote_code=True") >= len(FAMILIES)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_uneven_shape_loads_from_its_own_modeling_file(family: str, saved: dict[str, Path]) -> None:
-    path = saved[f"{family}-uneven"]
-    expected = logits_of(cut(world.model(family), LAYOUTS["uneven"]), probe_inputs(path))
-    assert verify(open_artifact(path), expected, AUTO) <= 1e-5
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_saved_again_is_the_same(family: str, saved: dict[str, Path], tmp_path: Path) -> None:
-    path = saved[f"{family}-uneven"]
-    save_model(load_model(path, AUTO), load_tokenizer(path), tmp_path)
-    assert weights_hash(tmp_path) == weights_hash(path)
-    assert (tmp_path / MODELING_FILE).is_file()
-
-
-def test_a_changed_weight_is_found_out(saved: dict[str, Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    save_model(load_model(saved["bert-stock"], AUTO), world.tokenizer(), tmp_path)
-    expected = logits_of(load_model(tmp_path, AUTO), probe_inputs(tmp_path))
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["classifier.bias"][0] += 0.01
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ReloadError, match="differs from the model in memory"):
-        verify(open_artifact(tmp_path), expected, AUTO)
-
-
-def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(saved: dict[str, Path], tmp_path: Path) -> None:
-    save_model(load_model(saved["bert-uneven"], AUTO), world.tokenizer(), tmp_path / "model")
-    witness, file = tmp_path / "witness", tmp_path / "model" / MODELING_FILE
-    file.write_text(file.read_text() + f"\nopen({str(witness)!r}, 'w').close()\n")
-    artifact = open_artifact(tmp_path / "model")
-    probe, expected = (
-        probe_inputs(artifact.path),
-        logits_of(load_model(artifact.path, AUTO), probe_inputs(artifact.path)),
-    )
-    with ModelProcess(artifact, AUTO) as process:
-        assert np.allclose(process.logits([probe]), expected, atol=1e-5), "it loads through hfcompress's own code"
-    with pytest.raises(ReloadError, match="modeling file"):
-        verify(artifact, expected, AUTO)
-    assert not witness.exists()

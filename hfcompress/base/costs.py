@@ -89,7 +89,7 @@ def solve(
         raise HfcompressError(
             f"the budget is {target.budget / costs.whole:.4f} of the whole, and the least that must stay is "
             f"{smallest / costs.whole:.4f} of it",
-            f"give a budget of at least {math.ceil(smallest / costs.whole * 1e4) / 1e4:.4f}, or let more go",
+            f"give a budget of at least {math.ceil(smallest / costs.whole * 1e4) / 1e4:.4f}, or let blocks go whole",
         )
     heads, groups = counts[: len(costs.heads)], counts[len(costs.heads) :]
     return tuple(heads), tuple(count * costs.group for count in groups)

@@ -25,7 +25,6 @@ class Keys:
         position_offset: Rows of the position table that no token uses (RoBERTa's padding index).
         plain_attention: Whether the attention scores are `Q Kᵀ / √d` of the linear layers' outputs: no relative
             positions, no rotation.
-        prunable: Whether its heads and neurons can be cut (`model/surgery.py`).
         shared_bias: MPNet: a table of relative positions with a column for each head is added in every layer.
         shared: ALBERT: one layer's weights serve as all layers, and the word embeddings are always projected.
         disentangled: DeBERTa: a table of relative positions goes through every layer's queries and keys; the norm
@@ -53,7 +52,6 @@ class Keys:
     position_table: bool = True
     position_offset: int = 0
     plain_attention: bool = True
-    prunable: bool = True
     shared_bias: bool = False
     shared: bool = False
     disentangled: bool = False

@@ -23,6 +23,7 @@ class Fisher(DataCriterion):
     than can be afforded; it is smaller the larger the batch.
     """
 
+    comparable: ClassVar[bool] = True
     source: ClassVar[str] = "Kwon et al. 2022, arXiv:2204.09656, section 4.1; LeCun et al. 1989, Optimal Brain Damage"
     scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 

@@ -40,15 +40,19 @@ class Magnitude(Criterion):
         import torch
 
         from hfcompress.model.axes import axes_of
+        from hfcompress.model.narrow import inner_places
 
-        sums = torch.zeros(model.config.hidden_size, device=model.device)
-        axes = axes_of(model)
+        sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)
+        # What a pooler gives is as wide as the stream and no part of it.
+        inner = inner_places(model, axes)
         for name, weight in model.named_parameters():
-            places = [place for place, parts in enumerate(axes[name]) if parts == ("residual",)]
+            places = [
+                axis for axis, kind in enumerate(axes[name]) if kind == ("residual",) and (name, axis) not in inner
+            ]
             if weight.dim() > 1 and places:
                 powers = self._powers(weight)
-                for place in places:
-                    sums += powers.movedim(place, 0).flatten(1).sum(1)
+                for axis in places:
+                    sums += powers.movedim(axis, 0).flatten(1).sum(1)
                 if len(places) == 2:
                     # Where both axes are the stream's, row and column of a dimension cross.
                     sums -= powers.diagonal()

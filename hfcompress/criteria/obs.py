@@ -29,6 +29,7 @@ class Obs(DataCriterion):
 
     scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
     updates: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Kurtic et al. 2023, arXiv:2302.04089, eq. 2 and 3; weights: Frantar & Alistarh 2023, arXiv:2301.00774, alg. 1"
     )

@@ -212,7 +212,7 @@ def timed(models: Sequence[PreTrainedModel], setting: Setting, rounds: int = ROU
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.used_threads)
     try:
-        with ExitStack() as stack, torch.inference_mode():
+        with ExitStack() as stack:
             runs = [Run(stack, model, setting) for model in models]
             seconds = [[run.turn() for run in runs] for _ in range(rounds)]
     finally:
@@ -244,12 +244,15 @@ class Run:
 
     def turn(self) -> float:
         """Seconds a forward pass takes, over as many as fill a turn."""
-        self._finish()
-        start = time.perf_counter()
-        for _ in range(self.repeats):
-            self.model(**self.batch)
-        self._finish()
-        return (time.perf_counter() - start) / self.repeats
+        import torch
+
+        with torch.inference_mode():
+            self._finish()
+            start = time.perf_counter()
+            for _ in range(self.repeats):
+                self.model(**self.batch)
+            self._finish()
+            return (time.perf_counter() - start) / self.repeats
 
     def _finish(self) -> None:
         if self.cuda:

@@ -30,7 +30,7 @@ class ModelProcess:
 
     Args:
         artifact: What to load. Code beside it is trusted where it is, byte for byte, the modeling file of this
-            hfcompress; a pruned model with any other is loaded through our own.
+            hfcompress; a pruned model with any other is loaded after `import hfcompress`.
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: `cpu` or `cuda`; ONNX graphs run on the CPU.
         threads: Of one operator.
@@ -45,7 +45,7 @@ class ModelProcess:
         threads: int | None = None,
         head: str = "sequence",
     ) -> None:
-        self.artifact = artifact
+        self.artifact, self.auto_class, self.head = artifact, auto_class, head
         self.device = "cpu" if artifact.runtime == "onnx" else device
         self.threads = threads or default_threads()
         self._folder = TemporaryDirectory(prefix="hfcompress-worker-")
@@ -59,19 +59,31 @@ class ModelProcess:
             env=self._environment(),
         )
         try:
-            self.loaded = self._ask(
-                "load",
-                runtime=artifact.runtime,
-                path=str(artifact.path),
-                device=self.device,
-                threads=self.threads,
-                auto_class=auto_class,
-                head=head,
-                **code_for(artifact),
-            )
+            self.load(artifact, **code_for(artifact))
         except BaseException:
             self.close()
             raise
+
+    def load(self, artifact: Artifact, trust: bool, register: str | None) -> None:
+        """Loads a model in place of the one before.
+
+        Args:
+            artifact: What to load.
+            trust: Run the code beside it.
+            register: Where to import hfcompress from first; None where it stays unknown.
+        """
+        self.artifact = artifact
+        self.loaded = self._ask(
+            "load",
+            runtime=artifact.runtime,
+            path=str(artifact.path),
+            device=self.device,
+            threads=self.threads,
+            auto_class=self.auto_class,
+            head=self.head,
+            trust=trust,
+            register=register,
+        )
 
     def _environment(self) -> dict[str, str]:
         threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
@@ -148,13 +160,22 @@ class ModelProcess:
         self.close()
 
 
-def code_for(artifact: Artifact) -> dict[str, Any]:
+OWN_CODE: Mapping[str, Any] = {"trust": False, "register": str(Path(__file__).parents[2])}
+"""What builds a pruned model with no flag: `import hfcompress`."""
+
+
+def is_pruned(artifact: Artifact) -> bool:
+    """Whether a model is of a shape that no stock config can express, and so of code that is not transformers'."""
+    return artifact.runtime == "torch" and str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED)
+
+
+def code_for(artifact: Artifact) -> Mapping[str, Any]:
     """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
-    beside, own = artifact.path / MODELING_FILE, modeling_source()
-    if not str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED):
+    if not is_pruned(artifact):
         return {"trust": False, "register": None}
-    ours = beside.is_file() and beside.read_bytes() == own.read_bytes()
-    return {"trust": ours, "register": None if ours else str(own)}
+    beside = artifact.path / MODELING_FILE
+    ours = beside.is_file() and beside.read_bytes() == modeling_source().read_bytes()
+    return {"trust": True, "register": None} if ours else OWN_CODE
 
 
 def default_threads() -> int:

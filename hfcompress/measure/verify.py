@@ -1,11 +1,19 @@
-"""Proof that what was saved is what was made."""
+"""Proof that what was saved is what was made, by each way that it can be loaded."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.measure.process import ModelProcess, code_for
-from hfcompress.model.artifact import Artifact
+from hfcompress.base.console import say
+from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, is_pruned
+from hfcompress.model.artifact import Artifact, load_model
+from hfcompress.model.export import export, quiet
 from hfcompress.model.probe import probe_inputs
 
 if TYPE_CHECKING:
@@ -13,13 +21,15 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "nf4": 1e-5, "fp4": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of a logit, relative to the largest logit or 1: kernels differ by rounding, nothing more."""
+EXPORT_TOLERANCE = 1e-4
+"""The same for an ONNX graph, whose operators are other kernels."""
 
 
 class ReloadError(RuntimeError):
     """A saved model that is not the one in memory."""
 
 
-def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: str = "cpu") -> float:
+def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: str = "cpu") -> dict[str, float]:
     """Loads a saved model in a fresh process and holds its logits against those of the model in memory.
 
     Args:
@@ -29,22 +39,62 @@ def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: 
         device: Where the one in memory ran.
 
     Returns:
-        The largest difference.
+        The largest difference, by each way to load it: with `transformers` (of a pruned model, the modeling file
+        beside it), with no flag after `import hfcompress` (of a pruned model), and as `onnx` (what is ONNX, and a
+        model that a `prune` stage made, exported with other batch and length, where onnxruntime is installed).
 
     Raises:
-        ReloadError: where it is beyond what rounding explains.
+        ReloadError: where one is beyond what rounding explains.
     """
-    import numpy as np
-
     if artifact.runtime == "torch" and code_for(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
+    probe, tolerance = probe_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
     with ModelProcess(artifact, auto_class, device) as process:
-        found = process.logits([probe_inputs(artifact.path)])
+
+        def difference(way: str, tolerance: float) -> float:
+            return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
+
+        if artifact.runtime == "onnx":
+            return {"onnx": difference("onnxruntime", tolerance)}
+        found = {"transformers": difference("transformers", tolerance)}
+        if is_pruned(artifact):
+            process.load(artifact, **OWN_CODE)
+            found["hfcompress"] = difference("hfcompress", tolerance)
+            with _exported(artifact, auto_class) as graph:
+                if graph:
+                    process.load(graph, **code_for(graph))
+                    found["onnx"] = difference("onnxruntime", EXPORT_TOLERANCE)
+    return found
+
+
+def _difference(what: str, found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> float:
+    import numpy as np
+
     if found.shape != expected.shape:
-        raise ReloadError(f"{artifact.path}, reloaded, answers {found.shape} where {expected.shape} were expected")
+        raise ReloadError(f"{what}, answers {found.shape} where {expected.shape} were expected")
     difference = float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
-    if not difference <= TOLERANCE.get(artifact.dtype, 1e-5):
-        raise ReloadError(
-            f"{artifact.path}, reloaded in a fresh process, differs from the model in memory by {difference:.2g}"
-        )
+    if not difference <= tolerance:
+        raise ReloadError(f"{what} in a fresh process, differs from the model in memory by {difference:.2g}")
     return difference
+
+
+@contextmanager
+def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
+    """The model of a prune stage as a graph in a scratch directory; None where it cannot be made."""
+    if artifact.kind != "prune" or not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
+        yield None
+        return
+    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
+        graph: Artifact | None = replace(artifact, path=Path(folder), runtime="onnx")
+        try:
+            with quiet():
+                export(
+                    load_model(artifact.path, auto_class),
+                    Path(folder) / "model.onnx",
+                    probe_inputs(artifact.path, rows=2, length=9),
+                )
+        except Exception as error:  # the exporter raises whatever the operator that it does not know does
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(f"{artifact.path} cannot be exported to ONNX: {reason}")
+            graph = None
+        yield graph

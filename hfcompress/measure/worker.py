@@ -1,12 +1,12 @@
 """One model in a process of its own: loaded as a user would load it, then run, timed and weighed.
 
-Run by path (`python -P worker.py`), it imports numpy and the runtime that the model needs and nothing of hfcompress:
-what loads here loads anywhere. It reads one JSON request a line and answers with one JSON line.
+Run by path (`python -P worker.py`), it imports numpy and the runtime that the model needs and nothing of hfcompress
+unless it is told to: what loads here loads anywhere. It reads one JSON request a line and answers with one JSON line.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import json
 import os
@@ -28,7 +28,7 @@ class TorchModel:
         import transformers
 
         if register is not None:
-            run_registering(register)
+            import_hfcompress(register)
 
         torch.set_num_threads(threads)
         self.torch, self.device = torch, device
@@ -98,14 +98,10 @@ class OnnxModel:
         return resident_peak()
 
 
-def run_registering(path: str) -> None:
-    """Runs hfcompress's modeling file under its own name, so that it teaches the Auto classes its models."""
-    spec = importlib.util.spec_from_file_location("hfcompress.model.pruned", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def import_hfcompress(place: str) -> None:
+    """Does as who needs no flag for a pruned model does, also where hfcompress is not installed."""
+    sys.path.append(place)
+    importlib.import_module("hfcompress")
 
 
 def resident_peak() -> int:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @contextmanager
-def frozen(model: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
     """Eval mode, and gradients for no weight but those of `but`, while the context lasts."""
     modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -57,7 +57,7 @@ def unit_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[t
                 for modules, units in zip(places, found, strict=True)
                 for module, sums in zip(modules, units, strict=True)
             ]
-            _summed_loss(model, batch, loss, handles).backward()  # type: ignore[no-untyped-call]
+            _summed_loss(model, batch, loss, handles).backward()
             yield found[0], found[1]
 
 
@@ -80,14 +80,14 @@ def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator
     readers = [module for module in layer_linears(model).values() if id(module) not in writers]
     with frozen(model):
         for batch in batches:
-            sums = _zeros(model, len(batch["labels"]), int(model.config.hidden_size))  # type: ignore[union-attr,arg-type]
+            sums = _zeros(model, len(batch["labels"]), _width(model))
             last: list[Tensor] = []
             handles = [module.register_forward_pre_hook(partial(_watch_read, sums)) for module in readers]
             handles += [layer.register_forward_pre_hook(_enter) for layer in stack]
             handles += [layer.register_forward_hook(partial(_remember, last)) for layer in stack]
             value = _summed_loss(model, batch, loss, handles)
             _watch(sums, last[-1])
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             yield sums
 
 
@@ -111,9 +111,8 @@ def mean_unit_gradients(
 
 def mean_stream_gradients(model: nn.Module, batches: Batches, loss: Loss, total: Total, of: Of) -> Tensor:
     """The mean of `of(∂L/∂ζ)` over the rows of all processes, `(hidden,)`; arguments as of `mean_unit_gradients`."""
-    width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
     rows = ([gradient] for gradient in stream_gradients(model, batches, loss))
-    return _mean_over_rows(model, rows, [width], total, of)[0]
+    return _mean_over_rows(model, rows, [_width(model)], total, of)[0]
 
 
 def mean_weight_gradients(model: nn.Module, batches: Batches, loss: Loss, total: Total, of: Of) -> dict[str, Tensor]:
@@ -144,8 +143,8 @@ def mean_weight_gradients(model: nn.Module, batches: Batches, loss: Loss, total:
                 value = _mean_loss(model, batch, loss)
             # An attention without heads does not use its empty weights.
             gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
-            for sum_, gradient in zip(sums, gradients, strict=True):
-                sum_.add_(of(gradient.float()), alpha=count)
+            for weight_sum, gradient in zip(sums, gradients, strict=True):
+                weight_sum.add_(of(gradient.float()), alpha=count)
             rows += count
     return dict(zip(weights, _means(sums, rows, total), strict=True))
 
@@ -170,6 +169,11 @@ def _means(sums: list[Tensor], rows: int, total: Total) -> list[Tensor]:
     count = torch.tensor([float(rows)], dtype=torch.float64, device=sums[0].device)
     total([*sums, count])
     return [(value / count.clamp(min=1)).float() for value in sums]
+
+
+def _width(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.hidden_size)
 
 
 def _zeros(model: nn.Module, *shape: int) -> Tensor:
@@ -237,5 +241,4 @@ def _watch(sums: Tensor, x: Tensor) -> None:
 
 
 def _add(sums: Tensor, x: Tensor, gradient: Tensor) -> None:
-    by_unit = (x.float() * gradient.float()).sum(1).unflatten(-1, (sums.shape[-1], -1)).sum(-1)
-    sums += by_unit
+    sums += (x.float() * gradient.float()).sum(1).unflatten(-1, (sums.shape[-1], -1)).sum(-1)

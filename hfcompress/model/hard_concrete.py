@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.model.masks import STEADY, UnitMasks, expected_cost, kept_within
+from hfcompress.model.masks import STEADY, UnitMasks, expected_cost, kept_within, partly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +100,7 @@ class HardConcrete(UnitMasks):
             [p.sum().clamp(min=n) for p, n in zip(heads, least[0], strict=True)],
             [p.sum().clamp(min=n * costs.group) for p, n in zip(neurons, least[1], strict=True)],
         )
-        wanted = self.target.at(self._done(progress)).budget
+        wanted = partly(self.target, self._done(progress)).budget
         ahead = (wanted - expected) / (costs.whole - costs.fixed)
         return self.multipliers[0] * ahead + self.multipliers[1] * ahead**2
 
@@ -116,7 +116,7 @@ class HardConcrete(UnitMasks):
         return self._products(torch.sigmoid(self.log_alpha - self.learning.temperature * math.log(-LOW / HIGH)))
 
     def _kept(self, progress: float) -> list[Keep]:
-        return kept_within(*self.probabilities(), self.target.at(self._done(progress)))
+        return kept_within(*self.probabilities(), partly(self.target, self._done(progress)))
 
     def _done(self, progress: float) -> float:
         return min(progress / self.learning.warmup, 1.0) if self.learning.warmup else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -238,6 +238,11 @@ def kept_within(heads: Sequence[Tensor], neurons: Sequence[Tensor], target: Targ
     counts = _most(blocks, room)
     chosen = [tuple(b.order[: n * b.group].sort().values.tolist()) for b, n in zip(blocks, counts, strict=True)]
     return [Keep(h, n) for h, n in zip(chosen[: len(heads)], chosen[len(heads) :], strict=True)]
+
+
+def partly(target: Target, done: float) -> Target:
+    """The target when so much of the cutting is done: everything may stay at 0, the budget at 1."""
+    return replace(target, budget=target.costs.whole + done * (target.budget - target.costs.whole))
 
 
 class _Block:

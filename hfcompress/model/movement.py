@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.base.growth import done_between
-from hfcompress.model.masks import UnitMasks, kept_within
+from hfcompress.model.masks import UnitMasks, kept_within, partly
 from hfcompress.model.weight_masks import WeightMasks
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class MovementUnits(UnitMasks):
         return self._kept(1.0)
 
     def _kept(self, progress: float) -> list[Keep]:
-        return kept_within(*self.split(self.scores.detach().cpu()), self.target.at(self.movement.done(progress)))
+        return kept_within(*self.split(self.scores.detach().cpu()), partly(self.target, self.movement.done(progress)))
 
 
 class MovementWeights(WeightMasks):

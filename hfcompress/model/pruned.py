@@ -107,10 +107,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     base = getattr(transformers, stock)
     if stock.endswith("Config"):
-        # `per_layer_config` shadows the property of transformers >= 5.14, which refuses to read the nominal sizes.
-        # Nor do the nominal sizes have to fit each other.
-        told = {"model_type": "pruned_" + base.model_type, "per_layer_config": None, "validate_architecture": _any}
-        made = type(name, (base,), {"__module__": __name__, **told})
+        made = type(name, (_Told, base), {"__module__": __name__, "model_type": "pruned_" + base.model_type})
     else:
         told = {"config_class": _class(f"Pruned{prefixes[0]}Config"), "parts": PARTS[prefixes[0]]}
         made = type(name, (_Pruned, base), {"__module__": __name__, **told})
@@ -118,12 +115,36 @@ def __getattr__(name: str) -> Any:
     return made
 
 
-def _any(_config: Any) -> None:
-    """Every architecture passes."""
-
-
 def _class(name: str) -> Any:
     return getattr(sys.modules[__name__], name)
+
+
+class _Told:
+    """A stock config whose `per_layer_config`, as it is written, says the sizes of each layer.
+
+    From transformers 5.14 on that key makes a config refuse to tell its nominal sizes, so it is kept under another one
+    in memory. A cache asks each layer's config for its window; that is no different here.
+    """
+
+    layer_sizes: Any = None
+
+    @property
+    def per_layer_config(self) -> Any:
+        return [self] * self.num_hidden_layers  # type: ignore[attr-defined]
+
+    @per_layer_config.setter
+    def per_layer_config(self, sizes: dict[str, Any]) -> None:
+        self.layer_sizes = sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        told: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return told | ({"per_layer_config": told.pop("layer_sizes")} if "layer_sizes" in told else {})
+
+    def validate(self) -> None:
+        """What transformers 5 checks before it writes a config, but that the nominal sizes fit each other."""
+        for check in self.__class_validators__:  # type: ignore[attr-defined]
+            if check.__name__ != "validate_architecture":
+                check(self)
 
 
 class _Pruned:
@@ -142,7 +163,7 @@ class _Pruned:
         if base is not model and isinstance(base, _Pruned):
             return
         for index, layer in enumerate(base.get_submodule(self.parts["layers"])):
-            _narrow(layer, self.parts, config, (config.per_layer_config or {}).get(str(index), {}))
+            _narrow(layer, self.parts, config, (config.layer_sizes or {}).get(str(index), {}))
         if hasattr(config, "bias_heads"):
             table = base.encoder.relative_attention_bias
             base.encoder.relative_attention_bias = nn.Embedding(

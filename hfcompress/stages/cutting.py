@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.console import say
 from hfcompress.base.costs import Target
 from hfcompress.base.shape import Shape, shape_of
-from hfcompress.criteria.base import Calibration, Scores
+from hfcompress.criteria.base import Calibration, DataCriterion, Scores
 from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config
 from hfcompress.stages.allocation import allocate, choose, kept
 from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 Change = Callable[["PreTrainedModel"], "PreTrainedModel"]
 """What was decided of one model; it can be done to any model of the same shape."""
+
+
+ROWS = 2048
+"""Rows that masks are rearranged and tuned on where the criterion looks at none (Kwon et al. 2022)."""
 
 
 @dataclass
@@ -178,14 +182,51 @@ class Cutting:
         return load_model(self.parent.path, self.bench.task.auto_class)
 
     def closing(self, schedule: Gradual, model: PreTrainedModel) -> Masks:
-        """Gates that close as the schedule says, scored anew again and again."""
-        from hfcompress.model import masks
+        """Masks that close as the schedule says; the model is scored anew each time."""
+        from hfcompress.model import masks, weight_masks
+
+        criterion = self.options.criterion
+        due = masks.Due(schedule.begin, schedule.end, schedule.every, schedule.curve)
 
         def rescore(masked: PreTrainedModel, done: float) -> list[Keep]:
-            return self.chosen(self.options.criterion.scores(masked, self.calibration), masked, done)
+            return self.chosen(criterion.scores(masked, self.calibration), masked, done)
 
-        options = {"begin": schedule.begin, "end": schedule.end, "every": schedule.every, "curve": schedule.curve}
-        return masks.Gradual(model, rescore, **options)
+        if self.options.weights is not None:
+            scores = partial(criterion.weight_scores, calibration=self.calibration)
+            return weight_masks.GradualWeights(model, self.options.weights, scores, due)
+        return masks.Gradual(model, rescore, due)
+
+    def _rearranged(self, model: PreTrainedModel, keep: list[Keep]) -> list[Keep]:
+        """As many units of each block, of which some are swapped for others that go better together."""
+        import torch
+
+        from hfcompress.model.gates import unit_counts
+        from hfcompress.model.gradients import unit_gradients
+        from hfcompress.model.tuning import rearrange
+
+        calibration = self.calibration
+        # A process without rows has matrices without rows, and sums up with the others.
+        found = [[[torch.zeros(0, units)] for units in counts] for counts in unit_counts(model)]
+        for batch in unit_gradients(model, calibration.batches(self._rows), calibration.loss):
+            for rows, gradients in zip(found, batch, strict=True):
+                for kept, gradient in zip(rows, gradients, strict=True):
+                    kept.append(gradient.cpu())
+        heads, neurons = ([torch.cat(layer) for layer in rows] for rows in found)
+        return rearrange(keep, (heads, neurons), calibration.total)
+
+    def _tune(self, model: PreTrainedModel, keep: list[Keep]) -> None:
+        """Scales what stays, in place; notes each block's error before and after."""
+        from hfcompress.model.tuning import fold, tune
+
+        gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
+        fold(model, gates)
+        self.bench.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
+
+    @property
+    def _rows(self) -> int:
+        """Rows that masks are rearranged and tuned on: as many as the criterion looks at."""
+        criterion = self.options.criterion
+        return criterion.rows if isinstance(criterion, DataCriterion) else ROWS
 
     def _look_at_sensitivity(self, model: PreTrainedModel, scores: Scores) -> None:
         """Notes how the metric falls with each block's units, the first time that there are scores."""

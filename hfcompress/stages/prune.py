@@ -196,6 +196,9 @@ class Prune(Stage):
         if (learned or isinstance(self.schedule, Gradual)) and mixed:
             fix = "cut them in a stage of their own"
             found.append(Problem(f"`{mixed[0]}` cannot be cut while the model trains", fix, (mixed[0],)))
+        if self.tune and self.criterion.updates:
+            message = f"{self.criterion.name} makes what stays take over by itself"
+            found.append(Problem(message, "leave `tune` out", ("tune",)))
         later = self.updates and not isinstance(self.schedule, (OneShot, Iterative))
         if later or (self.updates and learned):
             what = next(k for k in ("tune", "rearrange", "criterion") if k == "criterion" or getattr(self, k))

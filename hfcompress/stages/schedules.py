@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hfcompress.base.component import Strict
 from hfcompress.base.growth import Curve, done
@@ -41,6 +41,12 @@ class Gradual(Strict):
     every: int = Field(default=50, ge=1)
     """Steps from one scoring to the next."""
     curve: Curve = "cubic"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Gradual:
+        if self.begin >= self.end:
+            raise ValueError(f"`begin` ({self.begin}) comes before `end` ({self.end})")
+        return self
 
 
 class Lottery(Strict):

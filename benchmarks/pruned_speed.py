@@ -1,0 +1,62 @@
+"""A model at half of its layers' MACs against the whole one, and a model cut to a latency against that target.
+
+On a CPU, batch 32 of 128 tokens, all models taking turns. What is cut is decided by the L2 norm of random weights: only
+speed is measured. BERT-base's shape; `--quick` takes MiniLM-L6's and fewer rounds, `--threads N` so many threads.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from transformers import BertConfig, BertForSequenceClassification
+
+from hfcompress.base.shape import shape_of
+from hfcompress.criteria.base import CRITERIA, Calibration, Scores
+from hfcompress.measure.blocks import Setting, measure_table, predict, timed
+from hfcompress.model.surgery import cut
+from hfcompress.stages.allocation import allocate
+from hfcompress.stages.budget import Budget, target_of
+
+SHAPES = {
+    "full": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "quick": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+}
+GROUP, LENGTH, TARGET = 8, 128, 1.7
+
+
+def described(small: Any) -> str:
+    """Heads and neurons of each layer."""
+    return " ".join(f"{layer.heads}x{layer.ffn}" for layer in shape_of(small.config.to_dict()).layers)
+
+
+def main() -> None:
+    """Prints the speed-up at half of the MACs, and how near a latency comes to its target."""
+    warnings.simplefilter("ignore")
+    size = "quick" if "--quick" in sys.argv else "full"
+    threads = int(sys.argv[sys.argv.index("--threads") + 1]) if "--threads" in sys.argv else None
+    rounds, setting = (3 if size == "quick" else 7), Setting(length=LENGTH, threads=threads)
+    model = BertForSequenceClassification(BertConfig(**SHAPES[size])).eval()
+    shape = shape_of(model.config.to_dict())
+    scores: Scores = CRITERIA.parse("magnitude").scores(model, Calibration(lambda _: [], lambda *_: model.loss, 0))
+    table = measure_table(model, shape, setting, rounds)
+    smalls = []
+    for budget in (Budget(macs=0.5), Budget(latency=0.5)):
+        target = target_of(budget, shape, shape, GROUP, LENGTH, table)
+        smalls.append(cut(model, allocate(scores, target, normalise=True)))
+    source, by_macs, by_latency = timed([model, *smalls], setting, 3 * rounds)
+    print(
+        f"{setting.device_name}, {setting.used_threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}"
+    )
+    print(f"table: the whole model {predict(table, shape) * 1e3:.0f} ms, measured {source * 1e3:.0f} ms")
+    print(f"half of the MACs: {described(smalls[0])}")
+    print(f"half of the time: {described(smalls[1])}")
+    off = by_latency / source * 200 - 100
+    print(f"                  {by_latency * 1e3:.0f} ms, target {source * 500:.0f} ms: {off:+.1f}%")
+    print(f"half of the MACs: {by_macs * 1e3:.0f} ms against {source * 1e3:.0f} ms")
+    print(f"ratio: {source / by_macs:.2f} (target {TARGET})")
+
+
+if __name__ == "__main__":
+    main()

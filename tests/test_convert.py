@@ -1,0 +1,373 @@
+"""Checkpoints as older tools wrote them, built by hand, and the models that they become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.convert import Converted, convert, pruned_model, summary
+from hfcompress.measure.verify import ReloadError
+from hfcompress.model.artifact import load_model, load_tokenizer
+from hfcompress.model.family import family_of
+from hfcompress.model.gates import gated
+from hfcompress.model.narrow import cut_hidden, hidden_gated
+from hfcompress.model.observe import observe
+from tests import world
+
+AUTO = "AutoModelForSequenceClassification"
+KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
+"""Heads and neurons that stay, by layer."""
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return observe(model, world.batch()).logits
+
+
+def masked(model: Any, kept: Any = KEPT) -> torch.Tensor:
+    """Logits of the full model with what goes masked."""
+    heads = [torch.zeros(4).index_fill(0, torch.tensor(list(h), dtype=torch.long), 1.0) for h, _ in kept]
+    neurons = [torch.zeros(64).index_fill(0, torch.tensor(list(n), dtype=torch.long), 1.0) for _, n in kept]
+    with gated(model, heads, neurons):
+        return logits(model)
+
+
+def write(path: Path, model: Any, weights: dict[str, torch.Tensor], tokenizer: bool = True, **changes: Any) -> Path:
+    """A checkpoint of any tensors, under the model's config with changes."""
+    path.mkdir(parents=True)
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__], **changes}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, path / "model.safetensors")
+    if tokenizer:
+        world.tokenizer().save_pretrained(path)
+    return path
+
+
+def layer_name(model: Any, index: int) -> str:
+    return f"{model.base_model_prefix}.{family_of(model).layers}.{index}."
+
+
+def pruned(model: Any, kept: Any = KEPT) -> dict[str, torch.Tensor]:
+    """The weights, with heads and neurons cut out as transformers 4's `prune_linear_layer` does."""
+    weights, family, width = dict(model.state_dict()), family_of(model), 8
+    for index, (heads, neurons) in enumerate(kept):
+        rows = [h * width + i for h in heads for i in range(width)]
+        for path, index_, axis in [
+            *((p, rows, 0) for p in (family.query, family.key, family.value)),
+            (family.attention_output, rows, 1), (family.ffn_in, list(neurons), 0), (family.ffn_out, list(neurons), 1),
+        ]:  # fmt: skip
+            name = f"{layer_name(model, index)}{path}"
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].index_select(axis, torch.tensor(index_))
+            if axis == 0:
+                weights[f"{name}.bias"] = weights[f"{name}.bias"][index_]
+    return weights
+
+
+def read(path: Path) -> tuple[torch.Tensor, Converted]:
+    """The logits of what a checkpoint becomes, and what that came to."""
+    model, converted = pruned_model([path])
+    assert converted.shape.parameters == sum(p.numel() for p in model.parameters())
+    return logits(model), converted
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+def test_pruned_heads_of_transformers_4(family: str, tmp_path: Path) -> None:
+    model = world.model(family)
+    kept = [(heads, range(64)) for heads, _ in KEPT]
+    old = write(tmp_path / "old", model, pruned(model, kept), pruned_heads={"0": [1, 3], "1": [0]})
+
+    found, done = read(old)
+
+    assert torch.allclose(found, masked(model, kept), atol=1e-5)
+    assert [(x.heads, x.ffn) for x in done.shape.layers] == [(2, 64), (3, 64)]
+    assert (done.bound, done.idle, done.left_out) == (0.0, (0, 0), ())
+
+
+def test_what_is_written_loads_again_with_the_tokenizer_of_the_base(tmp_path: Path) -> None:
+    model = world.model()
+    changes = {"pruned_heads": {"0": [1, 3], "1": [0]}}
+    old = write(tmp_path / "old", model, pruned(model), tokenizer=False, **changes)
+    world.tokenizer().save_pretrained(tmp_path / "base")
+    done = convert(str(old), tmp_path / "new", str(tmp_path / "base"))
+    assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
+    assert "pruned_heads" not in json.loads((tmp_path / "new" / "config.json").read_text())
+    assert load_tokenizer(tmp_path / "new")("the film")["input_ids"][0] == 2
+    assert done.tokenizer
+    with pytest.raises(HfcompressError, match="as hfcompress writes them"):
+        convert(str(tmp_path / "new"), tmp_path / "newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "new", "old"]
+
+
+def test_heads_of_mpnet_keep_their_own_position_biases(tmp_path: Path) -> None:
+    model = world.model("mpnet")
+    kept = [(heads, range(64)) for heads, _ in KEPT]
+    weights = pruned(model, kept)
+    old = write(tmp_path / "old", model, weights, pruned_heads={"0": [1, 3], "1": [0]})
+    assert torch.allclose(read(old)[0], masked(model, kept), atol=1e-5)
+    untold = write(tmp_path / "untold", model, weights)
+    with pytest.raises(HfcompressError, match="which heads of layer 1 are left cannot be told"):
+        read(untold)
+
+
+def test_the_shared_layer_of_albert(tmp_path: Path) -> None:
+    model, kept = world.model("albert", layers=3), [((0, 2), range(40))]
+    old = write(tmp_path / "old", model, pruned(model, kept), pruned_heads={"0": [1, 3]})
+    found, done = read(old)
+    assert torch.allclose(found, masked(model, kept), atol=1e-5)
+    assert [(x.heads, x.ffn) for x in done.shape.layers] == [(2, 40)] * 3
+
+
+def test_heads_that_the_tensors_contradict_are_told(tmp_path: Path) -> None:
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1]})
+    with pytest.raises(HfcompressError, match=r"takes 1 of the 4 heads of layer 1, and its tensors have 2 left"):
+        convert(str(old), tmp_path / "new")
+    assert not list(tmp_path.glob("new*"))
+
+
+@pytest.mark.parametrize("head", ["sequence", "token", "span", "mask"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_tensors_smaller_than_their_config_says(family: str, head: str, tmp_path: Path) -> None:
+    model = world.model(family, head=head)
+    weights = pruned(model) | {"layer_transformation.weight": torch.eye(32)}
+    # Tied weights are stored once.
+    weights = {
+        n: t for n, t in weights.items() if n not in ("cls.predictions.decoder.weight", "vocab_projector.weight")
+    }
+    old = write(tmp_path / "old", model, weights, architectures=["CoFi" + type(model).__name__])
+    found, done = read(old)
+    assert torch.allclose(found, masked(model), atol=1e-5)
+    assert done.left_out == ("layer_transformation.weight",)
+
+
+BLOCKS = {"attention": ("attention.self", "attention.output.dense"), "ffn": ("intermediate", "output.dense")}
+
+
+class _Skips(torch.nn.Module):
+    """A block that CoFi left out: what comes in goes on, without the norm."""
+
+    def forward(self, _given: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        return stream
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, tmp_path: Path) -> None:
+    model = world.model(family, layers=4, layer_norm_eps=1e-12)
+    gone = {0: ("attention",), 1: ("ffn",), 2: ("attention", "ffn"), 3: ("attention",)}
+    weights = dict(model.state_dict())
+    for index, blocks in gone.items():
+        layer = model.base_model.encoder.layer[index]
+        for block in blocks:
+            parts = (
+                ("attention.self", "attention.output.dense")
+                if block == "attention"
+                else ("intermediate", "output.dense")
+            )
+            for part in parts:
+                start = f"{layer_name(model, index)}{part}."
+                weights = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
+            owner = layer.attention if block == "attention" else layer
+            owner.output = _Skips()
+    old = write(tmp_path / "old", world.model(family, layers=4, layer_norm_eps=1e-12), weights)
+
+    found, done = read(old)
+
+    assert torch.allclose(found, logits(model), atol=1e-5)
+    assert [(x.heads, x.ffn) for x in done.shape.layers] == [(0, 64), (4, 0), (0, 64)]
+
+
+def test_cofi_dimensions_that_are_cut(tmp_path: Path) -> None:
+    model, dims = world.model(head="token"), [*range(0, 20), *range(22, 31)]
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for axis, size in enumerate(tensor.shape):
+            inside = any(part in name for part in ("self", "attention.output.dense.weight")) and axis == (
+                1 if name.endswith("output.dense.weight") else 0
+            )
+            if size == 32 and not inside:
+                tensor = tensor.index_select(axis, torch.tensor(dims))
+        weights[name] = tensor
+    old = write(tmp_path / "old", model, weights)
+    found, done = read(old)
+    with hidden_gated(model, dims):
+        expected = logits(model)
+    assert done.shape.hidden == 29
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_bound_holds(
+    family: str, tmp_path: Path
+) -> None:
+    model, dims = world.model(family), list(range(30))
+    dense = model.bert.pooler.dense if family == "bert" else model.classifier.dense
+    reader = model.classifier if family == "bert" else model.classifier.out_proj
+    with torch.no_grad():
+        reader.weight[:, [3, 11]] *= 1e-3
+    inner = [i for i in range(32) if i not in (3, 11)]
+    weights = dict(cut_hidden(model, dims, inner).state_dict())
+    names = {id(m): n for n, m in model.named_modules()}
+    weights[f"{names[id(dense)]}.weight"] = dense.weight.detach()[:, dims]
+    weights[f"{names[id(dense)]}.bias"] = dense.bias.detach()
+    weights[f"{names[id(reader)]}.weight"] = reader.weight.detach()
+    old = write(tmp_path / "old", model, weights)
+
+    found, done = read(old)
+
+    full = torch.nn.Linear(30, 32)
+    full.weight.data, full.bias.data = dense.weight.detach()[:, dims], dense.bias.detach()
+    with hidden_gated(model, dims, inner), torch.no_grad():
+        stream = model.base_model(**world.batch()).last_hidden_state[:, 0][:, dims]
+    exact = (full(stream).tanh() @ reader.weight.T + reader.bias).detach()
+    assert done.bound == pytest.approx(float(reader.weight.detach()[:, [3, 11]].abs().sum(1).max()))
+    assert 0 < float((found - exact).abs().max()) <= done.bound
+    assert any("not exact" in line for line in summary(done))
+
+
+def zeroed(model: Any) -> dict[str, torch.Tensor]:
+    """Weights of full size in which some heads and neurons do nothing, each in another way."""
+    family = family_of(model)
+    with torch.no_grad():
+        for layer in family.stack(model):
+            value, out = layer.get_submodule(family.value), layer.get_submodule(family.attention_output)
+            made, read = layer.get_submodule(family.ffn_in), layer.get_submodule(family.ffn_out)
+            values = value.weight.chunk(3)[-1] if family.value == family.query else value.weight
+            values[:8] = 0  # a head whose values are its biases
+            out.weight[:, 16:24] = 0  # a head that nothing reads, or with grouped queries a part of one
+            read.weight[:, :5] = 0  # neurons that nothing reads
+            made.weight[8:20] = 0  # neurons that are their biases
+            if value.bias is not None:
+                made.bias[8:12] = 0  # neurons that are zero
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "mpnet", "albert", "modernbert", "llama"])
+def test_zeros_of_nn_pruning_go_and_no_logit_moves(family: str, tmp_path: Path) -> None:
+    model = world.model(family)
+    old = write(tmp_path / "old", model, zeroed(model))
+    expected = logits(model)
+    found, done = read(old)
+    assert torch.allclose(found, expected, atol=1e-5)
+    stored = len(family_of(model).stack(model))
+    assert done.idle == ((1 if family == "llama" else 2) * stored, 17 * stored)
+    assert [(x.heads, x.ffn) for x in done.shape.layers] == [(2, 47)] * len(done.shape.layers)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_an_activation_that_is_not_zero_at_zero_is_not_taken_for_nothing(bias: float, tmp_path: Path) -> None:
+    model = world.model(hidden_act="sigmoid")
+    made = model.bert.encoder.layer[0].intermediate.dense
+    with torch.no_grad():
+        made.weight[:16], made.bias[:16] = 0, bias
+    expected = logits(model)
+    old = write(tmp_path / "old", model, dict(model.state_dict()))
+    found, done = read(old)
+    assert done.idle == (0, 16)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_head_that_attends_to_nothing_in_particular_stays(tmp_path: Path) -> None:
+    """Without queries it takes the mean of its values, which is not nothing."""
+    model = world.model()
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.query.weight[:8] = 0
+    old = write(tmp_path / "old", model, dict(model.state_dict()))
+    with pytest.raises(HfcompressError, match="was pruned: it is as its config says"):
+        convert(str(old), tmp_path / "new")
+
+
+# What is refused
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", world.model(), {})
+    (old / "model.safetensors").rename(old / "pytorch_model.bin")
+    with pytest.raises(HfcompressError, match="pickled weights only"):
+        convert(str(old), tmp_path / "new")
+
+
+def test_a_target_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model))
+    before = world.snapshot(tmp_path)
+    with pytest.raises(HfcompressError, match="exists, and is left as it is"):
+        convert(str(old), old)
+    assert world.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("classifier.weight"), r"lacks 1 of the weights of .*\(classifier.weight\)"),
+        (lambda w: w.update({"bert.encoder.layer.0.attention.output.dense.weight": torch.zeros(32, 12)}),
+         "heads of layer 1 have 12 dimensions in all, no multiple of the 8"),
+        (lambda w: w.update({"bert.encoder.layer.1.attention.self.query.weight": torch.zeros(8, 32)}),
+         r"query.weight is \(8, 32\), where \(24, 32\) would go"),
+        (lambda w: [w.pop(n) for n in list(w) if "encoder.layer" in n], "no tensor of a layer"),
+    ],
+)  # fmt: skip
+def test_tensors_that_make_up_no_model(change: Any, message: str, tmp_path: Path) -> None:
+    model = world.model()
+    weights = pruned(model)
+    change(weights)
+    old = write(tmp_path / "old", model, weights)
+    with pytest.raises(HfcompressError, match=message):
+        convert(str(old), tmp_path / "new")
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_a_missing_block_of_another_architecture_is_not_guessed_at(tmp_path: Path) -> None:
+    model = world.model("distilbert")
+    weights = {n: t for n, t in pruned(model).items() if "layer.0.ffn" not in n}
+    old = write(tmp_path / "old", model, weights)
+    with pytest.raises(HfcompressError, match=r"lacks .*layer.0.ffn.lin2.weight, and what distilbert does without"):
+        convert(str(old), tmp_path / "new")
+
+
+def test_a_config_of_no_head_is_refused(tmp_path: Path) -> None:
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model), architectures=["BertModel"])
+    with pytest.raises(HfcompressError, match="names no class with a head: architectures is BertModel"):
+        convert(str(old), tmp_path / "new")
+
+
+def test_the_command_takes_the_config_from_the_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfcompress.convert.verify", lambda *_: {})
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model), tokenizer=False)
+    (tmp_path / "base").mkdir()
+    (old / "config.json").rename(tmp_path / "base" / "config.json")
+    assert world.run_cli("convert", old, tmp_path / "none") == 2
+    assert "--base" in capsys.readouterr().err
+    assert world.run_cli("convert", old, tmp_path / "new", "--base", tmp_path / "base") == 0
+    said = capsys.readouterr().out
+    assert "heads by layer 2, 3; neurons 32, 40" in said
+    assert "no tokenizer was found" in said
+    assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
+
+
+def test_what_does_not_reload_the_same_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def refuse(artifact: Any, expected: Any, auto_class: str) -> None:
+        seen.append((artifact.path, expected, auto_class))
+        raise ReloadError("differs")
+
+    monkeypatch.setattr("hfcompress.convert.verify", refuse)
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model))
+    with pytest.raises(ReloadError, match="differs"):
+        convert(str(old), tmp_path / "new")
+    [(path, expected, auto_class)] = seen
+    assert (path, auto_class) == (tmp_path / "new.partial", AUTO)
+    assert expected.shape == (4, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

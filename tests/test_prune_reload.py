@@ -1,0 +1,275 @@
+"""Pruned models must load anywhere, and be the same ones compiled, exported and quantized."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from hfcompress.backends.base import BACKENDS
+from hfcompress.base.shape import ARCHITECTURES, HEADS
+from hfcompress.measure import verify as verifying
+from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.measure.verify import ReloadError, verify
+from hfcompress.model.artifact import (
+    MODELING_FILE,
+    load_model,
+    load_tokenizer,
+    open_artifact,
+    save_model,
+    weights_hash,
+)
+from hfcompress.model.export import export, quiet, run_onnx
+from hfcompress.model.observe import observe
+from hfcompress.model.probe import logits_of, probe_inputs
+from hfcompress.model.surgery import Keep, cut
+from tests import world
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+
+ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
+families = pytest.mark.parametrize("family", ENCODERS)
+AUTO = "AutoModelForSequenceClassification"
+ALL_HEADS, ALL_NEURONS, HALF = (0, 1, 2, 3), tuple(range(64)), tuple(range(1, 64, 2))
+LAYOUTS = {
+    "stock": [Keep(ALL_HEADS, HALF), Keep(ALL_HEADS, tuple(range(32)))],
+    "uneven": [Keep((3,), tuple(range(48))), Keep((0, 1, 3), (5, 6, 7, 60))],
+    "nothing left of a layer": [Keep((1, 2), ALL_NEURONS), Keep((), ())],
+}
+
+
+def build(family: str, layout: str, **config: Any) -> Any:
+    """A pruned model; ALBERT's layers have the weights of one."""
+    return cut(world.model(family, **config), LAYOUTS[layout][-1:] if family == "albert" else LAYOUTS[layout])
+
+
+# Saved models
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """A directory for each family and layout."""
+    root = tmp_path_factory.mktemp("saved")
+    made = {(family, layout): root / family / layout for family in ENCODERS for layout in LAYOUTS}
+    for (family, layout), path in made.items():
+        save_model(build(family, layout), world.tokenizer(), path)
+    return made
+
+
+LOAD = """
+import sys
+import numpy as np
+{first}
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+failed = 0
+for path in sys.argv[2:]:
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(path, {flag}).eval()
+    except Exception as error:
+        print(f"{{type(error).__name__}}: {{error}}", file=sys.stderr)
+        failed += 1
+        continue
+    assert AutoTokenizer.from_pretrained(path)("the film was good")["input_ids"][0] == 2
+    with np.load(sys.argv[1]) as probe, torch.no_grad():
+        inputs = {{k: torch.from_numpy(v) for k, v in probe.items() if k != "token_type_ids"}}
+        np.save(path + "/seen.npy", model(**inputs).logits.numpy())
+    print(type(model).__module__)
+assert "hfcompress" {known} sys.modules
+sys.exit(failed)
+"""
+
+
+def load_elsewhere(folder: Path, paths: list[Path], first: str = "", flag: str = "") -> Any:
+    """Loads directories in one fresh process; its exit code says how many failed."""
+    probe = folder / "probe.npz"
+    np.savez(probe, **probe_inputs(paths[0]))  # type: ignore[arg-type]
+    script = LOAD.format(first=first, flag=flag, known="in" if first else "not in")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+    command = [sys.executable, "-P", "-c", script, str(probe), *map(str, paths)]
+    for path in paths:
+        (path / "seen.npy").unlink(missing_ok=True)
+    return subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def answers_are_those_of_the_cut(saved: dict[tuple[str, str], Path], layout: str) -> list[str]:
+    """The families whose reloaded model answered another thing than the one that was saved."""
+    probe = probe_inputs(saved["bert", layout])
+    return [
+        family
+        for family in ENCODERS
+        if not np.allclose(
+            np.load(saved[family, layout] / "seen.npy"), logits_of(build(family, layout), probe), atol=1e-5
+        )
+    ]
+
+
+def test_a_stock_shape_loads_with_stock_transformers_alone(saved: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    paths = [saved[family, "stock"] for family in ENCODERS]
+    done = load_elsewhere(tmp_path, paths)
+    assert done.returncode == 0, done.stderr
+    assert answers_are_those_of_the_cut(saved, "stock") == []
+    assert not any((path / MODELING_FILE).exists() for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("first", "flag", "module"),
+    [("import hfcompress", "", "hfcompress.model.pruned"), ("", "trust_remote_code=True", "transformers_modules.")],
+    ids=["import", "flag"],
+)
+def test_an_uneven_shape_loads_after_the_import_and_with_the_flag(
+    saved: dict[tuple[str, str], Path], tmp_path: Path, first: str, flag: str, module: str
+) -> None:
+    paths = [saved[family, layout] for layout in ("uneven", "nothing left of a layer") for family in ENCODERS]
+    done = load_elsewhere(tmp_path, paths, first, flag)
+    assert done.returncode == 0, done.stderr
+    assert answers_are_those_of_the_cut(saved, "uneven") == []
+    assert answers_are_those_of_the_cut(saved, "nothing left of a layer") == []
+    assert all(line.startswith(module) for line in done.stdout.split())
+
+
+def test_an_uneven_shape_without_flag_or_import_says_what_it_needs(
+    saved: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    done = load_elsewhere(tmp_path, [saved[family, "uneven"] for family in ENCODERS])
+    assert done.returncode == len(ENCODERS)
+    assert done.stderr.count("trust_remote_code=True") >= len(ENCODERS)
+
+
+@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[0] in ENCODERS])
+def test_what_is_saved_again_is_the_same(family: str, head: str, tmp_path: Path) -> None:
+    auto, small = "AutoModel" + HEADS[head], build(family, "uneven", head=head)
+    save_model(small, world.tokenizer(), tmp_path / "once")
+    again = load_model(tmp_path / "once", auto)
+    save_model(again, load_tokenizer(tmp_path / "once"), tmp_path / "twice")
+    assert weights_hash(tmp_path / "once") == weights_hash(tmp_path / "twice")
+    assert (tmp_path / "twice" / MODELING_FILE).is_file()
+    assert again.config.auto_map[auto].endswith(f".{type(small).__name__}")
+    probe = probe_inputs(tmp_path / "once")
+    assert np.allclose(logits_of(again, probe), logits_of(small, probe), atol=1e-5)
+
+
+# The proof
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A directory whose layers read columns of their own, and what it answers."""
+    path, small = tmp_path_factory.mktemp("proven") / "mpnet", build("mpnet", "uneven")
+    save_model(small, world.tokenizer(), path)
+    return path, logits_of(small, probe_inputs(path))
+
+
+def test_a_pruned_model_is_proven_by_each_way_that_it_loads(uneven: tuple[Path, Any]) -> None:
+    path, expected = uneven
+    differences = verify(open_artifact(path, kind="prune"), expected, AUTO)
+    assert list(differences) == ["transformers", "hfcompress", "onnx"]
+    assert max(differences.values()) <= 1e-5
+    assert list(verify(open_artifact(path, kind="distill"), expected, AUTO)) == ["transformers", "hfcompress"]
+
+
+def test_no_way_is_proven_by_another(uneven: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, expected = uneven
+    artifact = open_artifact(path, kind="prune")
+    with monkeypatch.context() as patched:
+        patched.setattr(verifying, "OWN_CODE", {"trust": False, "register": None})
+        with pytest.raises(WorkerError, match="trust_remote_code=True"):
+            verify(artifact, expected, AUTO)
+    monkeypatch.setattr(verifying, "load_model", lambda *_: build("mpnet", "nothing left of a layer"))
+    with pytest.raises(ReloadError, match="reloaded by onnxruntime in a fresh process, differs from the model in mem"):
+        verify(artifact, expected, AUTO)
+
+
+def test_a_model_that_cannot_be_exported_is_said_to_be_unproven_there(
+    uneven: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no such operator\nand a long story")
+
+    monkeypatch.setattr(verifying, "export", fails)
+    path, expected = uneven
+    assert list(verify(open_artifact(path, kind="prune"), expected, AUTO)) == ["transformers", "hfcompress"]
+    told = capsys.readouterr()
+    assert "cannot be exported to ONNX: no such operator" in " ".join((told.out + told.err).split())
+
+
+def test_a_changed_weight_is_found_out(uneven: tuple[Path, Any], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path, expected = uneven
+    save_model(load_model(path, AUTO), world.tokenizer(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["classifier.out_proj.bias"][0] += 0.01
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ReloadError, match="reloaded by transformers in a fresh process, differs from the model in mem"):
+        verify(open_artifact(tmp_path), expected, AUTO)
+
+
+def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[Path, Any], tmp_path: Path) -> None:
+    path, expected = uneven
+    save_model(load_model(path, AUTO), world.tokenizer(), tmp_path / "model")
+    witness, file = tmp_path / "witness", tmp_path / "model" / MODELING_FILE
+    file.write_text(file.read_text() + f"\nopen({str(witness)!r}, 'w').close()\n")
+    artifact = open_artifact(tmp_path / "model")
+    with ModelProcess(artifact, AUTO) as process:
+        found = process.logits([probe_inputs(path)])
+    assert np.allclose(found, expected, atol=1e-5), "it loads through hfcompress's own code"
+    with pytest.raises(ReloadError, match="modeling file"):
+        verify(artifact, expected, AUTO)
+    assert not witness.exists()
+
+
+# Compiled, exported, quantized
+
+
+@pytest.mark.slow
+@families
+def test_compiled_it_answers_the_same(family: str) -> None:
+    for layout in ("uneven", "nothing left of a layer"):
+        small, batch = build(family, layout), world.batch()
+        with torch.inference_mode():
+            expected = observe(small, batch).logits
+            assert torch.allclose(observe(torch.compile(small), batch).logits, expected, atol=1e-5)
+        torch.compiler.reset()
+
+
+@pytest.mark.parametrize("layout", ["uneven", "nothing left of a layer"])
+@families
+def test_exported_it_answers_batches_and_lengths_never_seen(family: str, layout: str, tmp_path: Path) -> None:
+    small, path = build(family, layout), tmp_path / "model.onnx"
+    with quiet():
+        export(small, path, arrays(2, 9))
+    for rows, length in ((2, 9), (1, 5), (5, 21), (3, 1)):
+        probe = arrays(rows, length)
+        assert np.allclose(run_onnx(path, probe), logits_of(small, probe), atol=1e-5), (rows, length)
+
+
+def arrays(rows: int, length: int) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in world.batch(rows, length, seed=rows).items()}
+
+
+@pytest.mark.parametrize(("backend", "near"), [("bnb_8bit", 0.1), ("onnx_int8", 0.15)])
+@pytest.mark.parametrize("layout", ["uneven", "nothing left of a layer"])
+@families
+def test_quantized_it_answers_nearly_the_same_and_reloads(
+    family: str, layout: str, backend: str, near: float, saved: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    source = saved[family, layout]
+    probe = probe_inputs(source)
+    expected = logits_of(build(family, layout), probe)
+    found = BACKENDS.parse(backend).quantize(source, tmp_path, AUTO, probe)
+    assert 0 < np.abs(found - expected).max() <= near * np.abs(expected).max()
+    if backend == "onnx_int8":
+        assert np.array_equal(run_onnx(tmp_path / "model.onnx", probe), found)
+    else:
+        again = getattr(transformers, AUTO).from_pretrained(tmp_path, device_map="cpu", dtype=torch.float32)
+        assert np.allclose(logits_of(again, probe), found, atol=1e-5)
