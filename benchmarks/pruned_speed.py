@@ -1,7 +1,7 @@
 """A model at half of its layers' MACs against the whole one, and a model cut to a latency against that target.
 
 On a CPU, batch 32 of 128 tokens, all models taking turns. What is cut is decided by the L2 norm of random weights: only
-speed is measured. BERT-base's shape; `--quick` takes MiniLM-L6's and fewer rounds, `--threads N` so many threads.
+speed is measured. BERT-base's shape; `--quick` takes MiniLM-L6's, `--threads N` so many threads.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import sys
 import warnings
 from typing import Any
 
+import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from hfcompress.base.shape import shape_of
-from hfcompress.criteria.base import CRITERIA, Calibration, Scores
+from hfcompress.criteria.base import CRITERIA, Calibration
 from hfcompress.measure.blocks import Setting, measure_table, predict, timed
 from hfcompress.model.surgery import cut
 from hfcompress.stages.allocation import allocate
@@ -36,16 +37,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     size = "quick" if "--quick" in sys.argv else "full"
     threads = int(sys.argv[sys.argv.index("--threads") + 1]) if "--threads" in sys.argv else None
-    rounds, setting = (3 if size == "quick" else 7), Setting(length=LENGTH, threads=threads)
+    setting = Setting(length=LENGTH, threads=threads)
     model = BertForSequenceClassification(BertConfig(**SHAPES[size])).eval()
     shape = shape_of(model.config.to_dict())
-    scores: Scores = CRITERIA.parse("magnitude").scores(model, Calibration(lambda _: [], lambda *_: model.loss, 0))
-    table = measure_table(model, shape, setting, rounds)
+    no_data = Calibration(lambda _: [], lambda *_: torch.zeros(()), seed=0)
+    scores = CRITERIA.parse("magnitude").scores(model, no_data)
+    table = measure_table(model, shape, setting)
     smalls = []
     for budget in (Budget(macs=0.5), Budget(latency=0.5)):
         target = target_of(budget, shape, shape, GROUP, LENGTH, table)
         smalls.append(cut(model, allocate(scores, target, normalise=True)))
-    source, by_macs, by_latency = timed([model, *smalls], setting, 3 * rounds)
+    source, by_macs, by_latency = timed([model, *smalls], setting)
     print(
         f"{setting.device_name}, {setting.used_threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress import report
-from hfcompress.plot_pruning import BARS, conditions, drawn, total
+from hfcompress.plot_pruning import BARS, conditions, drawn, milliseconds, total
 
 CAPTIONS = {
     "kept": "Attention heads and FFN neurons that each layer keeps.",
@@ -103,7 +103,7 @@ def _kept(notes: Mapping[str, Any]) -> str:
 
 
 def _latency(notes: Mapping[str, Any]) -> str:
-    source, predicted, measured, target = (f"{notes[f'{name}_ms']:.3g} ms" for name in (*BARS, "target"))
+    source, predicted, measured, target = (milliseconds(notes[f"{name}_ms"]) for name in (*BARS, "target"))
     return (
         f"The model took {source} before the cut; the target was {target}, the prediction {predicted}, and it takes "
         f"{measured}: {conditions(notes)}."

@@ -111,10 +111,10 @@ def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
     figure, (axis,) = sheet(1, 6.4, 2.4)
     values = [notes[f"{name}_ms"] for name in BARS]
     bars = axis.barh(list(BARS.values()), values, height=0.6, color=[INK, FAINT, ACCENT])
-    axis.bar_label(bars, [f"{value:.3g} ms" for value in values], padding=4, fontsize=8, color=INK)
+    axis.bar_label(bars, [milliseconds(value) for value in values], padding=4, fontsize=8, color=INK)
     axis.axvline(notes["target_ms"], color=INK, linewidth=1, linestyle="--")
     axis.annotate(
-        f"target {notes['target_ms']:.3g} ms", (notes["target_ms"], 1), xycoords=("data", "axes fraction"),
+        f"target {milliseconds(notes['target_ms'])}", (notes["target_ms"], 1), xycoords=("data", "axes fraction"),
         xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK,
     )  # fmt: skip
     axis.invert_yaxis()
@@ -123,6 +123,11 @@ def latency(stage: str, notes: Mapping[str, Any], path: Path) -> None:
     axis.tick_params(axis="y", length=0, colors=INK)
     tidy(axis, "x")
     written(figure, f"{stage}: predicted and measured latency", path)
+
+
+def milliseconds(value: float) -> str:
+    """A latency with three digits, or all that stand before the point."""
+    return f"{value:.3g} ms" if value < 100 else f"{value:,.0f} ms"
 
 
 def conditions(notes: Mapping[str, Any]) -> str:

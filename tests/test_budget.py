@@ -103,7 +103,7 @@ def test_no_other_choice_is_worth_more(seed: int) -> None:
 def kwon_search(
     heads: list[torch.Tensor], neurons: list[torch.Tensor], head: float, neuron: float, budget: float
 ) -> float:
-    """Kwon et al. 2022, arXiv:2204.09656, algorithm 1: for each number of heads, what is left goes to neurons."""
+    """Kwon et al. 2022, arXiv:2204.09656, mask search: for each number of heads, what is left goes to neurons."""
     ranked_heads, ranked_neurons = (torch.cat(s).sort(descending=True).values for s in (heads, neurons))
     best = 0.0
     for count in range(len(ranked_heads) + 1):
@@ -146,6 +146,13 @@ def test_a_budget_that_is_too_small_is_told_with_the_smallest_possible() -> None
         solve([[0, 1, 2]], [[0, 1, 2]], Target(costs, 10))
     assert "at least 0.6000" in told.value.problems[0].fix
     assert solve([[0, 1, 2]], [[0, 1, 2]], Target(costs, 0.6 * costs.whole)) == ((1,), (1,))
+
+
+def test_fractions_that_just_fit_do() -> None:
+    costs = Costs(((0.0, 0.1), (0.0, 0.2), (0.0, 0.3)), ((0.0, 0.4), (0.0, 0.5), (0.0, 0.7)))
+    values = [[0.0, 1.0]] * 3
+    for order in itertools.permutations((0.1, 0.2, 0.3, 0.4, 0.5, 0.7)):
+        assert solve(values, values, Target(costs, sum(order), 1, 1)) == ((1, 1, 1), (1, 1, 1))
 
 
 # What units cost

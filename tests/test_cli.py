@@ -37,7 +37,20 @@ def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 def test_help_names_every_command(capsys: Capture) -> None:
     text = printed(capsys, "--help")
-    for command in ("list", "show", "copy", "check", "plan", "run", "evaluate", "report", "card", "push"):
+    for command in (
+        "list",
+        "show",
+        "copy",
+        "check",
+        "plan",
+        "run",
+        "evaluate",
+        "report",
+        "card",
+        "push",
+        "doctor",
+        "convert",
+    ):
         assert f"\n  {command} " in text
 
 

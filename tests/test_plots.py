@@ -137,6 +137,11 @@ def test_the_bars_are_the_latencies_and_a_line_is_the_target(figure: Drawn) -> N
     assert axis.get_xlabel() == "latency, ms\nbatch 32 of 128 tokens in float32 on A processor, 2 threads"
 
 
+@pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123 ms"), (99.4, "99.4 ms"), (1234.5, "1,234 ms")])
+def test_a_latency_has_three_digits_or_all_before_the_point(value: float, text: str) -> None:
+    assert plot_pruning.milliseconds(value) == text
+
+
 def test_threads_are_told_where_there_are_any() -> None:
     assert plot_pruning.conditions({**LATENCY, "threads": 1}).endswith("on A processor, 1 thread")
     assert plot_pruning.conditions({**LATENCY, "threads": None}).endswith("on A processor")

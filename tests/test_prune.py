@@ -66,6 +66,9 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"heads": 0.5, "schedule": "lottery", "train": {}, "recover": {}}, "which would undo what `recover` says"),
         ({"criterion": "l0", "budget": {"macs": 0.5}, "train": {}, "schedule": {"use": "gradual"}},
          "l0 has a schedule of its own"),
+        ({"heads": 0.5, "schedule": "gradual", "train": {"keep_best": True}}, "the best epoch is one before"),
+        ({"heads": 0.5, "schedule": "gradual", "train": {}, "sensitivity": {}}, "nothing is scored before"),
+        ({"heads": 0.5, "schedule": "gradual", "train": {"lora": {}}}, "masks are learned with all weights"),
         ({"hidden": 0.5, "schedule": "gradual", "train": {}}, "`hidden` cannot be cut while the model trains"),
         ({"heads": 0.5, "tune": True, "criterion": "obs"}, "obs makes what stays take over by itself"),
         ({"heads": 0.5, "tune": True, "schedule": "lottery", "train": {}}, "are for one_shot and iterative"),
@@ -102,6 +105,10 @@ def test_options_that_contradict_one_another_are_refused(options: dict[str, Any]
 def test_albert_s_layers_are_one_and_cannot_be_dropped() -> None:
     assert any("all layers have the same weights" in p for p in problems({"criterion": "cosine", "layers": 1},
                                                                          shape("albert")))  # fmt: skip
+
+
+def test_a_hidden_width_that_no_config_can_say_is_refused() -> None:
+    assert any("which no config can say" in p for p in problems({"hidden": 0.5}, shape("electra")))
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2", "albert", "modernbert", "electra", "llama"])

@@ -16,8 +16,6 @@ from hfcompress.model.observe import observe
 from hfcompress.model.surgery import Keep, cut
 from tests import world
 
-pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
 PLAIN = ("bert", "distilbert", "roberta")
 """Those whose attention is `softmax(Q Kᵀ / √d)`, and whose first hidden state is what the embeddings give."""
@@ -167,6 +165,7 @@ def test_a_pruned_model_can_be_copied_and_trained(family: str) -> None:
             parameter.zero_()
     assert not torch.equal(logits(small, batch), logits(twin.eval(), batch))
     assert all(p.grad is None for p in small.parameters())
+    assert all(p.grad is not None and p.numel() for p in twin.parameters() if p.requires_grad)
 
 
 def test_a_cut_that_evens_an_uneven_model_gives_the_stock_class_again() -> None:

@@ -50,7 +50,7 @@ def best_counts(
 ) -> list[int] | None:
     """How many units of each block to keep, so that their values' sum is the largest that the budget allows.
 
-    Of choices worth the same the cheapest is taken, then always the same one. Sums of whole numbers are exact.
+    Of choices worth the same the cheapest is taken, then always the same one.
 
     Args:
         values: For each block, the value of keeping 0, 1, 2, … units.
@@ -63,6 +63,7 @@ def best_counts(
     """
     import numpy as np
 
+    budget += 1e-13 * abs(budget)  # sums of fractions depend on their order; those of whole numbers do not
     if sum(min(c[low:]) for c, low in zip(costs, least, strict=True)) > budget:
         return None
     blocks = [

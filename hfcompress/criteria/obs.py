@@ -28,6 +28,7 @@ class Obs(DataCriterion):
     """
 
     scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
+    comparable: ClassVar[bool] = True
     updates: ClassVar[bool] = True
     comparable: ClassVar[bool] = True
     source: ClassVar[str] = (
@@ -130,9 +131,9 @@ def _moments(
     found = {path: Moments(layer.get_submodule(path)) for path in paths}  # type: ignore[arg-type]
     stop = paths[0] if len(paths) == 1 else ""
     for batch in rows:
-        for run in runs(model, index, batch, batch.hidden, paths, stop):
+        for run in runs(model, index, batch, paths, stop):
             for path, inputs in run.inputs.items():
-                found[path].add(inputs[batch.real])
+                found[path].add(batch.tokens(inputs))
             if advance:
                 batch.hidden = run.result
     calibration.total([tensor for moments in found.values() for tensor in moments.tensors])
@@ -143,7 +144,7 @@ def _advance(model: PreTrainedModel, index: int, rows: list[Rows]) -> None:
     from hfcompress.model.layerwise import runs
 
     for batch in rows:
-        for run in runs(model, index, batch, batch.hidden):
+        for run in runs(model, index, batch):
             batch.hidden = run.result
 
 

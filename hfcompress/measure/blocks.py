@@ -276,12 +276,14 @@ def _batch(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
 def _identity(model: PreTrainedModel, shape: Shape, setting: Setting) -> dict[str, Any]:
     """All that a table depends on."""
     import torch
+    import transformers
 
     config = model.config
     activations = (getattr(config, key, None) for key in ("hidden_act", "activation", "hidden_activation"))
     return {
         "device": setting.device_name,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "setting": asdict(setting) | {"threads": setting.used_threads},
         "model": type(model).__name__.removeprefix("Pruned"),
         "attention": config._attn_implementation,

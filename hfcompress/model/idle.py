@@ -44,7 +44,8 @@ def _busy_heads(family: Family, layer: nn.Module, groups: int) -> tuple[int, ...
     """A head whose values are all the same gives them whatever it attends to, since attention sums to 1."""
     if not groups:
         return ()
-    value, reader = layer.get_submodule(family.value), layer.get_submodule(family.attention_output)
+    value: Any = layer.get_submodule(family.value)
+    reader: Any = layer.get_submodule(family.attention_output)
     parts = family.head_rows[family.value]
     rows = value.weight.unflatten(0, (parts, groups, -1))[-1]
     columns = reader.weight.unflatten(1, (groups, -1))
@@ -61,10 +62,12 @@ def _busy_neurons(family: Family, layer: nn.Module, neurons: int, activation: An
 
     if not neurons:
         return ()
-    reader = layer.get_submodule(family.ffn_out)
-    columns, rows, biases = reader.weight.unflatten(1, (neurons, -1)), [], []
+    reader: Any = layer.get_submodule(family.ffn_out)
+    rows: list[Tensor] = []
+    biases: list[Tensor] = []
+    columns = reader.weight.unflatten(1, (neurons, -1))
     for path, parts in family.neuron_rows.items():
-        made = layer.get_submodule(path)
+        made: Any = layer.get_submodule(path)
         rows += made.weight.unflatten(0, (parts, neurons)).unbind(0)
         biases += made.weight.new_zeros(parts, neurons) if made.bias is None else made.bias.unflatten(0, (parts, -1))
     still = [(row == 0).all(1) for row in rows]
@@ -76,7 +79,7 @@ def _busy_neurons(family: Family, layer: nn.Module, neurons: int, activation: An
     return _busy(reader, columns, idle, columns.new_zeros(neurons, 1))
 
 
-def _busy(reader: nn.Module, columns: Tensor, still: Tensor, given: Tensor) -> tuple[int, ...]:
+def _busy(reader: Any, columns: Tensor, still: Tensor, given: Tensor) -> tuple[int, ...]:
     """The units that do something; what the others always give goes into the reader's bias.
 
     Args:
@@ -91,5 +94,5 @@ def _busy(reader: nn.Module, columns: Tensor, still: Tensor, given: Tensor) -> t
     unread = (columns == 0).all(2).all(0)
     idle = unread | (still & ((constant == 0).all(1) | (reader.bias is not None)))
     if reader.bias is not None:
-        reader.bias += constant[idle].sum(0)  # type: ignore[operator]
+        reader.bias += constant[idle].sum(0)
     return tuple((~idle).nonzero().flatten().tolist())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.model.family import family_of
@@ -36,6 +36,14 @@ class Rows:
     hidden: Tensor
     real: Tensor
     calls: list[list[Call]]
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """Values `(batch, length, width)` at the real tokens, `(tokens, width)`."""
+        return values.flatten(0, 1) if self._full else values[self.real]
+
+    @cached_property
+    def _full(self) -> bool:
+        return bool(self.real.all())
 
 
 @dataclass
@@ -71,22 +79,19 @@ def start(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Row
     return found
 
 
-def runs(
-    model: nn.Module, index: int, rows: Rows, hidden: Tensor, watched: Sequence[str] = (), stop: str = ""
-) -> Iterator[Run]:
+def runs(model: nn.Module, index: int, rows: Rows, watched: Sequence[str] = (), stop: str = "") -> Iterator[Run]:
     """Runs a layer of the model as often as the model does, from one run's result to the next.
 
     Args:
         model: A model in eval mode whose embeddings are those that `rows` came from.
         index: Which layer of its stack.
-        rows: The batch.
-        hidden: What goes into the layer.
+        rows: The batch, before the layer; it is left there.
         watched: Paths of modules of the layer whose inputs and outputs are wanted.
         stop: The last run ends before this module, once its input is known.
     """
     import torch
 
-    layer, calls = family_of(model).stack(model)[index], rows.calls[index]
+    layer, calls, hidden = family_of(model).stack(model)[index], rows.calls[index], rows.hidden
     for number, (args, kwargs) in enumerate(calls, start=1):
         seen = Run(hidden, result=hidden)
         with torch.no_grad(), _watching(layer, seen, {*watched, stop} - {""}, stop if number == len(calls) else ""):

@@ -68,9 +68,8 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
     from peft import LoraConfig, inject_adapter_in_model
 
     family = family_of(model)
-    wanted = {
-        id(layer.get_submodule(getattr(family, name))) for layer in family.stack(model) for name in options.targets
-    }
+    parts = [layer.get_submodule(getattr(family, name)) for layer in family.stack(model) for name in options.targets]
+    wanted = {id(part) for part in parts if part.weight.numel()}  # type: ignore[operator,union-attr]
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,

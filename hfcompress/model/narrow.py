@@ -75,12 +75,12 @@ def hidden_gated(model: PreTrainedModel, dims: Sequence[int], inner: Sequence[in
     try:
         for (name, axis), index in _kept(model, dims, inner).items():
             path, _, own = name.rpartition(".")
-            module = model.get_submodule(path)
+            module: Any = model.get_submodule(path)
             if own != "weight":
                 continue
             if axis == 1 and isinstance(module, nn.Linear):
                 handles.append(module.register_forward_pre_hook(partial(_masked, index)))
-            elif module.weight.dim() == 1:  # type: ignore[operator,union-attr]
+            elif module.weight.dim() == 1:
                 norm = _Norm(index, module)
                 handles.append(module.register_forward_pre_hook(norm.before))
                 handles.append(module.register_forward_hook(norm.after))
@@ -138,8 +138,8 @@ def _unsaid(shape: Shape, config: Mapping[str, Any], kept: Sequence[int]) -> str
     every = config.get("global_attn_every_n_layers")
     if not config.get("layer_types") and every and any(bool(i % every) != bool(k % every) for i, k in enumerate(kept)):
         return (
-            f"transformers before 5 lets every {every}th layer of {shape.architecture} attend to the whole text, and "
-            "with these layers it would be others"
+            f"transformers before 5 lets one layer in {every} of {shape.architecture} attend to the whole text, by its "
+            "place, and with these layers it would be others"
         )
     return None
 

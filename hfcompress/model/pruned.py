@@ -14,6 +14,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -196,15 +197,26 @@ def _narrow(layer: Any, parts: dict[str, Any], config: Any, sizes: dict[str, Any
 
 def _resize(parent: Any, path: str, *, rows: int | None = None, columns: int | None = None) -> None:
     old = parent.get_submodule(path)
-    new = nn.Linear(
-        old.in_features if columns is None else columns,
-        old.out_features if rows is None else rows,
-        bias=old.bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
+    columns, rows = old.in_features if columns is None else columns, old.out_features if rows is None else rows
+    kind = nn.Linear if rows and columns else _Empty
+    new = kind(columns, rows, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
     owner, _, name = path.rpartition(".")
     setattr(parent.get_submodule(owner), name, new)
+
+
+class _Empty(nn.Module):
+    """A linear layer without inputs or without outputs: no quantizer, exporter or initializer can handle a real one."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, **place: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        # A process of a distributed run would wait for the gradient of what is never used.
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(out_features, **place), requires_grad=out_features > 0) if bias else None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        given = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+        return given if self.bias is None else given + self.bias
 
 
 def _tell(attention: Any, heads: int, head_dim: int) -> None:

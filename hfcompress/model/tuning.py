@@ -16,7 +16,7 @@ from hfcompress.model.family import family_of
 from hfcompress.model.frozen import frozen
 from hfcompress.model.gates import gated, unit_counts
 from hfcompress.model.layerwise import Rows, Run, runs, start
-from hfcompress.model.surgery import Keep
+from hfcompress.model.surgery import Keep, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,7 @@ Total = Callable[[Sequence["Tensor"]], None]
 
 LARGEST = 10.0
 """A scale of this size or more shows that the fit followed noise; its block keeps ones."""
-DAMPING = 1e-3
+DAMPING = 1e-2
 """How strongly scales are held at 1, as a share of the mean diagonal of the normal equations."""
 
 
@@ -118,18 +118,15 @@ def tune(
         teacher: What `y` is taken from, where it is not `model`: the model before `Criterion.refit`.
         total: Sums tensors over the processes, in place.
     """
-    device = next(model.parameters()).device
-    heads, neurons = (
-        [_mask(kept, count, device) for kept, count in zip(blocks, counts, strict=True)]
-        for blocks, counts in zip(([k.heads for k in keep], [k.neurons for k in keep]), unit_counts(model), strict=True)
-    )
-    tuner = _Tuner(model, teacher or model, heads, neurons, total)
-    rows = start(model, batches)
-    taught = [batch.hidden for batch in rows]
-    errors = []
-    with torch.no_grad(), frozen(model), frozen(tuner.teacher):
-        for index in range(len(heads)):
-            errors += tuner.tune_layer(index, rows, taught)
+    teacher, told, errors = teacher or model, list(batches), []
+    tuner = _Tuner(cut(model, keep), teacher, total)
+    pupil, taught = start(tuner.model, told), start(teacher, told)
+    with torch.no_grad(), frozen(tuner.model), frozen(teacher):
+        for index in range(len(keep)):
+            errors += tuner.tune_layer(index, pupil, taught)
+    counts = unit_counts(model)
+    heads = [_spread(gate, kept.heads, n) for gate, kept, n in zip(tuner.heads, keep, counts[0], strict=True)]
+    neurons = [_spread(gate, kept.neurons, n) for gate, kept, n in zip(tuner.neurons, keep, counts[1], strict=True)]
     return Gates(heads, neurons, errors)
 
 
@@ -144,10 +141,11 @@ def fold(model: PreTrainedModel, gates: Gates) -> None:
                     module.weight *= gate.to(module.weight).repeat_interleave(module.in_features // len(gate))
 
 
-def _mask(kept: Sequence[int], count: int, device: torch.device) -> Tensor:
-    gate = torch.zeros(count, device=device)
-    gate[list(kept)] = 1
-    return gate
+def _spread(gate: Tensor, kept: Sequence[int], units: int) -> Tensor:
+    """A gate for each unit of the whole block, from those of the units that stay."""
+    spread = gate.new_zeros(units)
+    spread[list(kept)] = gate
+    return spread
 
 
 def _linear(layer: nn.Module, path: str) -> nn.Linear:
@@ -155,48 +153,48 @@ def _linear(layer: nn.Module, path: str) -> nn.Linear:
 
 
 class _Tuner:
-    def __init__(
-        self, model: PreTrainedModel, teacher: PreTrainedModel, heads: list[Tensor], neurons: list[Tensor], total: Total
-    ) -> None:
+    """The cut model, whose units get gates block after block, and the model that it is fitted to."""
+
+    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, total: Total) -> None:
         self.model, self.teacher, self.total = model, teacher, total
-        self.heads, self.neurons = heads, neurons
         self.family, self.stack = family_of(model), family_of(model).stack(model)
+        device = next(model.parameters()).device
+        self.heads, self.neurons = ([torch.ones(n, device=device) for n in units] for units in unit_counts(model))
         keys = shape_of(model.config.to_dict()).keys
         self.norm_before = keys.modern or keys.decoder
 
-    def tune_layer(self, index: int, rows: list[Rows], taught: list[Tensor]) -> list[tuple[float, float]]:
-        """Sets the layer's gates; the rows, and what the teacher has in their place, are behind the layer then."""
+    def tune_layer(self, index: int, pupil: list[Rows], taught: list[Rows]) -> list[tuple[float, float]]:
+        """Sets the layer's gates; the rows of both models are behind the layer then."""
         family, errors = self.family, []
-        wanted = [self._sums(index, batch, taught, number) for number, batch in enumerate(rows)]
+        wanted = [self._sums(index, batch) for batch in taught]
         with gated(self.model, self.heads, self.neurons):
             for path, gate in ((family.attention_output, self.heads[index]), (family.ffn_out, self.neurons[index])):
                 equations = _Equations(_linear(self.stack[index], path), gate)
-                for batch, sums in zip(rows, wanted, strict=True):
+                for batch, sums in zip(pupil, wanted, strict=True):
                     for number, run in enumerate(self._runs_before(path, index, batch) if len(gate) else ()):
-                        missing = sums[path][number] - self._residual(run, path)[batch.real]
-                        equations.add(run.inputs[path][batch.real], missing)
+                        missing = sums[path][number] - batch.tokens(self._residual(run, path))
+                        equations.add(batch.tokens(run.inputs[path]), missing)
                 self.total(equations.tensors)
                 errors.append(equations.solve_into(gate))
-            for batch in rows:
-                for run in runs(self.model, index, batch, batch.hidden):
+            for batch in pupil:
+                for run in runs(self.model, index, batch):
                     batch.hidden = run.result
         return errors
 
-    def _sums(self, index: int, batch: Rows, taught: list[Tensor], number: int) -> dict[str, list[Tensor]]:
+    def _sums(self, index: int, batch: Rows) -> dict[str, list[Tensor]]:
         """The teacher's sums of residual and block, at real tokens, for each run; by the block's last module."""
         family = self.family
         found: dict[str, list[Tensor]] = {family.attention_output: [], family.ffn_out: []}
-        watched = (family.attention_output, family.ffn_in, family.ffn_out)
-        for run in runs(self.teacher, index, batch, taught[number], watched):
+        for run in runs(self.teacher, index, batch, (family.attention_output, family.ffn_in, family.ffn_out)):
             for path, sums in found.items():
-                sums.append((self._residual(run, path) + run.outputs[path])[batch.real])
-            taught[number] = run.result
+                sums.append(batch.tokens(self._residual(run, path) + run.outputs[path]))
+            batch.hidden = run.result
         return found
 
     def _runs_before(self, path: str, index: int, batch: Rows) -> Iterator[Run]:
         """The pruned model's layer, up to the input of a block's last module."""
         watched = [path] if path == self.family.attention_output else [self.family.ffn_in, self.family.attention_output]
-        return runs(self.model, index, batch, batch.hidden, [*watched, path], stop=path)
+        return runs(self.model, index, batch, [*watched, path], stop=path)
 
     def _residual(self, run: Run, path: str) -> Tensor:
         """What a block's output is added to: the layer's input, or what the attention made of it."""
@@ -211,14 +209,11 @@ class _Equations:
     """The normal equations of one block's scales, summed over tokens in float64."""
 
     def __init__(self, module: nn.Linear, gate: Tensor) -> None:
-        self.kept = gate.nonzero().flatten()
-        self.width = module.in_features // max(len(gate), 1)
-        self.columns = (self.kept[:, None] * self.width + torch.arange(self.width, device=gate.device)).flatten()
-        self.weight, self.bias = module.weight[:, self.columns].double(), module.bias
-        count = len(self.columns)
+        self.units = (len(gate), module.in_features // max(len(gate), 1))
+        self.weight, self.bias = module.weight.double(), module.bias
         self.products, self.crossed, self.square = (
             torch.zeros(size, dtype=torch.float64, device=gate.device)
-            for size in ((count, count), (module.out_features, count), (1,))
+            for size in ((module.in_features,) * 2, (module.out_features, module.in_features), (1,))
         )
 
     @property
@@ -227,7 +222,7 @@ class _Equations:
 
     def add(self, inputs: Tensor, missing: Tensor) -> None:
         """Inputs of the block's last module, `(tokens, width)`, and what it should give, `(tokens, hidden)`."""
-        inputs, missing = inputs[:, self.columns].float(), missing.float()
+        inputs, missing = inputs.float(), missing.float()
         if self.bias is not None:
             missing = missing - self.bias.float()
         self.products += inputs.T @ inputs
@@ -236,17 +231,16 @@ class _Equations:
 
     def solve_into(self, gate: Tensor) -> tuple[float, float]:
         """Sets the scales; the squared error before and after, as shares of what the block should give."""
-        units = (len(self.kept), self.width)
         products = self.products * (self.weight.T @ self.weight)
-        matrix = products.unflatten(0, units).unflatten(2, units).sum((1, 3))
-        right = (self.weight * self.crossed).sum(0).unflatten(0, units).sum(1)
+        matrix = products.unflatten(0, self.units).unflatten(2, self.units).sum((1, 3))
+        right = (self.weight * self.crossed).sum(0).unflatten(0, self.units).sum(1)
         ones = torch.ones_like(right)
         before = after = self._error(matrix, right, ones)
-        if len(self.kept):
-            held = matrix + (DAMPING * matrix.diagonal().mean().clamp(min=1e-30)).expand(units[0]).diag()
+        if len(gate):
+            held = matrix + (DAMPING * matrix.diagonal().mean().clamp(min=1e-30)).expand(len(gate)).diag()
             scales = 1 + torch.linalg.solve(held, right - matrix @ ones)
             if bool(scales.abs().max() < LARGEST):
-                gate[self.kept] = scales.to(gate)
+                gate.copy_(scales)
                 after = self._error(matrix, right, scales)
         return before, after
 

@@ -65,13 +65,14 @@ class Cutting:
         return model, changes
 
     def _layers(self, model: PreTrainedModel, done: float) -> Change | None:
-        from hfcompress.model.narrow import drop_layers
+        from hfcompress.model.narrow import drop_layers, must_stay
 
         if not self.options.layers:
             return None
         want = len(self.shape.layers) - round(self.options.layers * done)
         scores = self.options.criterion.layer_scores(model, self.calibration)
-        kept = sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:want])
+        bound = must_stay(shape_of(model.config.to_dict()))
+        kept = sorted(sorted(range(len(scores)), key=lambda i: (i not in bound, -scores[i], i))[:want])
         earlier = self.bench.notes.get("layers", list(range(1, len(scores) + 1)))
         self.bench.notes["layers"] = [earlier[i] for i in kept]
         return partial(drop_layers, kept=kept)
@@ -209,8 +210,8 @@ class Cutting:
         found = [[[torch.zeros(0, units)] for units in counts] for counts in unit_counts(model)]
         for batch in unit_gradients(model, calibration.batches(self._rows), calibration.loss):
             for rows, gradients in zip(found, batch, strict=True):
-                for kept, gradient in zip(rows, gradients, strict=True):
-                    kept.append(gradient.cpu())
+                for layer, gradient in zip(rows, gradients, strict=True):
+                    layer.append(gradient.cpu())
         heads, neurons = ([torch.cat(layer) for layer in rows] for rows in found)
         return rearrange(keep, (heads, neurons), calibration.total)
 

@@ -152,6 +152,9 @@ class Prune(Stage):
         if self.hidden and shape.hidden % self.multiple_of:
             message = f"the hidden width {shape.hidden} is not a multiple of {self.multiple_of}"
             found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
+        if self.hidden and shape.embedding == self.plan(shape).hidden:
+            message = f"the hidden width would be that of the embeddings ({shape.embedding}), which no config can say"
+            found.append(Problem(message, "cut a little more or less", ("hidden",)))
         if self.layers and shape.keys.shared:
             return [*found, Problem("all layers have the same weights: none matters less", "use `ffn`", ("layers",))]
         return found
@@ -192,8 +195,17 @@ class Prune(Stage):
         if isinstance(self.schedule, Lottery) and self.recover is not None:
             message = "a lottery ticket is trained by `train`, which would undo what `recover` says"
             found.append(Problem(message, "leave `recover` out", ("recover",)))
+        masked = learned or isinstance(self.schedule, Gradual)
+        if masked and self.train and self.train.keep_best:
+            message = "the best epoch is one before the last cut"
+            found.append(Problem(message, "leave it out, or say it in `recover`", ("train", "keep_best")))
+        if masked and self.train and self.train.lora:
+            found.append(Problem("masks are learned with all weights", "use it in `recover`", ("train", "lora")))
+        if masked and self.sensitivity:
+            message = "nothing is scored before the training, so `sensitivity` has nothing to draw"
+            found.append(Problem(message, "leave it out", ("sensitivity",)))
         mixed = [k for k in ("layers", "hidden", "attention_blocks", "ffn_blocks") if getattr(self, k)]
-        if (learned or isinstance(self.schedule, Gradual)) and mixed:
+        if masked and mixed:
             fix = "cut them in a stage of their own"
             found.append(Problem(f"`{mixed[0]}` cannot be cut while the model trains", fix, (mixed[0],)))
         if self.tune and self.criterion.updates:
