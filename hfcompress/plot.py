@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def written(figure: Figure, title: str, path: Path) -> None:
     scratch.replace(path)
 
 
-def tidy(axis: Axes, lines: str = "y") -> None:
+def tidy(axis: Axes, lines: Literal["x", "y"] = "y") -> None:
     """Faint lines behind the values of one axis, and no frame on the sides that say nothing."""
     axis.set_axisbelow(True)
     axis.grid(True, axis=lines, color="#e4e7eb", linewidth=0.8)

@@ -17,12 +17,16 @@ from hfcompress.data.tasks import TASKS
 from hfcompress.losses.base import LOSSES, Ramp
 from hfcompress.measure.measure import Latency, Measure
 from hfcompress.model.lora import Lora
+from hfcompress.model.pattern import Pattern
 from hfcompress.recipe import Hub, Recipe
 from hfcompress.stages.augment import Augment
+from hfcompress.stages.budget import Budget
 from hfcompress.stages.distill import Distill
 from hfcompress.stages.finetune import Finetune
-from hfcompress.stages.prune import Prune, Recover
+from hfcompress.stages.prune import Prune, Sensitivity
 from hfcompress.stages.quantize import Quantize
+from hfcompress.stages.recover import Recover
+from hfcompress.stages.schedules import Gradual, Iterative, Lottery, OneShot
 from hfcompress.stages.student import Student
 from hfcompress.stages.teachers import Teachers
 from hfcompress.stages.train import Train
@@ -35,10 +39,11 @@ counted from 0: `--set stages.0.train.epochs=1`.
 
 A loss, criterion or backend is its name (`taylor`) or a mapping with options (`{use: taylor, rows: 512}`).
 """
+PRUNING = [Prune, Budget, Pattern, OneShot, Iterative, Gradual, Lottery, Recover, Sensitivity]
 BLOCKS: dict[str, list[type[BaseModel]]] = {
     "Top level": [Recipe],
     "`task`": [*TASKS, Splits],
-    "`stages`": [Finetune, Distill, Student, Lora, Teachers, Augment, Ramp, Prune, Recover, Quantize],
+    "`stages`": [Finetune, Distill, Student, Lora, Teachers, Augment, Ramp, *PRUNING, Quantize],
     "`train`": [Train],
     "`measure`": [Measure, Latency],
     "`hub`": [Hub],
@@ -114,6 +119,8 @@ def _type(annotation: Any) -> str:
     arguments = [part for part in get_args(annotation) if part is not type(None) and not _is_plumbing(part)]
     if str(get_origin(annotation)).endswith("Annotated'>"):
         return _type(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return f"{len(arguments)} x {_type(arguments[0])}"
     if get_origin(annotation) is list:
         return "list of " + _type(arguments[0])
     if arguments:

@@ -27,20 +27,26 @@ from hfcompress.model.artifact import (
     weights_hash,
 )
 from hfcompress.model.export import export, quiet, run_onnx
-from hfcompress.model.observe import observe
+from hfcompress.model.observe import accepted
 from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.model.surgery import Keep, cut
 from tests import world
 
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
-families = pytest.mark.parametrize("family", ENCODERS)
 AUTO = "AutoModelForSequenceClassification"
 ALL_HEADS, ALL_NEURONS, HALF = (0, 1, 2, 3), tuple(range(64)), tuple(range(1, 64, 2))
+EMPTY = "nothing left of a layer"
 LAYOUTS = {
     "stock": [Keep(ALL_HEADS, HALF), Keep(ALL_HEADS, tuple(range(32)))],
     "uneven": [Keep((3,), tuple(range(48))), Keep((0, 1, 3), (5, 6, 7, 60))],
-    "nothing left of a layer": [Keep((1, 2), ALL_NEURONS), Keep((), ())],
+    EMPTY: [Keep((1, 2), ALL_NEURONS), Keep((), ())],
 }
+
+
+cases = pytest.mark.parametrize(
+    ("family", "layout"),
+    [*((family, "uneven") for family in ENCODERS), *((family, EMPTY) for family in ("bert", "albert", "modernbert"))],
+)
 
 
 def build(family: str, layout: str, **config: Any) -> Any:
@@ -127,11 +133,11 @@ def test_a_stock_shape_loads_with_stock_transformers_alone(saved: dict[tuple[str
 def test_an_uneven_shape_loads_after_the_import_and_with_the_flag(
     saved: dict[tuple[str, str], Path], tmp_path: Path, first: str, flag: str, package: str
 ) -> None:
-    paths = [saved[family, layout] for layout in ("uneven", "nothing left of a layer") for family in ENCODERS]
+    paths = [saved[family, layout] for layout in ("uneven", EMPTY) for family in ENCODERS]
     done = load_elsewhere(tmp_path, paths, first, flag)
     assert done.returncode == 0, done.stderr
     assert answers_are_those_of_the_cut(saved, "uneven") == []
-    assert answers_are_those_of_the_cut(saved, "nothing left of a layer") == []
+    assert answers_are_those_of_the_cut(saved, EMPTY) == []
     assert {line.partition(".")[0] for line in done.stdout.splitlines()} == {package}
 
 
@@ -172,17 +178,18 @@ def test_a_pruned_model_is_proven_by_each_way_that_it_loads(uneven: tuple[Path, 
     differences = verify(open_artifact(path, kind="prune"), expected, AUTO)
     assert list(differences) == ["transformers", "hfcompress", "onnx"]
     assert max(differences.values()) <= 1e-5
-    assert list(verify(open_artifact(path, kind="distill"), expected, AUTO)) == ["transformers", "hfcompress"]
 
 
+@pytest.mark.slow
 def test_no_way_is_proven_by_another(uneven: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     path, expected = uneven
+    assert list(verify(open_artifact(path, kind="distill"), expected, AUTO)) == ["transformers", "hfcompress"]
     artifact = open_artifact(path, kind="prune")
     with monkeypatch.context() as patched:
         patched.setattr(verifying, "OWN_CODE", {"trust": False, "register": None})
         with pytest.raises(WorkerError, match="trust_remote_code=True"):
             verify(artifact, expected, AUTO)
-    monkeypatch.setattr(verifying, "load_model", lambda *_: build("mpnet", "nothing left of a layer"))
+    monkeypatch.setattr(verifying, "load_model", lambda *_: build("mpnet", EMPTY))
     with pytest.raises(ReloadError, match="reloaded by onnxruntime in a fresh process, differs from the model in mem"):
         verify(artifact, expected, AUTO)
 
@@ -230,18 +237,16 @@ def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[
 
 
 @pytest.mark.slow
-@families
-def test_compiled_it_answers_the_same(family: str) -> None:
-    for layout in ("uneven", "nothing left of a layer"):
-        small, batch = build(family, layout), world.batch()
-        with torch.inference_mode():
-            expected = observe(small, batch).logits
-            assert torch.allclose(observe(torch.compile(small), batch).logits, expected, atol=1e-5)
-        torch.compiler.reset()
+@cases
+def test_compiled_it_answers_the_same(family: str, layout: str) -> None:
+    small = build(family, layout)
+    batch = accepted(small, world.batch())
+    with torch.inference_mode():
+        assert torch.allclose(torch.compile(small)(**batch).logits, small(**batch).logits, atol=1e-5)
+    torch.compiler.reset()
 
 
-@pytest.mark.parametrize("layout", ["uneven", "nothing left of a layer"])
-@families
+@cases
 def test_exported_it_answers_batches_and_lengths_never_seen(family: str, layout: str, tmp_path: Path) -> None:
     small, path = build(family, layout), tmp_path / "model.onnx"
     with quiet():
@@ -256,8 +261,7 @@ def arrays(rows: int, length: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("backend", "near"), [("bnb_8bit", 0.1), ("onnx_int8", 0.15)])
-@pytest.mark.parametrize("layout", ["uneven", "nothing left of a layer"])
-@families
+@cases
 def test_quantized_it_answers_nearly_the_same_and_reloads(
     family: str, layout: str, backend: str, near: float, saved: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:

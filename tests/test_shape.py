@@ -12,7 +12,8 @@ from hfcompress.base.shape import ARCHITECTURES, HEADS, Layer, Shape, Unsupporte
 from tests import world
 
 FAMILIES = sorted(ARCHITECTURES)
-PRUNABLE = ("bert", "distilbert", "roberta")
+OWN_LAYERS = [name for name, keys in ARCHITECTURES.items() if not keys.decoder and not keys.shared]
+"""Encoders each of whose layers has weights of its own; ALBERT's has those of one."""
 SIZES = [
     {"layers": 1, "hidden": 8, "heads": 1, "ffn": 12, "labels": 2},
     {"layers": 2, "hidden": 32, "heads": 4, "ffn": 64, "labels": 3},
@@ -54,13 +55,20 @@ def test_parameters_are_those_of_the_model(family: str, head: str, size: dict[st
     assert shape.parameters == shape.embedding_parameters + shape.encoder_parameters + shape.head_parameters
 
 
-@pytest.mark.parametrize("layers", UNEVEN, ids=lambda layers: " ".join(f"{x.heads}x{x.ffn}" for x in layers))
-@pytest.mark.parametrize("family", PRUNABLE)
-def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(family: str, layers: tuple[Layer, ...]) -> None:
+@pytest.mark.parametrize("hidden", [32, 30])
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [*((family, layers) for family in OWN_LAYERS for layers in UNEVEN), ("albert", (Layer(3, 5),) * 2)],
+    ids=str,
+)
+def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(
+    family: str, layers: tuple[Layer, ...], hidden: int
+) -> None:
+    """Heads of 8 dimensions do not divide a hidden width of 30, and no stock constructor would take four of them."""
     from hfcompress.model.surgery import empty_model
 
     stock = world.model(family)
-    shape = replace(shape_from(stock), layers=layers)
+    shape = replace(shape_from(stock), layers=layers, hidden=hidden)
     built = empty_model(type(stock).__name__, shape, stock.config)
     assert not shape.stock
     assert shape.parameters == count(built)
@@ -68,14 +76,36 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(family: str
     assert shape_from(built) == shape
 
 
-@pytest.mark.parametrize("family", PRUNABLE)
+@pytest.mark.parametrize("family", OWN_LAYERS)
 def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
     base = world.model(family).config.to_dict()
     config = config_of(replace(shape_of(base), layers=(Layer(3, 16), Layer(1, 40))), base)
     keys = ARCHITECTURES[family]
     assert config["model_type"] == f"pruned_{family}"
     assert config["per_layer_config"] == {"0": {keys.heads: 3, keys.ffn: 16}, "1": {keys.heads: 1, keys.ffn: 40}}
-    assert (config[keys.heads], config[keys.ffn]) == (4, 40)
+    assert (config[keys.heads], config[keys.ffn], config["head_dim"]) == (4, 40, 8)
+
+
+def test_a_pruned_config_that_does_not_say_the_width_of_a_head_has_heads_that_fill_the_hidden_width() -> None:
+    base = world.model("bert").config.to_dict() | {"model_type": "pruned_bert"}
+    assert shape_of(base).head_dim == 8
+    with pytest.raises(HfcompressError, match="has 5 heads, which do not divide 32"):
+        shape_of(base | {"num_attention_heads": 5})
+    assert shape_of(base | {"num_attention_heads": 5, "head_dim": 7}).head_dim == 7
+
+
+def test_a_stock_config_tells_nothing_of_columns_that_mpnets_layers_read() -> None:
+    """Each head of each layer reads the column of its number, and there are as many as heads."""
+    whole = shape_of(world.model("mpnet").config.to_dict())
+    assert whole.stock
+    assert whole.bias_heads == 4
+    assert replace(whole, layers=(Layer(4, 64, (0, 1, 2, 3)),) * 2) == whole
+    three = replace(whole, hidden=24)
+    assert replace(three, layers=(Layer(3, 64),) * 2, bias_heads=3).stock
+    assert not replace(three, layers=(Layer(3, 64),) * 2).stock
+    assert not replace(three, layers=(Layer(3, 64, (0, 1, 3)),) * 2).stock
+    assert whole.parameters - replace(whole, bias_heads=3).parameters == 32
+    assert whole.with_layers(1, 2, 64).bias_heads == 2
 
 
 @pytest.mark.parametrize(
@@ -87,6 +117,8 @@ def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
         {"layers": (Layer(4, 16),) * 3},
         {"layers": (Layer(4, 16), Layer(2, 64))},
         {"layers": (Layer(1, 64),) * 2},
+        {"layers": (Layer(2, 64, (1, 3)), Layer(2, 64))},
+        {"hidden": 30},
         {"types": 3},
         {"embedding": 8},
         {"embedding": 32},

@@ -493,7 +493,9 @@ _PRUNED_KEYS = ("per_layer_config", "head_dim", "bias_heads", "auto_map")
 def _pruned_sizes(shape: Shape) -> dict[str, Any]:
     """What only a pruned config says."""
     keys = shape.keys
-    layers = {str(i): {keys.heads: x.heads, keys.ffn: x.ffn} for i, x in enumerate(shape.layers)}
+    layers: dict[str, dict[str, Any]] = {
+        str(i): {keys.heads: x.heads, keys.ffn: x.ffn} for i, x in enumerate(shape.layers)
+    }
     for index, layer in enumerate(shape.layers):
         if keys.kv_heads:
             layers[str(index)][keys.kv_heads] = layer.heads // shape.group

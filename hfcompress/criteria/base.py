@@ -100,7 +100,11 @@ class DataCriterion(Criterion):
     needs_data: ClassVar[bool] = True
 
     rows: int = Field(default=2048, ge=1)
-    """Training rows it looks at, drawn with the recipe's seed."""
+    """Training rows it looks at."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows that go through the model together."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Draws the rows; the default is the recipe's."""
 
 
 class LearnedCriterion(Criterion):

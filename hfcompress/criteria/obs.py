@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.criteria.base import Calibration, DataCriterion, Scores
 from hfcompress.model.family import family_of
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 
 class Obs(DataCriterion):
-    """The squared error of a layer's output once what stays has taken over, by closed form, from what goes.
+    """How much the loss would rise once what stays has taken over, by closed form, from what goes.
 
-    Of units: the order in which they are removed one at a time, and what each adds to the error of the linear layer
-    that they feed, divided by that layer's own mean squared output, so that blocks compare. A bias, where there is
-    one, makes up for the mean of what goes. Of weights: SparseGPT's, layer by layer, on the inputs that the layers
-    pruned so far give.
+    Of units: the order in which they are removed one at a time, and what each adds to the squared error of the linear
+    layer that they feed. A bias, where there is one, makes up for the mean of what goes. An error counts by the
+    second moment of the loss's gradient at that output: so blocks compare, and scores are in Fisher's unit. (Divided by
+    the output's own size instead, a block counts by how much it says, whether or not it matters to the task.)
+
+    Of weights: SparseGPT's, layer by layer, on the inputs that the layers pruned so far give; over all matrices, each
+    gets the share that `w² G_ii / (H⁻¹)_jj` gives it.
     """
 
     scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
@@ -39,11 +42,13 @@ class Obs(DataCriterion):
         from hfcompress.model.gates import unit_counts
 
         family, counts = family_of(model), unit_counts(model)
+        paths = (family.attention_output, family.ffn_out)
+        curvature = self._curvature(model, calibration, [paths] * len(counts[0]))
         heads, neurons = [], []
         for index, rows in self._layers(model, calibration):
-            seen = _moments(model, index, rows, calibration, (family.attention_output, family.ffn_out), advance=True)
+            seen = _moments(model, index, rows, calibration, paths, advance=True)
             for scores, moments, units in zip((heads, neurons), seen.values(), counts, strict=True):
-                scores.append(_unit_scores(moments, units[index]))
+                scores.append(_unit_scores(moments, curvature[moments.module], units[index]))
         return Scores(heads, neurons)
 
     def refit(self, model: PreTrainedModel, keep: Sequence[Keep], calibration: Calibration) -> None:
@@ -64,15 +69,15 @@ class Obs(DataCriterion):
             _advance(model, index, rows)
 
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
-        """`w² / (H⁻¹)_jj`, what a weight alone costs, divided by the layer's mean squared output."""
+        """`w² G_ii / (H⁻¹)_jj`, what a weight alone costs when the others of its row take over."""
         from hfcompress.model.linears import layer_linears
 
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
-        found = {}
+        paths = [_linear_paths(layer) for layer in family_of(model).stack(model)]
+        curvature, found = self._curvature(model, calibration, paths), {}
         for index, rows in self._layers(model, calibration):
-            paths = _linear_paths(family_of(model).stack(model)[index])
-            seen = _moments(model, index, rows, calibration, paths, advance=True)
-            found |= {names[moments.module]: _weight_scores(moments) for moments in seen.values()}
+            seen = _moments(model, index, rows, calibration, paths[index], advance=True)
+            found |= {names[m.module]: _weight_scores(m, curvature[m.module]) for m in seen.values()}
         return found
 
     def sparsify(self, model: PreTrainedModel, pattern: Pattern, calibration: Calibration) -> None:
@@ -95,6 +100,17 @@ class Obs(DataCriterion):
                 with torch.no_grad():
                     moments.module.weight.copy_(sparse_weight(moments.module.weight, moments.second(), own))
             _advance(model, index, rows)
+
+    def _curvature(
+        self, model: PreTrainedModel, calibration: Calibration, paths: Sequence[Sequence[str]]
+    ) -> dict[nn.Linear, Tensor]:
+        """By module, the second moment of the loss's gradient by its output."""
+        from hfcompress.model.curvature import output_curvature
+
+        stack = family_of(model).stack(model)
+        modules: Any = [layer.get_submodule(p) for layer, own in zip(stack, paths, strict=True) for p in own]
+        found = output_curvature(model, modules, calibration.batches(self.rows), calibration.loss, calibration.total)
+        return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
         from hfcompress.model.frozen import frozen
@@ -148,25 +164,19 @@ def _advance(model: PreTrainedModel, index: int, rows: list[Rows]) -> None:
             batch.hidden = run.result
 
 
-def _unit_scores(moments: Moments, units: int) -> Tensor:
+def _unit_scores(moments: Moments, curvature: Tensor, units: int) -> Tensor:
     from hfcompress.model.surgeon import removal_costs
 
-    weight, moment = moments.module.weight, moments.around_mean()
-    return (removal_costs(weight, moment, units) / _mean_square(weight, moment)).float()
+    weight = moments.module.weight.detach().double()
+    return removal_costs(weight.T @ curvature @ weight, moments.around_mean(), units).float()
 
 
-def _weight_scores(moments: Moments) -> Tensor:
+def _weight_scores(moments: Moments, curvature: Tensor) -> Tensor:
     import torch
 
-    weight, moment = moments.module.weight.detach().double(), moments.second()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    return (weight**2 / inverse.diagonal() / _mean_square(weight, moment)).float()
-
-
-def _mean_square(weight: Tensor, moment: Tensor) -> Tensor:
-    """`tr(W H Wᵀ)`, the mean over tokens of the squared norm of the output."""
-    weight = weight.detach().double()
-    return ((weight @ moment) * weight).sum().clamp(min=1e-30)
+    weight = moments.module.weight.detach().double()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.second()))
+    return (weight**2 * curvature.diagonal()[:, None] / inverse.diagonal()).float()
 
 
 def _refit(moments: Moments, kept: Sequence[int], units: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
 from hfcompress.criteria.base import GRANULARITIES, Calibration, Criterion, Scores
 from hfcompress.model.gates import unit_counts
 from hfcompress.model.linears import layer_linears
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Random(Criterion):
-    """Scores drawn uniformly, by the recipe's seed."""
+    """Scores drawn uniformly."""
+
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Draws the scores; the default is the recipe's."""
 
     source: ClassVar[str] = "the control of Gale et al. 2019, arXiv:1902.09574"
     scored: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)

@@ -28,12 +28,16 @@ class Wanda(DataCriterion):
     scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
+        import torch
+
         family, weights = family_of(model), self.weight_scores(model, calibration)
         names = {id(module): name for name, module in layer_linears(model).items()}
 
         def of(layer: nn.Module, path: str, count: int) -> Tensor:
+            if not count:
+                return torch.zeros(0, device=model.device)
             columns = weights[f"{names[id(layer.get_submodule(path))]}.weight"].sum(0)
-            return columns.unflatten(0, (count, -1)).sum(-1) if count else columns
+            return columns.unflatten(0, (count, -1)).sum(-1)
 
         layers = list(zip(family.stack(model), *unit_counts(model), strict=True))
         return Scores(

@@ -70,16 +70,17 @@ def damped(moment: Tensor) -> Tensor:
     )
 
 
-def removal_costs(weight: Tensor, moment: Tensor, units: int) -> Tensor:
+def removal_costs(gram: Tensor, moment: Tensor, units: int) -> Tensor:
     """What each unit adds to the error when units are removed one at a time, the cheapest first.
 
     A unit S (a head's columns, a neuron's one) costs `Σ_i W_iS ((H⁻¹)_SS)⁻¹ W_iSᵀ`; the rest takes over by
     `δ = -W_S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S,:`, and Gaussian elimination takes S out of `H⁻¹` (Kurtic et al. 2023,
-    arXiv:2302.04089, eq. 2 and 3). Of `W` only `WᵀW` is needed. Changes to both matrices wait until some columns of
-    them are together, so that thousands of units cost some matrix products; each choice is made on exact values.
+    arXiv:2302.04089, eq. 2 and 3). Of `W` only `WᵀW` is needed, or `WᵀGW` where outputs count by `G`: what is best for
+    the rest does not depend on it. Changes to both matrices wait until some columns of them are together, so that
+    thousands of units cost some matrix products; each choice is made on exact values.
 
     Args:
-        weight: `(outputs, width)`.
+        gram: `WᵀW` or `WᵀGW`, `(width, width)`, in float64; it is used up.
         moment: Damped second moment of the inputs, `(width, width)`.
         units: Units of equal width, side by side.
 
@@ -90,9 +91,9 @@ def removal_costs(weight: Tensor, moment: Tensor, units: int) -> Tensor:
     import torch
 
     if units == 0:
-        return torch.zeros(0, dtype=torch.float64, device=weight.device)
-    state = _Elimination(weight.detach().double(), moment, units)
-    costs = torch.zeros(units, dtype=torch.float64, device=weight.device)
+        return gram.new_zeros(0)
+    state = _Elimination(gram, moment, units)
+    costs = gram.new_zeros(units)
     highest = costs.new_zeros(())
     for rank in range(units):
         unit, cost = state.remove_cheapest()
@@ -105,16 +106,16 @@ def removal_costs(weight: Tensor, moment: Tensor, units: int) -> Tensor:
 class _Elimination:
     """`inverse` is H⁻¹ and `gram` WᵀW, less what is pending: `left rightᵀ`, and `half leftᵀ + left halfᵀ`."""
 
-    def __init__(self, weight: Tensor, moment: Tensor, units: int) -> None:
+    def __init__(self, gram: Tensor, moment: Tensor, units: int) -> None:
         import torch
 
-        self.units, self.width = units, weight.shape[1] // units
+        self.units, self.width = units, len(gram) // units
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-        self.gram = weight.T @ weight
+        self.gram = gram
         self.diagonal, self.squares = self._blocks(self.inverse), self._blocks(self.gram)
-        self.gone = torch.zeros(units, dtype=torch.bool, device=weight.device)
+        self.gone = torch.zeros(units, dtype=torch.bool, device=gram.device)
         room = max(_PENDING // self.width, 1) * self.width
-        self.left, self.right, self.half = (weight.new_zeros(weight.shape[1], room) for _ in range(3))
+        self.left, self.right, self.half = (gram.new_zeros(len(gram), room) for _ in range(3))
         self.used = 0
 
     def _blocks(self, matrix: Tensor) -> Tensor:

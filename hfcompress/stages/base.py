@@ -99,15 +99,20 @@ class Bench:
         """The tokenized rows of `train` or `dev`, or of `raw` in their place."""
         return self.task.encode(self._raw[split] if raw is None else raw, tokenizer, labels)
 
-    def sample(self, count: int, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> datasets.Dataset:
-        """At most so many tokenized rows of `train`, drawn by the seed; of a stream, from as many first documents."""
+    def sample(
+        self, count: int, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int], seed: int | None = None
+    ) -> datasets.Dataset:
+        """At most so many tokenized rows of `train`, of a stream from as many first documents.
+
+        They are drawn by the seed, by default the recipe's.
+        """
         if self.task.streamed:
             import datasets
 
             raw = datasets.Dataset.from_list(list(self._raw["train"].take(count)))
         else:
             whole = self._raw["train"]
-            raw = whole.shuffle(seed=self.seed).select(range(min(count, len(whole))))
+            raw = whole.shuffle(seed=self.seed if seed is None else seed).select(range(min(count, len(whole))))
         rows = self.encoded("train", tokenizer, labels, raw)
         return rows.select(range(min(count, len(rows))))
 

@@ -30,8 +30,8 @@ Change = Callable[["PreTrainedModel"], "PreTrainedModel"]
 """What was decided of one model; it can be done to any model of the same shape."""
 
 
-ROWS = 2048
-"""Rows that masks are rearranged and tuned on where the criterion looks at none (Kwon et al. 2022)."""
+ROWS, BATCH = 2048, 32
+"""Rows that masks are rearranged and tuned on, and a batch of them, where the criterion looks at none (Kwon et al.)."""
 
 
 @dataclass
@@ -274,16 +274,23 @@ class Cutting:
                 for tensor in tensors:
                     tensor.copy_(reduce(tensor, "sum"))
 
-        return Calibration(batches, self.bench.task.loss, self.bench.seed, total)
+        return Calibration(batches, self.bench.task.loss, self._seed, total)
 
     def _batches(self, count: int) -> list[dict[str, Tensor]]:
         """At most so many rows of the train split, in batches."""
         from hfcompress.stages import training
 
         if count not in self._kept:
-            rows = self.bench.sample(count, self.tokenizer, self.labels)
-            self._kept[count] = list(training.batches(rows, self.tokenizer, self.bench.task))
+            rows = self.bench.sample(count, self.tokenizer, self.labels, self._seed)
+            criterion = self.options.criterion
+            size = criterion.batch_size if isinstance(criterion, DataCriterion) else BATCH
+            self._kept[count] = list(training.batches(rows, self.tokenizer, self.bench.task, size))
         return self._kept[count]
+
+    @property
+    def _seed(self) -> int:
+        seed: int | None = getattr(self.options.criterion, "seed", None)
+        return self.bench.seed if seed is None else seed
 
     @cached_property
     def _kept(self) -> dict[int, list[dict[str, Tensor]]]:

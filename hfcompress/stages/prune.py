@@ -38,6 +38,7 @@ class Prune(Stage):
 
     kind: Literal["prune"]
     criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
+    """What tells how much each part matters: a name, or a mapping `{use: NAME, …}` with options."""
     heads: float = Field(default=0.0, ge=0, lt=1)
     """Share of the attention heads to cut; of a decoder with grouped queries, of its key-value heads."""
     ffn: float = Field(default=0.0, ge=0, lt=1)

@@ -1,0 +1,70 @@
+"""How strongly a loss depends on what linear layers give: second moments of its gradients by their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.model.frozen import frozen
+from hfcompress.model.observe import observe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def output_curvature(
+    model: nn.Module,
+    modules: Sequence[nn.Linear],
+    batches: Iterable[Mapping[str, Tensor]],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    total: Callable[[Sequence[Tensor]], None],
+) -> list[Tensor]:
+    """The mean over rows of `Σ_tokens g gᵀ`, `g` the gradient of a row's loss by a module's output at a token.
+
+    With the second moment of the module's inputs it stands for the curvature of the loss by the module's weights, as
+    if inputs and gradients were independent, and tokens too (Martens & Grosse 2015, arXiv:1503.05671, eq. 1).
+
+    Args:
+        model: A model with its head; left as it was.
+        modules: Linear layers of it.
+        batches: This process's encoded batches with labels.
+        loss: `(logits, labels, mask)` to the mean loss over rows.
+        total: Sums tensors over the processes, in place.
+
+    Returns:
+        For each module `(outputs, outputs)`, in float64.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    sums = [torch.zeros((m.out_features,) * 2, dtype=torch.float64, device=device) for m in modules]
+    rows = torch.zeros(1, dtype=torch.float64, device=device)
+    with frozen(model), torch.enable_grad():
+        for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            labels, mask = inputs.pop("labels"), inputs["attention_mask"].bool()
+            handles = [m.register_forward_hook(partial(_watch, s)) for m, s in zip(modules, sums, strict=True)]
+            try:
+                logits = observe(model, inputs).logits
+            finally:
+                for handle in handles:
+                    handle.remove()
+            # Each row's own loss: rows do not meet inside of the model.
+            (loss(logits, labels, mask) * len(labels)).backward()
+            rows += len(labels)
+    total([*sums, rows])
+    return [value / rows.clamp(min=1) for value in sums]
+
+
+def _watch(moment: Tensor, _module: Any, _args: Any, output: Tensor) -> Tensor:
+    # The first of all has nothing below it that asks for a gradient: the graph begins here.
+    output = output if output.requires_grad else output.detach().requires_grad_()
+    output.register_hook(partial(_add, moment))
+    return output
+
+
+def _add(moment: Tensor, gradient: Tensor) -> None:
+    # At padding it is zero: no real token attends to it.
+    flat = gradient.flatten(0, -2).float()
+    moment += flat.T @ flat
