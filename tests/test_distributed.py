@@ -93,6 +93,11 @@ def _stages(batch_size: int) -> list[dict[str, Any]]:
          "train": train},
         {"kind": "prune", "heads": 0.25, "ffn": 0.25, "criterion": {"use": "taylor", "rows": 32}, "multiple_of": 1,
          "recover": {"epochs": 1, "batch_size": batch_size}},
+        # Three batches: one process has two of them.
+        {"kind": "prune", "criterion": {"use": "fisher", "rows": 48, "batch_size": 16}, "budget": {"macs": 0.7},
+         "multiple_of": 1, "rearrange": True, "tune": True},
+        {"kind": "prune", "criterion": {"use": "obs", "rows": 16, "batch_size": 16}, "ffn": 0.25, "multiple_of": 1},
+        {"kind": "prune", "criterion": {"use": "wanda", "rows": 48}, "weights": {"share": 0.25}},
     ]  # fmt: skip
 
 
@@ -133,6 +138,13 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
 
 def test_two_processes_with_half_the_batch_train_the_same_student(both: Both) -> None:
     both.compare("01-distill/model/model.safetensors")
+
+
+@pytest.mark.parametrize("stage", ["03-prune", "04-prune", "05-prune"])
+def test_two_processes_score_choose_and_update_the_same(both: Both, stage: str) -> None:
+    one, two = (open_artifact(folder / stage / "model").shape for folder in (both.one, both.two))
+    assert one == two
+    both.compare(f"{stage}/model/model.safetensors")
 
 
 def test_two_processes_keep_the_same_answers_of_the_teacher(both: Both) -> None:
