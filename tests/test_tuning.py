@@ -23,12 +23,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensor
 
 ROWS = 12
 KEEP = [Keep((0, 2), tuple(range(0, 64, 2))), Keep((1, 2, 3), tuple(range(10, 40)))]
-FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "deberta-v2", "electra", "mpnet")
+FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "deberta-v2", "electra", "mpnet", "llama")
 
 
 def batches(model: Any, size: int = 4) -> list[dict[str, Tensor]]:
     batch = accepted(model, world.batch(ROWS))
     return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in range(0, ROWS, size)]
+
+
+def of_family(family: str) -> Any:
+    """A model with four heads, each with keys and values of its own."""
+    return world.model(family, **({"num_key_value_heads": 4} if family == "llama" else {}))
 
 
 # Rearrangement
@@ -105,7 +110,7 @@ def sides(model: Any, gates: Gates | None, index: int, path: str) -> tuple[Tenso
             model(**batch)
             mask = batch["attention_mask"].bool()
             residual = hidden[-1]
-            if path == parts.ffn_out and model.config.model_type == "modernbert":
+            if path == parts.ffn_out and model.config.model_type in ("modernbert", "llama"):
                 residual = residual + seen[parts.attention_output + ">"]
             elif path == parts.ffn_out:
                 residual = seen[parts.ffn_in + "<"]
@@ -130,7 +135,7 @@ def untuned(model: Any, gates: Gates, index: int, path: str) -> Gates:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(family: str) -> None:
-    model = world.model(family)
+    model = of_family(family)
     gates, parts = tune(model, KEEP, batches(model)), family_of(model)
     blocks = [(index, path) for index in range(2) for path in (parts.attention_output, parts.ffn_out)]
     for (index, path), (before, after) in zip(blocks, gates.errors, strict=True):
@@ -142,7 +147,7 @@ def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(famil
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: str) -> None:
-    model = world.model(family)
+    model = of_family(family)
     gates, parts = tune(model, KEEP, batches(model)), family_of(model)
     for index, path, found in (
         (0, parts.attention_output, gates.heads[0]),
@@ -217,7 +222,7 @@ def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str) -> None:
-    model = world.model(family)
+    model = of_family(family)
     gates, inputs = tune(model, KEEP, batches(model)), accepted(model, world.batch())
     with torch.no_grad():
         with gated(model, gates.heads, gates.neurons):

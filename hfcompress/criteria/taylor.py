@@ -21,7 +21,6 @@ class Taylor(DataCriterion):
     of a batch's mean loss.
     """
 
-    comparable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Molchanov et al. 2017, arXiv:1611.06440, eq. 8; Michel et al. 2019, arXiv:1905.10650, eq. 5; weights: "
         "Molchanov et al. 2019, arXiv:1906.10771"

@@ -153,6 +153,12 @@ class _Pruned:
 
     parts: dict[str, Any]
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers reads it off the file that a class stands in.
+        stock: Any = cls.__bases__[-1]
+        return bool(stock._can_set_attn_implementation())
+
     def __init__(self, config: Any) -> None:
         if hasattr(config, "num_key_value_heads"):
             # A decoder's classes ask AutoModel for what stands below the head.

@@ -93,7 +93,7 @@ def _layer_prefix(model: nn.Module, family: Family, index: int) -> str:
 
 def _cut_layer(family: Family, layer: nn.Module, keep: Keep, heads: int, neurons: int) -> dict[str, Tensor]:
     """What the layer's weights become, of those that are cut: `keep` of its `heads` groups and of its `neurons`."""
-    weights, cut = layer.state_dict(), {}
+    weights, smaller = layer.state_dict(), {}
     for units, kept, rows, columns in (
         (heads, keep.heads, family.head_rows, family.attention_output),
         (neurons, keep.neurons, family.neuron_rows, family.ffn_out),
@@ -101,14 +101,16 @@ def _cut_layer(family: Family, layer: nn.Module, keep: Keep, heads: int, neurons
         for path, parts in rows.items():
             for name in (f"{path}.weight", f"{path}.bias"):
                 if name in weights:
-                    cut[name] = _units(weights[name], 0, parts, units, kept)
-        cut[f"{columns}.weight"] = _units(weights[f"{columns}.weight"], 1, 1, units, kept)
-    return cut
+                    smaller[name] = _units(weights[name], 0, parts, units, kept)
+        smaller[f"{columns}.weight"] = _units(weights[f"{columns}.weight"], 1, 1, units, kept)
+    return smaller
 
 
 def _units(weight: Tensor, axis: int, parts: int, units: int, kept: Sequence[int]) -> Tensor:
     """The kept ones of the units that share an axis: so many parts side by side, in each the units in turn."""
     if not units:
         return weight
-    split = weight.unflatten(axis, (parts, units, -1))
-    return split.index_select(axis + 1, weight.new_tensor(kept).long()).flatten(axis, axis + 2)
+    import torch
+
+    index = torch.tensor(kept, dtype=torch.long, device=weight.device)
+    return weight.unflatten(axis, (parts, units, -1)).index_select(axis + 1, index).flatten(axis, axis + 2)

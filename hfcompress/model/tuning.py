@@ -164,7 +164,7 @@ class _Tuner:
         self.norm_before = keys.modern or keys.decoder
 
     def tune_layer(self, index: int, pupil: list[Rows], taught: list[Rows]) -> list[tuple[float, float]]:
-        """Sets the layer's gates; the rows of both models are behind the layer then."""
+        """Sets the layer's gates; the rows of both models are behind the layer then, where another one follows."""
         family, errors = self.family, []
         wanted = [self._sums(index, batch) for batch in taught]
         with gated(self.model, self.heads, self.neurons):
@@ -176,7 +176,7 @@ class _Tuner:
                         equations.add(batch.tokens(run.inputs[path]), missing)
                 self.total(equations.tensors)
                 errors.append(equations.solve_into(gate))
-            for batch in pupil:
+            for batch in pupil if index + 1 < len(self.stack) else ():
                 for run in runs(self.model, index, batch):
                     batch.hidden = run.result
         return errors

@@ -52,11 +52,12 @@ def allocate(scores: Scores, target: Target, normalise: bool) -> list[Keep]:
     Args:
         scores: What the criterion says.
         target: The budget, and what units cost; neurons go in groups of `target.costs.group`.
-        normalise: For scores that are not in one unit over layers, heads and neurons. Those of `taylor`, `fisher` and
-            `obs` are: each says how much a loss or an error would rise. Norms of weights, activations and random
-            numbers are not, nor what is normalised by layer already: of these, each block's scores are divided by
-            their sum. (Divided by their Euclidean norm, as a ranking of heads among heads does it, a block would be
-            worth more the more units it has, and heads would lose against neurons by their number alone.)
+        normalise: For scores that are not in one unit over layers, heads and neurons (`Criterion.comparable`): each
+            block's scores are divided by their sum. Those of `fisher` and `obs` are in one unit: they say how much a
+            loss or an error would rise, and a sum of them says it of many units. `taylor`'s are not: what single
+            units do to the loss to first order cancels out, the more the more units there are. (Divided by their
+            Euclidean norm, as a ranking of heads among heads does it, a block would be worth more the more units it
+            has, and heads would lose against neurons by their number alone.)
 
     Raises:
         HfcompressError: where the least that must stay costs more than the budget.
