@@ -33,7 +33,7 @@ from hfcompress.stages.allocation import allocate
 from hfcompress.stages.budget import Budget, target_of
 
 LENGTH, BATCH, TURNS, TARGET = 64, 32, 2, 0.70
-ROWS = {"quick": (64, 128), "full": (64, 128), "cuda": (1024, 2048)}
+ROWS = {"quick": (128, 256), "full": (128, 256), "cuda": (1024, 2048)}
 
 
 def main() -> None:

@@ -29,10 +29,16 @@ def told(stage: Any, training: str, recovery: str) -> str:
     by = f" by `{stage.criterion.name}` ({stage.criterion.source})" if stage.granularities else ""
     parts = [_goal(stage) + by, _course(stage, training)]
     parts += ["units swapped where together they matter less (Kwon et al. 2022)"] if stage.rearrange else []
-    parts += ["what stays scaled by least squares (Kwon et al. 2022)"] if stage.tune else []
+    parts += [_TUNED[stage.tuning]] if stage.tuning != "off" else []
     after = " after each round" if stage.schedule.use == "iterative" else ""
     parts.append(f"recovery{after}: {recovery}" if recovery else "no recovery")
     return "; ".join(part for part in parts if part)
+
+
+_TUNED = {
+    "scales": "what stays scaled by least squares (Kwon et al. 2022)",
+    "weights": "what stays refitted by least squares (Kurtic et al. 2023)",
+}
 
 
 def _goal(stage: Any) -> str:

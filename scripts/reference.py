@@ -39,7 +39,7 @@ counted from 0: `--set stages.0.train.epochs=1`.
 
 A loss, criterion or backend is its name (`taylor`) or a mapping with options (`{use: taylor, rows: 512}`).
 """
-PRUNING = [Prune, Budget, Pattern, OneShot, Iterative, Gradual, Lottery, Recover, Sensitivity]
+PRUNING: list[type[BaseModel]] = [Prune, Budget, Pattern, OneShot, Iterative, Gradual, Lottery, Recover, Sensitivity]
 BLOCKS: dict[str, list[type[BaseModel]]] = {
     "Top level": [Recipe],
     "`task`": [*TASKS, Splits],

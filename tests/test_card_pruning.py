@@ -44,7 +44,7 @@ def test_the_criterion_is_named_with_its_paper() -> None:
         ({"vocabulary": "corpus"}, "cuts the tokens that its data does not use; no recovery"),
         ({"budget": {"macs": 0.5}},
          "cuts heads and FFN neurons down to 50% of the layers' MACs by `taylor`; no recovery"),
-        ({"budget": {"bytes": 0.3}, "rearrange": True, "tune": True},
+        ({"budget": {"bytes": 0.3}, "rearrange": True, "tune": "scales"},
          "cuts heads and FFN neurons down to 30% of the layers' bytes by `taylor`; units swapped where together they "
          "matter less (Kwon et al. 2022); what stays scaled by least squares (Kwon et al. 2022); no recovery"),
         ({"budget": {"latency": 0.5, "batch_size": 8, "length": 64}},

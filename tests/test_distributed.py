@@ -95,7 +95,7 @@ def _stages(batch_size: int) -> list[dict[str, Any]]:
          "recover": {"epochs": 1, "batch_size": batch_size}},
         # Three batches: one process has two of them.
         {"kind": "prune", "criterion": {"use": "fisher", "rows": 48, "batch_size": 16}, "budget": {"macs": 0.7},
-         "multiple_of": 1, "rearrange": True, "tune": True},
+         "multiple_of": 1, "rearrange": True, "tune": "scales"},
         {"kind": "prune", "criterion": {"use": "obs", "rows": 16, "batch_size": 16}, "ffn": 0.25, "multiple_of": 1},
         {"kind": "prune", "criterion": {"use": "wanda", "rows": 48}, "weights": {"share": 0.25}},
     ]  # fmt: skip

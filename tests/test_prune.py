@@ -59,7 +59,7 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"budget": {"macs": 0.5}, "heads": 0.5}, "`budget` decides what `heads` decides"),
         ({"budget": {"macs": 0.5}, "allocation": "uneven"}, "so `allocation` changes nothing"),
         ({"heads": 0.5, "empty_blocks": True}, "`empty_blocks` is for a `budget`"),
-        ({"vocabulary": "corpus", "tune": True}, "`tune` is for heads and neurons, and none are cut"),
+        ({"vocabulary": "corpus", "tune": "scales"}, "`tune` is for heads and neurons, and none are cut"),
         ({"heads": 0.5, "train": {}}, "`train` is for learned masks, `gradual` and `lottery`"),
         ({"heads": 0.5, "schedule": "iterative"}, "there is no `recover`"),
         ({"heads": 0.5, "schedule": "gradual"}, "there is no `train`"),
@@ -70,8 +70,8 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"heads": 0.5, "schedule": "gradual", "train": {}, "sensitivity": {}}, "nothing is scored before"),
         ({"heads": 0.5, "schedule": "gradual", "train": {"lora": {}}}, "masks are learned with all weights"),
         ({"hidden": 0.5, "schedule": "gradual", "train": {}}, "`hidden` cannot be cut while the model trains"),
-        ({"heads": 0.5, "tune": True, "criterion": "obs"}, "obs makes what stays take over by itself"),
-        ({"heads": 0.5, "tune": True, "schedule": "lottery", "train": {}}, "are for one_shot and iterative"),
+        ({"heads": 0.5, "criterion": "obs", "schedule": "gradual", "train": {}}, "are for one_shot and iterative"),
+        ({"heads": 0.5, "tune": "scales", "schedule": "lottery", "train": {}}, "are for one_shot and iterative"),
         ({"heads": 0.5, "recover": {"lora": {}, "losses": ["hard_labels"], "layer_map": "last"}},
          "so `layer_map` changes nothing"),
     ],
@@ -306,12 +306,16 @@ def test_movement_learns_which_weights_stay(things: tuple[Path, Path], tmp_path:
     assert zeros(load_model(made, AUTO)) == pytest.approx(0.7, abs=0.01)
 
 
-def test_post_training_tunes_what_stays_without_any_training(things: tuple[Path, Path], tmp_path: Path) -> None:
-    made, notes = pruned(things, tmp_path, criterion={"use": "fisher", "rows": 64}, budget={"macs": 0.5},
-                         multiple_of=1, rearrange=True, tune=True)  # fmt: skip
+@pytest.mark.parametrize(("criterion", "tune"), [("fisher", "scales"), ("fisher", "weights"), ("obs", None)])
+def test_post_training_tunes_what_stays_without_any_training(
+    things: tuple[Path, Path], tmp_path: Path, criterion: str, tune: str | None
+) -> None:
+    made, notes = pruned(things, tmp_path, criterion={"use": criterion, "rows": 64}, budget={"macs": 0.5},
+                         multiple_of=1, rearrange=criterion == "fisher", tune=tune)  # fmt: skip
 
     start, after = load_model(things[0], AUTO).state_dict(), load_model(made, AUTO).state_dict()
     assert "dev" not in notes
+    assert ("tuned" in notes) == (tune == "scales")
     # What the masks do not reach is as it was.
     assert torch.equal(start["bert.embeddings.word_embeddings.weight"], after["bert.embeddings.word_embeddings.weight"])
 

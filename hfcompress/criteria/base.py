@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from hfcompress.model.masks import Masks
     from hfcompress.model.pattern import Pattern
-    from hfcompress.model.surgery import Keep
 
 GRANULARITIES = ("units", "layers", "hidden", "weights")
 """What a criterion can score: heads and FFN neurons, whole layers, dimensions of the stream between them, weights."""
@@ -63,8 +62,8 @@ class Criterion(Component):
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
     """Whether its scores of heads and of neurons are in one unit over all layers, as a rise of the loss is."""
-    updates: ClassVar[bool] = False
-    """Whether it makes the weights that stay take over from those that go."""
+    refits: ClassVar[bool] = False
+    """Whether its scores count on the weights that stay taking over from those that go."""
     learned: ClassVar[bool] = False
     """Whether it is trained with the model instead of scoring it."""
 
@@ -83,9 +82,6 @@ class Criterion(Component):
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
         """Scores of each weight of the layers' linear modules, by its name in the state dict and of its shape."""
         raise NotImplementedError
-
-    def refit(self, model: PreTrainedModel, keep: Sequence[Keep], calibration: Calibration) -> None:
-        """Makes what stays take over from what goes, in place; `updates` tells whether it does."""
 
     def sparsify(self, model: PreTrainedModel, pattern: Pattern, calibration: Calibration) -> None:
         """Sets the weights that matter least to zero, in place, as many and where the pattern says."""

@@ -32,8 +32,7 @@ class Obs(DataCriterion):
 
     scored: ClassVar[frozenset[str]] = frozenset({"units", "weights"})
     comparable: ClassVar[bool] = True
-    updates: ClassVar[bool] = True
-    comparable: ClassVar[bool] = True
+    refits: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Kurtic et al. 2023, arXiv:2302.04089, eq. 2 and 3; weights: Frantar & Alistarh 2023, arXiv:2301.00774, alg. 1"
     )
@@ -44,7 +43,8 @@ class Obs(DataCriterion):
         family, counts = family_of(model), unit_counts(model)
         paths = (family.attention_output, family.ffn_out)
         curvature = self._curvature(model, calibration, [paths] * len(counts[0]))
-        heads, neurons = [], []
+        heads: list[Tensor] = []
+        neurons: list[Tensor] = []
         for index, rows in self._layers(model, calibration):
             seen = _moments(model, index, rows, calibration, paths, advance=True)
             for scores, moments, units in zip((heads, neurons), seen.values(), counts, strict=True):
@@ -74,7 +74,8 @@ class Obs(DataCriterion):
 
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
         paths = [_linear_paths(layer) for layer in family_of(model).stack(model)]
-        curvature, found = self._curvature(model, calibration, paths), {}
+        curvature = self._curvature(model, calibration, paths)
+        found: dict[str, Tensor] = {}
         for index, rows in self._layers(model, calibration):
             seen = _moments(model, index, rows, calibration, paths[index], advance=True)
             found |= {names[m.module]: _weight_scores(m, curvature[m.module]) for m in seen.values()}
@@ -190,5 +191,5 @@ def _refit(moments: Moments, kept: Sequence[int], units: int) -> None:
     fitted = refitted(module.weight, moments.around_mean(), columns)
     with torch.no_grad():
         if module.bias is not None:
-            module.bias += (module.weight.double() - fitted) @ moments.mean
+            module.bias.add_((module.weight.double() - fitted) @ moments.mean)
         module.weight.copy_(fitted)

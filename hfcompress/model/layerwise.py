@@ -66,13 +66,20 @@ def start(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Row
     """The batches before the first layer."""
     import torch
 
-    device, found = next(model.parameters()).device, []
+    device, found, told = next(model.parameters()).device, [], list(batches)
+
+    def show(batch: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
+        inputs = {name: value[:rows].to(device) for name, value in batch.items() if name != "labels"}
+        observe(model, inputs)
+        return inputs
+
     with torch.no_grad(), frozen(model), _handing_on(family_of(model).stack(model)) as stand_ins:
-        for batch in batches:
+        for batch in told[:1]:
+            show(batch, 1)  # the first time each layer really runs, so one row is enough
+        for batch in told:
             for stand_in in stand_ins:
                 stand_in.calls, stand_in.first = [], None
-            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-            observe(model, inputs)
+            inputs = show(batch)
             first, calls = stand_ins[0].first, [stand_in.calls for stand_in in stand_ins]
             assert first is not None
             found.append(Rows(first, inputs["attention_mask"].bool(), calls))

@@ -11,6 +11,7 @@ from hfcompress.base.console import say
 from hfcompress.base.costs import Target
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.criteria.base import Calibration, DataCriterion, Scores
+from hfcompress.criteria.obs import Obs
 from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config
 from hfcompress.stages.allocation import allocate, choose, kept
 from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
@@ -98,10 +99,11 @@ class Cutting:
         keep = self.chosen(scores, model, done)
         if self.options.rearrange:
             keep = self._rearranged(model, keep)
-        if self.options.criterion.updates:
-            self.options.criterion.refit(model, keep, self.calibration)
-        if self.options.tune:
-            self._tune(model, keep)
+        if self.options.tuning == "scales":
+            self._scale(model, keep)
+        elif self.options.tuning == "weights":
+            say("prune: refitting what stays")
+            Obs(rows=self._rows).refit(model, keep, self.calibration)
         return partial(cut, keep=keep)
 
     def _weights(self, model: PreTrainedModel, done: float) -> Change | None:
@@ -207,18 +209,20 @@ class Cutting:
 
         calibration = self.calibration
         # A process without rows has matrices without rows, and sums up with the others.
-        found = [[[torch.zeros(0, units)] for units in counts] for counts in unit_counts(model)]
+        none = partial(torch.zeros, 0, device=model.device)
+        found = [[[none(units)] for units in counts] for counts in unit_counts(model)]
         for batch in unit_gradients(model, calibration.batches(self._rows), calibration.loss):
             for rows, gradients in zip(found, batch, strict=True):
                 for layer, gradient in zip(rows, gradients, strict=True):
-                    layer.append(gradient.cpu())
+                    layer.append(gradient)
         heads, neurons = ([torch.cat(layer) for layer in rows] for rows in found)
         return rearrange(keep, (heads, neurons), calibration.total)
 
-    def _tune(self, model: PreTrainedModel, keep: list[Keep]) -> None:
+    def _scale(self, model: PreTrainedModel, keep: list[Keep]) -> None:
         """Scales what stays, in place; notes each block's error before and after."""
         from hfcompress.model.tuning import fold, tune
 
+        say("prune: scaling what stays")
         gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
         fold(model, gates)
         self.bench.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]

@@ -69,9 +69,11 @@ class Prune(Stage):
     rearrange: bool = False
     """Swap the chosen units for others of their layer where together these matter less (Kwon et al. 2022, section 3.3).
     """
-    tune: bool = False
-    """Scale the heads and neurons that stay by least squares, layer by layer, so that each block gives what it gave
-    before (Kwon et al. 2022, section 3.4). No training."""
+    tune: Literal["off", "scales", "weights"] | None = None
+    """Without training, make heads and neurons that stay take over from those that go, by least squares, layer by
+    layer: `scales` multiplies each by a number, so that each block gives what it gave before (Kwon et al. 2022, section
+    3.4); `weights` refits the matrix behind them (Kurtic et al. 2023, eq. 3). The default is `weights` where the
+    criterion is `obs`, whose scores count on it, else `off`."""
     train: Recover | None = None
     """Training while masks are learned or gates close, or that each lottery ticket goes through."""
     recover: Recover | None = None
@@ -174,7 +176,7 @@ class Prune(Stage):
             message = "`empty_blocks` is for a `budget`"
             found.append(Problem(message, "use attention_blocks or ffn_blocks", ("empty_blocks",)))
         for key in ("rearrange", "tune", "sensitivity"):
-            if getattr(self, key) and not units:
+            if getattr(self, key) not in (None, False, "off") and not units:
                 found.append(Problem(f"`{key}` is for heads and neurons, and none are cut", "leave it out", (key,)))
         return found
 
@@ -209,20 +211,21 @@ class Prune(Stage):
         if masked and mixed:
             fix = "cut them in a stage of their own"
             found.append(Problem(f"`{mixed[0]}` cannot be cut while the model trains", fix, (mixed[0],)))
-        if self.tune and self.criterion.updates:
-            message = f"{self.criterion.name} makes what stays take over by itself"
-            found.append(Problem(message, "leave `tune` out", ("tune",)))
-        later = self.updates and not isinstance(self.schedule, (OneShot, Iterative))
-        if later or (self.updates and learned):
-            what = next(k for k in ("tune", "rearrange", "criterion") if k == "criterion" or getattr(self, k))
+        fixed = learned or not isinstance(self.schedule, (OneShot, Iterative))
+        if fixed and (self.rearrange or self.tuning != "off" or ("weights" in self.granularities and self._refits)):
+            what = "rearrange" if self.rearrange else "tune" if self.tune else "criterion"
             message = "weights that take over from others are for one_shot and iterative"
-            found.append(Problem(message, "leave it out", (what,)))
+            found.append(Problem(message, "leave it out, or say `tune: off`", (what,)))
         return found
 
     @property
-    def updates(self) -> bool:
-        """Whether what stays takes over from what goes."""
-        return self.tune or self.rearrange or self.criterion.updates
+    def tuning(self) -> str:
+        """`tune`, its default resolved."""
+        return self.tune or ("weights" if self._refits and "units" in self.granularities else "off")
+
+    @property
+    def _refits(self) -> bool:
+        return self.criterion.refits
 
     def steps(self, task: Any) -> int | None:
         rows, total = task.rows(), 0
