@@ -226,7 +226,7 @@ def test_an_extra_that_is_missing_names_its_installation(
 def test_resolved_spells_out_a_recipe_that_means_the_same(recipe: Path, tmp_path: Path) -> None:
     loaded = load(recipe)
     full = resolved(loaded.recipe)
-    assert full["stages"][1]["criterion"] == {"use": "taylor", "rows": 32}
+    assert full["stages"][1]["criterion"] == {"use": "taylor", "rows": 32, "batch_size": 32, "seed": None}
     assert full["stages"][2]["backend"] == {"use": "onnx_int8", "per_channel": True, "embeddings": True}
     again = load(write(tmp_path / "full.yaml", yaml.safe_dump(full)))
     assert again.recipe == loaded.recipe
