@@ -26,9 +26,10 @@ from torch.nn.functional import cross_entropy
 from hfcompress.base.shape import shape_of
 from hfcompress.criteria.base import Scores
 from hfcompress.model.frozen import frozen
+from hfcompress.model.gates import fold
 from hfcompress.model.gradients import unit_gradients
 from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.tuning import fold, rearrange, tune
+from hfcompress.model.tuning import rearrange, tune
 from hfcompress.stages.allocation import allocate
 from hfcompress.stages.budget import Budget, target_of
 
@@ -82,7 +83,7 @@ def prune(model: Any, rows: list[dict[str, Tensor]]) -> Any:
     scores = Scores(*([g.square().mean(0) for g in side] for side in (heads, neurons)))
     keep = rearrange(chosen(model, scores), (heads, neurons))
     gates = tune(model, keep, rows)
-    fold(model, gates)
+    fold(model, gates.heads, gates.neurons)
     return cut(model, keep)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfcompress.model.family import family_of
-from hfcompress.model.gates import gated, unit_counts
+from hfcompress.model.gates import fold, gated, unit_counts
 from hfcompress.model.gradients import unit_gradients
 from hfcompress.model.observe import accepted
 from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.tuning import DAMPING, Gates, fold, rearrange, tune
+from hfcompress.model.tuning import DAMPING, Gates, rearrange, tune
 from tests import world
 from tests.two import Two
 
@@ -227,7 +227,7 @@ def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str
     with torch.no_grad():
         with gated(model, gates.heads, gates.neurons):
             expected = model(**inputs).logits
-        fold(model, gates)
+        fold(model, gates.heads, gates.neurons)
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
         assert torch.allclose(cut(model, KEEP)(**inputs).logits, expected, atol=1e-5)
 

@@ -47,6 +47,24 @@ def _multiply(gate: Tensor, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[T
     return ((x.unflatten(-1, (units, -1)) * gate).flatten(-2), *inputs[1:])
 
 
+def fold(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> None:
+    """Multiplies each unit's columns of the linear layer behind it by its gate, in place.
+
+    Args:
+        model: A Hugging Face model.
+        heads, neurons: One tensor for each layer's weights, `(head groups,)` and `(ffn,)`.
+    """
+    import torch
+
+    family = family_of(model)
+    with torch.no_grad():
+        for layer, head_gate, neuron_gate in zip(family.stack(model), heads, neurons, strict=True):
+            for path, gate in ((family.attention_output, head_gate), (family.ffn_out, neuron_gate)):
+                weight = layer.get_parameter(f"{path}.weight")
+                if len(gate):
+                    weight.mul_(gate.to(weight).repeat_interleave(weight.shape[1] // len(gate)))
+
+
 def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
     """Head groups and neurons of each layer's weights, read from the tensors."""
     family, head_dim = family_of(model), head_dim_of(model.config)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.base.growth import Curve, done_between
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import gated, unit_counts
+from hfcompress.model.gates import fold, gated, unit_counts
 from hfcompress.model.surgery import Keep
 
 if TYPE_CHECKING:
@@ -106,13 +105,7 @@ class UnitMasks(Masks):
         """The gates go into the columns of the linear layers that they feed."""
         self.eval()
         with torch.no_grad():
-            heads, neurons = (_like(model, gates) for gates in self.gates(1.0))
-            family = family_of(model)
-            for layer, head_gate, neuron_gate in zip(family.stack(model), heads, neurons, strict=True):
-                for path, gate in ((family.attention_output, head_gate), (family.ffn_out, neuron_gate)):
-                    weight = layer.get_parameter(f"{path}.weight")
-                    if len(gate):
-                        weight.mul_(gate.repeat_interleave(weight.shape[1] // len(gate)))
+            fold(model, *self.gates(1.0))
 
     def split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """`(units,)`, all heads and then all neurons, as one tensor for each layer's heads and one for its neurons."""

@@ -130,17 +130,6 @@ def tune(
     return Gates(heads, neurons, errors)
 
 
-def fold(model: PreTrainedModel, gates: Gates) -> None:
-    """Multiplies each unit's columns of the linear layer behind it by its gate, in place."""
-    family = family_of(model)
-    with torch.no_grad():
-        for layer, heads, neurons in zip(family.stack(model), gates.heads, gates.neurons, strict=True):
-            for path, gate in ((family.attention_output, heads), (family.ffn_out, neurons)):
-                if len(gate):
-                    module = _linear(layer, path)
-                    module.weight *= gate.to(module.weight).repeat_interleave(module.in_features // len(gate))
-
-
 def _spread(gate: Tensor, kept: Sequence[int], units: int) -> Tensor:
     """A gate for each unit of the whole block, from those of the units that stay."""
     spread = gate.new_zeros(units)

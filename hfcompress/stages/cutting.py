@@ -220,11 +220,12 @@ class Cutting:
 
     def _scale(self, model: PreTrainedModel, keep: list[Keep]) -> None:
         """Scales what stays, in place; notes each block's error before and after."""
-        from hfcompress.model.tuning import fold, tune
+        from hfcompress.model.gates import fold
+        from hfcompress.model.tuning import tune
 
         say("prune: scaling what stays")
         gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
-        fold(model, gates)
+        fold(model, gates.heads, gates.neurons)
         self.bench.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
 
     @property
