@@ -90,7 +90,10 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Show what each stage will make: shape, parameters, bytes, MACs, steps. Exact, and no weights are loaded."""
+    """Show what each stage will make: shape, parameters, bytes, MACs, steps; no weights are loaded.
+
+    Exact, but for what a budget or a corpus decides: that is marked with ~.
+    """
     from hfcompress.listing import plan_table
     from hfcompress.plan import plan as plan_
 

@@ -75,15 +75,16 @@ def plan_table(rows: list[PlannedRow], length: int) -> Table:
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         shape = row.shape
+        about = "~" if shape.estimated else ""
         table.add_row(
             row.stage,
             *layers_text(shape),
             str(shape.hidden),
-            f"{shape.parameters:,}",
-            f"{shape.parameters / 1e6:.1f}M",
-            f"{shape.encoder_parameters:,}",
-            f"{shape.bytes / 1e6:.1f}",
-            f"{shape.macs(length) / 1e6:,.1f}M",
+            f"{about}{shape.parameters:,}",
+            f"{about}{shape.parameters / 1e6:.1f}M",
+            f"{about}{shape.encoder_parameters:,}",
+            f"{about}{shape.bytes / 1e6:.1f}",
+            f"{about}{shape.macs(length) / 1e6:,.1f}M",
             "?" if row.steps is None else f"{row.steps:,}" if row.steps else "-",
         )
     return table

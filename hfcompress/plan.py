@@ -38,10 +38,11 @@ def plan(loaded: Loaded) -> list[PlannedRow]:
 
 
 def layers_text(shape: Shape) -> tuple[str, str, str]:
-    """Layers, heads and FFN widths for a table; totals where a global ranking decides."""
+    """Layers, heads and FFN widths for a table; totals where a global ranking decides, about where a budget does."""
     heads, ffn = [x.heads for x in shape.layers], [x.ffn for x in shape.layers]
     if not shape.even:
-        return str(len(heads)), f"{sum(heads)} in all", f"{sum(ffn)} in all"
+        about = "~" if shape.estimated else ""
+        return str(len(heads)), f"{about}{sum(heads)} in all", f"{about}{sum(ffn)} in all"
     return str(len(heads)), _span(heads), _span(ffn)
 
 

@@ -130,6 +130,15 @@ def test_a_plan_counts_layers_blocks_and_hidden_dimensions() -> None:
     assert planned.head_dim == 8
 
 
+def test_a_plan_marks_what_a_budget_or_a_corpus_decides() -> None:
+    def estimated(**options: Any) -> bool:
+        return Prune.model_validate({"kind": "prune", **options}).plan(shape()).estimated
+
+    assert estimated(budget={"macs": 0.5})
+    assert estimated(vocabulary="corpus")
+    assert not estimated(heads=0.5, allocation="uneven")
+
+
 def test_a_curve_starts_at_nothing_and_ends_with_everything() -> None:
     for curve in ("linear", "cubic"):
         assert done(curve, 0.0) == 0.0  # type: ignore[arg-type]

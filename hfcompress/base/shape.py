@@ -194,6 +194,7 @@ class Shape:
         embedding_bits: Bits a word-embedding weight takes when stored.
         other_bits: Bits any other parameter takes when stored.
         even: Whether `layers` is known layer by layer; where not, only the totals are, since a global ranking decides.
+        estimated: Whether sizes are about what they will be, since a budget or a corpus decides.
     """
 
     architecture: str
@@ -214,6 +215,7 @@ class Shape:
     embedding_bits: float = 32
     other_bits: float = 32
     even: bool = True
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         if self.embedding == self.hidden:

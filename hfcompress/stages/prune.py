@@ -95,7 +95,10 @@ class Prune(Stage):
         ffn[len(ffn) - self.ffn_blocks :] = [0] * self.ffn_blocks
         kept_layers = tuple(Layer(h * shape.group, f) for h, f in zip(heads, ffn, strict=True))
         hidden = kept(shape.hidden, self.hidden, self.multiple_of if self.hidden else 1)
-        return replace(shape, layers=kept_layers, hidden=hidden, even=even and shape.even)
+        found = bool(self.budget) or self.vocabulary == "corpus"
+        return replace(
+            shape, layers=kept_layers, hidden=hidden, even=even and shape.even, estimated=shape.estimated or found
+        )
 
     @property
     def granularities(self) -> dict[str, str]:
