@@ -58,6 +58,7 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"hidden": 0.5, "multiple_of": 7}, "the hidden width 32 is not a multiple of 7"),
         ({"budget": {"macs": 0.5}, "heads": 0.5}, "`budget` decides what `heads` decides"),
         ({"budget": {"macs": 0.5}, "allocation": "uneven"}, "so `allocation` changes nothing"),
+        ({"criterion": "random", "budget": {"latency": 0.5}, "hidden": 0.25}, "and `hidden` changes them"),
         ({"heads": 0.5, "empty_blocks": True}, "`empty_blocks` is for a `budget`"),
         ({"vocabulary": "corpus", "tune": "scales"}, "`tune` is for heads and neurons, and none are cut"),
         ({"heads": 0.5, "train": {}}, "`train` is for learned masks, `gradual` and `lottery`"),

@@ -74,9 +74,15 @@ class Cutting:
         scores = self.options.criterion.layer_scores(model, self.calibration)
         bound = must_stay(shape_of(model.config.to_dict()))
         kept = sorted(sorted(range(len(scores)), key=lambda i: (i not in bound, -scores[i], i))[:want])
-        earlier = self.bench.notes.get("layers", list(range(1, len(scores) + 1)))
-        self.bench.notes["layers"] = [earlier[i] for i in kept]
+        earlier = self.kept_layers
+        self.bench.notes["kept"] = {"layers": {"kept": [earlier[i] for i in kept], "of": len(self.shape.layers)}}
         return partial(drop_layers, kept=kept)
+
+    @property
+    def kept_layers(self) -> list[int]:
+        """The layers of the whole model, from 1, that no round has dropped."""
+        noted: list[int] | None = self.bench.notes.get("kept", {}).get("layers", {}).get("kept")
+        return noted or list(range(1, len(self.shape.layers) + 1))
 
     def _hidden(self, model: PreTrainedModel, done: float) -> Change | None:
         from hfcompress.model.narrow import cut_hidden

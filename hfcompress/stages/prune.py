@@ -158,6 +158,12 @@ class Prune(Stage):
         if self.hidden and shape.hidden % self.multiple_of:
             message = f"the hidden width {shape.hidden} is not a multiple of {self.multiple_of}"
             found.append(Problem(message, "say `multiple_of: 1`", ("multiple_of",)))
+        apart = next((key for key in ("layers", "hidden") if getattr(self, key)), None)
+        if self.budget and self.budget.latency and apart:
+            message = (
+                f"the timings of a latency are of heads and neurons of the whole model, and `{apart}` changes them"
+            )
+            found.append(Problem(message, "cut it in a stage before", (apart,)))
         if self.hidden and shape.embedding == self.plan(shape).hidden:
             message = f"the hidden width would be that of the embeddings ({shape.embedding}), which no config can say"
             found.append(Problem(message, "cut a little more or less", ("hidden",)))

@@ -177,7 +177,7 @@ class Pruning:
     def _note(self, model: PreTrainedModel) -> None:
         """What stayed, for stage.json and the card."""
         notes, final = self.bench.notes, shape_of(model.config.to_dict())
-        layers = notes.pop("layers", None) or list(range(1, len(self.shape.layers) + 1))
+        layers = self.cutting.kept_layers
         before = [self.shape.layers[number - 1] for number in layers]
         kept: dict[str, Any] = {
             "heads": [[new.heads, old.heads] for new, old in zip(final.layers, before, strict=True)],
