@@ -156,7 +156,8 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
 
 def _sentence(stage: Any) -> str:
     if stage.kind == "finetune":
-        return f"**finetune**: {_epochs(stage.train)} on the task's labels"
+        trained = f"{_epochs(stage.train)} on the task's labels" if stage.train.epochs else "none, the model came so"
+        return f"**finetune**: {trained}"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
         corpus = f" on `{_shown(stage.task.dataset)}`" if stage.task else ""
