@@ -123,12 +123,12 @@ class Cutting:
 
     def chosen(self, scores: Scores, model: PreTrainedModel, done: float) -> list[Keep]:
         """The heads and neurons that stay when so much of the cutting is done."""
+        from hfcompress.model.surgery import Keep
+
         if self.options.budget is not None:
             return allocate(scores, self.target(model, done), normalise=not self.options.criterion.comparable)
         heads = self._by_share(scores.heads, "heads", done)
         neurons = self._by_share(scores.neurons, "ffn", done)
-        from hfcompress.model.surgery import Keep
-
         return [Keep(h, n) for h, n in zip(heads, neurons, strict=True)]
 
     def _by_share(self, scores: list[Tensor], block: str, done: float) -> list[tuple[int, ...]]:

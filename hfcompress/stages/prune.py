@@ -181,6 +181,9 @@ class Prune(Stage):
             if "allocation" in self.model_fields_set:
                 message = "a budget is spent where it is worth most, so `allocation` changes nothing"
                 found.append(Problem(message, "leave it out", ("allocation",)))
+        elif "allocation" in self.model_fields_set and not (self.heads or self.ffn):
+            message = "no share of heads or neurons is cut, so `allocation` changes nothing"
+            found.append(Problem(message, "leave it out", ("allocation",)))
         if self.empty_blocks and not self.budget:
             message = "`empty_blocks` is for a `budget`"
             found.append(Problem(message, "use attention_blocks or ffn_blocks", ("empty_blocks",)))
@@ -208,6 +211,9 @@ class Prune(Stage):
             message = "a lottery ticket is trained by `train`, which would undo what `recover` says"
             found.append(Problem(message, "leave `recover` out", ("recover",)))
         masked = learned or isinstance(self.schedule, Gradual)
+        if masked and {"units", "weights"} <= self.granularities.keys():
+            message = "masks that train with the model lie on heads and neurons or on single weights, not on both"
+            found.append(Problem(message, "cut one of them in a stage of its own", ("weights",)))
         if masked and self.train and self.train.keep_best:
             message = "the best epoch is one before the last cut"
             found.append(Problem(message, "leave it out, or say it in `recover`", ("train", "keep_best")))
