@@ -103,6 +103,34 @@ class DataCriterion(Criterion):
     """Draws the rows; the default is the recipe's."""
 
 
+class GradientCriterion(DataCriterion):
+    """A criterion that is a mean of gradients: of gates, row by row; of weights, batch by batch."""
+
+    @staticmethod
+    def of(gradient: Tensor) -> Tensor:
+        """What is taken of each gradient before the mean, and of each weight before they are multiplied."""
+        raise NotImplementedError
+
+    def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
+        from hfcompress.model.gradients import mean_unit_gradients
+
+        batches = calibration.batches(self.rows)
+        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, self.of))
+
+    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
+        from hfcompress.model.gradients import mean_stream_gradients
+
+        batches = calibration.batches(self.rows)
+        return mean_stream_gradients(model, batches, calibration.loss, calibration.total, self.of)
+
+    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
+        from hfcompress.model.gradients import mean_weight_gradients
+
+        batches = calibration.batches(self.rows)
+        means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, self.of)
+        return {name: self.of(model.get_parameter(name).detach().float()) * mean for name, mean in means.items()}
+
+
 class LearnedCriterion(Criterion):
     """Masks that are trained together with the model, and end in the same surgery."""
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.model.gradients import mean_stream_gradients, mean_unit_gradients, mean_weight_gradients
+from hfcompress.criteria.base import GradientCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 
-class Fisher(DataCriterion):
+class Fisher(GradientCriterion):
     """`I = mean over rows (∂L/∂ξ)²` at `ξ = 1`, the gate on a head's or neuron's output.
 
     It is the diagonal of the empirical Fisher matrix of the gates, which stands for the Hessian: at a minimum of the
@@ -27,21 +25,6 @@ class Fisher(DataCriterion):
     source: ClassVar[str] = "Kwon et al. 2022, arXiv:2204.09656, section 4.1; LeCun et al. 1989, Optimal Brain Damage"
     scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 
-    def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        import torch
-
-        batches = calibration.batches(self.rows)
-        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, torch.square))
-
-    def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
-        import torch
-
-        batches = calibration.batches(self.rows)
-        return mean_stream_gradients(model, batches, calibration.loss, calibration.total, torch.square)
-
-    def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
-        import torch
-
-        batches = calibration.batches(self.rows)
-        means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, torch.square)
-        return {name: model.get_parameter(name).detach().float().square() * mean for name, mean in means.items()}
+    @staticmethod
+    def of(gradient: Tensor) -> Tensor:
+        return gradient.square()
