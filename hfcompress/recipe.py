@@ -175,7 +175,8 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
 
     Args:
         loaded: The recipe.
-        weights: Also require that the model has weights, and read the labels of local data; `plan` needs neither.
+        weights: Also require that the model has weights and this machine what the stages run on, and read the labels
+            of local data; `plan` needs none of it.
         download: Read the labels of a Hub data set too.
 
     Returns:
@@ -187,10 +188,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     recipe, problems = loaded.recipe, list(loaded.recipe.task.problems())
     for index, stage in enumerate(recipe.stages):
         problems += _stage_order(index, recipe)
-        modules, extra = stage.missing_modules()
-        if modules:
-            message = f"{', '.join(modules)} is not installed"
-            problems.append(Problem(message, f"pip install 'hfcompress[{extra}]'", ("stages", index)))
+        problems += [replace(p, key=("stages", index, *p.key)) for p in (stage.unavailable() if weights else [])]
     problems += [*_extras(recipe)]
     shapes: list[Shape] = []
     try:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 from safetensors import safe_open
 
 from hfcompress.backends import onnx_int8
-from hfcompress.backends.base import BACKENDS
+from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import shape_of
 from hfcompress.measure.verify import verify
@@ -82,7 +82,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     def make(name: str, family: str = "bert", layout: str = "stock", hidden: int = 128, **options: Any) -> Made:
         origin, target = source(family, layout, hidden), tmp_path_factory.mktemp(name)
         probe = probe_inputs(origin)
-        logits = BACKENDS.parse({"use": name, **options}).quantize(origin, target, AUTO, probe)
+        logits = BACKENDS.parse({"use": name, **options}).quantize(Work(origin, target, AUTO, probe))
         world.tokenizer().save_pretrained(target)
         return Made(target, origin, probe, logits_of(load_model(origin, AUTO), probe), logits)
 
@@ -183,7 +183,7 @@ def test_the_options_of_4_bit_take_effect(options: dict[str, Any], quantized: Qu
 def test_skip_leaves_the_named_modules_in_float(quantized: Quantized, tmp_path: Path) -> None:
     made = quantized("bnb_8bit")
     BACKENDS.parse({"use": "bnb_8bit", "skip": ["intermediate", "classifier"]}).quantize(
-        made.source, tmp_path, AUTO, made.probe
+        Work(made.source, tmp_path, AUTO, made.probe)
     )
     kinds = stored(tmp_path)
     assert kinds["bert.encoder.layer.0.intermediate.dense.weight"] == kinds["classifier.weight"] == "F32"
@@ -193,7 +193,7 @@ def test_skip_leaves_the_named_modules_in_float(quantized: Quantized, tmp_path: 
 def test_a_skip_that_names_no_module_is_refused(quantized: Quantized, tmp_path: Path) -> None:
     made = quantized("bnb_8bit")
     with pytest.raises(HfcompressError, match="names 'poler', and the model has no such module"):
-        BACKENDS.parse({"use": "bnb_8bit", "skip": ["poler"]}).quantize(made.source, tmp_path, AUTO, made.probe)
+        BACKENDS.parse({"use": "bnb_8bit", "skip": ["poler"]}).quantize(Work(made.source, tmp_path, AUTO, made.probe))
 
 
 def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> N
     save_model(model, world.tokenizer(), tmp_path / "float")
     with pytest.raises(HfcompressError, match="64 inputs and 48 outputs"):
         BACKENDS.parse("bnb_4bit").quantize(
-            tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float")
+            Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
         )
     assert not (tmp_path / "out").exists()
 
@@ -314,7 +314,7 @@ def test_an_export_that_differs_from_the_model_fails(
     made, run = quantized("onnx_int8"), onnx_int8.run_onnx
     monkeypatch.setattr(onnx_int8, "run_onnx", lambda path, probe: run(path, probe) + wrong)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
-        BACKENDS.parse("onnx_int8").quantize(made.source, tmp_path, AUTO, made.probe)
+        BACKENDS.parse("onnx_int8").quantize(Work(made.source, tmp_path, AUTO, made.probe))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,7 +26,7 @@ from hfcompress.model.artifact import (
     save_model,
     weights_hash,
 )
-from hfcompress.model.export import export, quiet, run_onnx
+from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.model.observe import accepted
 from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.model.surgery import Keep, cut

@@ -207,8 +207,8 @@ def test_a_regression_needs_a_head_with_one_output(recipe: Path, data: Path) -> 
 @pytest.mark.parametrize(
     ("module", "overrides", "key", "extra"),
     [
-        ("onnxruntime", [], ("stages", 2), "onnx"),
-        ("bitsandbytes", ["stages.2.backend=bnb_8bit"], ("stages", 2), "bitsandbytes"),
+        ("onnxruntime", [], ("stages", 2, "backend"), "onnx"),
+        ("bitsandbytes", ["stages.2.backend=bnb_8bit"], ("stages", 2, "backend"), "bitsandbytes"),
         ("codecarbon", ["measure.energy=true"], ("measure", "energy"), "energy"),
     ],
 )

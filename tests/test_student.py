@@ -557,7 +557,8 @@ def test_heads_that_rotate_need_an_even_width() -> None:
 
 
 def test_only_a_lora_student_needs_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Student().missing_modules() == ([], "")
-    assert Student(lora={"r": 4}).missing_modules() == ([], "peft")
+    assert Student(lora={"r": 4}).unavailable() == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert Student(lora={"r": 4}).missing_modules() == (["peft"], "peft")
+    assert Student().unavailable() == []
+    (found,) = Student(lora={"r": 4}).unavailable()
+    assert (found.message, found.fix) == ("peft is not installed", "pip install 'hfcompress[peft]'")

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
 from hfcompress.base.shape import Shape
+from hfcompress.measure.process import Batch
 from hfcompress.model.probe import Probe
+from hfcompress.model.ranges import Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hfcompress.model.fake_quantization import FakeQuantization
+
+
+def _no_rows(_count: int) -> Sequence[Any]:
+    return []
+
+
+@dataclass(frozen=True)
+class Work:
+    """One model to quantize.
+
+    Attributes:
+        source: A directory with a float32 model and its tokenizer.
+        target: An empty directory.
+        auto_class: Such as `AutoModelForSequenceClassification`.
+        probe: A padded batch.
+        rows: At most so many rows of the train split, in batches of like length, padded: arrays by input name, with
+            their `attention_mask`. The same on any number of processes.
+        texts: At most so many raw texts of the train split.
+        keep: Paths of linear layers of the model that stay in float32.
+        ranges: What quantization-aware training came to; None where nothing was trained.
+        notes: What is kept in stage.json.
+    """
+
+    source: Path
+    target: Path
+    auto_class: str
+    probe: Probe
+    rows: Callable[[int], Sequence[Batch]] = _no_rows
+    texts: Callable[[int], Sequence[str]] = _no_rows
+    keep: frozenset[str] = frozenset()
+    ranges: Ranges | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Component):
@@ -20,22 +61,67 @@ class Backend(Component):
 
     runs_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """Device kinds that can run what it writes."""
+    mixed: ClassVar[bool] = False
+    """Whether it leaves in float32 what `Work.keep` names; it then has `rounded`."""
+    trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
+    """What training it takes: of the model under its `masks`, of LoRA adapters on the quantized model, or none."""
 
     def plan(self, shape: Shape) -> Shape:
         """The shape with the bits that this backend stores."""
         raise NotImplementedError
 
-    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
-        """Writes the quantized model into `target`, tokenizer excepted.
+    def problems(self, shape: Shape) -> list[str]:
+        """Why a model of this shape cannot be quantized so; told before anything runs."""
+        return []
 
-        Args:
-            source: A directory with a float32 model.
-            target: An empty directory.
-            auto_class: Such as `AutoModelForSequenceClassification`.
-            probe: A padded batch.
+    def unavailable(self) -> tuple[str, str] | None:
+        """Why it cannot run on this machine, and the repair; None where it can."""
+        missing = self.missing_modules()
+        return (
+            (f"{', '.join(missing)} is not installed", f"pip install 'hfcompress[{self.extra}]'") if missing else None
+        )
+
+    def quantize(self, work: Work) -> NDArray[Any]:
+        """Writes the quantized model into `work.target`, tokenizer excepted.
 
         Returns:
             The quantized model's logits on the probe, in this process; the saved one must give the same.
+        """
+        raise NotImplementedError
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """A linear layer's weights `(out_features, in_features)` as they are stored, made floats again."""
+        raise NotImplementedError
+
+    @contextmanager
+    def simulated(self, model: PreTrainedModel, paths: Collection[str], work: Work) -> Iterator[None]:
+        """While the context lasts, the linear layers at these paths answer as they would once quantized."""
+        import torch
+
+        layers: list[Any] = [model.get_submodule(path) for path in paths]
+        before = [layer.weight.data for layer in layers]
+        try:
+            for layer in layers:
+                with torch.no_grad():
+                    layer.weight.data = self.rounded(layer.weight.data)
+            yield
+        finally:
+            for layer, weight in zip(layers, before, strict=True):
+                layer.weight.data = weight
+
+    def masks(
+        self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
+    ) -> FakeQuantization:
+        """Fake quantization for `model` while it trains; where `trains` says so.
+
+        Its `settle` leaves in the model the weights that `quantize` is to store, and its `ranges()` gives what goes
+        with them.
+
+        Args:
+            model: The float model, on its device.
+            work: Its `rows` are for the first ranges.
+            ranges: Followed by a moving average, or learned (LSQ, Esser et al. 2020, arXiv:1902.08153).
+            freeze: Share of the steps after which ranges stay as they are.
         """
         raise NotImplementedError
 

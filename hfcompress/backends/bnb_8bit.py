@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend
+from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import PRUNED, Shape, head_of
-from hfcompress.model.probe import Probe, logits_of
+from hfcompress.model.probe import logits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,19 +36,19 @@ class Bnb8Bit(Backend):
     def require_runnable(self, model: Any) -> None:
         """Passes where this machine's kernels can run the quantized layers."""
 
-    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
+    def quantize(self, work: Work) -> NDArray[Any]:
         import torch
         import transformers
 
         from hfcompress.model.artifact import read_config, save_weights
         from hfcompress.model.family import FAMILIES
 
-        kind = str(read_config(source)["model_type"]).removeprefix(PRUNED)
+        kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip
         if skip is None:
-            skip = list(FAMILIES[kind].head_modules[head_of(auto_class) or "sequence"])
-        model = getattr(transformers, auto_class).from_pretrained(
-            source,
+            skip = list(FAMILIES[kind].head_modules[head_of(work.auto_class) or "sequence"])
+        model = getattr(transformers, work.auto_class).from_pretrained(
+            work.source,
             quantization_config=self.options(at_any_depth(skip)),
             device_map="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch.float32,
@@ -58,8 +57,8 @@ class Bnb8Bit(Backend):
         )
         _require_found(self.skip or [], model)
         self.require_runnable(model)
-        save_weights(model.eval(), target)
-        return logits_of(model, probe)
+        save_weights(model.eval(), work.target)
+        return logits_of(model, work.probe)
 
 
 def at_any_depth(names: list[str]) -> list[str]:

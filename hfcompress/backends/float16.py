@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend
+from hfcompress.backends.base import Backend, Work
 from hfcompress.base.shape import Shape
-from hfcompress.model.probe import Probe, logits_of
+from hfcompress.model.probe import logits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,11 +22,11 @@ class Float16(Backend):
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=16, embedding_bits=16, other_bits=16)
 
-    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
+    def quantize(self, work: Work) -> NDArray[Any]:
         import torch
 
         from hfcompress.model.artifact import load_model, save_weights
 
-        model = load_model(source, auto_class).to(getattr(torch, self.dtype))
-        save_weights(model, target)
-        return logits_of(model, probe)
+        model = load_model(work.source, work.auto_class).to(getattr(torch, self.dtype))
+        save_weights(model, work.target)
+        return logits_of(model, work.probe)

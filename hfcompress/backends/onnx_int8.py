@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend
+from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import PRUNED, Shape
-from hfcompress.model.export import export, quiet, run_onnx
-from hfcompress.model.probe import Probe, logits_of
+from hfcompress.graphs.export import export, quiet, run_onnx
+from hfcompress.model.probe import logits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,26 +36,26 @@ class OnnxInt8(Backend):
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8, embedding_bits=8 if self.embeddings else 32)
 
-    def quantize(self, source: Path, target: Path, auto_class: str, probe: Probe) -> NDArray[Any]:
+    def quantize(self, work: Work) -> NDArray[Any]:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         from hfcompress.model.artifact import load_model
 
-        model = load_model(source, auto_class)
+        model = load_model(work.source, work.auto_class)
         with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
             exported = Path(folder) / "model.onnx"
-            export(model, exported, probe)
-            _require_equal(run_onnx(exported, probe), logits_of(model, probe))
+            export(model, exported, work.probe)
+            _require_equal(run_onnx(exported, work.probe), logits_of(model, work.probe))
             quantize_dynamic(
                 exported,
-                target / "model.onnx",
+                work.target / "model.onnx",
                 weight_type=QuantType.QInt8,
                 per_channel=self.per_channel,
                 op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if self.embeddings else [])],
                 extra_options={"MatMulConstBOnly": True},
             )
-        _write_config(model.config, target)
-        return run_onnx(target / "model.onnx", probe)
+        _write_config(model.config, work.target)
+        return run_onnx(work.target / "model.onnx", work.probe)
 
 
 def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
+from hfcompress.graphs.export import export, quiet
 from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, is_pruned
 from hfcompress.model.artifact import Artifact, load_model
-from hfcompress.model.export import export, quiet
 from hfcompress.model.probe import probe_inputs
 
 if TYPE_CHECKING:

@@ -145,6 +145,11 @@ def _merged(adapter: Path, auto_class: str) -> Path:
     return directory
 
 
+def uninstalled(modules: Sequence[str], extra: str) -> list[Problem]:
+    """That modules are not installed, and the extra that brings them; nothing where there are none."""
+    return [Problem(f"{', '.join(modules)} is not installed", f"pip install 'hfcompress[{extra}]'")] if modules else []
+
+
 class Stage(Strict):
     """One step of a recipe; it is its own configuration.
 
@@ -182,9 +187,9 @@ class Stage(Strict):
         """The task that the stage works on: the recipe's, or its own."""
         return task
 
-    def missing_modules(self) -> tuple[list[str], str]:
-        """Modules that are not installed, and the extra that brings them."""
-        return [], ""
+    def unavailable(self) -> list[Problem]:
+        """What the stage needs and this machine has not, with key paths inside the stage."""
+        return []
 
     def options(self) -> dict[str, Any]:
         """The stage with its defaults resolved, as JSON."""

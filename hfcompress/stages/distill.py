@@ -62,8 +62,8 @@ class Distill(Stage, Taught):
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
 
-    def missing_modules(self) -> tuple[list[str], str]:
-        return self.student.missing_modules() if self.student else ([], "")
+    def unavailable(self) -> list[Problem]:
+        return self.student.unavailable() if self.student else []
 
     def specs(self) -> dict[Key, str]:
         named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}

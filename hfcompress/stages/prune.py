@@ -264,8 +264,8 @@ class Prune(Stage):
             named |= {(key, *k): name for k, name in training.teacher_specs().items()} if training else {}
         return named
 
-    def missing_modules(self) -> tuple[list[str], str]:
-        return next((x.missing() for x in (self.train, self.recover) if x and x.missing()[0]), ([], ""))
+    def unavailable(self) -> list[Problem]:
+        return next((found for x in (self.train, self.recover) if x and (found := x.unavailable())), [])
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         from hfcompress.stages.pruning import Pruning

@@ -2,34 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-from hfcompress.backends.base import AnyBackend
+from pydantic import Field
+
+from hfcompress.backends.base import BACKENDS, AnyBackend
+from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
-from hfcompress.model.artifact import Artifact, load_tokenizer
-from hfcompress.model.probe import probe_inputs
-from hfcompress.stages.base import Bench, Stage, on_main_process, require_trainable
+from hfcompress.model.artifact import Artifact
+from hfcompress.stages.aware import Aware
+from hfcompress.stages.base import Bench, Stage, require_trainable
 
 
 class Quantize(Stage):
-    """Stores the model as the backend does; nothing is trained."""
+    """Stores the model as the backend does."""
 
     kind: Literal["quantize"]
     backend: AnyBackend
+    train: Aware | None = None
+    """Training first: quantization-aware, where the backend's rounding can be felt while the model trains; of LoRA
+    adapters on the quantized model (QLoRA) with `lora` and a bitsandbytes backend. None where it is left out."""
+    max_drop: float | None = Field(default=None, gt=0, le=100)
+    """Points (hundredths) of the metric that the dev split may lose at most: the linear layers that suffer most stay
+    in float32 until it holds. The best attempt is kept even where none holds, and all are noted."""
+    rows: int = Field(default=512, ge=1)
+    """Dev rows that each layer alone is judged on under `max_drop`; attempts are judged on all of them."""
 
     def plan(self, shape: Shape) -> Shape:
-        return self.backend.plan(shape)
+        planned = self.backend.plan(shape)
+        return replace(planned, estimated=planned.estimated or self.max_drop is not None)
 
-    def missing_modules(self) -> tuple[list[str], str]:
-        return self.backend.missing_modules(), self.backend.extra
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        found = [Problem(why, "", ("backend",)) for why in self.backend.problems(shape)]
+        if self.max_drop is not None and not self.backend.mixed:
+            able = ", ".join(name for name in BACKENDS.names() if BACKENDS.get(name).mixed)
+            message = f"{self.backend.name} has no way to leave layers in float32"
+            found.append(Problem(message, f"leave `max_drop` out, or use one of {able}", ("max_drop",)))
+        if self.max_drop is None and "rows" in self.model_fields_set:
+            found.append(Problem("`rows` is for `max_drop`", "leave it out", ("rows",)))
+        return [*found, *self._training_problems(shape, known, task)]
+
+    def _training_problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+        train, trains = self.train, self.backend.trains
+        if train is None:
+            return []
+        if not trains:
+            able = ", ".join(name for name in BACKENDS.names() if BACKENDS.get(name).trains)
+            message = f"{self.backend.name} takes no training"
+            return [Problem(message, f"leave `train` out, or use one of {able}", ("train",))]
+        found = [replace(p, key=("train", *p.key)) for p in train.problems_of(shape, known, task)]
+        if trains == "adapters" and train.lora is None:
+            message = f"the weights of {self.backend.name} are fixed, and there are no adapters to train on them"
+            found.append(Problem(message, "say `lora: {r: 8}`", ("train", "lora")))
+        if trains == "fake_quantization" and train.lora:
+            message = "quantization-aware training is of all weights"
+            found.append(Problem(message, "leave it out, or use bnb_4bit", ("train", "lora")))
+        for key in ("ranges", "freeze"):
+            if trains == "adapters" and key in train.model_fields_set:
+                found.append(Problem(f"`{key}` is for quantization-aware training", "leave it out", ("train", key)))
+        return found
+
+    def steps(self, task: Any) -> int | None:
+        return self.train.steps(task.rows()) if self.train else 0
+
+    def specs(self) -> dict[Key, str]:
+        return {("train", *key): name for key, name in self.train.teacher_specs().items()} if self.train else {}
+
+    def unavailable(self) -> list[Problem]:
+        why = self.backend.unavailable()
+        return [*([Problem(*why, key=("backend",))] if why else []), *(self.train.unavailable() if self.train else [])]
 
     def run(self, parent: Artifact, bench: Bench) -> None:
-        require_trainable(parent, self.kind)
-        on_main_process(lambda: self._write(parent, bench))
+        from hfcompress.stages.quantizing import Quantizing
 
-    def _write(self, parent: Artifact, bench: Bench) -> None:
-        tokenizer = load_tokenizer(parent.path)
-        target = bench.model_directory
-        target.mkdir(parents=True, exist_ok=True)
-        bench.logits = self.backend.quantize(parent.path, target, bench.task.auto_class, probe_inputs(parent.path))
-        tokenizer.save_pretrained(target)
+        require_trainable(parent, self.kind)
+        Quantizing(self, parent, bench).run()

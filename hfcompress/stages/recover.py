@@ -12,6 +12,7 @@ from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
 from hfcompress.losses.soft_labels import SoftLabels
 from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.stages.base import uninstalled
 from hfcompress.stages.taught import Losses, Taught
 from hfcompress.stages.teachers import AnyTeachers, Teachers
 from hfcompress.stages.train import Train
@@ -32,6 +33,6 @@ class Recover(Train, Taught):
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
         return [*self.taught_problems(shape, known, task), *named]
 
-    def missing(self) -> tuple[list[str], str]:
-        """Modules that are not installed, and the extra that brings them."""
-        return (missing_modules(), EXTRA) if self.lora else ([], "")
+    def unavailable(self) -> list[Problem]:
+        """Modules that are not installed."""
+        return uninstalled(missing_modules(), EXTRA) if self.lora else []

@@ -11,6 +11,7 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem, did_you_mean
 from hfcompress.base.shape import Shape
 from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.stages.base import uninstalled
 from hfcompress.stages.layer_map import pairs_of
 
 
@@ -109,9 +110,9 @@ class Student(Strict):
         pairs = pairs_of(self.layers_from, len(self.shape(origin).layers), len(origin.layers))
         return [number - 1 for _, number in pairs]
 
-    def missing_modules(self) -> tuple[list[str], str]:
-        """Modules that are not installed, and the extra that brings them."""
-        return (missing_modules(), EXTRA) if self.lora else ([], "")
+    def unavailable(self) -> list[Problem]:
+        """Modules that are not installed."""
+        return uninstalled(missing_modules(), EXTRA) if self.lora else []
 
     def problems(self, origin: Shape, task: Any) -> list[Problem]:
         """Why this student cannot be built for the task from a model of this shape; the keys start with `student`."""

@@ -1,0 +1,19 @@
+"""Training that belongs to quantizing: of weights that feel their rounding, or of adapters on a quantized model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hfcompress.stages.recover import Recover
+
+
+class Aware(Recover):
+    """A `train:` block with losses and a teacher, by default the model as the stage gets it, in float32."""
+
+    ranges: Literal["ema", "learned"] = "ema"
+    """How the ranges of int8 activations are found while the model trains: `ema` follows the batches' by a moving
+    average (Jacob et al. 2018), `learned` trains the step sizes of activations and weights (LSQ)."""
+    freeze: float = Field(default=0.5, gt=0, le=1)
+    """Share of the steps after which the ranges stay as they are, so that the weights settle on them."""
