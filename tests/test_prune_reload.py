@@ -13,8 +13,9 @@ import pytest
 import torch
 import transformers
 
-from hfcompress.backends.base import BACKENDS
+from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.base.shape import ARCHITECTURES, HEADS
+from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.measure import verify as verifying
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.measure.verify import ReloadError, verify
@@ -26,7 +27,6 @@ from hfcompress.model.artifact import (
     save_model,
     weights_hash,
 )
-from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.model.observe import accepted
 from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.model.surgery import Keep, cut
@@ -268,7 +268,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
     source = saved[family, layout]
     probe = probe_inputs(source)
     expected = logits_of(build(family, layout), probe)
-    found = BACKENDS.parse(backend).quantize(source, tmp_path, AUTO, probe)
+    found = BACKENDS.parse(backend).quantize(Work(source, tmp_path, AUTO, probe))
     assert 0 < np.abs(found - expected).max() <= near * np.abs(expected).max()
     if backend == "onnx_int8":
         assert np.array_equal(run_onnx(tmp_path / "model.onnx", probe), found)

@@ -768,7 +768,7 @@ def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, P
     assert verify(open_artifact(path), expected, task.auto_class)["transformers"] < 1e-5
     target = tmp_path / "int8"
     target.mkdir()
-    answered = OnnxInt8().quantize(path, target, task.auto_class, probe)
+    answered = OnnxInt8().quantize(Work(path, target, task.auto_class, probe))
     load_tokenizer(path).save_pretrained(target)
     assert answered.shape == expected.shape
     assert np.abs(answered - expected).max() < 0.2 * np.abs(expected).max()
@@ -788,7 +788,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     if runtime == "onnx":
         source, path = path, tmp_path / "int8"
         path.mkdir()
-        OnnxInt8().quantize(source, path, task.auto_class, probe_inputs(source))
+        OnnxInt8().quantize(Work(source, path, task.auto_class, probe_inputs(source)))
         load_tokenizer(source).save_pretrained(path)
     loaded: Any = SimpleNamespace(recipe=SimpleNamespace(task=task))
     text = card.snippet(loaded, open_artifact(path), str(path))
