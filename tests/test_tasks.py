@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hfcompress.backends.base import Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.fill_mask import FillMask, blocks, draws, masked
 from hfcompress.data.sequence import Regression, TextClassification
