@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfcompress import card_pruning, report
+from hfcompress import card_pruning, card_quantization, report
 from hfcompress.base.errors import HfcompressError, did_you_mean
 from hfcompress.data.source import BUILTIN, is_local
 from hfcompress.model.artifact import MODELING_FILE, Artifact
@@ -141,6 +141,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "conditions": report.conditions(content),
         "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
         "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
+        "rounded": [card_quantization.result(stage, notes) for stage, notes in content.get("rounded", {}).items()],
         "plot": (artifact.path / "tradeoff.png").is_file(),
         "recipe": loaded.document.text.rstrip("\n"),
         "overrides": loaded.document.overrides,
@@ -165,7 +166,7 @@ def _sentence(stage: Any) -> str:
         return f"**distill** from {_teachers(stage)}{corpus}, {_epochs(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
         return f"**prune**: {card_pruning.told(stage, _training(stage.train), _training(stage.recover))}"
-    return f"**quantize**: `{stage.backend.name}` ({stage.backend.source})"
+    return f"**quantize**: {card_quantization.told(stage, _training(stage.train))}"
 
 
 def _training(training: Any) -> str:

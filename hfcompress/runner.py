@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress import card, report
+from hfcompress import card, card_quantization, report
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 CUTS = ("kept", "vocabulary", "sparsity", "latency", "sensitivity")
+ROUNDED = card_quantization.NOTES
 """Notes of a prune stage that the report shows."""
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
@@ -82,7 +83,8 @@ def run(
     content = {
         **_measured(loaded, directory, artifacts),
         "recipe": digest(resolved(loaded.recipe)),
-        "cuts": {a.stage: _cuts(a) for a in artifacts if a.kind == "prune"},
+        "cuts": {a.stage: _noted(a, CUTS) for a in artifacts if a.kind == "prune"},
+        "rounded": {a.stage: noted for a in artifacts if a.kind == "quantize" and (noted := _noted(a, ROUNDED))},
     }
     _finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
@@ -329,10 +331,10 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
     }
 
 
-def _cuts(pruned: Artifact) -> dict[str, Any]:
-    """What a prune stage noted of its cuts."""
-    record = json.loads((pruned.path / "stage.json").read_text(encoding="utf-8"))
-    return {key: record[key] for key in CUTS if key in record}
+def _noted(made: Artifact, keys: Sequence[str]) -> dict[str, Any]:
+    """What a stage noted, of what the report keeps."""
+    record = json.loads((made.path / "stage.json").read_text(encoding="utf-8"))
+    return {key: record[key] for key in keys if key in record}
 
 
 def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:

@@ -172,7 +172,7 @@ def task(recipe: Path) -> Any:
 
 def read(task: Any, model: Path) -> Any:
     """The test rows as a model reads them."""
-    return m._Rows(task, load_tokenizer(model), task.read("test"), label_ids(read_config(model)))
+    return m.Rows(task, load_tokenizer(model), task.read("test"), label_ids(read_config(model)))
 
 
 def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher: Path) -> None:

@@ -19,6 +19,7 @@ from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_
 
 if TYPE_CHECKING:
     import datasets
+    from numpy.typing import NDArray
 
 MAX_BATCHES = 64
 ENERGY_SECONDS = 10.0
@@ -77,7 +78,7 @@ def measure(
             )
             for a in artifacts
         ]
-        encoded = [_Rows(task, load_tokenizer(a.path), rows, label_ids(read_config(a.path))) for a in artifacts]
+        encoded = [Rows(task, load_tokenizer(a.path), rows, label_ids(read_config(a.path))) for a in artifacts]
         timings = _timed(processes, encoded, options.latency, seed, progress)
         found = []
         for process, data, latency in zip(processes, encoded, timings, strict=True):
@@ -89,8 +90,8 @@ def measure(
     return [_against(row, found[0]) for row in found]
 
 
-class _Rows:
-    """The judged rows as one model reads them."""
+class Rows:
+    """Rows as one model reads them, to be judged on."""
 
     def __init__(self, task: Any, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
         self.task, self.tokenizer = task, tokenizer
@@ -105,7 +106,7 @@ class _Rows:
 
 def _timed(
     processes: Sequence[ModelProcess],
-    encoded: Sequence[_Rows],
+    encoded: Sequence[Rows],
     options: Latency,
     seed: int,
     progress: Callable[[str], None],
@@ -149,7 +150,19 @@ def _latency(process: ModelProcess, size: int, length: int, seconds: list[float]
     }
 
 
-def _quality(process: ModelProcess, rows: _Rows, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
+def _quality(process: ModelProcess, rows: Rows, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
+    task = rows.task
+    predictions, references = judged(process, rows)
+    low, high = task.interval(predictions, references, samples, seed)
+    return {task.metric: task.score(predictions, references), "n": len(references)}, [low, high]
+
+
+def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A model's predictions for all rows, and the references; rows of like length are read together.
+
+    Raises:
+        HfcompressError: where it answers with values that are not finite.
+    """
     import numpy as np
 
     task, order = rows.task, np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable").tolist()
@@ -159,8 +172,7 @@ def _quality(process: ModelProcess, rows: _Rows, samples: int, seed: int) -> tup
     if not np.isfinite(outputs).all():
         raise HfcompressError(f"{process.artifact.path} answers with values that are not finite")
     predictions, references = task.judge(outputs, rows.encoded.select(order))
-    low, high = task.interval(predictions, references, samples, seed)
-    return {task.metric: task.score(predictions, references), "n": len(references)}, [low, high]
+    return predictions, references
 
 
 def _row(

@@ -30,6 +30,7 @@ from hfcompress.stages.train import Train, row_count
 
 if TYPE_CHECKING:
     import datasets
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -398,6 +399,15 @@ def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenize
 
 def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any) -> float:
     """A model's metric on encoded rows; its mode stays as it was."""
+    outputs, order = answers(model, rows, tokenizer, task)
+    predictions, references = task.judge(outputs, rows.select(order))
+    return float(task.score(predictions, references))
+
+
+def answers(
+    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any
+) -> tuple[NDArray[Any], list[int]]:
+    """What `worker.reduced` makes of a model's logits for encoded rows, and the rows' order; its mode stays."""
     import numpy as np
 
     training, model = model.training, model.to(process_state().device).eval()
@@ -410,8 +420,7 @@ def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedT
             outputs.append(reduced(logits, {name: value.numpy() for name, value in batch.items()}, task.head))
             order += group
     model.train(training)
-    predictions, references = task.judge(np.concatenate(outputs), rows.select(order))
-    return float(task.score(predictions, references))
+    return np.concatenate(outputs), order
 
 
 def last_checkpoint(folder: Path) -> Path | None:

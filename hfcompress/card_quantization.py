@@ -1,0 +1,78 @@
+"""What a quantize stage does, in words: a sentence on what it was told, and a section on what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfcompress import report
+
+NOTES = ("mixed", "odd_weights")
+"""What of a quantize stage's notes the card tells."""
+SHOWN = 8
+"""Layers whose suffering the card lists."""
+
+
+def told(stage: Any, training: str) -> str:
+    """What the stage was told to do.
+
+    Args:
+        stage: The quantize stage.
+        training: How long and by what `train` trains; empty where there is none.
+    """
+    backend = stage.backend
+    chosen = {key: getattr(backend, key) for key in type(backend).model_fields if key in backend.model_fields_set}
+    options = f" with {', '.join(f'{key} {_spelled(value)}' for key, value in chosen.items())}" if chosen else ""
+    parts = [f"`{backend.name}`{options} ({backend.source})"]
+    if training:
+        what = "adapters on the quantized model" if backend.trains == "adapters" else "quantization-aware"
+        parts.append(f"training first, {what}: {training}")
+    if stage.max_drop is not None:
+        parts.append(f"layers left in float32 until at most {stage.max_drop:g} points are lost on the dev split")
+    return "; ".join(parts)
+
+
+def _spelled(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def result(stage: str, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of a stage, for the card: `stage` and `facts` (paragraphs and tables).
+
+    Args:
+        stage: The stage's name.
+        notes: What the report keeps of it.
+    """
+    facts = [fact for key, say in _FACTS.items() if key in notes for fact in say(notes[key])]
+    return {"stage": stage, "facts": facts}
+
+
+def _mixed(notes: Mapping[str, Any]) -> list[str]:
+    metric, kept = notes["metric"], notes["kept"]
+    goal = f"At most {notes['max_drop']:g} points of {metric} were to be lost on the dev split"
+    came = "that holds" if notes["holds"] else "none of the models tried holds that, and this one loses least"
+    left = f"{report.count(len(kept), 'linear layer')} in float32" if kept else "no linear layer in float32"
+    rows = [
+        [str(a["keep"]), f"{a['metric']:.4f}", f"{a['drop']:.2f}", report.significant(a["bytes"] / 1e6)]
+        for a in notes["tried"]
+    ]
+    tried = _table(["layers in float32", f"{metric} on dev", "points lost", "MB"], rows)
+    facts = [f"{goal}; {came}, with {left}. Float: {notes['float']:.4f}. What was tried:", tried]
+    if notes["layers"]:
+        worst = [[f"`{x['layer']}`", f"{x['error']:.3f}", f"{x['metric']:.4f}"] for x in notes["layers"][:SHOWN]]
+        facts += ["Each layer quantized alone, those that disturb the answers most:"]
+        facts += [_table(["layer", "relative error of the answers", f"{metric} on a sample of dev"], worst)]
+    return facts
+
+
+def _odd(notes: list[Mapping[str, Any]]) -> list[str]:
+    told = "; ".join(f"`{x['layer']}`: {x['what']} ({report.count(x['channels'], 'channel')})" for x in notes)
+    return [f"Weights that rounding handles apart: {told}."]
+
+
+_FACTS = {"mixed": _mixed, "odd_weights": _odd}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,185 @@
+"""Mixed precision: as few layers in float32 as an accuracy budget takes, the ones that suffer most."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.backends.base import Work
+from hfcompress.base.console import say
+from hfcompress.data.metrics import LOWER_IS_BETTER
+from hfcompress.measure.measure import Rows, judged
+from hfcompress.measure.process import ModelProcess
+from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
+from hfcompress.stages.base import Bench
+from hfcompress.stages.quantize import Quantize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Suffering:
+    """What happens where one linear layer alone is quantized.
+
+    Attributes:
+        layer: Its path in the model.
+        error: `‖z - z'‖ / ‖z‖` of the model's answers on the judged rows.
+        metric: The metric on them.
+    """
+
+    layer: str
+    error: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One quantized model that was tried.
+
+    Attributes:
+        keep: Linear layers that stayed in float32.
+        metric: On the dev split, from its own directory in a process of its own.
+        drop: Points lost against the float model; below 0 where it gained.
+        bytes: Of its weight files.
+    """
+
+    keep: tuple[str, ...]
+    metric: float
+    drop: float
+    bytes: int
+
+
+def mixed(options: Quantize, work: Work, bench: Bench) -> NDArray[Any]:
+    """Writes the quantized model that keeps within the budget with the fewest layers in float32.
+
+    The layers are ranked by what quantizing each alone does to the answers. Then models that leave 0, 1, 2, 4, … of
+    them in float32 are made and judged until one holds, and what lies between the last two is halved. Where none
+    holds, the model that loses least is written. What was tried is noted.
+
+    Returns:
+        The written model's logits on the probe.
+    """
+    search = _Search(options, work, bench)
+    ranked: list[Suffering] = []
+    first = search.attempt(())
+    if search.holds(first):
+        say(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
+    else:
+        ranked = search.sensitivity()
+        fewest(len(ranked), lambda count: search.holds(search.attempt([x.layer for x in ranked[:count]])))
+    chosen = search.best()
+    if not search.holds(chosen):
+        say(f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}")
+    bench.notes["mixed"] = {
+        "metric": bench.task.metric,
+        "float": search.float_metric,
+        "max_drop": options.max_drop,
+        "holds": search.holds(chosen),
+        "kept": list(chosen.keep),
+        "tried": [{**asdict(a), "keep": len(a.keep)} for a in search.tried],
+        "layers": [asdict(x) for x in ranked],
+    }
+    return search.write(chosen)
+
+
+def fewest(most: int, holds: Callable[[int], bool]) -> None:
+    """Asks `holds` of as few counts as find the least that does, supposing that more never hurts; 0 does not.
+
+    Args:
+        most: The largest count.
+        holds: Whether a count of layers in float32 is enough.
+    """
+    low, high = 0, 1
+    while high < most and not holds(high):
+        low, high = high, min(2 * high, most)
+    if high == most and not holds(most):
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+
+
+class _Search:
+    """Models made and judged; each lies in a directory of its own until one is chosen."""
+
+    def __init__(self, options: Quantize, work: Work, bench: Bench) -> None:
+        self.options, self.work, self.bench = options, work, bench
+        self.tokenizer = load_tokenizer(work.source)
+        labels = label_ids(read_config(work.source))
+        self.rows = Rows(bench.task, self.tokenizer, bench.rows("dev"), labels)
+        self.tried: list[Attempt] = []
+        self._logits: list[NDArray[Any]] = []
+        self.float_metric = self._judge(work.source)
+
+    def holds(self, attempt: Attempt) -> bool:
+        """Whether it is within the budget."""
+        assert self.options.max_drop is not None
+        return attempt.drop <= self.options.max_drop + 1e-9
+
+    def attempt(self, keep: Sequence[str]) -> Attempt:
+        """A model with these layers in float32; none is made twice."""
+        found = next((a for a in self.tried if a.keep == tuple(keep)), None)
+        if found is not None:
+            return found
+        target = self._directory(len(self.tried))
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        self._logits.append(self.options.backend.quantize(replace(self.work, target=target, keep=frozenset(keep))))
+        metric = self._judge(target)
+        sign = -1 if self.bench.task.metric in LOWER_IS_BETTER else 1
+        drop = round(100 * sign * (self.float_metric - metric), 6)
+        self.tried.append(Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes))
+        say(f"quantize: {len(keep)} layers in float32, {self.bench.task.metric} {metric:.4f}, {drop:+.2f} points lost")
+        return self.tried[-1]
+
+    def best(self) -> Attempt:
+        """The smallest that is within the budget, else the one that loses least."""
+        within = [a for a in self.tried if self.holds(a)]
+        return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(self.tried, key=lambda a: a.drop)
+
+    def write(self, chosen: Attempt) -> NDArray[Any]:
+        """Moves the chosen model to where the stage's model goes, and drops the others."""
+        index = self.tried.index(chosen)
+        for file in self._directory(index).iterdir():
+            file.rename(self.work.target / file.name)
+        shutil.rmtree(self._directory(index).parent)
+        return self._logits[index]
+
+    def sensitivity(self) -> list[Suffering]:
+        """Each linear layer quantized alone, the one that disturbs the answers most first."""
+        import numpy as np
+
+        from hfcompress.stages.training import answers
+
+        task, count = self.bench.task, min(self.options.rows, len(self.rows.encoded))
+        rows = self.rows.encoded.shuffle(seed=self.bench.seed).select(range(count))
+        model = load_model(self.work.source, task.auto_class)
+        paths = linear_paths(model)
+        say(f"quantize: {len(paths)} linear layers, each alone, on {count} dev rows")
+        plain, order = answers(model, rows, self.tokenizer, task)
+        found = []
+        for path in paths:
+            with self.options.backend.simulated(model, [path], self.work):
+                outputs, _ = answers(model, rows, self.tokenizer, task)
+            error = float(np.linalg.norm(outputs - plain) / max(np.linalg.norm(plain), 1e-12))
+            found.append(Suffering(path, error, float(task.score(*task.judge(outputs, rows.select(order))))))
+        return sorted(found, key=lambda x: -x.error)
+
+    def _judge(self, path: Path) -> float:
+        task = self.bench.task
+        with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
+            return float(task.score(*judged(process, self.rows)))
+
+    def _directory(self, index: int) -> Path:
+        return self.bench.directory / "attempts" / str(index)
+
+
+def linear_paths(model: Any) -> list[str]:
+    """The paths of a model's linear layers that have weights, head included."""
+    from torch import nn
+
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.numel()]
