@@ -49,6 +49,7 @@ def _goal(stage: Any) -> str:
     cut += ["the tokens that its data does not use"] if stage.vocabulary == "corpus" else []
     goals = [f"cuts {_listed(cut)}"] if cut else []
     goals += [f"cuts heads and FFN neurons down to {_budget(stage.budget)}"] if stage.budget else []
+    goals += [f"makes the word embeddings a product of rank {stage.embedding_rank}"] if stage.embedding_rank else []
     goals += [f"sets {_pattern(stage.weights)} to zero"] if stage.weights else []
     return _listed(goals)
 
@@ -125,4 +126,11 @@ def _sparsity(notes: Mapping[str, Any]) -> str:
     )
 
 
-_FACTS = {"latency": _latency, "sparsity": _sparsity}
+def _rank(notes: Mapping[str, Any]) -> str:
+    return (
+        f"The word embeddings are a table of width {notes['rank']} times a matrix; by the tokens' frequency the "
+        f"product kept {notes['kept']:.1%} of the squares of the table that it replaces."
+    )
+
+
+_FACTS = {"embedding_rank": _rank, "latency": _latency, "sparsity": _sparsity}

@@ -26,7 +26,7 @@ from hfcompress.stages.base import Bench, Stage, digest, on_main_process, proces
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-CUTS = ("kept", "vocabulary", "sparsity", "latency", "sensitivity")
+CUTS = ("kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitivity")
 ROUNDED = card_quantization.NOTES
 """Notes of a prune stage that the report shows."""
 SPACE_FACTOR = 5

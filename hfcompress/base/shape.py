@@ -186,6 +186,7 @@ class Shape:
         labels: Outputs of the head; those of a mask or causal head are the vocabulary, whatever is said here.
         head: A key of `HEADS`.
         embedding: Width of the word embeddings; 0 where it is the hidden width.
+        embedding_rank: Inner width of word embeddings that are a product of two matrices; 0 where they are a table.
         relative: Buckets of relative positions (0 where the attention has none).
         bias_heads: MPNet: columns of the table of relative positions, one for a head of the layers (0 elsewhere).
         group: Query heads that share a key and value head; 1 where each has its own.
@@ -207,6 +208,7 @@ class Shape:
     labels: int
     head: str = "sequence"
     embedding: int = 0
+    embedding_rank: int = 0
     relative: int = 0
     bias_heads: int = 0
     group: int = 1
@@ -235,12 +237,12 @@ class Shape:
     def stock(self) -> bool:
         """Whether a stock config can express the shape.
 
-        That takes equal layers with an FFN, and heads that fill the hidden width; any number of heads where the config
-        says their width, if (Llama) it divides the hidden one.
+        That takes equal layers with an FFN, heads that fill the hidden width, and word embeddings that are one table.
+        Any number of heads will do where the config says their width, if (Llama) it divides the hidden one.
         """
         full = all(x.ffn and self._told(x.heads) for x in self.layers)
         told = not self.bias_heads or self.bias_heads * self.head_dim == self.hidden
-        return full and told and len(set(self.layers)) <= 1
+        return full and told and len(set(self.layers)) <= 1 and not self.embedding_rank
 
     def _told(self, heads: int) -> bool:
         """Whether a stock config can say that each layer has so many heads."""
@@ -256,7 +258,8 @@ class Shape:
         the hidden width, and the norm after ModernBERT's and a decoder's last layer.
         """
         keys, width, hidden = self.keys, self.embedding or self.hidden, self.hidden
-        tables = (self.vocab + self.types + self.positions * keys.position_table) * width
+        words = self.vocab * self._word_width + self._factor
+        tables = words + (self.types + self.positions * keys.position_table) * width
         if keys.modern or keys.decoder:
             return tables + (2 * hidden if keys.modern else hidden)
         if keys.disentangled:
@@ -287,8 +290,8 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Bytes of the stored weights, without the file's own headers."""
-        linear = sum(self._linear_weights(x) for x in self._stored) + self._projection
-        words = self.vocab * (self.embedding or self.hidden)
+        linear = sum(self._linear_weights(x) for x in self._stored) + self._projection + self._factor
+        words = self.vocab * self._word_width
         rest = self.parameters - linear - words
         return int((linear * self.linear_bits + words * self.embedding_bits + rest * self.other_bits) / 8)
 
@@ -307,7 +310,7 @@ class Shape:
         width, outputs, dense = self._head_sizes
         read = 1 if self.head == "sequence" and not self.keys.decoder else s
         layers = sum(x.heads // self.group * per_group + x.ffn * per_neuron for x in self.layers)
-        return layers + s * self._projection + read * (dense + width * outputs)
+        return layers + s * (self._projection + self._factor) + read * (dense + width * outputs)
 
     def with_layers(self, layers: int, heads: int, ffn: int) -> Shape:
         """The same model with `layers` equal layers."""
@@ -316,6 +319,16 @@ class Shape:
     @property
     def _stored(self) -> tuple[Layer, ...]:
         return self.layers[:1] if self.keys.shared else self.layers
+
+    @property
+    def _word_width(self) -> int:
+        """Columns of the word-embedding table."""
+        return self.embedding_rank or self.embedding or self.hidden
+
+    @property
+    def _factor(self) -> int:
+        """Weights of the second matrix of word embeddings that are a product."""
+        return self.embedding_rank * (self.embedding or self.hidden)
 
     @property
     def _projection(self) -> int:
@@ -400,6 +413,7 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
         group=sizes[keys.heads] // _kv_heads(kind, keys, sizes),
         tied=head != "causal" or bool(sizes["tie_word_embeddings"]),
         embedding=sizes.get(keys.embedding, hidden),
+        embedding_rank=config.get("embedding_rank") or 0,
         relative=sizes.get(keys.relative, 0),
         bias_heads=sizes.get("bias_heads", sizes[keys.heads]) if keys.shared_bias else 0,
     )
@@ -489,7 +503,7 @@ def _nominal_heads(shape: Shape) -> int:
     return shape.hidden // shape.head_dim if shape.hidden % shape.head_dim == 0 else 1
 
 
-_PRUNED_KEYS = ("per_layer_config", "head_dim", "bias_heads", "auto_map")
+_PRUNED_KEYS = ("per_layer_config", "head_dim", "bias_heads", "embedding_rank", "auto_map")
 
 
 def _pruned_sizes(shape: Shape) -> dict[str, Any]:
@@ -503,8 +517,8 @@ def _pruned_sizes(shape: Shape) -> dict[str, Any]:
             layers[str(index)][keys.kv_heads] = layer.heads // shape.group
         if layer.bias_columns:
             layers[str(index)]["kept_heads"] = list(layer.bias_columns)
-    sizes = {"head_dim": shape.head_dim, "per_layer_config": layers}
-    return sizes | ({"bias_heads": shape.bias_heads} if shape.bias_heads else {})
+    further = {"bias_heads": shape.bias_heads, "embedding_rank": shape.embedding_rank}
+    return {"head_dim": shape.head_dim, "per_layer_config": layers} | {k: v for k, v in further.items() if v}
 
 
 def _further_sizes(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:

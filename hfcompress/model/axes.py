@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 Axis = tuple[str, ...]
 """The parts that lie side by side along an axis: `residual`, `embedding`, `scores` (the dimensions of the heads in
 queries and keys), `values` (in values and what the heads give), `heads` (one entry each, the same for all layers),
-`neurons`, `vocab`, `positions`; none where it is something else."""
+`neurons`, `vocab`, `positions`, `rank` (the inner width of factored word embeddings); none where it is something
+else."""
 
-_HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _VOCAB, _POSITIONS = 1009, 4, 3001, 1301, 100_003, 20_011
+_HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _RANK, _VOCAB, _POSITIONS = 1009, 4, 3001, 1301, 701, 100_003, 20_011
 
 
 def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
@@ -35,6 +36,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
         hidden=hidden,
         head_dim=_HEAD_DIM,
         embedding=_EMBEDDING if shape.embedding else 0,
+        embedding_rank=_RANK if shape.embedding_rank else 0,
         vocab=_VOCAB,
         positions=_POSITIONS,
     )
@@ -43,6 +45,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     kinds: dict[int, Axis] = {
         hidden: ("residual",),
         _EMBEDDING: ("embedding",),
+        _RANK: ("rank",),
         _HEADS * shape.group: ("heads",),
         _FFN: ("neurons",),
         2 * _FFN: ("neurons", "neurons"),

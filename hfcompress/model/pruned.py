@@ -1,4 +1,4 @@
-"""Models whose layers differ in heads and FFN width, in a file that needs only torch and transformers.
+"""Models of uneven layers or factored word embeddings, in a file that needs only torch and transformers.
 
 hfcompress copies this file beside the weights of a pruned model, so that it loads with
 `AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)`, or with no flag after
@@ -171,6 +171,8 @@ class _Pruned:
             return
         for index, layer in enumerate(base.get_submodule(self.parts["layers"])):
             _narrow(layer, self.parts, config, (config.layer_sizes or {}).get(str(index), {}))
+        if getattr(config, "embedding_rank", None):
+            base.set_input_embeddings(_Factored(base.get_input_embeddings(), config.embedding_rank))
         if hasattr(config, "bias_heads"):
             table = base.encoder.relative_attention_bias
             base.encoder.relative_attention_bias = nn.Embedding(
@@ -223,6 +225,19 @@ class _Empty(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         given = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
         return given if self.bias is None else given + self.bias
+
+
+class _Factored(nn.Module):
+    """Word embeddings that are the product of a narrow table and a linear layer."""
+
+    def __init__(self, table: nn.Embedding, rank: int) -> None:
+        super().__init__()
+        place = {"device": table.weight.device, "dtype": table.weight.dtype}
+        self.table = nn.Embedding(table.num_embeddings, rank, padding_idx=table.padding_idx, **place)
+        self.projection = nn.Linear(rank, table.embedding_dim, bias=False, **place)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.table(ids))
 
 
 def _tell(attention: Any, heads: int, head_dim: int) -> None:

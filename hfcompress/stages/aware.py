@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hfcompress.base.errors import Problem
 from hfcompress.stages.recover import Recover
 
 
@@ -17,3 +18,6 @@ class Aware(Recover):
     average (Jacob et al. 2018), `learned` trains the step sizes of activations and weights (LSQ)."""
     freeze: float = Field(default=0.5, gt=0, le=1)
     """Share of the steps after which the ranges stay as they are, so that the weights settle on them."""
+
+    def _adapter_problems(self) -> list[Problem]:
+        return []  # the weights below are quantized

@@ -56,6 +56,9 @@ class Prune(Stage):
     vocabulary: Literal["keep", "corpus"] = "keep"
     """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters; the tokenizer is
     made anew. A plan counts the whole vocabulary."""
+    embedding_rank: int | None = Field(default=None, ge=1)
+    """Make the word embeddings a product of two matrices with this inner width, the best one by the tokens' frequency
+    in the train split; after `vocabulary`. What they lose, `recover` can train."""
     weights: Pattern | None = None
     """Single weights to set to zero, after everything else: `{share: 0.5}` or `{n_of_m: [2, 4]}`."""
     allocation: Literal["even", "uneven"] = "even"
@@ -97,7 +100,12 @@ class Prune(Stage):
         hidden = kept(shape.hidden, self.hidden, self.multiple_of if self.hidden else 1)
         found = bool(self.budget) or self.vocabulary == "corpus"
         return replace(
-            shape, layers=kept_layers, hidden=hidden, even=even and shape.even, estimated=shape.estimated or found
+            shape,
+            layers=kept_layers,
+            hidden=hidden,
+            embedding_rank=self.embedding_rank or shape.embedding_rank,
+            even=even and shape.even,
+            estimated=shape.estimated or found,
         )
 
     @property
@@ -112,9 +120,10 @@ class Prune(Stage):
     def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
         found = [*self._nothing(), *self._criterion_problems(), *self._size_problems(shape), *self._idle_problems()]
         found += self._schedule_problems()
-        if task.streamed and self.vocabulary == "corpus":
-            message = "a corpus that is streamed is not read through for the tokens that it uses"
-            found.append(Problem(message, "say `keep`, or leave `streaming` out", ("vocabulary",)))
+        for key, asked in (("vocabulary", self.vocabulary == "corpus"), ("embedding_rank", self.embedding_rank)):
+            if task.streamed and asked:
+                message = "a corpus that is streamed is not read through for the tokens that it uses"
+                found.append(Problem(message, f"leave `{key}` out, or `streaming`", (key,)))
         if found:
             return found
         for key in ("train", "recover"):
@@ -126,7 +135,7 @@ class Prune(Stage):
         return found
 
     def _nothing(self) -> list[Problem]:
-        if self.granularities or self.vocabulary == "corpus":
+        if self.granularities or self.vocabulary == "corpus" or self.embedding_rank:
             return []
         return [Problem("nothing is pruned", "give `heads` or `ffn` a share above 0, or a `budget`", ("heads",))]
 
@@ -167,6 +176,16 @@ class Prune(Stage):
         if self.hidden and shape.embedding == self.plan(shape).hidden:
             message = f"the hidden width would be that of the embeddings ({shape.embedding}), which no config can say"
             found.append(Problem(message, "cut a little more or less", ("hidden",)))
+        width = shape.embedding or self.plan(shape).hidden
+        if self.embedding_rank and shape.embedding_rank:
+            message = f"the word embeddings are a product of rank {shape.embedding_rank} already"
+            found.append(Problem(message, "leave it out", ("embedding_rank",)))
+        elif self.embedding_rank and shape.head in ("mask", "causal"):
+            message = "the head makes its words with the embeddings' table, which a product has not"
+            found.append(Problem(message, "leave it out", ("embedding_rank",)))
+        elif self.embedding_rank and self.embedding_rank * (shape.vocab + width) >= shape.vocab * width:
+            message = f"a product of rank {self.embedding_rank} has no fewer weights than a table of width {width}"
+            found.append(Problem(message, "give a smaller rank", ("embedding_rank",)))
         if self.layers and shape.keys.shared:
             return [*found, Problem("all layers have the same weights: none matters less", "use `ffn`", ("layers",))]
         return found

@@ -120,16 +120,24 @@ class Pruning:
         return self._load(name)
 
     def _with_words(self, model: PreTrainedModel, share: float) -> PreTrainedModel:
-        """The model with the words of its corpus alone, where the stage says so and the cutting is done."""
+        """The model with the words of its corpus alone, and factored, where the stage says so, once all is cut."""
+        from hfcompress.model.low_rank import factor_embeddings, token_counts
         from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
 
-        if self.options.vocabulary == "keep" or share < 1:
+        if share < 1:
             return model
-        splits, before = [self.bench.rows("train"), self.bench.rows("dev")], len(self.tokenizer)
-        self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.bench.task.text))
-        self.bench.notes["vocabulary"] = [len(ids), before]
-        say(f"prune: {len(ids):,} of {before:,} tokens stay")
-        return select_tokens(model, ids, self.tokenizer)
+        if self.options.vocabulary == "corpus":
+            splits, before = [self.bench.rows("train"), self.bench.rows("dev")], len(self.tokenizer)
+            self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.bench.task.text))
+            self.bench.notes["vocabulary"] = [len(ids), before]
+            say(f"prune: {len(ids):,} of {before:,} tokens stay")
+            model = select_tokens(model, ids, self.tokenizer)
+        if self.options.embedding_rank:
+            texts = texts_of([self.bench.rows("train")], self.bench.task.text)
+            model, kept = factor_embeddings(model, self.options.embedding_rank, token_counts(self.tokenizer, texts))
+            self.bench.notes["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
+            say(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
+        return model
 
     def _recovered(self, model: PreTrainedModel, name: str) -> PreTrainedModel:
         recover = self.options.recover

@@ -11,7 +11,7 @@ from pydantic import Field
 from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
 from hfcompress.losses.soft_labels import SoftLabels
-from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.model.lora import EXTRA, Lora, init_problems, missing_modules
 from hfcompress.stages.base import uninstalled
 from hfcompress.stages.taught import Losses, Taught
 from hfcompress.stages.teachers import AnyTeachers, Teachers
@@ -31,7 +31,10 @@ class Recover(Train, Taught):
     def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
         """What cannot work when a model of this shape is trained."""
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
-        return [*self.taught_problems(shape, known, task), *named]
+        return [*self.taught_problems(shape, known, task), *named, *self._adapter_problems()]
+
+    def _adapter_problems(self) -> list[Problem]:
+        return [replace(p, key=("lora", *p.key)) for p in init_problems(self.lora)]
 
     def unavailable(self) -> list[Problem]:
         """Modules that are not installed."""

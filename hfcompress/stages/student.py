@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem, did_you_mean
 from hfcompress.base.shape import Shape
-from hfcompress.model.lora import EXTRA, Lora, missing_modules
+from hfcompress.model.lora import EXTRA, Lora, init_problems, missing_modules
 from hfcompress.stages.base import uninstalled
 from hfcompress.stages.layer_map import pairs_of
 
@@ -119,6 +119,7 @@ class Student(Strict):
         found = [*self._head_problems(origin), *self._position_problems(origin, task), *self._random_problems()]
         if self.init == "copy":
             found += self._layer_problems(origin)
+        found += [replace(problem, key=("lora", *problem.key)) for problem in init_problems(self.lora)]
         return [replace(problem, key=("student", *problem.key)) for problem in found]
 
     def _head_problems(self, origin: Shape) -> list[Problem]:

@@ -61,8 +61,8 @@ class Objective(nn.Module):
         self.layers = self.taught_layers = frozenset[int]()
         if teacher is not None:
             self._meet(shape_of(student.config.to_dict()), teacher)
-        self.register_state_dict_post_hook(_named_once)
-        self.register_load_state_dict_pre_hook(_named_again)
+        self.register_state_dict_post_hook(_what_moves)
+        self.register_load_state_dict_pre_hook(_all_of_it)
 
     def _meet(self, student: Shape, teacher: Shape) -> None:
         """Makes what the losses learn, and finds the layers that they look at."""
@@ -103,14 +103,24 @@ class Objective(nn.Module):
         return nullcontext() if self.masks is None else self.masks.applied(self.student, progress)
 
 
-def _named_once(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Leaves a tensor one name in a checkpoint: safetensors takes no second one."""
-    for name in _second_names(module):
-        del state[prefix + name]
+def _what_moves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leaves in a checkpoint what the training changes, by one name each: safetensors takes no second one.
+
+    What is frozen a resumed training has as it was; the state of a quantized layer it could not take back.
+    """
+    moved = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    kept = {prefix + name for name in (*moved, *(name for name, _ in module.named_buffers()))}
+    for name in set(state) - kept:
+        del state[name]
 
 
-def _named_again(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    state.update({prefix + name: state[prefix + first] for name, first in _second_names(module).items()})
+def _all_of_it(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    again = _second_names(module)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in again:
+            state[prefix + name] = state[prefix + again[name]]
+        elif not parameter.requires_grad:
+            state.setdefault(prefix + name, parameter.detach())
 
 
 def _second_names(module: nn.Module) -> dict[str, str]:
@@ -410,7 +420,10 @@ def answers(
     """What `worker.reduced` makes of a model's logits for encoded rows, and the rows' order; its mode stays."""
     import numpy as np
 
-    training, model = model.training, model.to(process_state().device).eval()
+    device = process_state().device
+    if model.device.type != device.type:  # an 8-bit model cannot be moved, not even to where it is
+        model.to(device)
+    training, model = model.training, model.eval()
     outputs, order = [], []
     with torch.inference_mode():
         for group in _like_lengths(rows, 64):
