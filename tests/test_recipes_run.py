@@ -131,8 +131,10 @@ PRUNED: dict[str, tuple[str, ...]] = {
 """What is said of the prune stage of each recipe that is about pruning."""
 
 
-def _int8(things: Things) -> list[str]:
-    return [f"model={things.teacher}", f"task.dataset={things.sentences}"]
+def _as_it_is(things: Things, *stage: str) -> list[str]:
+    """A recipe that quantizes a fine-tuned model; the rest is said of its one stage."""
+    assignments = (f"stages.0.{assignment}" for assignment in stage)
+    return [f"model={things.teacher}", f"task.dataset={things.sentences}", *assignments]
 
 
 def _nf4(things: Things) -> list[str]:
@@ -155,9 +157,15 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "sst2-minilm": _sst2_minilm,
     "stsb-distilbert": _stsb,
     **{name: partial(_pruned_as, name) for name in PRUNED},
-    "int8-dynamic": _int8,
+    "int8-dynamic": _as_it_is,
+    "int8-static": lambda things: _as_it_is(things, "backend.rows=32", "rows=16"),
+    "qat": lambda things: _as_it_is(things, *_trained("train")),
+    "onnx-int4": _as_it_is,
     "bnb-nf4": _nf4,
+    "qlora": lambda things: [*_nf4(things), *(f"stages.0.{x}" for x in _trained("train"))],
 }
+ELSEWHERE = {"optimum-onnx", "openvino"}
+"""Recipes that run in an environment of their own, which has tests of its own; planned here."""
 FOUND = {"prune-latency", "prune-iterative", "prune-l0", "prune-post-training", "prune-vocab"}
 """Recipes whose shape is found in the run: a plan tells about how much stays."""
 CODED = {name for name in PRUNED if name not in ("prune-lottery", "prune-movement", "prune-vocab", "prune-2of4")}
@@ -258,14 +266,20 @@ def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
         return kept[name]
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("measure", "verify"):
-            patched.setattr(f"hfcompress.measure.{module}.ModelProcess", InThisProcess)
+        for module in ("measure.measure", "measure.verify", "stages.mixed"):
+            patched.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
         yield run
 
 
 def test_every_shipped_recipe_is_run() -> None:
     """The quickstart, which brings its own model and data, is run by test_quickstart.py."""
-    assert {*OVERRIDES, "quickstart"} == {*shipped()}
+    assert {*OVERRIDES, *ELSEWHERE, "quickstart"} == {*shipped()}
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_what_runs_elsewhere_is_planned_here(name: str, things: Things) -> None:
+    source, quantized = plan(load(shipped()[name], ["task.config=null", *_as_it_is(things)]))
+    assert quantized.shape.bytes < 0.5 * source.shape.bytes
 
 
 PIPELINES = {"ner": ("token-classification", "f1"), "squad": ("question-answering", "f1"),

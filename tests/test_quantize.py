@@ -1,0 +1,192 @@
+"""The quantize stage: what it refuses, and mixed precision under an accuracy budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from hfcompress.backends.base import BACKENDS, Backend, Work
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import shape_of
+from hfcompress.model.artifact import load_model, open_artifact, save_model
+from hfcompress.model.probe import logits_of, probe_inputs
+from hfcompress.recipe import check, load
+from hfcompress.stages import mixed
+from hfcompress.stages.base import Bench
+from hfcompress.stages.mixed import fewest, linear_paths
+from hfcompress.stages.quantize import Quantize
+from tests import world
+from tests.test_recipes_run import InThisProcess
+
+
+class Coarse(Backend):
+    """Each weight without its sign; the model stays a float32 one, so that any test can read it."""
+
+    mixed: ClassVar[bool] = True
+
+    def plan(self, shape: Any) -> Any:
+        return shape
+
+    def rounded(self, weight: Any) -> Any:
+        return weight.abs()
+
+    def quantize(self, work: Work) -> Any:
+        model = load_model(work.source, work.auto_class)
+        for path in set(linear_paths(model)) - work.keep:
+            layer = model.get_submodule(path)
+            layer.weight.data = self.rounded(layer.weight.data)
+        save_model(model, world.tokenizer(), work.target)
+        return logits_of(model, work.probe)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr("hfcompress.stages.mixed.ModelProcess", InThisProcess)
+    recipe = load(world.recipe(tmp_path / "r.yaml", teacher, data)).recipe
+    source = open_artifact(teacher)
+    (tmp_path / "work" / "model").mkdir(parents=True)
+    return Bench(recipe.task, 0, source, {}, tmp_path / "work")
+
+
+def stage(**options: Any) -> Quantize:
+    return Quantize.model_validate({"kind": "quantize", "backend": Coarse(), **options})
+
+
+def run(options: Quantize, bench: Bench) -> Any:
+    path = bench.source.path
+    work = Work(path, bench.model_directory, bench.task.auto_class, probe_inputs(path))
+    return mixed.mixed(options, work, bench)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 16])
+def test_the_fewest_layers_that_hold_are_found_in_few_tries(most: int) -> None:
+    for least in range(1, most + 2):
+        asked: list[int] = []
+
+        def holds(count: int, least: int = least, asked: list[int] = asked) -> bool:
+            asked.append(count)
+            return count >= least
+
+        fewest(most, holds)
+        if least <= most:
+            assert least in asked
+            assert least == 1 or least - 1 in asked
+        assert len(set(asked)) <= 2 * most.bit_length() + 1
+        assert all(0 < count <= most for count in asked)
+
+
+def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(bench: Bench) -> None:
+    model = load_model(bench.source.path, bench.task.auto_class)
+    logits, notes = run(stage(max_drop=5.0), bench), bench.notes["mixed"]
+    assert notes["holds"]
+    chosen = next(a for a in notes["tried"] if a["keep"] == len(notes["kept"]))
+    assert chosen["drop"] <= 5 < notes["tried"][0]["drop"]
+    assert notes["tried"][0]["keep"] == 0
+    ranked = [x["layer"] for x in notes["layers"]]
+    assert notes["kept"] == ranked[: len(notes["kept"])]
+    assert sorted(ranked) == sorted(linear_paths(model))
+    assert [x["error"] for x in notes["layers"]] == sorted((x["error"] for x in notes["layers"]), reverse=True)
+    assert not any(a["keep"] < chosen["keep"] and a["drop"] <= 5 for a in notes["tried"])
+    saved = load_model(bench.model_directory, bench.task.auto_class)
+    assert np.array_equal(logits_of(saved, probe_inputs(bench.source.path)), logits)
+    kept = model.get_submodule(notes["kept"][0])
+    assert torch.equal(saved.get_submodule(notes["kept"][0]).weight, kept.weight)
+    assert not (bench.directory / "attempts").exists()
+
+
+def test_each_layer_s_suffering_is_that_of_rounding_it_alone(bench: Bench) -> None:
+    run(stage(max_drop=5.0, rows=16), bench)
+    from hfcompress.stages.training import answers
+
+    worst = bench.notes["mixed"]["layers"][0]
+    model = load_model(bench.source.path, bench.task.auto_class)
+    rows = bench.encoded("dev", world.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
+    before, _ = answers(model, rows, world.tokenizer(), bench.task)
+    layer = model.get_submodule(worst["layer"])
+    layer.weight.data = layer.weight.data.abs()
+    after, order = answers(model, rows, world.tokenizer(), bench.task)
+    assert worst["error"] == pytest.approx(float(np.linalg.norm(after - before) / np.linalg.norm(before)), rel=1e-5)
+    assert worst["metric"] == bench.task.score(*bench.task.judge(after, rows.select(order)))
+
+
+def test_a_budget_that_all_layers_hold_is_met_at_once(bench: Bench) -> None:
+    run(stage(max_drop=100.0), bench)
+    notes = bench.notes["mixed"]
+    assert (notes["kept"], notes["holds"], len(notes["tried"]), notes["layers"]) == ([], True, 1, [])
+
+
+def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed._Search, "holds", lambda self, attempt: False)
+    run(stage(max_drop=0.1), bench)
+    notes = bench.notes["mixed"]
+    assert not notes["holds"]
+    assert notes["tried"][-1]["keep"] == len(notes["layers"])
+    least = min(notes["tried"], key=lambda a: a["drop"])
+    assert len(notes["kept"]) == least["keep"]
+    assert (bench.model_directory / "model.safetensors").is_file()
+
+
+def test_simulating_leaves_the_model_as_it_was() -> None:
+    model = world.model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    work: Any = None
+    with Coarse().simulated(model, linear_paths(model), work):
+        assert model.classifier.weight.min() >= 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "message"),
+    [
+        ({"backend": "float16", "max_drop": 0.5}, ("max_drop",), "no way to leave layers in float32"),
+        ({"backend": "onnx_int8", "rows": 8}, ("rows",), "`rows` is for `max_drop`"),
+        ({"backend": "float16", "train": {}}, ("train",), "float16 takes no training"),
+        ({"backend": "bnb_4bit", "train": {}}, ("train", "lora"), "there are no adapters"),
+        (
+            {"backend": {"use": "onnx_int8", "mode": "static"}, "train": {"lora": {"r": 4}}},
+            ("train", "lora"),
+            "of all weights",
+        ),
+        ({"backend": "bnb_4bit", "train": {"lora": {"r": 4}, "freeze": 0.3}}, ("train", "freeze"), "`freeze` is for"),
+    ],
+)
+def test_what_would_change_nothing_or_cannot_be_is_refused(options: dict[str, Any], key: Any, message: str) -> None:
+    shape = shape_of(world.model(hidden=64, ffn=128).config.to_dict())
+    task: Any = type("Task", (), {"streamed": False, "head": "sequence"})
+    found = Quantize.model_validate({"kind": "quantize", **options}).problems(shape, {"parent": shape}, task)
+    assert [(p.key, message in p.message) for p in found] == [(key, True)]
+
+
+def test_a_plan_needs_nothing_installed_and_a_check_does(
+    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BACKENDS.get("onnx_int8"), "unavailable", lambda self: ("no such machine", "buy one"))
+    loaded = load(world.recipe(tmp_path / "r.yaml", teacher, data))
+    assert check(loaded, weights=False)
+    with pytest.raises(HfcompressError, match="no such machine"):
+        check(loaded)
+
+
+def test_a_whole_run_tells_what_was_tried_in_its_card(
+    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfcompress.runner import run as run_
+
+    for module in ("measure.measure", "measure.verify", "stages.mixed"):
+        monkeypatch.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
+    stages = [{"kind": "quantize", "backend": "onnx_int8", "max_drop": 0.5}]
+    done = run_(load(world.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)), tmp_path / "run")
+    assert done is not None
+    notes = json.loads((tmp_path / "run" / "01-quantize" / "stage.json").read_text())["mixed"]
+    assert done.report["rounded"]["01-quantize"]["mixed"] == notes
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "## What was rounded" in card
+    assert "layers left in float32 until at most 0.5 points are lost" in card
+    assert f"| {notes['tried'][0]['keep']} | {notes['tried'][0]['metric']:.4f} |" in card
