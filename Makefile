@@ -3,21 +3,35 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+# Optimum's ONNX half needs an older transformers, so it has an environment and a lock of its own.
+OPTIMUM := .venv-optimum
+OPTIMUM_STAMP := $(OPTIMUM)/.installed-$(shell cat requirements-optimum.lock pyproject.toml | cksum | cut -d' ' -f1)
+OPTIMUM_NEEDS := '.[optimum,onnx,bitsandbytes,plots,energy,peft]' onnxscript pytest pytest-xdist
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint unit test-slow bench lock docs clean
+# Tests that tell whether transformers 4.57 does as 5 does.
+EITHER := $(addprefix tests/test_,backends.py surgery.py prune_reload.py student.py training.py)
+
+.PHONY: help setup demo test lint unit test-optimum test-slow bench lock docs clean
 
 help:  ## What there is to make.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## The virtual environment, from the lock; a second call installs nothing.
 
 $(STAMP): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock torch hatchling editables
-	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[dev]'
-	rm -f $(VENV)/.installed-* && touch $@
+	$(call install,$(VENV),requirements.lock,'.[dev]')
+
+$(OPTIMUM_STAMP): requirements-optimum.lock pyproject.toml
+	$(call install,$(OPTIMUM),requirements-optimum.lock,$(OPTIMUM_NEEDS))
+
+define install
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --constraint $(2) torch hatchling editables
+	$(1)/bin/pip install --quiet --constraint $(2) --no-build-isolation --editable $(3)
+	rm -f $(1)/.installed-* && touch $@
+endef
 
 demo: $(STAMP)  ## Distil, prune, quantize and measure a small model, offline, in a few minutes.
 	HF_HUB_OFFLINE=1 $(BIN)/hfcompress run recipes/quickstart.yaml
@@ -33,6 +47,9 @@ lint: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+test-optimum: $(OPTIMUM_STAMP)  ## Optimum's tests, and some of the quick ones, on the transformers that it needs.
+	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/pytest -n 2 --dist loadfile tests/optimum $(EITHER)
+
 test-slow: $(STAMP)  ## The tests that take longer.
 	$(BIN)/pytest -m slow
 
@@ -42,12 +59,17 @@ bench: $(STAMP)  ## The benchmarks, each ending in a ratio.
 docs: $(STAMP)  ## The recipe reference, from the schema.
 	$(BIN)/python scripts/reference.py docs/recipes.md
 
-lock:  ## Resolve the lock anew, in an environment of its own.
+lock:  ## Resolve both locks anew, each in an environment of its own.
+	$(call resolve,requirements.lock,'.[dev]')
+	$(call resolve,requirements-optimum.lock,$(OPTIMUM_NEEDS))
+
+define resolve
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling editables
-	.venv-lock/bin/pip install --quiet --no-build-isolation '.[dev]'
-	.venv-lock/bin/pip freeze --exclude hfcompress | sed 's/+cpu$$//' > requirements.lock
+	.venv-lock/bin/pip install --quiet --no-build-isolation $(2)
+	.venv-lock/bin/pip freeze --exclude hfcompress | sed 's/+cpu$$//' > $(1)
 	rm -rf .venv-lock
+endef
 
 clean:  ## Remove the environment and what was built; runs/ stays.
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

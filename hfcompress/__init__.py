@@ -19,6 +19,12 @@ def _register_pruned_first(wrapped: Any, _instance: Any, args: Any, kwargs: Any)
     return wrapped(*args, **kwargs)
 
 
-# `import hfcompress` is enough to load a pruned checkpoint with the Auto classes. It costs no import of torch: the
-# classes are registered when the first config is read, and never in the middle of transformers' own imports.
+def _register_int8(_module: Any) -> None:
+    importlib.import_module("hfcompress.model.int8_layers")
+
+
+# `import hfcompress` is enough to load a pruned or an int8 checkpoint with transformers' own classes. It costs no
+# import of torch: the pruned classes are registered when the first config is read, and never in the middle of
+# transformers' own imports; the int8 layers, which need no model of transformers', once it knows quantizers.
 wrapt.register_post_import_hook(_wrap_auto_config, "transformers.models.auto.configuration_auto")
+wrapt.register_post_import_hook(_register_int8, "transformers.quantizers.auto")

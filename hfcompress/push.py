@@ -10,6 +10,7 @@ from typing import Any
 from hfcompress.base.errors import HfcompressError
 from hfcompress.card import UNNAMED
 from hfcompress.data.source import hub_errors
+from hfcompress.model.artifact import ADAPTER, openvino_files
 
 SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".md", ".png", ".py", ".yaml"})
 LEFT_OUT = frozenset({"stage.json", "training_args.bin"})
@@ -33,11 +34,12 @@ def uploads(run: Path) -> list[Upload]:
     final = run / "final" if (run / "final").is_dir() else run
     if not (final / "README.md").is_file() or not (final / "config.json").is_file():
         raise HfcompressError(f"{run} holds no finished model with a card", "finish it with `hfcompress run`")
-    files = (p for p in sorted(final.iterdir()) if p.is_file())
+    files = (p for p in (*sorted(final.iterdir()), *sorted((final / ADAPTER).glob("*"))) if p.is_file())
+    graphs = openvino_files(p.name for p in final.iterdir())
     return [
-        Upload(p.name, p, p.stat().st_size)
+        Upload(p.relative_to(final).as_posix(), p, p.stat().st_size)
         for p in files
-        if p.suffix in SUFFIXES and p.name not in LEFT_OUT and not p.name.startswith(".")
+        if (p.suffix in SUFFIXES or p.name in graphs) and p.name not in LEFT_OUT and not p.name.startswith(".")
     ]
 
 

@@ -71,6 +71,7 @@ def headings(content: Mapping[str, Any]) -> list[str]:
     """The table's columns."""
     sizes = [entry["batch_size"] for entry in content["rows"][0]["latency"]]
     energy = ["Wh / 1k"] if any(row["energy_wh_per_1k"] is not None for row in content["rows"]) else []
+    embeddings = ["embeddings MB"] if _split(content) else []
     return [
         "model",
         metric_of(content),
@@ -79,11 +80,17 @@ def headings(content: Mapping[str, Any]) -> list[str]:
         "parameters",
         "encoder",
         "MB",
+        *embeddings,
         "smaller",
         *[text for size in sizes for text in (f"ms, batch {size}", "faster")],
         "peak MB",
         *energy,
     ]
+
+
+def _split(content: Mapping[str, Any]) -> bool:
+    """Whether it is known of any model what its embeddings take; reports of earlier versions do not say."""
+    return any(row.get("embedding_bytes") is not None for row in content["rows"])
 
 
 def cells(content: Mapping[str, Any]) -> list[list[str]]:
@@ -108,6 +115,7 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
                 _millions(row["parameters"]),
                 _millions(row["encoder_parameters"]),
                 significant(row["disk_bytes"] / 1e6),
+                *([_megabytes(row.get("embedding_bytes"))] if _split(content) else []),
                 f"{row['compression']:.2f}x",
                 *timed,
                 f"{row['peak_memory_bytes'] / 1e6:.0f}",
@@ -115,6 +123,10 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return found
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else significant(count / 1e6)
 
 
 def _energy(value: float | None) -> str:

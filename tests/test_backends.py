@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto
 from safetensors import safe_open
 
-from hfcompress.backends import onnx_int8
 from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import shape_of
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import MODELING_FILE, load_model, open_artifact, save_model
 from hfcompress.model.probe import Probe, logits_of, probe_inputs
@@ -204,126 +200,6 @@ def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> N
             Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
         )
     assert not (tmp_path / "out").exists()
-
-
-# ONNX
-
-
-def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in world.batch(rows, length, seed).items()}
-
-
-def initializers(path: Path) -> dict[str, Any]:
-    return {tensor.name: tensor for tensor in onnx.load(path / "model.onnx").graph.initializer}
-
-
-def bits_of(path: Path, *dims: int) -> set[int]:
-    """The bits of a weight in the initializers of one shape."""
-    bits = {TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.FLOAT: 32}
-    return {bits[tensor.data_type] for tensor in initializers(path).values() if tuple(tensor.dims) == dims}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_onnx_takes_batches_and_lengths_never_seen_at_export(family: str, layout: str, quantized: Quantized) -> None:
-    made = quantized("onnx_int8", family, layout)
-    model = load_model(made.source, AUTO)
-    for rows, length in ((1, 3), (1, 37), (7, 11)):
-        probe = batch_of(rows, length)
-        found, expected = onnx_int8.run_onnx(made.path / "model.onnx", probe), logits_of(model, probe)
-        assert found.shape == (rows, 2)
-        assert relative(found, expected) <= NEAR["onnx_int8"]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_float_graph_is_exact_for_padded_rows_and_rows_alone(family: str, tmp_path: Path) -> None:
-    model, path = world.model(family), tmp_path / "model.onnx"
-    attention = model.config._attn_implementation
-    onnx_int8.export(model, path, batch_of(4, 12, seed=1))
-    assert model.config._attn_implementation == attention
-    probe = batch_of(5, 23)
-    together = onnx_int8.run_onnx(path, probe)
-    assert np.allclose(together, logits_of(model, probe), atol=1e-5)
-    for row, length in enumerate(probe["attention_mask"].sum(1)):
-        alone = onnx_int8.run_onnx(path, {name: value[row : row + 1, :length] for name, value in probe.items()})
-        assert np.allclose(alone[0], together[row], atol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_moves_an_int8_answer_by_no_more_than_rounding(family: str, quantized: Quantized) -> None:
-    """A dynamic scale spans the whole batch, padding included: a row alone gets another scale, so other roundings."""
-    made, probe = quantized("onnx_int8", family), batch_of(4, 20)
-    together = onnx_int8.run_onnx(made.path / "model.onnx", probe)
-    expected = logits_of(load_model(made.source, AUTO), probe)
-    for row, length in enumerate(probe["attention_mask"].sum(1)):
-        one = {name: value[row : row + 1, :length] for name, value in probe.items()}
-        alone = onnx_int8.run_onnx(made.path / "model.onnx", one)
-        assert np.abs(alone[0] - together[row]).max() <= NEAR["onnx_int8"] / 2 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_int8_weights_are_really_in_the_graph(family: str, quantized: Quantized) -> None:
-    path, words = quantized("onnx_int8", family).path, len(world.WORDS)
-    assert bits_of(path, words, 128) == {8}
-    assert bits_of(path, 40, 128) == {8}
-    assert bits_of(path, 128, 256) == bits_of(path, 256, 128) == {8}
-    assert bits_of(path, 128, 128) == {8}
-    big_floats = [t.name for t in initializers(path).values() if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
-    assert big_floats == []
-
-
-def test_embeddings_can_stay_in_float(quantized: Quantized) -> None:
-    path = quantized("onnx_int8", embeddings=False).path
-    assert bits_of(path, len(world.WORDS), 128) == {32}
-    assert bits_of(path, 128, 256) == {8}
-
-
-def test_a_scale_a_channel_or_one_a_matrix(quantized: Quantized) -> None:
-    def scales(path: Path) -> set[int]:
-        return {int(np.prod(t.dims)) for n, t in initializers(path).items() if "MatMul" in n and n.endswith("_scale")}
-
-    assert max(scales(quantized("onnx_int8").path)) == 256
-    assert scales(quantized("onnx_int8", per_channel=False).path) == {1}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_int8_file_is_a_third_of_the_float_one(family: str, quantized: Quantized) -> None:
-    made = quantized("onnx_int8", family, hidden=256)
-    assert open_artifact(made.path).disk_bytes <= 0.35 * open_artifact(made.source).disk_bytes
-
-
-@pytest.mark.parametrize(("family", "inputs"), [("bert", 3), ("distilbert", 2), ("roberta", 3)])
-def test_token_types_that_a_tokenizer_leaves_out_are_zeros(family: str, inputs: int, quantized: Quantized) -> None:
-    path = quantized("onnx_int8", family).path / "model.onnx"
-    assert len(onnx.load(path).graph.input) == inputs
-    without = batch_of(2, 6)
-    with_zeros = {**without, "token_type_ids": np.zeros_like(without["input_ids"])}
-    assert np.array_equal(onnx_int8.run_onnx(path, without), onnx_int8.run_onnx(path, with_zeros))
-
-
-def test_the_token_types_of_a_pair_count(quantized: Quantized) -> None:
-    path = quantized("onnx_int8").path / "model.onnx"
-    pair = {**batch_of(1, 6), "token_type_ids": np.array([[0, 0, 0, 1, 1, 1]])}
-    assert relative(onnx_int8.run_onnx(path, pair), onnx_int8.run_onnx(path, batch_of(1, 6))) > 0.01
-
-
-@pytest.mark.parametrize("wrong", [1.0, float("nan")])
-def test_an_export_that_differs_from_the_model_fails(
-    wrong: float, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, run = quantized("onnx_int8"), onnx_int8.run_onnx
-    monkeypatch.setattr(onnx_int8, "run_onnx", lambda path, probe: run(path, probe) + wrong)
-    with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
-        BACKENDS.parse("onnx_int8").quantize(Work(made.source, tmp_path, AUTO, made.probe))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_config_beside_a_graph_asks_for_no_remote_code(quantized: Quantized) -> None:
-    from hfcompress.model.artifact import read_config
-
-    config = read_config(quantized("onnx_int8", layout="uneven").path)
-    assert "auto_map" not in config
-    assert shape_of(config).layers[0].heads == 2
 
 
 @pytest.mark.parametrize("name", BACKENDS.names())

@@ -97,8 +97,8 @@ def test_the_report_has_every_key_of_its_contract(finished: Finished) -> None:
     assert [row["kind"] for row in report["rows"]] == ["source", "distill", "prune", "quantize"]
     for row in report["rows"]:
         assert set(row) == {
-            "stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes", "macs",
-            "latency", "peak_memory_bytes", "energy_wh_per_1k", "speedup", "compression",
+            "stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes",
+            "embedding_bytes", "macs", "latency", "peak_memory_bytes", "energy_wh_per_1k", "speedup", "compression",
         }  # fmt: skip
         assert row["quality"]["n"] == 48
         low, high = row["quality_interval"]
@@ -228,7 +228,8 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     for model in (source, row):
         low, high = model["quality_interval"]
         figures |= {f"{model['quality']['accuracy']:.4f}", f"{low:.3f}", f"{high:.3f}", "95"}
-        figures |= {report.significant(model["disk_bytes"] / 1e6), f"{model['peak_memory_bytes'] / 1e6:.0f}"}
+        figures |= {report.significant(model[key] / 1e6) for key in ("disk_bytes", "embedding_bytes")}
+        figures |= {f"{model['peak_memory_bytes'] / 1e6:.0f}"}
         for entry in model["latency"]:
             figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
             figures |= {str(entry["batch_size"]), "50"}

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.backends.bnb_8bit import Bnb8Bit
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
+from hfcompress.base.shape import Layer, Shape
+from hfcompress.model.family import FAMILIES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INPUTS, OUTPUTS = 64, 32
+"""What must divide the widths of 4-bit layers on a CPU with AVX512-BF16, where they are packed in such blocks."""
 
 
 class Bnb4Bit(Bnb8Bit):
-    """4-bit linear layers in blocks of 64 with a scale each; saves memory, not time. Pooler and classifier stay."""
+    """4-bit linear layers in blocks of 64 with a scale each; saves memory, not time. Pooler and classifier stay.
+
+    Embeddings stay in float32, and a block is always of 64 weights: transformers offers no other choice. On a CPU with
+    AVX512-BF16 products are computed in bfloat16, whatever `compute_dtype` says.
+    """
 
     source: ClassVar[str] = "QLoRA, Dettmers et al. 2023, arXiv:2305.14314"
 
@@ -26,6 +38,17 @@ class Bnb4Bit(Bnb8Bit):
         scales = 32 / 64 if not self.double_quant else 8 / 64
         return replace(shape, linear_bits=4 + scales)
 
+    def problems(self, shape: Shape) -> list[str]:
+        if not shape.even:
+            return []  # which widths there will be is not known; `require_runnable` sees them
+        for number, layer in enumerate(shape.layers):
+            for path, inputs, outputs in _linear_layers(shape, layer):
+                place = f"{FAMILIES[shape.architecture].layers}.{number}.{path}"
+                left = any(f".{name}." in f".{place}." for name in self.skip or [])
+                if _unblocked(inputs, outputs) and not left and not _gpu():
+                    return [f"{_refusal(place, inputs, outputs)}: {REPAIR}"]
+        return []
+
     def options(self, skip: list[str]) -> Any:
         import torch
         from transformers import BitsAndBytesConfig
@@ -38,6 +61,14 @@ class Bnb4Bit(Bnb8Bit):
             llm_int8_skip_modules=skip,
         )
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        packed, state = quantize_4bit(
+            weight.contiguous(), blocksize=64, compress_statistics=self.double_quant, quant_type=self.quant_type
+        )
+        return dequantize_4bit(packed, state)
+
     def require_runnable(self, model: Any) -> None:
         """Passes where this machine's kernels can run the quantized layers.
 
@@ -49,9 +80,36 @@ class Bnb4Bit(Bnb8Bit):
         if model.device.type != "cpu":
             return
         for name, layer in model.named_modules():
-            if isinstance(layer, Linear4bit) and (layer.in_features % 64 or layer.out_features % 32):
-                raise HfcompressError(
-                    f"{name} has {layer.in_features} inputs and {layer.out_features} outputs; on a CPU bitsandbytes "
-                    "multiplies 4-bit layers in blocks of 64 inputs and 32 outputs",
-                    "make the widths multiples of 64, name the layer in `skip`, quantize on a GPU, or use bnb_8bit",
-                )
+            if isinstance(layer, Linear4bit) and _unblocked(layer.in_features, layer.out_features):
+                raise HfcompressError(_refusal(name, layer.in_features, layer.out_features), REPAIR)
+
+
+REPAIR = "make the widths multiples of 64, name the layer in `skip`, quantize on a GPU, or use bnb_8bit"
+
+
+def _unblocked(inputs: int, outputs: int) -> bool:
+    return inputs % INPUTS > 0 or outputs % OUTPUTS > 0
+
+
+def _refusal(name: str, inputs: int, outputs: int) -> str:
+    return (
+        f"{name} has {inputs} inputs and {outputs} outputs; on a CPU bitsandbytes multiplies 4-bit layers in blocks of "
+        f"{INPUTS} inputs and {OUTPUTS} outputs"
+    )
+
+
+def _linear_layers(shape: Shape, layer: Layer) -> Iterator[tuple[str, int, int]]:
+    """The linear layers of a transformer layer: path, inputs, outputs; those without any weights are left out."""
+    family, heads = FAMILIES[shape.architecture], layer.heads * shape.head_dim
+    rows = {family.query: heads, family.key: heads // shape.group, family.value: heads // shape.group}
+    rows = {path: rows[path] * parts for path, parts in family.head_rows.items()}
+    rows |= {path: layer.ffn * parts for path, parts in family.neuron_rows.items()}
+    found = [(path, shape.hidden, outputs) for path, outputs in rows.items()]
+    found += [(family.attention_output, heads, shape.hidden), (family.ffn_out, layer.ffn, shape.hidden)]
+    yield from (linear for linear in found if linear[1] and linear[2])
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
@@ -12,14 +12,21 @@ from hfcompress.model.probe import logits_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 class Bnb8Bit(Backend):
-    """int8 linear layers with outlier columns in half precision; saves memory, not time. Pooler and classifier stay."""
+    """int8 linear layers with outlier columns in half precision; saves memory, not time. Pooler and classifier stay.
+
+    Embeddings stay in float32: transformers replaces linear layers alone. Where they are most of the model, a prune
+    stage with `vocabulary: corpus` before this one makes them smaller.
+    """
 
     source: ClassVar[str] = "LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339"
     extra: ClassVar[str] = "bitsandbytes"
     modules: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
+    mixed: ClassVar[bool] = True
+    trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "adapters"
 
     skip: list[str] | None = None
     """Modules left in float32, at any depth; the default is pooler and classifier."""
@@ -36,6 +43,12 @@ class Bnb8Bit(Backend):
     def require_runnable(self, model: Any) -> None:
         """Passes where this machine's kernels can run the quantized layers."""
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+        rows, scales, _ = int8_vectorwise_quant(weight.half())
+        return int8_vectorwise_dequant(rows, scales).to(weight)
+
     def quantize(self, work: Work) -> NDArray[Any]:
         import torch
         import transformers
@@ -49,7 +62,7 @@ class Bnb8Bit(Backend):
             skip = list(FAMILIES[kind].head_modules[head_of(work.auto_class) or "sequence"])
         model = getattr(transformers, work.auto_class).from_pretrained(
             work.source,
-            quantization_config=self.options(at_any_depth(skip)),
+            quantization_config=self.options([*at_any_depth(skip), *sorted(work.keep)]),
             device_map="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch.float32,
             use_safetensors=True,

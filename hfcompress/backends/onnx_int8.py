@@ -1,78 +1,178 @@
-"""ONNX Runtime dynamic int8."""
+"""ONNX Runtime int8."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
 
 from hfcompress.backends.base import Backend, Work
+from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import PRUNED, Shape
-from hfcompress.graphs.export import export, quiet, run_onnx
-from hfcompress.model.probe import logits_of
+from hfcompress.base.shape import Shape
+from hfcompress.model.calibration import Method, calibrate
+from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
-EXPORT_TOLERANCE = 1e-4
+    from hfcompress.model.fake_quantization import FakeQuantization
+
+REDUCED = 64
+"""The largest weight of 7 bits: twice 255 · 64, the sum of two products, is still an int16."""
 
 
 class OnnxInt8(Backend):
-    """Exported to ONNX, int8 weights per channel and activations quantized as they come; embeddings included."""
+    """Exported to ONNX, int8 weights and uint8 activations in every linear layer; the embeddings in int8 too."""
 
     source: ClassVar[str] = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+    mixed: ClassVar[bool] = True
+    trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
 
+    mode: Literal["dynamic", "static"] = "dynamic"
+    """Where the grid of a layer's inputs comes from: `dynamic` spans each batch as it comes, padding included;
+    `static` is calibrated once on rows of the train split, without padding, so that a row's answer does not depend on
+    the rows beside it. Training feels the rounded inputs where they are static; where they are dynamic, the rounded
+    weights alone."""
     per_channel: bool = True
     """One scale an output channel instead of one a matrix."""
+    reduce_range: bool = False
+    """Weights of 7 bits, for x86 processors without VNNI (before 2019's Cascade Lake and 2022's Zen 4): they add two
+    products in 16 bits, which 8-bit weights overflow."""
     embeddings: bool = True
     """Quantize the embedding tables too: in a small encoder they are most of the file."""
+    embedding_bits: Literal[8, 4] = 8
+    """Of the word embeddings."""
+    calibration: Method = "minmax"
+    """How a static range is found: `minmax` is all that was seen, `percentile` cuts both ends, `entropy` cuts where
+    the least information is lost."""
+    percentile: float = Field(default=99.999, gt=50, le=100)
+    """The share of the inputs, in percent, that `percentile` leaves within the range."""
+    rows: int = Field(default=512, ge=1)
+    """Rows of the train split that are read to calibrate."""
+    _calibrated: dict[Path, Ranges] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> OnnxInt8:
+        said = self.model_fields_set
+        for key in ("calibration", "percentile", "rows"):
+            if key in said and self.mode != "static":
+                raise ValueError(f"`{key}` is for `mode: static`; leave it out")
+        if "percentile" in said and self.calibration != "percentile":
+            raise ValueError("`percentile` is for `calibration: percentile`; leave it out")
+        if "embedding_bits" in said and not self.embeddings:
+            raise ValueError("`embedding_bits` is for `embeddings: true`; leave it out")
+        return self
 
     def plan(self, shape: Shape) -> Shape:
-        return replace(shape, linear_bits=8, embedding_bits=8 if self.embeddings else 32)
+        from hfcompress.graphs.embeddings import bits_stored
+
+        words = bits_stored(self.embedding_bits, shape.embedding or shape.hidden) if self.embeddings else 32
+        return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
     def quantize(self, work: Work) -> NDArray[Any]:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from hfcompress.graphs.embeddings import quantize_embeddings
+        from hfcompress.graphs.int8 import dynamic, static
+        from hfcompress.graphs.made import exported, stored
 
-        from hfcompress.model.artifact import load_model
+        model, graph = exported(work.source, work.auto_class, work.probe)
+        self._note_odd_weights(model, work)
+        if self.mode == "dynamic":
+            graph = dynamic(graph, work.keep, self.per_channel, self.reduce_range)
+        else:
+            graph = static(graph, self._grid(model, work), work.keep)
+        if self.embeddings:
+            quantize_embeddings(graph, self.embedding_bits)
+        return stored(graph, model.config, work.target, work.probe)
 
-        model = load_model(work.source, work.auto_class)
-        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
-            exported = Path(folder) / "model.onnx"
-            export(model, exported, work.probe)
-            _require_equal(run_onnx(exported, work.probe), logits_of(model, work.probe))
-            quantize_dynamic(
-                exported,
-                work.target / "model.onnx",
-                weight_type=QuantType.QInt8,
-                per_channel=self.per_channel,
-                op_types_to_quantize=["MatMul", "Gemm", *(["Gather"] if self.embeddings else [])],
-                extra_options={"MatMulConstBOnly": True},
+    def _note_odd_weights(self, model: PreTrainedModel, work: Work) -> None:
+        from hfcompress.model.odd_weights import odd_weights
+
+        layers = {path: layer for path, layer in _linears(model).items() if path not in work.keep}
+        found = odd_weights(layers, self.rounded)
+        if found:
+            work.notes["odd_weights"] = found
+        for odd in found:
+            say(f"onnx_int8: {odd['layer']} has {odd['what']} in {odd['channels']} output channels")
+
+    def _steps(self, weight: Tensor) -> Tensor:
+        return weight_steps(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)
+
+    def _grid(self, model: PreTrainedModel, work: Work) -> Ranges:
+        """Ranges and steps of every linear layer: trained ones, or calibrated once on the source."""
+        ranges = work.ranges or self._calibrated.get(work.source)
+        if ranges is None:
+            ranges = self._calibrated[work.source] = calibrate(
+                model, work.rows(self.rows), self.calibration, self.percentile
             )
-        _write_config(model.config, work.target)
-        return run_onnx(work.target / "model.onnx", work.probe)
+        steps = {path: self._steps(layer.weight) for path, layer in _linears(model).items()}
+        return Ranges(ranges.inputs, {**steps, **ranges.steps})
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        return _on_steps(weight, self._steps(weight))
+
+    @contextmanager
+    def simulated(self, model: PreTrainedModel, paths: Collection[str], work: Work) -> Iterator[None]:
+        """Inputs are rounded too, on the grid of each batch or on the one that was calibrated."""
+        import torch
+
+        grid = self._grid(model, work) if self.mode == "static" else None
+        layers = {path: layer for path, layer in _linears(model).items() if path in paths}
+        before = {path: layer.weight.data for path, layer in layers.items()}
+
+        def hook(path: str) -> Any:
+            def on_grid(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+                low, high = grid.inputs[path] if grid else (float(end) for end in inputs[0].aminmax())
+                return torch.fake_quantize_per_tensor_affine(inputs[0], *affine(low, high), 0, LEVELS)
+
+            return on_grid
+
+        handles = [layer.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
+        try:
+            for path, layer in layers.items():
+                layer.weight.data = _on_steps(before[path], grid.steps[path] if grid else self._steps(before[path]))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for path, layer in layers.items():
+                layer.weight.data = before[path]
+
+    def masks(
+        self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
+    ) -> FakeQuantization:
+        from hfcompress.model.fake_quantization import FakeQuantization
+        from hfcompress.model.followed_ranges import FollowedRanges
+        from hfcompress.model.learned_steps import LearnedSteps
+
+        table_bits = self.embedding_bits if self.embeddings else None
+        if ranges == "ema":
+            if self.mode == "dynamic":
+                return FakeQuantization(self.rounded, table_bits)
+            return FollowedRanges(model, self.rounded, self._grid(model, work), freeze, table_bits)
+        if self.mode == "dynamic" or not self.per_channel or self.reduce_range:
+            raise HfcompressError(
+                "steps are learned of fixed ranges, and of 8-bit weights channel by channel",
+                "say `mode: static` and leave `per_channel` and `reduce_range` out, or say `ranges: ema`",
+            )
+        return LearnedSteps(model, self._grid(model, work), freeze, table_bits)
 
 
-def _require_equal(exported: NDArray[Any], expected: NDArray[Any]) -> None:
-    import numpy as np
-
-    difference = float(np.abs(exported - expected).max())
-    if not difference <= EXPORT_TOLERANCE:
-        raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
+def _on_steps(weight: Tensor, steps: Tensor) -> Tensor:
+    steps = steps.to(weight.device).unsqueeze(-1)
+    return (weight / steps).round().clamp(-LARGEST, LARGEST) * steps
 
 
-def _write_config(config: Any, path: Path) -> None:
-    """The model's config.json, with the label names that transformers leaves out, and of the stock architecture.
+def _linears(model: PreTrainedModel) -> Mapping[str, nn.Linear]:
+    from hfcompress.model.fake_quantization import linears
 
-    The graph needs no modeling code, whatever its shape, so nothing that reads the config should look for any.
-    """
-    config.save_pretrained(path)
-    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    content.pop("auto_map", None)
-    content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
-    (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return linears(model)

@@ -83,11 +83,18 @@ class Component(Strict):
 
     def missing_modules(self) -> list[str]:
         """Modules of this component's extra that are not installed."""
-        return [module for module in self.modules if importlib.util.find_spec(module) is None]
+        return [module for module in self.modules if not _installed(module)]
 
     def spelled(self) -> dict[str, Any]:
         """The component as a recipe would spell it out, defaults resolved."""
         return {"use": self.name, **self.model_dump()}
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would lie in is not there either
+        return False
 
 
 C = TypeVar("C", bound=Component)

@@ -193,6 +193,8 @@ class Shape:
         tied: Whether a mask or causal head makes its words with the embeddings' weights.
         linear_bits: Bits a weight of the encoder's linear layers takes when stored.
         embedding_bits: Bits a word-embedding weight takes when stored.
+        head_bits: Bits a weight of the head's linear layers (pooler, classifier) takes when stored; 0 where it is any
+            other parameter.
         other_bits: Bits any other parameter takes when stored.
         even: Whether `layers` is known layer by layer; where not, only the totals are, since a global ranking decides.
         estimated: Whether sizes are about what they will be, since a budget or a corpus decides.
@@ -215,6 +217,7 @@ class Shape:
     tied: bool = True
     linear_bits: float = 32
     embedding_bits: float = 32
+    head_bits: float = 0
     other_bits: float = 32
     even: bool = True
     estimated: bool = False
@@ -292,8 +295,11 @@ class Shape:
         """Bytes of the stored weights, without the file's own headers."""
         linear = sum(self._linear_weights(x) for x in self._stored) + self._projection + self._factor
         words = self.vocab * self._word_width
-        rest = self.parameters - linear - words
-        return int((linear * self.linear_bits + words * self.embedding_bits + rest * self.other_bits) / 8)
+        width, outputs, dense = self._head_sizes
+        head = dense + width * outputs * (self.head not in ("mask", "causal") or not self.tied)
+        rest = self.parameters - linear - words - head
+        stored = linear * self.linear_bits + words * self.embedding_bits + head * (self.head_bits or self.other_bits)
+        return int((stored + rest * self.other_bits) / 8)
 
     def macs(self, length: int) -> int:
         """Multiply-accumulates of one sequence of `length` tokens.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import HEADS
+from hfcompress.base.shape import head_of
 from hfcompress.model.probe import Probe
 
 if TYPE_CHECKING:
@@ -22,13 +22,16 @@ OPSET = 17
 def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     """Writes an ONNX graph with dynamic batch and length; inputs are named as the tokenizer names them.
 
-    Its one output, `logits`, is what `Observed.logits` is.
-
-    Eager attention is exported: its graph has the fewest nodes around the two products.
+    Its output `logits` is what `Observed.logits` is; `start_logits` and `end_logits` of a span head, which transformers
+    and Optimum know by these names, come after it. The linear layers are as `fuse.linears` finds them, and
+    attention is one operator wherever the model computes it by `scaled_dot_product_attention`.
     """
+    import onnx
     import torch
     from torch import nn
 
+    from hfcompress.graphs.fuse import fuse
+    from hfcompress.graphs.trace import DOMAIN, traced
     from hfcompress.model.observe import accepted, logits_of_output
 
     class Logits(nn.Module):
@@ -36,30 +39,28 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            return logits_of_output(self.model(**dict(zip(names, tensors, strict=True))))
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            output = self.model(**dict(zip(names, tensors, strict=True)))
+            return logits_of_output(output), *(output[side] for side in outputs[1:])
 
     inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
     names = list(inputs)
-    by_token = not type(model).__name__.endswith(HEADS["sequence"])
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
+    head = head_of(type(model).__name__)
+    outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
+    axes = {0: "batch"} if head == "sequence" else {0: "batch", 1: "sequence"}
+    with traced(model):
         torch.onnx.export(
             Logits().eval(),
             tuple(inputs.values()),
             str(path),
             input_names=names,
-            output_names=["logits"],
-            dynamic_axes={
-                **{name: {0: "batch", 1: "sequence"} for name in names},
-                "logits": {0: "batch", 1: "sequence"} if by_token else {0: "batch"},
-            },
+            output_names=outputs,
+            dynamic_axes={name: {0: "batch", 1: "sequence"} for name in names} | dict.fromkeys(outputs, axes),
+            custom_opsets={DOMAIN: 1},
             opset_version=OPSET,
             dynamo=False,
         )
-    finally:
-        model.set_attn_implementation(attention)
+    onnx.save(fuse(onnx.load(path)), path)
 
 
 def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:

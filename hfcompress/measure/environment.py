@@ -10,7 +10,8 @@ from typing import Any
 
 from hfcompress.measure.process import default_threads
 
-PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum")
+PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum",
+            "optimum-intel", "openvino", "nncf")  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 

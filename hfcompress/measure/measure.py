@@ -15,6 +15,7 @@ from pydantic import Field
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError
 from hfcompress.measure.process import Batch, ModelProcess, default_threads
+from hfcompress.measure.sizes import sizes
 from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_config
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _latency(process: ModelProcess, size: int, length: int, seconds: list[float]
     p50, p95 = np.quantile(seconds, [0.5, 0.95])
     return {
         "device": process.device,
-        "runtime": "onnxruntime" if process.artifact.runtime == "onnx" else "torch",
+        "runtime": {"onnx": "onnxruntime"}.get(process.artifact.runtime, process.artifact.runtime),
         "dtype": process.artifact.dtype,
         "threads": process.threads,
         "batch_size": size,
@@ -193,6 +194,7 @@ def _row(
         "parameters": shape.parameters if shape else process.loaded["parameters"],
         "encoder_parameters": shape.encoder_parameters if shape else None,
         "disk_bytes": artifact.disk_bytes,
+        "embedding_bytes": (sizes(artifact) or {}).get("embeddings"),
         "macs": shape.macs(task.max_length) if shape else None,
         "latency": latency,
         "peak_memory_bytes": memory,

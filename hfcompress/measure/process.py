@@ -32,7 +32,7 @@ class ModelProcess:
         artifact: What to load. Code beside it is trusted where it is, byte for byte, the modeling file of this
             hfcompress; a pruned model with any other is loaded after `import hfcompress`.
         auto_class: Such as `AutoModelForSequenceClassification`.
-        device: `cpu` or `cuda`; ONNX graphs run on the CPU.
+        device: `cpu` or `cuda`; graphs of ONNX and OpenVINO run on the CPU.
         threads: Of one operator.
         head: What `logits` makes of the model's answer, see `worker.reduced`; by default nothing.
     """
@@ -46,7 +46,7 @@ class ModelProcess:
         head: str = "sequence",
     ) -> None:
         self.artifact, self.auto_class, self.head = artifact, auto_class, head
-        self.device = "cpu" if artifact.runtime == "onnx" else device
+        self.device = device if artifact.runtime == "torch" else "cpu"
         self.threads = threads or default_threads()
         self._folder = TemporaryDirectory(prefix="hfcompress-worker-")
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8")
@@ -161,7 +161,7 @@ class ModelProcess:
 
 
 OWN_CODE: Mapping[str, Any] = {"trust": False, "register": str(Path(__file__).parents[2])}
-"""What builds a pruned model with no flag: `import hfcompress`."""
+"""What builds a pruned model with no flag, and any int8 layers: `import hfcompress`."""
 
 
 def is_pruned(artifact: Artifact) -> bool:
@@ -169,8 +169,18 @@ def is_pruned(artifact: Artifact) -> bool:
     return artifact.runtime == "torch" and str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED)
 
 
+def has_int8_layers(artifact: Artifact) -> bool:
+    """Whether a model's layers are those of `model/int8_layers.py`, which travel with no checkpoint."""
+    if artifact.runtime != "torch":
+        return False
+    quantization = read_config(artifact.path).get("quantization_config") or {}
+    return bool(quantization.get("quant_method") == "hfcompress_int8")
+
+
 def code_for(artifact: Artifact) -> Mapping[str, Any]:
     """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
+    if has_int8_layers(artifact):
+        return OWN_CODE
     if not is_pruned(artifact):
         return {"trust": False, "register": None}
     beside = artifact.path / MODELING_FILE

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.graphs.export import export, quiet
-from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, is_pruned
+from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
 from hfcompress.model.artifact import Artifact, load_model
 from hfcompress.model.probe import probe_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "nf4": 1e-5, "fp4": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "int4": 1e-5, "nf4": 1e-5, "fp4": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of a logit, relative to the largest logit or 1: kernels differ by rounding, nothing more."""
 EXPORT_TOLERANCE = 1e-4
 """The same for an ONNX graph, whose operators are other kernels."""
@@ -40,13 +40,14 @@ def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: 
 
     Returns:
         The largest difference, by each way to load it: with `transformers` (of a pruned model, the modeling file
-        beside it), with no flag after `import hfcompress` (of a pruned model), and as `onnx` (what is ONNX, and a
-        model that a `prune` stage made, exported with other batch and length, where onnxruntime is installed).
+        beside it), with no flag after `import hfcompress` (of a pruned model, and of int8 layers), as `openvino`, and
+        as `onnx` (what is ONNX, and a model that a `prune` stage made, exported with other batch and length, where
+        onnxruntime is installed).
 
     Raises:
         ReloadError: where one is beyond what rounding explains.
     """
-    if artifact.runtime == "torch" and code_for(artifact)["register"] is not None:
+    if is_pruned(artifact) and not has_int8_layers(artifact) and code_for(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
     probe, tolerance = probe_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
     with ModelProcess(artifact, auto_class, device) as process:
@@ -54,8 +55,10 @@ def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: 
         def difference(way: str, tolerance: float) -> float:
             return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
 
-        if artifact.runtime == "onnx":
-            return {"onnx": difference("onnxruntime", tolerance)}
+        if artifact.runtime != "torch":
+            return {artifact.runtime: difference(artifact.runtime, tolerance)}
+        if has_int8_layers(artifact):
+            return {"hfcompress": difference("hfcompress", tolerance)}
         found = {"transformers": difference("transformers", tolerance)}
         if is_pruned(artifact):
             process.load(artifact, **OWN_CODE)

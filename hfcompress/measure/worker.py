@@ -38,6 +38,8 @@ class TorchModel:
         model = getattr(transformers, auto_class).from_pretrained(
             path, dtype=getattr(torch, dtype), trust_remote_code=trust, local_files_only=True, **placed
         )
+        if (Path(path) / "adapter").is_dir():
+            model.load_adapter(str(Path(path) / "adapter"))
         self.model = (model if placed else model.to(device)).eval()
         self.parameters = sum(p.numel() for p in model.parameters()) if not placed else None
         self.accepted = set(inspect.signature(self.model.forward).parameters)
@@ -96,6 +98,39 @@ class OnnxModel:
     def peak_bytes(self) -> int:
         """The process's peak resident memory."""
         return resident_peak()
+
+
+class OpenVinoModel:
+    """A directory through OpenVINO, with what `OVModel` asks of the device."""
+
+    parameters = None
+
+    def __init__(self, path: str, threads: int, **_: Any) -> None:
+        import openvino
+
+        file = next(p for p in sorted(Path(path).glob("*.xml")) if p.with_suffix(".bin").is_file())
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = openvino.Core().compile_model(file, "CPU", options)
+        self.request = compiled.create_infer_request()
+        self.names = [node.get_any_name() for node in compiled.inputs]
+
+    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that the graph names; token types that a tokenizer left out are zeros."""
+        return {name: batch.get(name, np.zeros_like(batch["input_ids"])) for name in self.names}
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        found = {node.get_any_name(): value for node, value in self.request.infer(batch).items()}
+        return found["logits"] if "logits" in found else np.stack([found["start_logits"], found["end_logits"]], -1)
+
+    def finish(self) -> None:
+        """Nothing is left running."""
+
+    def peak_bytes(self) -> int:
+        """The process's peak resident memory."""
+        return resident_peak()
+
+
+RUNTIMES: dict[str, Any] = {"torch": TorchModel, "onnx": OnnxModel, "openvino": OpenVinoModel}
 
 
 def import_hfcompress(place: str) -> None:
@@ -159,7 +194,7 @@ class Worker:
     def load(self, runtime: str, head: str = "sequence", **options: Any) -> dict[str, Any]:
         start = time.perf_counter()
         self.head = head
-        self.model = (OnnxModel if runtime == "onnx" else TorchModel)(**options)
+        self.model = RUNTIMES[runtime](**options)
         return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start}
 
     def logits(self, inputs: str, output: str) -> dict[str, Any]:

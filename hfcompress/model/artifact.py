@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELING_FILE = "modeling_pruned.py"
+ADAPTER = "adapter"
+"""Where a quantized model keeps the adapters that were trained on it, as peft saves them."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
@@ -25,7 +27,7 @@ class Artifact:
     """A model directory and where it stands in a run.
 
     Attributes:
-        path: The directory; what `from_pretrained` (or onnxruntime) loads.
+        path: The directory; what `from_pretrained`, onnxruntime or OpenVINO loads.
         stage: `source`, or the stage that made it, such as `01-distill`.
         kind: `source`, `finetune`, `distill`, `prune`, `quantize` or `model`.
         shape: Its shape; None for an architecture (or a variant) that hfcompress measures but cannot take apart.
@@ -37,7 +39,7 @@ class Artifact:
     stage: str
     kind: str
     shape: Shape | None
-    runtime: Literal["torch", "onnx"]
+    runtime: Literal["torch", "onnx", "openvino"]
     dtype: str
 
     @property
@@ -48,7 +50,12 @@ class Artifact:
     @property
     def weight_files(self) -> list[Path]:
         """The files that hold the weights."""
-        return sorted(self.path.glob("*.onnx" if self.runtime == "onnx" else "*.safetensors"))
+        if self.runtime == "openvino":
+            graph = next(iter(_openvino_graphs(self.path)))
+            return [graph.with_suffix(".bin"), graph]
+        if self.runtime == "onnx":
+            return sorted(self.path.glob("*.onnx"))
+        return sorted(file for folder in (self.path, self.path / ADAPTER) for file in folder.glob("*.safetensors"))
 
     @property
     def disk_bytes(self) -> int:
@@ -65,7 +72,9 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model") -> Art
     config = read_config(path)
     require_weights(path)
     # A Hub repository may hold both; the safetensors can be trained and cut.
-    onnx = None if any(path.glob("*.safetensors")) else next(iter(sorted(path.glob("*.onnx"))), None)
+    torch = any(path.glob("*.safetensors"))
+    onnx = None if torch else next(iter(sorted(path.glob("*.onnx"))), None)
+    openvino = None if torch or onnx else next(iter(_openvino_graphs(path)), None)
     try:
         shape = shape_of(config)
     except UnsupportedError:
@@ -75,8 +84,8 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model") -> Art
         stage=stage,
         kind=kind,
         shape=shape,
-        runtime="onnx" if onnx else "torch",
-        dtype=_onnx_dtype(onnx) if onnx else _torch_dtype(config),
+        runtime="onnx" if onnx else "openvino" if openvino else "torch",
+        dtype=_onnx_dtype(onnx) if onnx else _openvino_dtype(openvino) if openvino else _torch_dtype(config),
     )
 
 
@@ -105,7 +114,7 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def require_weights(path: Path) -> None:
-    """Passes where a model directory holds safetensors or ONNX weights.
+    """Passes where a model directory holds safetensors, ONNX or OpenVINO weights.
 
     Raises:
         HfcompressError: where it holds none, or pickles only.
@@ -114,7 +123,7 @@ def require_weights(path: Path) -> None:
 
 
 def require_weight_names(names: list[str], path: str) -> None:
-    """Passes where one of the files of a model, by their names, holds safetensors or ONNX weights.
+    """Passes where one of the files of a model, by their names, holds safetensors, ONNX or OpenVINO weights.
 
     Args:
         names: The files.
@@ -123,7 +132,7 @@ def require_weight_names(names: list[str], path: str) -> None:
     Raises:
         HfcompressError: where none does, or pickles only.
     """
-    if any(name.endswith((".safetensors", ".onnx")) for name in names):
+    if any(name.endswith((".safetensors", ".onnx")) for name in names) or openvino_files(names):
         return
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
@@ -136,28 +145,68 @@ def require_weight_names(names: list[str], path: str) -> None:
     raise HfcompressError(f"{path} holds no weights", "a model.safetensors (or model.onnx) belongs beside config.json")
 
 
+def openvino_files(names: Iterable[str]) -> list[str]:
+    """OpenVINO's files among the names: `.xml` graphs and, each beside its own, the raw tensors in a `.bin`."""
+    known = set(names)
+    graphs = sorted(name.removesuffix(".xml") for name in known if name.endswith(".xml"))
+    return [graph + end for graph in graphs if f"{graph}.bin" in known for end in (".bin", ".xml")]
+
+
+def _openvino_graphs(path: Path) -> list[Path]:
+    return [path / name for name in openvino_files(p.name for p in path.iterdir()) if name.endswith(".xml")]
+
+
 def _torch_dtype(config: Mapping[str, Any]) -> str:
     quantization = config.get("quantization_config")
     if quantization:
-        four = quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
-        return str(quantization.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
+        if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
+            return str(quantization.get("bnb_4bit_quant_type", "fp4"))
+        # GPTQ and AWQ say the bits; torchao spells out a config, data types and all.
+        four = quantization.get("bits") == 4 or "'int4'" in str(quantization.get("quant_type"))
+        return "int4" if four else "int8"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _onnx_dtype(path: Path) -> str:
+    """What the linear layers' weights are stored as; where they are floats, what the embedding tables are."""
     import onnx
 
-    tensors = onnx.load(str(path), load_external_data=False).graph.initializer
-    kinds = {tensor.data_type for tensor in tensors}
-    if kinds & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}:
-        return "int8"
-    return "float16" if onnx.TensorProto.FLOAT16 in kinds else "float32"
+    kinds = onnx.TensorProto
+    graph = onnx.load(str(path), load_external_data=False).graph
+    # Scales and zero points have one axis at most.
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
+    words = {node.input[0] for node in graph.node if node.op_type in ("Gather", "GatherBlockQuantized")}
+    if any(x.op_type == "MatMulNBits" and onnx.helper.get_node_attr_value(x, "bits") == 4 for x in graph.node):
+        return "int4"
+    for names in (stored.keys() - words, words & stored.keys()):
+        found = {stored[name] for name in names}
+        if found & {kinds.INT4, kinds.UINT4}:
+            return "int4"
+        if found & {kinds.INT8, kinds.UINT8}:
+            return "int8"
+    return "float16" if kinds.FLOAT16 in stored.values() else "float32"
+
+
+def _openvino_dtype(path: Path) -> str:
+    """The fewest bits that a tensor of more than one value is stored in."""
+    from xml.etree import ElementTree
+
+    kinds = {
+        data.get("element_type")
+        for data in ElementTree.parse(path).getroot().iterfind("layers/layer[@type='Const']/data")
+        if int(data.get("size", 0)) > 8
+    }
+    stored = (("int4", {"i4", "u4", "nf4"}), ("int8", {"i8", "u8"}), ("float16", {"f16"}), ("bfloat16", {"bf16"}))
+    return next((dtype for dtype, names in stored if kinds & names), "float32")
 
 
 def weights_hash(path: Path) -> str:
     """A hash of the weights and config of a model directory."""
     digest = hashlib.sha256()
-    files = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".onnx") or p.name == "config.json"]
+    names = [p.name for p in path.iterdir()]
+    weights = {name for name in names if name.endswith((".safetensors", ".onnx"))} | {*openvino_files(names)}
+    files = [path / name for name in sorted(names) if name in weights or name == "config.json"]
+    files += sorted((path / ADAPTER).glob("adapter_*"))
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:

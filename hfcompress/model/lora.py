@@ -9,19 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError
+from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.model.artifact import load_model, load_tokenizer, save_model
 from hfcompress.model.axes import part_of
 from hfcompress.model.family import family_of
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 EXTRA = "peft"
 WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the name of every weight that it saves."""
 Target = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
 
 
@@ -39,6 +42,25 @@ class Lora(Strict):
     targets: list[Target] = Field(default=["query", "value"], min_length=1)
     """The linear layers of each layer that get one: any of query, key, value, attention_output, ffn_in, ffn_out. Where
     a single layer makes query, key and value, one of the names stands for all."""
+    init: Literal["default", "loftq"] = "default"
+    """What the adapters start from: `default` is an update of zero; `loftq` (Li et al. 2023, arXiv:2310.08659) the best
+    one for what quantizing took from the weights below, so it is for adapters on a quantized model."""
+    iterations: int = Field(default=1, ge=1)
+    """How often LoftQ quantizes what the adapters leave and fits them anew."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Lora:
+        if self.init != "loftq" and "iterations" in self.model_fields_set:
+            raise ValueError("`iterations` is for `init: loftq`; leave it out")
+        return self
+
+
+def init_problems(options: Lora | None) -> list[Problem]:
+    """Why adapters on a float model cannot start as they are told to; keys inside of its `lora:`."""
+    if options is None or options.init == "default":
+        return []
+    message = "`loftq` starts from what quantizing took from the weights, and these stay in float32"
+    return [Problem(message, "leave it out, or quantize with bnb_4bit and `train: {lora: …}`", ("init",))]
 
 
 def missing_modules() -> list[str]:
@@ -62,28 +84,50 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
     The model stays what it was, its forward and the paths to its parts included, and at first answers the same.
 
     Raises:
-        HfcompressError: where peft is not installed.
+        HfcompressError: where peft is not installed, or the head is quantized.
     """
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    family = family_of(model)
-    parts = [layer.get_submodule(getattr(family, name)) for layer in family.stack(model) for name in options.targets]
-    wanted = {id(part) for part in parts if part.weight.numel()}  # type: ignore[operator,union-attr]
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=[name for name, module in model.named_modules() if id(module) in wanted],
+        target_modules=list(targets_of(model, options)),
     )
     inject_adapter_in_model(config, model)
     # The words of a mask head are the embeddings', under another name.
     names = list(model.named_parameters(remove_duplicate=False))
     body = {id(parameter) for name, parameter in names if part_of(name, model) != "head"}
-    for _, parameter in names:
-        if id(parameter) not in body:
-            parameter.requires_grad_(True)
+    for name, parameter in names:
+        if id(parameter) in body:
+            continue
+        if not parameter.is_floating_point():
+            raise HfcompressError(
+                f"the head's {name.removesuffix('.weight')} is quantized, and a head is trained whole beside adapters",
+                "leave `skip` out of the backend, or name the head's modules there too",
+            )
+        parameter.requires_grad_(True)
     return model
+
+
+def targets_of(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
+    """The linear layers that get adapters, by their paths in a model without any."""
+    family = family_of(model)
+    parts = [layer.get_submodule(getattr(family, name)) for layer in family.stack(model) for name in options.targets]
+    wanted = {id(part) for part in parts if part.weight.numel()}  # type: ignore[operator,union-attr]
+    return {name: module for name, module in model.named_modules() if id(module) in wanted}
+
+
+def save_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Writes a model's adapters as peft does; they name no base, so that the directory can be moved with its own."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    (config,) = model.peft_config.values()
+    config.save_pretrained(str(path))
+    adapters = {f"{PEFT_PREFIX}{name}": t.detach().cpu() for name, t in get_peft_model_state_dict(model).items()}
+    save_file(adapters, path / WEIGHTS, metadata={"format": "pt"})
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
@@ -174,7 +218,7 @@ def _saved(file: Path) -> dict[str, list[int]]:
 
     with safe_open(str(file), framework="pt") as weights:
         return {
-            name.removeprefix("base_model.model."): list(weights.get_slice(name).get_shape())
+            name.removeprefix(PEFT_PREFIX): list(weights.get_slice(name).get_shape())
             for name in weights.keys()  # noqa: SIM118 - no mapping, though it has keys
         }
 

@@ -39,14 +39,17 @@ def affine(low: float, high: float) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), LEVELS)
 
 
-def weight_steps(weight: Tensor) -> Tensor:
+def weight_steps(weight: Tensor, per_channel: bool = True, largest: int = LARGEST) -> Tensor:
     """The step of each output channel's symmetric int8 grid, `max |w| / 127`; 1 for a channel of zeros.
 
     Args:
         weight: `(out_features, in_features)`.
+        per_channel: Each output channel has its own step; else all have that of the matrix.
+        largest: The largest whole number of steps.
 
     Returns:
         `(out_features,)`.
     """
-    steps = weight.detach().abs().amax(-1) / LARGEST
+    sizes = weight.detach().abs().amax(-1)
+    steps = (sizes if per_channel else sizes.amax().expand_as(sizes)) / largest
     return steps.where(steps > 0, steps.new_ones(()))

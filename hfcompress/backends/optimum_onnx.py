@@ -1,0 +1,217 @@
+"""Optimum's exporter and its ORTQuantizer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hfcompress.backends.base import Backend, Work
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import PRUNED, Shape, head_of
+from hfcompress.graphs.export import quiet, run_onnx
+from hfcompress.graphs.made import require_same, write_config
+from hfcompress.measure.environment import cpu_flags
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hfcompress.measure.process import Batch
+
+LINEAR, TABLES = ["MatMul", "Gemm"], ["Gather"]
+"""Operators that are quantized; Optimum's default is every operator that onnxruntime has an int8 kernel for, and
+calibration by percentile or entropy then fails on the graph's small integers."""
+TASKS = {
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "span": "question-answering",
+    "mask": "fill-mask",
+}
+
+
+class OptimumOnnx(Backend):
+    """Optimum's own export, then its ORTQuantizer: int8 weights, and activations as they come or by known ranges."""
+
+    source: ClassVar[str] = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization"
+    extra: ClassVar[str] = "optimum"
+    modules: ClassVar[tuple[str, ...]] = ("optimum.onnxruntime",)
+    runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    mode: Literal["dynamic", "static"] = "dynamic"
+    """Where the ranges of activations come from: each batch (`dynamic`), or `rows` of the train split (`static`)."""
+    instructions: Literal["auto", "avx2", "avx512", "avx512_vnni", "arm64"] = "auto"
+    """Optimum's configuration for a kind of processor; `auto` takes that of this machine. On avx2 weights are uint8."""
+    per_channel: bool = True
+    """One scale an output channel instead of one a matrix."""
+    embeddings: bool = True
+    """Quantize the embedding tables too."""
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    """How static ranges follow from what the rows make of the activations."""
+    percentile: float = Field(default=99.999, gt=50, le=100)
+    """Percent of the values that stay within the range, of `calibration: percentile`."""
+    rows: int = Field(default=128, ge=1)
+    """Rows that static ranges are found on."""
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> OptimumOnnx:
+        for key in ("calibration", "percentile", "rows"):
+            if self.mode == "dynamic" and key in self.model_fields_set:
+                raise ValueError(f"`{key}` is for `mode: static`; leave it out")
+        if self.calibration != "percentile" and "percentile" in self.model_fields_set:
+            raise ValueError("`percentile` is for `calibration: percentile`; leave it out")
+        return self
+
+    def plan(self, shape: Shape) -> Shape:
+        return replace(shape, linear_bits=8, embedding_bits=8 if self.embeddings else 32)
+
+    def problems(self, shape: Shape) -> list[str]:
+        if shape.head in TASKS:
+            return []
+        return [
+            f"optimum exports a model with a {shape.head} head with a cache, which nothing here feeds: use onnx_int8"
+        ]
+
+    def unavailable(self) -> tuple[str, str] | None:
+        version = importlib.metadata.version("transformers")
+        if tuple(map(int, version.split(".")[:2])) < (4, 58):
+            return super().unavailable()
+        return (
+            f"optimum-onnx needs transformers below 4.58, and {version} is installed",
+            "pip install 'hfcompress[optimum]' 'transformers==4.57.6' in an environment of its own, or use onnx_int8",
+        )
+
+    def quantize(self, work: Work) -> NDArray[Any]:
+        from hfcompress.model.artifact import load_model
+
+        model = load_model(work.source, work.auto_class)
+        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet(), redirect_stdout(StringIO()):
+            graph = Path(folder) / "model.onnx"
+            _export(model, work.auto_class, graph)
+            require_same(graph, model, work.probe)
+            if self.embeddings:
+                # Alone and dynamic: a static table would be read through DequantizeLinear, whole, at each run.
+                graph = self._quantized(graph, Path(folder) / "tables", TABLES)
+            ranges = self._ranges(graph, work.rows(self.rows)) if self.mode == "static" else None
+            self._quantized(graph, work.target, LINEAR, ranges)
+        write_config(model.config, work.target)
+        return run_onnx(work.target / "model.onnx", work.probe)
+
+    def _quantized(self, graph: Path, target: Path, operators: list[str], ranges: Any = None) -> Path:
+        """Writes the graph with these operators in int8; they are static where there are ranges."""
+        from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
+
+        kind = instructions_here() if self.instructions == "auto" else self.instructions
+        make = getattr(AutoQuantizationConfig, kind)
+        config = make(
+            is_static=ranges is not None,
+            per_channel=self.per_channel,
+            operators_to_quantize=operators,
+            nodes_to_exclude=_products_of_activations(graph),
+        )
+        quantizer = ORTQuantizer(graph)
+        quantizer.quantize(config, target, file_suffix=None, calibration_tensors_range=ranges)
+        return target / "model.onnx"
+
+    def _ranges(self, graph: Path, batches: Sequence[Batch]) -> Any:
+        """The range of each linear layer's activations over real rows.
+
+        `ORTQuantizer.fit` reads rows of one length, so padding would count; and it holds the activations of all rows
+        at once. The calibrator behind it takes one row after the other.
+        """
+        from onnxruntime.quantization import CalibrationMethod
+        from optimum.onnxruntime.configuration import CalibrationConfig
+        from optimum.onnxruntime.quantization import ORTCalibrationDataReader
+
+        method = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}[self.calibration]
+        config = CalibrationConfig(
+            dataset_name="train",
+            dataset_config_name="",
+            dataset_split="train",
+            dataset_num_samples=self.rows,
+            method=CalibrationMethod[method],
+            num_bins=2048 if self.calibration == "percentile" else 128,
+            num_quantized_bins=128,
+            percentile=self.percentile,
+        )
+        calibrator = config.create_calibrator(
+            graph, LINEAR, augmented_model_name=str(graph.with_name("augmented.onnx"))
+        )
+        names = {node.name for node in calibrator.infer_session.get_inputs()}
+        for row in _rows_alone(batches, names):
+            calibrator.collect_data(ORTCalibrationDataReader([row]))
+        return calibrator.compute_data()
+
+
+def instructions_here() -> str:
+    """The name of Optimum's configuration for this machine's processor."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return "arm64"
+    flags = cpu_flags()
+    if "avx512_vnni" in flags or "avx_vnni" in flags:
+        return "avx512_vnni"
+    return "avx512" if "avx512f" in flags else "avx2"
+
+
+def _export(model: Any, auto_class: str, path: Path) -> None:
+    """Writes the graph that Optimum's exporter makes of a model, pruned or not."""
+    from optimum.exporters.onnx import export
+    from optimum.exporters.tasks import TasksManager
+
+    kind, head = str(model.config.model_type).removeprefix(PRUNED), head_of(auto_class) or "sequence"
+    try:
+        make = TasksManager.get_exporter_config_constructor(
+            "onnx", model_type=kind, task=TASKS[head], library_name="transformers"
+        )
+    except (KeyError, ValueError):
+        message = f"optimum's exporter does not know a {kind} model with a {head} head"
+        raise HfcompressError(message, "use onnx_int8") from None
+    export(model, make(model.config), path)
+    if head == "span":
+        _add_logits(path)
+
+
+def _add_logits(path: Path) -> None:
+    """Puts `logits` `(rows, length, 2)` before the two outputs of a span head, which Optimum's classes read."""
+    import onnx
+    from onnx import helper
+
+    made = onnx.load(path)
+    graph = made.graph
+    last = helper.make_tensor("last_axis", onnx.TensorProto.INT64, [1], [-1])
+    graph.initializer.append(last)
+    sides = [output.name for output in graph.output]
+    for side in sides:
+        graph.node.append(helper.make_node("Unsqueeze", [side, "last_axis"], [f"{side}_column"]))
+    graph.node.append(helper.make_node("Concat", [f"{side}_column" for side in sides], ["logits"], axis=-1))
+    axes = [graph.output[0].type.tensor_type.shape.dim[axis].dim_param for axis in range(2)]
+    graph.output.insert(0, helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [*axes, 2]))
+    onnx.save(made, path)
+
+
+def _products_of_activations(path: Path) -> list[str]:
+    """The nodes that multiply one activation by another, such as queries by keys."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and not stored & set(node.input)]
+
+
+def _rows_alone(batches: Sequence[Batch], names: set[str]) -> list[dict[str, list[int]]]:
+    """Each row as a graph's inputs, without its padding; token types that a tokenizer left out are zeros."""
+    import numpy as np
+
+    rows = []
+    for batch in batches:
+        for index, mask in enumerate(batch["attention_mask"].astype(bool)):
+            row = {name: batch.get(name, np.zeros_like(batch["input_ids"]))[index, mask].tolist() for name in names}
+            rows.append(row)
+    return rows

@@ -1,0 +1,79 @@
+"""From a model directory to a checked graph, and from a graph to a model directory: what all ONNX backends share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import PRUNED
+from hfcompress.graphs.export import export, quiet, run_onnx
+from hfcompress.model.artifact import load_model
+from hfcompress.model.probe import Probe, logits_of
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+EXPORT_TOLERANCE = 1e-4
+
+
+def exported(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedModel, onnx.ModelProto]:
+    """The float model of a directory, and a graph that gives the same logits on the probe.
+
+    Raises:
+        HfcompressError: where the graph's logits differ from the model's, or weights are not finite.
+    """
+    import onnx
+
+    from hfcompress.model.fake_quantization import linears
+    from hfcompress.model.odd_weights import require_finite
+
+    model = load_model(source, auto_class)
+    require_finite(linears(model))
+    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
+        path = Path(folder) / "model.onnx"
+        export(model, path, probe)
+        require_same(path, model, probe)
+        return model, onnx.load(path)
+
+
+def require_same(path: Path, model: PreTrainedModel, probe: Probe) -> None:
+    """Passes where a float graph gives the model's logits on the probe.
+
+    Raises:
+        HfcompressError: where they differ.
+    """
+    import numpy as np
+
+    difference = float(np.abs(run_onnx(path, probe) - logits_of(model, probe)).max())
+    if not difference <= EXPORT_TOLERANCE:
+        raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
+
+
+def stored(graph: onnx.ModelProto, config: Any, target: Path, probe: Probe) -> NDArray[Any]:
+    """Writes `model.onnx` and the model's config into a directory.
+
+    Returns:
+        The logits on the probe of the graph that was written.
+    """
+    import onnx
+
+    onnx.save(graph, target / "model.onnx")
+    write_config(config, target)
+    return run_onnx(target / "model.onnx", probe)
+
+
+def write_config(config: Any, path: Path) -> None:
+    """The model's config.json, with the label names that transformers leaves out, and of the stock architecture.
+
+    The graph needs no modeling code, whatever its shape, so nothing that reads the config should look for any.
+    """
+    config.save_pretrained(path)
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    content.pop("auto_map", None)
+    content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
+    (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Fake quantization whose ranges follow the batches'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, distributed
+
+from hfcompress.model.fake_quantization import FakeQuantization, Rounding, linears
+from hfcompress.model.ranges import LEVELS, Ranges, affine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOMENTUM = 0.99
+"""How much of a range stays when a batch's comes to it."""
+
+
+class FollowedRanges(FakeQuantization):
+    """Inputs of linear layers lie on the uint8 grid of their range, which follows those of the batches.
+
+    Jacob et al. 2018, arXiv:1712.05877, section 3.1: a moving average of the lowest and highest value of a step's
+    batches, on all processes and with padding left out. Inputs beyond a range get no gradient.
+
+    Attributes:
+        read: Paths of the linear layers whose inputs are rounded.
+        range: `(2, len(read))`, the lowest and the highest value of each.
+        seen: The same of the batches since the last step; 0 is always within.
+    """
+
+    range: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Rounding,
+        inputs: Ranges,
+        freeze: float,
+        table_bits: Literal[8, 4] | None = None,
+    ) -> None:
+        """Starts from ranges that were calibrated.
+
+        Args:
+            model: The model that it lies over.
+            weights: Of a linear layer's weights `(out_features, in_features)`.
+            inputs: What the linear layers read.
+            freeze: Share of the steps after which ranges stay as they are.
+            table_bits: Of the words' table, see `embedding_grid`; None where embedding tables stay in float.
+        """
+        super().__init__(weights, table_bits)
+        self.freeze = freeze
+        self.read = [path for path in linears(model) if path in inputs.inputs]
+        self.register_buffer("range", torch.tensor([inputs.inputs[path] for path in self.read]).T.contiguous())
+        self.register_buffer("seen", torch.zeros_like(self.range))
+        self._mask: Tensor | None = None
+
+    def readers(self, progress: float) -> Mapping[str, Rounding]:
+        follow = self.training and progress < self.freeze
+        readers: dict[str, Rounding] = {}
+        for index, (path, bounds) in enumerate(self.ranges().inputs.items()):
+            readers[path] = partial(self._read, index if follow else None, *affine(*bounds))
+        return readers
+
+    def _look(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+        mask = named.get("attention_mask")
+        self._mask = None if mask is None else mask.bool()
+
+    def _read(self, index: int | None, step: float, zero: int, inputs: Tensor) -> Tensor:
+        if index is not None:
+            self._see(index, inputs.detach())
+        rounded: Tensor = _OnGrid.apply(inputs, step, -zero, LEVELS - zero)
+        return rounded
+
+    def _see(self, index: int, inputs: Tensor) -> None:
+        if self._mask is not None and inputs.shape[:-1] == self._mask.shape:
+            inputs = inputs.masked_fill(~self._mask[..., None], 0)
+        low, high = inputs.aminmax()
+        self.seen[0, index].clamp_(max=low)
+        self.seen[1, index].clamp_(min=high)
+
+    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+        if (step - 1) / steps < self.freeze:
+            self.range.lerp_(_of_all(self.seen), 1 - MOMENTUM)
+            self.seen.zero_()
+
+    def ranges(self) -> Ranges:
+        return Ranges({path: (low, high) for path, (low, high) in zip(self.read, self.range.T.tolist(), strict=True)})
+
+
+def _of_all(seen: Tensor) -> Tensor:
+    """The ranges over the batches of all processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return seen
+    both = torch.stack([seen[0], -seen[1]])
+    distributed.all_reduce(both, distributed.ReduceOp.MIN)
+    return torch.stack([both[0], -both[1]])
+
+
+class _OnGrid(torch.autograd.Function):
+    """`s clamp(round(x / s), first, last)`; what is clamped gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: float, first: int, last: int) -> Tensor:
+        nearest = (values / step).round_()
+        on_grid = nearest.clamp(first, last)
+        ctx.save_for_backward(nearest == on_grid)
+        return on_grid.mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None

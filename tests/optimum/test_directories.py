@@ -1,0 +1,66 @@
+"""Directories of our own ONNX backends, made by this hfcompress, load in Optimum's classes and answer the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfcompress.backends.base import BACKENDS, Work
+from hfcompress.model.artifact import save_model
+from hfcompress.model.probe import Probe, probe_inputs
+from hfcompress.model.surgery import Keep, cut
+from tests import world
+from tests.optimum.loaded import CLASSES, answers, auto_class
+
+WAYS: list[Any] = [name for name in BACKENDS.names() if name.startswith("onnx_")]
+WAYS.append({"use": "onnx_int8", "mode": "static", "rows": 8})
+
+
+def rows(count: int) -> list[Probe]:
+    return [{name: tensor.numpy() for name, tensor in world.batch(count, 9).items()}]
+
+
+def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> tuple[Probe, Any]:
+    target.mkdir()
+    probe = probe_inputs(source)
+    work = Work(source, target, auto_class(head), probe, rows)
+    return probe, BACKENDS.parse(way).quantize(work)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("head", CLASSES)
+def test_each_head_of_each_way(head: str, way: Any, tmp_path: Path) -> None:
+    source = world.save(world.model(head=head, hidden=64), tmp_path / "float")
+    probe, logits = quantized(way, source, tmp_path / "made", head)
+    assert np.array_equal(answers(tmp_path / "made", head, probe), logits)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra"])
+def test_each_family_of_each_way(family: str, way: Any, tmp_path: Path) -> None:
+    source = world.save(world.model(family, hidden=64), tmp_path / "float")
+    probe, logits = quantized(way, source, tmp_path / "made")
+    assert np.array_equal(answers(tmp_path / "made", "sequence", probe), logits)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_pruned_shape_needs_no_code_of_ours(way: Any, tmp_path: Path) -> None:
+    model = cut(world.model(hidden=64), [Keep((1,), tuple(range(48))), Keep((0, 2, 3), tuple(range(64)))])
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    probe, logits = quantized(way, tmp_path / "float", tmp_path / "made")
+    assert np.array_equal(answers(tmp_path / "made", "sequence", probe), logits)
+
+
+def test_its_pipeline_tells_the_labels_by_name(data: Path, teacher: Path, tmp_path: Path) -> None:
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+
+    quantized("onnx_int8", teacher, tmp_path / "made")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    model = ORTModelForSequenceClassification.from_pretrained(tmp_path / "made")
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    found = classify(["the film was great", "the film was awful"])
+    assert [answer["label"] for answer in found] == ["LABEL_1", "LABEL_0"]

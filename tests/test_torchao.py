@@ -1,0 +1,205 @@
+"""torchao's int8 and int4: what it stores, that it reloads, and training that feels the rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from hfcompress.backends.base import BACKENDS, Work
+from hfcompress.base.errors import HfcompressError
+from hfcompress.measure.verify import verify
+from hfcompress.model.artifact import load_model, open_artifact, save_model
+from hfcompress.model.linears import layer_linears
+from hfcompress.model.observe import observe
+from hfcompress.model.probe import logits_of, probe_inputs
+from hfcompress.model.surgery import Keep, cut
+from tests import world
+
+pytest.importorskip("torchao")
+
+AUTO = "AutoModelForSequenceClassification"
+NAMES = ("torchao_int4", "torchao_int8", "torchao_int8_weight_only")
+NEAR = {"torchao_int4": 0.4, "torchao_int8": 0.15, "torchao_int8_weight_only": 0.05}
+OUT, QUERY = "bert.encoder.layer.1.output.dense", "bert.encoder.layer.0.attention.self.query"
+UNEVEN = [Keep((1, 3), tuple(range(96))), Keep((), ())]
+INT4 = BACKENDS.parse("torchao_int4")
+
+Quantized = Callable[..., Work]
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """Quantizes a tiny model, once for equal arguments."""
+
+    @cache
+    def make(name: str, uneven: bool = False, hidden: int = 64, keep: frozenset[str] = frozenset()) -> Work:
+        source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp(name)
+        model = world.model(hidden=hidden, ffn=2 * hidden)
+        save_model(cut(model, UNEVEN) if uneven else model, world.tokenizer(), source)
+        work = Work(source, target, AUTO, probe_inputs(source), keep=keep)
+        work.notes["logits"] = BACKENDS.parse(name).quantize(work)
+        return work
+
+    return make
+
+
+def loaded(work: Work) -> Any:
+    return transformers.AutoModelForSequenceClassification.from_pretrained(work.target, device_map="cpu").eval()
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_answers_like_the_float_model_and_reloads_through_stock_transformers(
+    name: str, uneven: bool, quantized: Quantized
+) -> None:
+    work = quantized(name, uneven)
+    plain, answers = load_model(work.source, AUTO), work.notes["logits"]
+    assert 0 < relative(answers, logits_of(plain, work.probe)) <= NEAR[name]
+    model = loaded(work)
+    assert np.array_equal(logits_of(model, work.probe), answers)
+    rounded = {path for path, module in model.named_modules() if type(getattr(module, "weight", None)) not in _PLAIN}
+    assert rounded == set(layer_linears(plain))
+
+
+_PLAIN = (type(None), nn.Parameter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_process_answers_the_same(name: str, uneven: bool, quantized: Quantized) -> None:
+    work = quantized(name, uneven)
+    differences = verify(open_artifact(work.target), work.notes["logits"], AUTO)
+    assert set(differences) == {"transformers", *(["hfcompress"] if uneven else [])}
+    assert set(differences.values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_directory_says_what_it_holds_and_is_as_large_as_planned(name: str, quantized: Quantized) -> None:
+    work = quantized(name, hidden=256)
+    artifact, source = open_artifact(work.target), open_artifact(work.source)
+    assert source.shape is not None
+    assert (artifact.dtype, artifact.runtime) == ("int4" if name == "torchao_int4" else "int8", "torch")
+    assert artifact.shape == source.shape
+    assert artifact.disk_bytes == pytest.approx(BACKENDS.parse(name).plan(source.shape).bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_stays_as_it_was(name: str, quantized: Quantized) -> None:
+    work = quantized(name, keep=frozenset({QUERY}))
+    model, plain = loaded(work), load_model(work.source, AUTO)
+    assert torch.equal(model.get_submodule(QUERY).weight, plain.get_submodule(QUERY).weight)
+    assert type(model.get_submodule(OUT).weight) is not nn.Parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "half"),
+    [("torchao_int8", 64, 127.5), ("torchao_int8_weight_only", 64, 127.5), ("torchao_int4", 32, 7.5)],
+)
+def test_rounded_is_the_nearest_on_a_symmetric_grid(name: str, group: int, half: float) -> None:
+    """The grid of a row (or group) is whole steps of `max |w| / 127.5` (7.5), zero on it, the ends cut by half one."""
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    rounded = BACKENDS.parse(name).rounded(weight).reshape(4, -1, group)
+    steps = weight.reshape(4, -1, group).abs().amax(-1, keepdim=True) / half
+    whole = (rounded / steps).nan_to_num()
+    assert torch.allclose(whole, whole.round(), atol=1e-3)
+    assert whole.abs().max() <= half + 0.5 + 1e-3
+    assert ((rounded - weight.reshape(4, -1, group)).abs() <= steps * 0.5001).all()
+    assert (rounded[2] == 0).all()
+
+
+def test_rounded_is_what_is_stored(quantized: Quantized) -> None:
+    for name in NAMES:
+        work = quantized(name)
+        stored: Any = loaded(work).get_submodule(OUT).weight
+        plain = load_model(work.source, AUTO).get_submodule(OUT).weight
+        assert torch.equal(stored.dequantize(), BACKENDS.parse(name).rounded(plain))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_weights_are_noted_and_those_that_are_not_finite_refused(name: str, tmp_path: Path) -> None:
+    model: Any = world.model()
+    with torch.no_grad():
+        model.get_submodule(OUT).weight[3] = 0
+        model.get_submodule(QUERY).weight[5, 7] = 1e6
+    world.save(model, tmp_path / "float")
+    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    work.target.mkdir()
+    assert np.isfinite(BACKENDS.parse(name).quantize(work)).all()
+    assert work.notes["odd_weights"][1:] == [{"layer": OUT, "what": "zeros", "channels": 1}]
+    assert work.notes["odd_weights"][0]["layer"] == QUERY
+    with torch.no_grad():
+        model.get_submodule(QUERY).weight[5, 7] = float("nan")
+    world.save(model, tmp_path / "broken")
+    with pytest.raises(HfcompressError, match=f"{QUERY} has weights that are NaN"):
+        BACKENDS.parse(name).quantize(Work(tmp_path / "broken", tmp_path / "none", AUTO, work.probe))
+
+
+def test_groups_that_do_not_divide_a_width_are_refused_before_and_when_it_runs(tmp_path: Path) -> None:
+    model = cut(world.model(hidden=64, ffn=128), [Keep((0, 1, 2, 3), tuple(range(100)))] * 2)
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    shape = open_artifact(tmp_path / "float").shape
+    assert shape is not None
+    assert INT4.problems(shape) == ["groups of 32 weights do not divide linear layers with 100 inputs"]
+    with pytest.raises(HfcompressError, match=r"output\.dense has 100 inputs, which groups of 32 do not divide"):
+        INT4.quantize(Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float")))
+
+
+# Training
+
+
+def test_what_was_trained_is_stored_exactly(tmp_path: Path) -> None:
+    model: Any = cut(world.model(hidden=64, ffn=128), UNEVEN)
+    names = set(model.state_dict())
+    work = Work(tmp_path / "trained", tmp_path / "out", AUTO, {n: t.numpy() for n, t in world.batch().items()})
+    masks = INT4.masks(model, work, "ema", 0.5)
+    # A checkpoint of the model loads with or without torchao's modules.
+    assert set(model.state_dict()) == names
+    assert not masks.state_dict()
+    optimizer = torch.optim.SGD([*model.parameters(), *masks.parameters()], lr=0.05)
+    before = model.get_submodule(QUERY).weight.detach().clone()
+    for step in range(2):
+        model.train(), masks.train()
+        with masks.applied(model, step / 2):
+            observe(model, world.batch()).logits.square().sum().backward()
+        optimizer.step(), optimizer.zero_grad()
+        masks.stepped(model, step + 1, 2)
+    assert not torch.equal(model.get_submodule(QUERY).weight, before)
+    masks.eval()
+    with masks.applied(model, 1.0):
+        felt = logits_of(model, work.probe)
+    masks.settle(model)
+    assert {type(layer) for layer in layer_linears(model).values()} == {nn.Linear}
+    assert relative(logits_of(model, work.probe), felt) > 1e-3
+    save_model(model, world.tokenizer(), work.source)
+    work.target.mkdir()
+    assert np.array_equal(INT4.quantize(work), felt)
+    assert masks.ranges() is None
+
+
+def test_padding_changes_no_answer_in_training(tmp_path: Path) -> None:
+    model = world.model()
+    INT4.masks(model, Work(tmp_path, tmp_path, AUTO, {}), "ema", 0.5)
+    batch = {name: tensor.numpy() for name, tensor in world.batch().items()}
+    together = logits_of(model, batch)
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        alone = logits_of(model, {name: value[row : row + 1, :length] for name, value in batch.items()})
+        assert np.allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_weights_alone_have_no_ranges_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(HfcompressError, match="torchao_int4 rounds weights alone"):
+        INT4.masks(world.model(), Work(tmp_path, tmp_path, AUTO, {}), "learned", 0.5)
