@@ -1,4 +1,4 @@
-"""The exporter behind `onnx_int8` (traced, eager attention) against torch's dynamo exporter, as int8 graphs.
+"""The exporter behind the ONNX backends (traced, fused attention) against torch's dynamo exporter, as int8 graphs.
 
 Both sides: the same random BERT of MiniLM-L6's shape, the same quantization, interleaved. `--quick` runs fewer rounds.
 """

@@ -1,6 +1,6 @@
 """PyTorch eager float32 against the exported graph in float32 and in int8, dynamic and static: a process each.
 
-All take turns on the same batches: one row of 16 tokens and of 64, 32 full rows of 32, and 1,024 rows of lengths like
+All take turns on the same batches: one row of 16 tokens and of 64, 32 full rows of 32, and 256 rows of lengths like
 SST-2's, sorted and cut into batches of 32. MiniLM-L6-H384's shape with random weights, or `--model DIR`; `--quick`
 takes fewer rounds, `--threads N` so many threads.
 """
@@ -42,7 +42,7 @@ def rows(lengths: Any, vocabulary: int) -> Batch:
 
 def batches(vocabulary: int) -> dict[str, list[Batch]]:
     """The batches of each setting."""
-    lengths = np.sort(np.clip(DRAW.lognormal(3.1, 0.5, 1024), 4, 64).astype(int))
+    lengths = np.sort(np.clip(DRAW.lognormal(3.1, 0.5, 256), 4, 64).astype(int))
     return {
         "1 x 16": [rows([16], vocabulary)],
         "1 x 64": [rows([64], vocabulary)],

@@ -10,7 +10,8 @@ from typing import Any
 from hfcompress import card_pruning, card_quantization, report
 from hfcompress.base.errors import HfcompressError, did_you_mean
 from hfcompress.data.source import BUILTIN, is_local
-from hfcompress.model.artifact import MODELING_FILE, Artifact
+from hfcompress.measure.process import has_int8_layers
+from hfcompress.model.artifact import ADAPTER, MODELING_FILE, Artifact
 from hfcompress.recipe import Loaded
 
 UNNAMED = "PATH_OR_REPO"
@@ -196,23 +197,45 @@ def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:
     task = loaded.recipe.task
     one, two = '"a charming and often affecting journey"', '"A man is playing a guitar.", "Someone plays music."'
     example = _EXAMPLES.get(task.type, two if len(task.text) == 2 else one)
-    make = _onnx_snippet if artifact.runtime == "onnx" else _torch_snippet
-    return make(artifact, task, place, example)
+    return _SNIPPETS[artifact.runtime](artifact, task, place, example)
 
 
 def _torch_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
     trust = ", trust_remote_code=True" if (artifact.path / MODELING_FILE).is_file() else ""
-    logits = "torch.stack([output.start_logits, output.end_logits], -1)" if task.head == "span" else "output.logits"
-    return f"""import torch
+    adapters = ""
+    if (artifact.path / ADAPTER).is_dir():
+        adapters = f"""
+model.load_adapter(path, adapter_kwargs={{"subfolder": "{ADAPTER}"}})"""
+    knows = "import hfcompress  # it knows the int8 layers\n" if has_int8_layers(artifact) else ""
+    return f"""{knows}import torch
 from transformers import {task.auto_class}, AutoTokenizer
 
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path{trust})
-model = {task.auto_class}.from_pretrained(path, dtype="auto"{trust}).eval()
+model = {task.auto_class}.from_pretrained(path, dtype="auto"{trust}).eval(){adapters}
 batch = tokenizer({example}, return_tensors="pt")
 with torch.inference_mode():
     output = model(**batch)
-logits = {logits}
+logits = {_logits(task)}
+{_ANSWERS[task.type].replace("NAMES", "model.config.id2label")}"""
+
+
+def _logits(task: Any) -> str:
+    return "torch.stack([output.start_logits, output.end_logits], -1)" if task.head == "span" else "output.logits"
+
+
+def _openvino_snippet(_artifact: Artifact, task: Any, place: str, example: str) -> str:
+    auto = task.auto_class.replace("Auto", "OV", 1)
+    return f"""import torch
+from optimum.intel import {auto}
+from transformers import AutoTokenizer
+
+path = "{place}"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = {auto}.from_pretrained(path)
+batch = tokenizer({example}, return_tensors="pt")
+output = model(**batch)
+logits = {_logits(task)}
 {_ANSWERS[task.type].replace("NAMES", "model.config.id2label")}"""
 
 
@@ -234,6 +257,10 @@ batch = tokenizer({example}, return_tensors="np")
 names = [node.name for node in session.get_inputs()]
 logits = session.run(["logits"], {{n: batch.get(n, 0 * batch["input_ids"]).astype("int64") for n in names}})[0]
 {answer}"""
+
+
+_SNIPPETS = {"torch": _torch_snippet, "onnx": _onnx_snippet, "openvino": _openvino_snippet}
+"""By what runs the model."""
 
 
 def validate(text: str) -> None:

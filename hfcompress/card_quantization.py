@@ -70,7 +70,7 @@ def _odd(notes: list[Mapping[str, Any]]) -> list[str]:
     return [f"Weights that rounding handles apart: {told}."]
 
 
-_FACTS = {"mixed": _mixed, "odd_weights": _odd}
+_FACTS: Mapping[str, Any] = {"mixed": _mixed, "odd_weights": _odd}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

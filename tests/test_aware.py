@@ -397,7 +397,8 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
 UNEVEN = [Keep((1, 3), tuple(range(5, 40))), Keep((), tuple(range(64)))]
 INT8 = [
     ("bert", "ema", {}), ("bert", "learned", {}), ("albert", "ema", {}), ("distilbert", "learned", {}),
-    ("bert", "ema", {"embedding_bits": 4}), ("bert", "ema", {"embeddings": False, "per_channel": False}),
+    ("deberta-v2", "ema", {}), ("bert", "ema", {"embedding_bits": 4}),
+    ("bert", "ema", {"embeddings": False, "per_channel": False}),
 ]  # fmt: skip
 
 

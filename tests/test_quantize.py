@@ -155,6 +155,13 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
             "of all weights",
         ),
         ({"backend": "bnb_4bit", "train": {"lora": {"r": 4}, "freeze": 0.3}}, ("train", "freeze"), "`freeze` is for"),
+        ({"backend": "onnx_int4", "train": {"freeze": 0.3}}, ("train", "freeze"), "`freeze` is for fixed ranges"),
+        ({"backend": "onnx_int8", "train": {"ranges": "learned"}}, ("train", "ranges"), "which this backend has not"),
+        (
+            {"backend": {"use": "onnx_int8", "mode": "static", "per_channel": False}, "train": {"ranges": "learned"}},
+            ("train", "ranges"),
+            "channel by channel",
+        ),
     ],
 )
 def test_what_would_change_nothing_or_cannot_be_is_refused(options: dict[str, Any], key: Any, message: str) -> None:

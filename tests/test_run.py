@@ -234,6 +234,7 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
             figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
             figures |= {str(entry["batch_size"]), "50"}
     first_table = "\n".join(tables[0]).replace("p50 / p95", "")
+    assert "of which embeddings" in first_table
     assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
 
 

@@ -66,6 +66,11 @@ class Backend(Component):
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
     """What training it takes: of the model under its `masks`, of LoRA adapters on the quantized model, or none."""
 
+    @property
+    def trained_ranges(self) -> tuple[str, ...]:
+        """How the ranges of a layer's inputs can be found while the model trains; none where it has no fixed ones."""
+        return ()
+
     def plan(self, shape: Shape) -> Shape:
         """The shape with the bits that this backend stores."""
         raise NotImplementedError

@@ -9,7 +9,6 @@ from pydantic import model_validator
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import Shape
 
 if TYPE_CHECKING:
@@ -86,6 +85,4 @@ class OnnxInt4(Backend):
     ) -> FakeQuantization:
         from hfcompress.model.fake_quantization import FakeQuantization
 
-        if ranges == "learned":
-            raise HfcompressError("the scales of 4-bit blocks follow their weights", "leave `ranges` out")
         return FakeQuantization(self.rounded, self.embedding_bits if self.embeddings else None)

@@ -12,7 +12,6 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import Shape
 from hfcompress.model.calibration import Method, calibrate
 from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
@@ -72,6 +71,12 @@ class OnnxInt8(Backend):
         if "embedding_bits" in said and not self.embeddings:
             raise ValueError("`embedding_bits` is for `embeddings: true`; leave it out")
         return self
+
+    @property
+    def trained_ranges(self) -> tuple[str, ...]:
+        if self.mode == "dynamic":
+            return ()
+        return ("ema", "learned") if self.per_channel and not self.reduce_range else ("ema",)
 
     def plan(self, shape: Shape) -> Shape:
         from hfcompress.graphs.embeddings import bits_stored
@@ -155,16 +160,12 @@ class OnnxInt8(Backend):
         from hfcompress.model.learned_steps import LearnedSteps
 
         table_bits = self.embedding_bits if self.embeddings else None
-        if ranges == "ema":
-            if self.mode == "dynamic":
-                return FakeQuantization(self.rounded, table_bits)
-            return FollowedRanges(model, self.rounded, self._grid(model, work), freeze, table_bits)
-        if self.mode == "dynamic" or not self.per_channel or self.reduce_range:
-            raise HfcompressError(
-                "steps are learned of fixed ranges, and of 8-bit weights channel by channel",
-                "say `mode: static` and leave `per_channel` and `reduce_range` out, or say `ranges: ema`",
-            )
-        return LearnedSteps(model, self._grid(model, work), freeze, table_bits)
+        if self.mode == "dynamic":
+            return FakeQuantization(self.rounded, table_bits)
+        grid = self._grid(model, work)
+        if ranges == "learned":
+            return LearnedSteps(model, grid, freeze, table_bits)
+        return FollowedRanges(model, self.rounded, grid, freeze, table_bits)
 
 
 def _on_steps(weight: Tensor, steps: Tensor) -> Tensor:

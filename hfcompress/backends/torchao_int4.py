@@ -42,7 +42,10 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
         import torch
         from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(self.group_size))
+        return IntxWeightOnlyConfig(
+            weight_dtype=torch.int4,  # type: ignore[attr-defined]
+            granularity=PerGroup(self.group_size),
+        )
 
     def layers(self, model: nn.Module, work: Work) -> dict[str, nn.Linear]:
         found = super().layers(model, work)
@@ -59,6 +62,4 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
     ) -> FakeQuantization:
         from hfcompress.model.torchao_training import TorchaoTraining
 
-        if ranges == "learned":
-            raise HfcompressError(f"{self.name} rounds weights alone, and has no ranges to learn", "leave `ranges` out")
         return TorchaoTraining(model, self.config(), self.layers(model, work))

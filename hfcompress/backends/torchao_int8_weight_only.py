@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchaoInt8WeightOnly(Backend):
-    """int8 linear layers, multiplied as floats: halves the file, costs no time and little else. The head stays.
+    """int8 linear layers, multiplied as floats, about as fast as float32 on a CPU; embeddings and head stay.
 
     What is saved loads through stock `from_pretrained` where torchao is installed.
     """
@@ -77,7 +77,7 @@ class TorchaoInt8WeightOnly(Backend):
         import torch
         from torchao.quantization import quantize_
 
-        layer = torch.nn.Linear(*weight.T.shape, bias=False, device=weight.device, dtype=weight.dtype)
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
         layer.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
         quantize_(layer, self.config())
         stored: Any = layer.weight

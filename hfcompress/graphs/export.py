@@ -30,8 +30,8 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     import torch
     from torch import nn
 
-    from hfcompress.graphs.fuse import fuse
-    from hfcompress.graphs.trace import DOMAIN, traced
+    from hfcompress.graphs.fuse import DOMAIN, fuse
+    from hfcompress.graphs.trace import traced
     from hfcompress.model.observe import accepted, logits_of_output
 
     class Logits(nn.Module):

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.graphs.trace import DOMAIN
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+DOMAIN = "hfcompress"
+"""The domain of the operators that `trace` leaves."""
 PREFIX = "linear:"
 """How the names of the nodes that `linears` finds begin."""
 HEADS_INWARD = [0, 2, 1, 3]
@@ -139,6 +139,8 @@ class _Rewriting:
     def _value(self, name: str) -> NDArray[Any]:
         from onnx.numpy_helper import to_array
 
+        while name not in self.weights:  # the exporter stores equal tensors once, and reads the others through Identity
+            name = self.producers[name].input[0]
         return to_array(self.weights[name])
 
     # Attention
@@ -180,15 +182,12 @@ class _Rewriting:
         return joined
 
     def _before(self, name: str, kind: str) -> str | None:
-        """What the node that made `name` read, where it is of this kind."""
+        """What the node that made `name` read, where it is of this kind (a Transpose: of heads)."""
         node = self.producers.get(name)
-        if (
-            node is None
-            or node.op_type != kind
-            or (kind == "Transpose" and list(node.attribute[0].ints) != HEADS_INWARD)
-        ):
+        if node is None or node.op_type != kind:
             return None
-        return node.input[0]
+        otherwise = kind == "Transpose" and list(node.attribute[0].ints) != HEADS_INWARD
+        return None if otherwise else node.input[0]
 
     def _readers_of_heads(self, name: str, turned: bool = False) -> list[NodeProto]:
         """The linear layers that read what an attention node gives, once its heads are side by side."""

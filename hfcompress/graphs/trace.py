@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hfcompress.base.shape import ARCHITECTURES, PRUNED
+from hfcompress.graphs.fuse import DOMAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DOMAIN = "hfcompress"
 _linear, _attention = functional.linear, functional.scaled_dot_product_attention
 
 
@@ -73,10 +73,11 @@ class _Masks:
 
     def __init__(self, from_input: bool) -> None:
         self.from_input = from_input
+        self.given: Tensor | None = None
         self.made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(self, _model: Any, _inputs: Any, kwargs: dict[str, Any]) -> None:
-        self.given: Tensor | None = kwargs.get("attention_mask")
+        self.given = kwargs.get("attention_mask")
 
     def added(self, mask: Tensor | None) -> Tensor | None:
         """`(batch or 1, heads or 1, length, length)`."""

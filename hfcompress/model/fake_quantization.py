@@ -90,7 +90,8 @@ class FakeQuantization(Masks):
         """The embedding tables that `graphs.embeddings` stores in fewer bits, and how it rounds their rows."""
         if self.table_bits is None:
             return []
-        tables = [m for path, m in model.named_modules() if isinstance(m, nn.Embedding) and "embed" in path]
+        # Those inside of an encoder are of relative positions, and stay as they are.
+        tables = [m for path, m in model.named_modules() if isinstance(m, nn.Embedding) and ".encoder." not in path]
         words = model.get_input_embeddings()
         return [(table, partial(rounded_rows, bits=self.table_bits if table is words else 8)) for table in tables]
 

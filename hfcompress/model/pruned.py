@@ -232,7 +232,7 @@ class _Factored(nn.Module):
 
     def __init__(self, table: nn.Embedding, rank: int) -> None:
         super().__init__()
-        place = {"device": table.weight.device, "dtype": table.weight.dtype}
+        place: dict[str, Any] = {"device": table.weight.device, "dtype": table.weight.dtype}
         self.table = nn.Embedding(table.num_embeddings, rank, padding_idx=table.padding_idx, **place)
         self.projection = nn.Linear(rank, table.embedding_dim, bias=False, **place)
 

@@ -165,7 +165,7 @@ class _Search:
         for path in paths:
             with self.options.backend.simulated(model, [path], self.work):
                 outputs, _ = answers(model, rows, self.tokenizer, task)
-            error = float(np.linalg.norm(outputs - plain) / max(np.linalg.norm(plain), 1e-12))
+            error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
             found.append(Suffering(path, error, float(task.score(*task.judge(outputs, rows.select(order))))))
         return sorted(found, key=lambda x: -x.error)
 

@@ -59,9 +59,15 @@ class Quantize(Stage):
         if trains == "fake_quantization" and train.lora:
             message = "quantization-aware training is of all weights"
             found.append(Problem(message, "leave it out, or use bnb_4bit", ("train", "lora")))
-        for key in ("ranges", "freeze"):
-            if trains == "adapters" and key in train.model_fields_set:
-                found.append(Problem(f"`{key}` is for quantization-aware training", "leave it out", ("train", key)))
+        known_ranges = self.backend.trained_ranges
+        for key in ("ranges", "freeze") if not known_ranges else ():
+            if key in train.model_fields_set:
+                message = f"`{key}` is for fixed ranges of a layer's inputs, which this backend has not"
+                found.append(Problem(message, "leave it out, or use onnx_int8 with `mode: static`", ("train", key)))
+        if known_ranges and train.ranges not in known_ranges:
+            message = "steps are learned of 8-bit weights, channel by channel"
+            fix = "leave `per_channel` and `reduce_range` out, or say `ranges: ema`"
+            found.append(Problem(message, fix, ("train", "ranges")))
         return found
 
     def steps(self, task: Any) -> int | None:

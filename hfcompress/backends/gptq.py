@@ -1,0 +1,92 @@
+"""4 bits for decoders, each weight rounded with what the rounding of those before it did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from hfcompress.backends.base import Backend, Work
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import Shape
+from hfcompress.graphs.optimum import rows_alone
+from hfcompress.measure.hardware import abilities
+from hfcompress.model.probe import logits_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACKED = 32
+"""Outputs and inputs are packed in integers of so many bits: a width must be a multiple."""
+
+
+class Gptq(Backend):
+    """4-bit linear layers of decoders by second-order rounding, the rest in float16; for GPUs.
+
+    Optimum rounds and GPTQModel packs and multiplies. Tried on a CPU, where GPTQModel's plain kernels run, with tiny
+    models; on a GPU it was never run, and neither its speed nor its quality was measured.
+    """
+
+    source: ClassVar[str] = "GPTQ, Frantar et al. 2023, arXiv:2210.17323"
+    extra: ClassVar[str] = "gptq"
+    modules: ClassVar[tuple[str, ...]] = ("gptqmodel", "optimum.gptq")
+    runs_on: ClassVar[tuple[str, ...]] = ("cuda",)
+
+    group_size: int = Field(default=128, ge=32)
+    """Inputs that share a scale, a multiple of 32."""
+    desc_act: bool = False
+    """Round the inputs with the largest activations first: nearer to the float model, and slower to run."""
+    rows: int = Field(default=128, ge=1)
+    """Rows of the train split that the rounding is fitted to."""
+
+    @model_validator(mode="after")
+    def _groups_are_packed(self) -> Gptq:
+        if self.group_size % PACKED:
+            raise ValueError(f"`group_size` is {self.group_size}, and weights are packed by {PACKED}: give a multiple")
+        return self
+
+    def plan(self, shape: Shape) -> Shape:
+        # A float16 scale and a 4-bit zero point a group.
+        bits = 4 + (16 + 4) / self.group_size
+        return replace(shape, linear_bits=bits, head_bits=16, embedding_bits=16, other_bits=16)
+
+    def problems(self, shape: Shape) -> list[str]:
+        if not shape.keys.decoder:
+            return [f"gptq is for decoders, and {shape.architecture} is an encoder: use bnb_4bit or onnx_int4"]
+        layers = shape.layers if shape.even else ()
+        inputs = {shape.hidden} | {x.heads * shape.head_dim for x in layers} | {x.ffn for x in layers}
+        outputs = {x.heads // shape.group * shape.head_dim for x in layers}
+        message = "{} of a linear layer's {} are no multiple of {}, in which gptq packs them"
+        return [
+            *(message.format(x, "inputs", self.group_size) for x in sorted(inputs) if x % self.group_size),
+            *(message.format(x, "outputs", PACKED) for x in sorted(outputs) if x % PACKED),
+        ]
+
+    def unavailable(self) -> tuple[str, str] | None:
+        if not abilities().gpus:
+            return "gptq needs an NVIDIA GPU, and there is none here", "use onnx_int4, or bnb_4bit"
+        return super().unavailable()
+
+    def quantize(self, work: Work) -> NDArray[Any]:
+        import torch
+        import transformers
+        from transformers import GPTQConfig
+
+        from hfcompress.model.artifact import save_weights
+
+        rows = list(rows_alone(work.rows(self.rows), ("input_ids", "attention_mask")))
+        if not rows:
+            raise HfcompressError("there are no rows to fit the rounding to", "give the task a train split")
+        model = getattr(transformers, work.auto_class).from_pretrained(
+            work.source,
+            quantization_config=GPTQConfig(bits=4, dataset=rows, group_size=self.group_size, desc_act=self.desc_act),
+            device_map="cuda" if torch.cuda.is_available() else "cpu",
+            dtype=torch.float16,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        # The rows are no part of the model, and no text of the train split should travel with it.
+        model.config.quantization_config.dataset = None
+        save_weights(model.eval(), work.target)
+        return logits_of(model, work.probe)

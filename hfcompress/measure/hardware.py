@@ -1,0 +1,161 @@
+"""What this machine's processor and GPUs can do, and what that means for each quantization backend.
+
+Nothing here forbids anything. A sentence tells what was measured, and where, or that it was not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from hfcompress.measure.environment import cpu_flags, cpu_name
+
+TENSOR_CORES = {"float16": (7, 0), "int8": (7, 5), "bfloat16": (8, 0), "float8": (8, 9)}
+"""The compute capability from which NVIDIA's tensor cores multiply a type (CUDA C++ Programming Guide)."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU.
+
+    Attributes:
+        name: As the driver says it.
+        capability: Its compute capability, such as `(9, 0)`.
+    """
+
+    name: str
+    capability: tuple[int, int]
+
+    @property
+    def multiplies(self) -> list[str]:
+        """The types that its tensor cores multiply."""
+        return [kind for kind, least in TENSOR_CORES.items() if self.capability >= least]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What the machine has.
+
+    Attributes:
+        cpu: The processor's name.
+        flags: Its vector instructions for int8 and bfloat16, as the kernel calls them; empty where the system does
+            not tell them.
+        gpus: The GPUs that the driver shows this process; none where PyTorch is built for the CPU alone.
+    """
+
+    cpu: str
+    flags: frozenset[str]
+    gpus: tuple[Gpu, ...] = ()
+
+    def has(self, *flags: str) -> bool:
+        """Whether the processor has any of these."""
+        return not self.flags.isdisjoint(flags)
+
+    @property
+    def avx2_only(self) -> bool:
+        """Whether it is an x86 processor with AVX2 and without AVX-512."""
+        return self.has("avx2") and not self.has("avx512f")
+
+    @property
+    def vnni(self) -> bool:
+        """Whether it adds int8 products in 32 bits in one instruction."""
+        return self.has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it multiplies bfloat16."""
+        return self.has("avx512_bf16", "amx_bf16", "bf16")
+
+
+@cache
+def abilities() -> Abilities:
+    """This machine's; PyTorch is not imported."""
+    return Abilities(cpu_name(), frozenset(cpu_flags()), tuple(gpus()))
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that CUDA's driver shows, where the PyTorch that is installed can use them."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return []
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    return [_gpu(driver, number) for number in range(count.value)]
+
+
+def _gpu(driver: ctypes.CDLL, number: int) -> Gpu:
+    device, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    driver.cuDeviceGet(ctypes.byref(device), number)
+    driver.cuDeviceGetName(name, len(name), device)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode(), (capability[0], capability[1]))
+
+
+def described(found: Abilities) -> dict[str, str]:
+    """The abilities, by name, for people."""
+    said = {
+        "AVX2": found.has("avx2"),
+        "AVX-512": found.has("avx512f"),
+        "VNNI": found.has("avx512_vnni", "avx_vnni"),
+        "AMX int8": found.has("amx_int8"),
+        "AMX bfloat16": found.has("amx_bf16"),
+        "AVX-512 bfloat16": found.has("avx512_bf16"),
+        "ARM dot product": found.has("asimddp"),
+        "ARM int8 matrices": found.has("i8mm"),
+        "ARM bfloat16": found.has("bf16"),
+    }
+    able = ", ".join(name for name, is_there in said.items() if is_there)
+    facts = {"processor": f"{found.cpu}: {able or 'this system does not tell its abilities'}"}
+    for number, gpu in enumerate(found.gpus):
+        major, minor = gpu.capability
+        cores = f"tensor cores for {', '.join(gpu.multiplies)}" if gpu.multiplies else "no tensor cores"
+        facts[f"GPU {number}"] = f"{gpu.name}: compute capability {major}.{minor}, {cores}"
+    return facts if found.gpus else facts | {"GPU": "none that PyTorch can use"}
+
+
+Rule = tuple[Callable[[Abilities], bool], str]
+"""When a sentence is said, and the sentence."""
+_AVX2 = "on an AVX2 processor, MiniLM and BERT widths, 2 threads"
+
+
+def _avx2(found: Abilities) -> bool:
+    return found.avx2_only
+
+
+def _without_vnni(found: Abilities) -> bool:
+    return found.has("avx2", "avx512f") and not found.vnni
+
+
+def _slow_bfloat16(found: Abilities) -> bool:
+    return bool(found.flags) and not found.bfloat16
+
+
+def _told(found: Abilities) -> bool:
+    return bool(found.flags)
+
+
+def _gpu_before(kind: str) -> Callable[[Abilities], bool]:
+    return lambda found: any(gpu.capability < TENSOR_CORES[kind] for gpu in found.gpus)
+
+
+def _any_gpu(found: Abilities) -> bool:
+    return bool(found.gpus)
+
+
+_GPU_UNMEASURED = (_any_gpu, "not measured on a GPU")
+_SATURATES = (
+    "without VNNI two uint8 x int8 products are added in 16 bits and may overflow: {}; "
+    "what it costs depends on the model, so see the accuracy in the report"
+)
+RULES: Mapping[str, tuple[Rule, ...]] = {}
