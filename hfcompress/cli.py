@@ -81,10 +81,13 @@ def copy(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake of a recipe, before anything is trained."""
+    from hfcompress.doctor import warnings
     from hfcompress.recipe import check as check_
 
     loaded = _load(recipe, overrides)
     check_(loaded)
+    for warning in warnings(loaded.recipe):
+        err().print(f"warning: {warning}", markup=False, style="yellow")
     out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}", markup=False)
 
 
@@ -184,16 +187,21 @@ def evaluate(
 
 @app.command()
 def doctor(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory or Hub id; only its config is read.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A directory or Hub id; only its config is read.")
+    ] = None,
 ) -> None:
-    """Say what of a model can be cut, and how the result will load again."""
+    """Say what this machine can do for each backend, or what of a model can be cut and how the result will load."""
     from hfcompress.data.source import model_config
     from hfcompress.doctor import examine, table
+    from hfcompress.listing import backends_table
+    from hfcompress.measure.hardware import abilities, described
 
-    diagnosis = examine(model_config(model))
-    for name, value in diagnosis.facts.items():
+    diagnosis = examine(model_config(model)) if model is not None else None
+    facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {})}
+    for name, value in facts.items():
         out().print(f"{name:16} {value}", markup=False)
-    print_table(table(diagnosis))
+    print_table(table(diagnosis) if diagnosis else backends_table())
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What of a model can be cut, and how the result will load again: told from its config alone."""
+"""What a machine and a model's config tell before anything runs: what to mind, what can be cut, how it loads again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import Layer, Shape, UnsupportedError, shape_of
+from hfcompress.measure.hardware import abilities, advice
 from hfcompress.model.family import FAMILIES
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from hfcompress.recipe import Recipe
 
 STOCK = "stock class"
 PRUNED_CLASS = "per_layer_config and modeling file"
@@ -58,6 +61,17 @@ class Diagnosis:
 
     facts: dict[str, str]
     findings: list[Finding]
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What to mind about the backends of a recipe on this machine."""
+    found = abilities()
+    return [
+        f"stages.{index}.backend: {stage.backend.name}: {sentence}"
+        for index, stage in enumerate(recipe.stages)
+        if stage.kind == "quantize"
+        for sentence in advice(found, stage.backend.name)
+    ]
 
 
 def examine(config: Mapping[str, Any]) -> Diagnosis:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from hfcompress.backends.base import BACKENDS
+from hfcompress.backends.base import BACKENDS, Backend
 from hfcompress.criteria.base import CRITERIA
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.losses.base import LOSSES
@@ -16,7 +16,7 @@ from hfcompress.plan import PlannedRow, layers_text
 from hfcompress.recipe import headline, shipped
 
 if TYPE_CHECKING:
-    from hfcompress.base.component import Drawer
+    from hfcompress.base.component import Component, Drawer
 
 _DRAWERS: dict[str, Drawer] = {"losses": LOSSES, "criteria": CRITERIA, "backends": BACKENDS}  # type: ignore[type-arg]
 SECTIONS = ("recipes", *_DRAWERS, "metrics")
@@ -30,18 +30,42 @@ def section(name: str) -> Table:
     if name == "metrics":
         rows = [[task, ", ".join(names)] for task, names in OF_TASK.items()]
         return _table("metrics", ["task", "names"], rows)
-    return _table(name, ["name", "what it is", "source", "options", "here"], _components(_DRAWERS[name]))
+    if name == "backends":
+        head = ["name", "what it is", "device", "needs", "source", "options", "here"]
+        return _table(name, head, [_backend(BACKENDS.get(backend)) for backend in BACKENDS.names()])
+    return _table(name, ["name", "what it is", "source", "options"], _components(_DRAWERS[name]))
 
 
 def _components(drawer: Drawer) -> list[list[str]]:  # type: ignore[type-arg]
-    rows = []
-    for name in drawer.names():
-        cls = drawer.get(name)
-        missing = cls().missing_modules()
-        here = f"pip install 'hfcompress[{cls.extra}]'" if missing else "yes"
-        what = str(sys.modules[cls.__module__].__doc__).splitlines()[0]
-        rows.append([name, what, cls.source, ", ".join(cls.model_fields) or "-", here])
-    return rows
+    found = [drawer.get(name) for name in drawer.names()]
+    return [[cls().name, _what(cls), cls.source, _options(cls)] for cls in found]
+
+
+def _backend(cls: type[Backend]) -> list[str]:
+    return [cls().name, _what(cls), ", ".join(cls.runs_on), cls.extra or "-", cls.source, _options(cls), here(cls())]
+
+
+def here(backend: Backend) -> str:
+    """Whether a backend will run on this machine; if not, why, and the repair."""
+    why = backend.unavailable()
+    return f"no: {why[0]}; {why[1]}" if why else "yes"
+
+
+def _what(cls: type[Component]) -> str:
+    return str(sys.modules[cls.__module__].__doc__).splitlines()[0]
+
+
+def _options(cls: type[Component]) -> str:
+    return ", ".join(cls.model_fields) or "-"
+
+
+def backends_table() -> Table:
+    """What runs on this machine, and what to mind there."""
+    from hfcompress.measure.hardware import abilities, advice
+
+    found = abilities()
+    rows = [[name, here(BACKENDS.get(name)()), "; ".join(advice(found, name)) or "-"] for name in BACKENDS.names()]
+    return _table("backends", ["name", "here", "mind"], rows)
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:

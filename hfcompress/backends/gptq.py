@@ -65,7 +65,7 @@ class Gptq(Backend):
 
     def unavailable(self) -> tuple[str, str] | None:
         if not abilities().gpus:
-            return "gptq needs an NVIDIA GPU, and there is none here", "use onnx_int4, or bnb_4bit"
+            return "gptq needs an NVIDIA GPU, and PyTorch has none here", "use onnx_int4 or bnb_4bit"
         return super().unavailable()
 
     def quantize(self, work: Work) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from hfcompress.measure.process import default_threads
 
 PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum",
             "optimum-intel", "openvino", "nncf")  # fmt: skip
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
 def environment() -> dict[str, Any]:
@@ -45,8 +45,8 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """The vector instructions that matter to int8 and bfloat16."""
-    present = set(_cpuinfo("flags").split())
+    """The vector instructions that matter to int8 and bfloat16; none where the system does not tell them."""
+    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())  # of x86, of ARM
     return [flag for flag in FLAGS if flag in present]
 
 
