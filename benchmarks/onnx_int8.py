@@ -58,12 +58,15 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
     found = {"torch": source, "onnx float32": folder / "float32"}
     found["onnx float32"].mkdir()
     stored(graph, model.config, found["onnx float32"], probe)
+
+    def calibration(_count: int) -> list[Batch]:
+        return [rows(DRAW.integers(8, 33, 16), vocabulary) for _ in range(4)]
+
     for mode in ("dynamic", "static"):
         target = found[f"onnx_int8 {mode}"] = folder / mode
         target.mkdir()
-        calibration = [rows(DRAW.integers(8, 33, 16), vocabulary) for _ in range(4)]
         backend = BACKENDS.parse({"use": "onnx_int8", "mode": mode})
-        backend.quantize(Work(source, target, AUTO, probe, lambda _, batches=calibration: batches))
+        backend.quantize(Work(source, target, AUTO, probe, calibration))
     return found
 
 

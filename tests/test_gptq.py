@@ -122,7 +122,8 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
     assert (asked["path"], asked["dtype"]) == (source, torch.float16)
     assert asked["use_safetensors"]
     assert asked["local_files_only"]
-    assert [row["input_ids"].shape for row in asked["rows"]] == [(1, int(n)) for b in rows(8) for n in b["attention_mask"].sum(1)]  # fmt: skip  # noqa: E501
+    lengths = [int(length) for batch in rows(8) for length in batch["attention_mask"].sum(1)]
+    assert [row["input_ids"].shape for row in asked["rows"]] == [(1, length) for length in lengths]
     assert all(set(row) == {"input_ids", "attention_mask"} for row in asked["rows"])
     stored = json.loads((target / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     assert stored["dataset"] is None

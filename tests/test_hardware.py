@@ -210,6 +210,7 @@ def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     stages = [{"kind": "quantize", "backend": "float16"}]
     recipe = world.recipe(tmp_path / "recipe.yaml", model, data, stages=stages)
     monkeypatch.setattr("hfcompress.doctor.abilities", lambda: AVX2)
+    capsys.readouterr()
     assert world.run_cli("check", recipe) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: stages.0.backend: float16: measured 3.1 to 4.1 times slower")

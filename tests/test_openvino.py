@@ -28,7 +28,7 @@ needs_openvino = pytest.mark.skipif(
 )
 LAYOUTS = ("stock", "uneven")
 NEAR = 0.2
-"""Of the largest logit, or of 1: how far int8, and bfloat16 where the CPU has it, may move an answer of these random models."""
+"""Of the largest logit, or of 1: how far int8, and bfloat16 where the CPU has it, may move a random model's answer."""
 
 
 def backend(**options: Any) -> Any:

@@ -64,7 +64,9 @@ def tie(graph: onnx.ModelProto) -> None:
     tables = {name: numpy_helper.to_array(tensors[name]) for name in embedding_gathers(graph)}
     for node in list(graph.graph.node):
         weight = tensors.get(node.input[1]) if paths_of(node) else None
-        for name, table in tables.items() if weight is not None else ():
+        if weight is None:
+            continue
+        for name, table in tables.items():
             if tuple(weight.dims) == table.shape[::-1] and np.array_equal(numpy_helper.to_array(weight), table.T):
                 graph.graph.initializer.remove(tensors.pop(node.input[1]))
                 graph.graph.node.insert(0, helper.make_node("Transpose", [name], [node.input[1]], f"{name}/transposed"))

@@ -126,7 +126,7 @@ class _Builder:
         self.nodes.append(helper.make_node(kind, inputs, output, node.name))
         return output
 
-    def activation_grid(self, paths: tuple[str, ...]) -> tuple[NDArray[Any], int]:
+    def activation_grid(self, paths: tuple[str, ...]) -> tuple[Any, int]:
         import numpy as np
 
         lows, highs = zip(*(self.grid.inputs[path] for path in paths), strict=True)

@@ -119,11 +119,11 @@ def _train_exactly(model: PreTrainedModel) -> None:
 
 
 def _fit(model: PreTrainedModel, work: Work, options: Lora) -> dict[str, float]:
-    """Starts the adapters from what quantizing took; how much that was, and what they leave of it."""
+    """Starts the adapters from what quantizing took; how far off the layers are without and with them."""
     from hfcompress.model.loftq import fit
 
     whole = load_model(work.source, work.auto_class)
     weights: dict[str, Any] = {name: layer.weight for name, layer in targets_of(whole, options).items()}
     without, left = fit(model, weights, options)
-    say(f"loftq: quantizing moved the adapted weights by {without:.2%}, of which the adapters leave {left:.2%}")
+    say(f"loftq: the adapted layers' quantized weights are {without:.2%} off, with their adapters {left:.2%}")
     return {"error_without_adapters": without, "error": left}
