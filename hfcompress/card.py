@@ -205,10 +205,11 @@ def _torch_snippet(artifact: Artifact, task: Any, place: str, example: str) -> s
     adapters = ""
     if (artifact.path / ADAPTER).is_dir():
         adapters = f"""
-model.load_adapter(path, adapter_kwargs={{"subfolder": "{ADAPTER}"}})"""
+model = PeftModel.from_pretrained(model, path, subfolder="{ADAPTER}").eval()"""
     knows = "import hfcompress  # it knows the int8 layers\n" if has_int8_layers(artifact) else ""
+    peft = "from peft import PeftModel\n" if adapters else ""
     return f"""{knows}import torch
-from transformers import {task.auto_class}, AutoTokenizer
+{peft}from transformers import {task.auto_class}, AutoTokenizer
 
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path{trust})

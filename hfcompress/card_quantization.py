@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress import report
+from hfcompress.model.odd_weights import ODD
 
 NOTES = ("mixed", "odd_weights")
 """What of a quantize stage's notes the card tells."""
@@ -59,15 +60,17 @@ def _mixed(notes: Mapping[str, Any]) -> list[str]:
     tried = _table(["layers in float32", f"{metric} on dev", "points lost", "MB"], rows)
     facts = [f"{goal}; {came}, with {left}. Float: {notes['float']:.4f}. What was tried:", tried]
     if notes["layers"]:
-        worst = [[f"`{x['layer']}`", f"{x['error']:.3f}", f"{x['metric']:.4f}"] for x in notes["layers"][:SHOWN]]
+        worst = [
+            [f"`{' + '.join(x['layers'])}`", f"{x['error']:.3f}", f"{x['metric']:.4f}"] for x in notes["layers"][:SHOWN]
+        ]
         facts += ["Each layer quantized alone, those that disturb the answers most:"]
         facts += [_table(["layer", "relative error of the answers", f"{metric} on a sample of dev"], worst)]
     return facts
 
 
 def _odd(notes: list[Mapping[str, Any]]) -> list[str]:
-    told = "; ".join(f"`{x['layer']}`: {x['what']} ({report.count(x['channels'], 'channel')})" for x in notes)
-    return [f"Weights that rounding handles apart: {told}."]
+    told = "; ".join(f"`{x['layer']}`: {x['channels']} that {ODD[x['what']]}" for x in notes)
+    return [f"Output channels that a grid holds badly, by layer: {told}."]
 
 
 _FACTS: Mapping[str, Any] = {"mixed": _mixed, "odd_weights": _odd}

@@ -137,7 +137,8 @@ def _only_our_progress() -> None:
 
     from transformers.utils import logging
 
-    standard.getLogger("bitsandbytes").setLevel(standard.ERROR)  # it warns of kernels that it could download
+    for name in ("bitsandbytes", "torchao"):  # they warn of kernels that they could download, or that are for GPUs
+        standard.getLogger(name).setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from hfcompress.base.shape import ARCHITECTURES
 from hfcompress.graphs.export import export, quiet, run_onnx
-from hfcompress.graphs.fuse import linears, paths_of
+from hfcompress.graphs.fuse import fuse, linears, paths_of
 from hfcompress.model.narrow import cut_hidden
 from hfcompress.model.probe import logits_of
 from hfcompress.model.surgery import Keep, cut
@@ -211,3 +212,34 @@ def test_a_failed_export_leaves_the_model_as_it_was(tmp_path: Path) -> None:
         export(model, tmp_path / "model.onnx", {name: value + 100 for name, value in arrays(2, 6).items()})
     assert model.config._attn_implementation == "eager"
     assert functional.linear is linear
+
+
+def test_equal_tensors_that_are_stored_once_are_found(tmp_path: Path) -> None:
+    model = world.model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    with quiet():
+        export(model, tmp_path / "model.onnx", arrays(3, 9))
+    probe = arrays(4, 7)
+    assert np.allclose(run_onnx(tmp_path / "model.onnx", probe), logits_of(model, probe), atol=1e-5)
+
+
+def test_what_only_a_branch_reads_stays() -> None:
+    numbers = TensorProto.FLOAT
+    given = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in
+             (("x", numbers, ["batch"]), ("yes", TensorProto.BOOL, []))]  # fmt: skip
+    answer = helper.make_tensor_value_info("y", numbers, ["batch"])
+    branches = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node("Add", ["double", weight], [side])], side, [],
+            [helper.make_tensor_value_info(side, numbers, ["batch"])],
+        )
+        for side, weight in (("then", "one"), ("else", "two"))
+    }  # fmt: skip
+    nodes = [helper.make_node("Add", ["x", "x"], ["double"]), helper.make_node("If", ["yes"], ["y"], **branches)]
+    weights = [numpy_helper.from_array(np.float32([value]), name) for name, value in (("one", 1), ("two", 2))]
+    graph = fuse(helper.make_model(helper.make_graph(nodes, "g", given, [answer], weights)))
+    assert {tensor.name for tensor in graph.graph.initializer} == {"one", "two"}
+    assert [node.op_type for node in graph.graph.node] == ["Add", "If"]

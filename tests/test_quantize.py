@@ -18,7 +18,7 @@ from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.recipe import check, load
 from hfcompress.stages import mixed
 from hfcompress.stages.base import Bench
-from hfcompress.stages.mixed import fewest, linear_paths
+from hfcompress.stages.mixed import fewest, linear_paths, together
 from hfcompress.stages.quantize import Quantize
 from tests import world
 from tests.test_recipes_run import InThisProcess
@@ -87,7 +87,7 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(bench:
     chosen = next(a for a in notes["tried"] if a["keep"] == len(notes["kept"]))
     assert chosen["drop"] <= 5 < notes["tried"][0]["drop"]
     assert notes["tried"][0]["keep"] == 0
-    ranked = [x["layer"] for x in notes["layers"]]
+    ranked = [path for x in notes["layers"] for path in x["layers"]]
     assert notes["kept"] == ranked[: len(notes["kept"])]
     assert sorted(ranked) == sorted(linear_paths(model))
     assert [x["error"] for x in notes["layers"]] == sorted((x["error"] for x in notes["layers"]), reverse=True)
@@ -107,11 +107,22 @@ def test_each_layer_s_suffering_is_that_of_rounding_it_alone(bench: Bench) -> No
     model = load_model(bench.source.path, bench.task.auto_class)
     rows = bench.encoded("dev", world.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
     before, _ = answers(model, rows, world.tokenizer(), bench.task)
-    layer = model.get_submodule(worst["layer"])
+    layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()
     after, order = answers(model, rows, world.tokenizer(), bench.task)
     assert worst["error"] == pytest.approx(float(np.linalg.norm(after - before) / np.linalg.norm(before)), rel=1e-5)
     assert worst["metric"] == bench.task.score(*bench.task.judge(after, rows.select(order)))
+
+
+def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
+    for family in ("bert", "llama", "modernbert", "albert"):
+        model = world.model(family)
+        groups = together(model)
+        assert sorted(path for paths in groups for path in paths) == sorted(linear_paths(model))
+        sizes = sorted(len(paths) for paths in groups)
+        largest = {"bert": [3, 3], "llama": [2, 2, 3, 3], "modernbert": [], "albert": [3]}[family]
+        assert [n for n in sizes if n > 1] == largest
+    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in together(world.model("llama"))
 
 
 def test_a_budget_that_all_layers_hold_is_met_at_once(bench: Bench) -> None:
@@ -154,7 +165,13 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
             ("train", "lora"),
             "of all weights",
         ),
+        (
+            {"backend": "bnb_4bit", "train": {"lora": {"r": 4}}, "max_drop": 1.0},
+            ("max_drop",),
+            "`max_drop` makes several",
+        ),
         ({"backend": "bnb_4bit", "train": {"lora": {"r": 4}, "freeze": 0.3}}, ("train", "freeze"), "`freeze` is for"),
+        ({"backend": {"use": "onnx_int8", "per_channel": False}, "train": {}}, ("train",), "share one scale"),
         ({"backend": "onnx_int4", "train": {"freeze": 0.3}}, ("train", "freeze"), "`freeze` is for fixed ranges"),
         ({"backend": "onnx_int8", "train": {"ranges": "learned"}}, ("train", "ranges"), "which this backend has not"),
         (

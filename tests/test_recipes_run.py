@@ -147,6 +147,12 @@ def _pruned_as(name: str, things: Things) -> list[str]:
     return _pruned(things, *PRUNED[name])
 
 
+def _smallest(things: Things) -> list[str]:
+    cut = ("criterion.rows=32", "multiple_of=16", *_trained("recover"))
+    ranked = [f"stages.3.{assignment}" for assignment in ("embedding_rank=4", *_trained("recover"))]
+    return [*_pruned(things, *cut), *ranked]
+
+
 OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "tinybert": _tinybert,
     "minilm": _minilm,
@@ -161,12 +167,13 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "int8-static": lambda things: _as_it_is(things, "backend.rows=32", "rows=16"),
     "qat": lambda things: _as_it_is(things, *_trained("train")),
     "onnx-int4": _as_it_is,
+    "smallest": _smallest,
     "bnb-nf4": _nf4,
     "qlora": lambda things: [*_nf4(things), *(f"stages.0.{x}" for x in _trained("train"))],
 }
 ELSEWHERE = {"optimum-onnx", "openvino"}
 """Recipes that run in an environment of their own, which has tests of its own; planned here."""
-FOUND = {"prune-latency", "prune-iterative", "prune-l0", "prune-post-training", "prune-vocab"}
+FOUND = {"prune-latency", "prune-iterative", "prune-l0", "prune-post-training", "prune-vocab", "smallest"}
 """Recipes whose shape is found in the run: a plan tells about how much stays."""
 CODED = {name for name in PRUNED if name not in ("prune-lottery", "prune-movement", "prune-vocab", "prune-2of4")}
 """Recipes that make a shape which stock transformers cannot load alone."""

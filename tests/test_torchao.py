@@ -198,8 +198,3 @@ def test_padding_changes_no_answer_in_training(tmp_path: Path) -> None:
     for row, length in enumerate(batch["attention_mask"].sum(1)):
         alone = logits_of(model, {name: value[row : row + 1, :length] for name, value in batch.items()})
         assert np.allclose(alone[0], together[row], atol=1e-5)
-
-
-def test_weights_alone_have_no_ranges_to_learn(tmp_path: Path) -> None:
-    with pytest.raises(HfcompressError, match="torchao_int4 rounds weights alone"):
-        INT4.masks(world.model(), Work(tmp_path, tmp_path, AUTO, {}), "learned", 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
+from hfcompress.base.console import say
 from hfcompress.base.shape import Shape
 from hfcompress.measure.process import Batch
 from hfcompress.model.probe import Probe
@@ -18,7 +19,7 @@ from hfcompress.model.ranges import Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from hfcompress.model.fake_quantization import FakeQuantization
@@ -63,8 +64,14 @@ class Backend(Component):
     """Device kinds that can run what it writes."""
     mixed: ClassVar[bool] = False
     """Whether it leaves in float32 what `Work.keep` names; it then has `rounded`."""
+    fuses: ClassVar[bool] = False
+    """Whether layers that read the same (queries, keys and values; an FFN and its gate) are one to it."""
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
     """What training it takes: of the model under its `masks`, of LoRA adapters on the quantized model, or none."""
+
+    def untrainable(self) -> str:
+        """Why these options take no training though the backend does; empty where they do."""
+        return ""
 
     @property
     def trained_ranges(self) -> tuple[str, ...]:
@@ -93,6 +100,20 @@ class Backend(Component):
             The quantized model's logits on the probe, in this process; the saved one must give the same.
         """
         raise NotImplementedError
+
+    def note_odd_weights(self, layers: Mapping[str, nn.Linear], work: Work) -> None:
+        """Notes and says what is odd about the weights of linear layers, by path, but those to keep.
+
+        Raises:
+            HfcompressError: for a layer with weights that are not finite.
+        """
+        from hfcompress.model.odd_weights import ODD, odd_weights
+
+        found = odd_weights({path: layer for path, layer in layers.items() if path not in work.keep}, self.rounded)
+        if found:
+            work.notes["odd_weights"] = found
+        for odd in found:
+            say(f"{self.name}: {odd['layer']} has output channels that {ODD[odd['what']]}: {odd['channels']}")
 
     def rounded(self, weight: Tensor) -> Tensor:
         """A linear layer's weights `(out_features, in_features)` as they are stored, made floats again."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from hfcompress.backends.base import Backend, Work
-from hfcompress.base.console import say
 from hfcompress.base.shape import Shape
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ class OnnxInt4(Backend):
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
     mixed: ClassVar[bool] = True
+    fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
 
     block_size: Literal[16, 32, 64, 128, 256] = 32
@@ -42,7 +42,7 @@ class OnnxInt4(Backend):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OnnxInt4:
-        if "embedding_bits" in self.model_fields_set and not self.embeddings:
+        if self.says("embedding_bits") and not self.embeddings:
             raise ValueError("`embedding_bits` is for `embeddings: true`; leave it out")
         return self
 
@@ -50,30 +50,22 @@ class OnnxInt4(Backend):
         from hfcompress.graphs.embeddings import bits_stored
 
         bits = 4 + 32 / self.block_size
-        words = bits_stored(self.embedding_bits, shape.embedding or shape.hidden) if self.embeddings else 32
+        width = shape.embedding_rank or shape.embedding or shape.hidden
+        words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=bits, head_bits=bits, embedding_bits=words)
 
     def quantize(self, work: Work) -> NDArray[Any]:
         from hfcompress.graphs.embeddings import quantize_embeddings
         from hfcompress.graphs.int4 import quantize_linears
         from hfcompress.graphs.made import exported, stored
+        from hfcompress.model.fake_quantization import linears
 
         model, graph = exported(work.source, work.auto_class, work.probe)
-        self._note_odd_weights(model, work)
+        self.note_odd_weights(linears(model), work)
         quantize_linears(graph, self.block_size, self.compute, work.keep)
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
         return stored(graph, model.config, work.target, work.probe)
-
-    def _note_odd_weights(self, model: PreTrainedModel, work: Work) -> None:
-        from hfcompress.model.fake_quantization import linears
-        from hfcompress.model.odd_weights import odd_weights
-
-        layers = {path: layer for path, layer in linears(model).items() if path not in work.keep}
-        if found := odd_weights(layers, self.rounded):
-            work.notes["odd_weights"] = found
-        for odd in found:
-            say(f"onnx_int4: {odd['layer']} has {odd['what']} in {odd['channels']} output channels")
 
     def rounded(self, weight: Tensor) -> Tensor:
         from hfcompress.model.block_grid import rounded_blocks

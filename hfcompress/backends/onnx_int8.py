@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from hfcompress.backends.base import Backend, Work
-from hfcompress.base.console import say
 from hfcompress.base.shape import Shape
 from hfcompress.model.calibration import Method, calibrate
 from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
@@ -35,6 +34,7 @@ class OnnxInt8(Backend):
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
     mixed: ClassVar[bool] = True
+    fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
 
     mode: Literal["dynamic", "static"] = "dynamic"
@@ -62,15 +62,19 @@ class OnnxInt8(Backend):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OnnxInt8:
-        said = self.model_fields_set
-        for key in ("calibration", "percentile", "rows"):
-            if key in said and self.mode != "static":
+        for key in self.says("calibration", "percentile", "rows"):
+            if self.mode != "static":
                 raise ValueError(f"`{key}` is for `mode: static`; leave it out")
-        if "percentile" in said and self.calibration != "percentile":
+        if self.says("percentile") and self.calibration != "percentile":
             raise ValueError("`percentile` is for `calibration: percentile`; leave it out")
-        if "embedding_bits" in said and not self.embeddings:
+        if self.says("embedding_bits") and not self.embeddings:
             raise ValueError("`embedding_bits` is for `embeddings: true`; leave it out")
         return self
+
+    def untrainable(self) -> str:
+        if self.mode == "dynamic" and not self.per_channel:
+            return "queries, keys and values share one scale in a dynamic graph, which training does not feel"
+        return ""
 
     @property
     def trained_ranges(self) -> tuple[str, ...]:
@@ -81,7 +85,8 @@ class OnnxInt8(Backend):
     def plan(self, shape: Shape) -> Shape:
         from hfcompress.graphs.embeddings import bits_stored
 
-        words = bits_stored(self.embedding_bits, shape.embedding or shape.hidden) if self.embeddings else 32
+        width = shape.embedding_rank or shape.embedding or shape.hidden
+        words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
     def quantize(self, work: Work) -> NDArray[Any]:
@@ -90,7 +95,7 @@ class OnnxInt8(Backend):
         from hfcompress.graphs.made import exported, stored
 
         model, graph = exported(work.source, work.auto_class, work.probe)
-        self._note_odd_weights(model, work)
+        self.note_odd_weights(_linears(model), work)
         if self.mode == "dynamic":
             graph = dynamic(graph, work.keep, self.per_channel, self.reduce_range)
         else:
@@ -98,16 +103,6 @@ class OnnxInt8(Backend):
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
         return stored(graph, model.config, work.target, work.probe)
-
-    def _note_odd_weights(self, model: PreTrainedModel, work: Work) -> None:
-        from hfcompress.model.odd_weights import odd_weights
-
-        layers = {path: layer for path, layer in _linears(model).items() if path not in work.keep}
-        found = odd_weights(layers, self.rounded)
-        if found:
-            work.notes["odd_weights"] = found
-        for odd in found:
-            say(f"onnx_int8: {odd['layer']} has {odd['what']} in {odd['channels']} output channels")
 
     def _steps(self, weight: Tensor) -> Tensor:
         return weight_steps(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)

@@ -19,6 +19,7 @@ from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.graphs.export import quiet, run_onnx
 from hfcompress.graphs.made import require_same, write_config
+from hfcompress.graphs.optimum import TASKS, rows_alone
 from hfcompress.measure.environment import cpu_flags
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 LINEAR, TABLES = ["MatMul", "Gemm"], ["Gather"]
 """Operators that are quantized; Optimum's default is every operator that onnxruntime has an int8 kernel for, and
 calibration by percentile or entropy then fails on the graph's small integers."""
-TASKS = {
-    "sequence": "text-classification",
-    "token": "token-classification",
-    "span": "question-answering",
-    "mask": "fill-mask",
-}
 
 
 class OptimumOnnx(Backend):
@@ -62,15 +57,15 @@ class OptimumOnnx(Backend):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OptimumOnnx:
-        for key in ("calibration", "percentile", "rows"):
-            if self.mode == "dynamic" and key in self.model_fields_set:
+        for key in self.says("calibration", "percentile", "rows"):
+            if self.mode == "dynamic":
                 raise ValueError(f"`{key}` is for `mode: static`; leave it out")
-        if self.calibration != "percentile" and "percentile" in self.model_fields_set:
+        if self.calibration != "percentile" and self.says("percentile"):
             raise ValueError("`percentile` is for `calibration: percentile`; leave it out")
         return self
 
     def plan(self, shape: Shape) -> Shape:
-        return replace(shape, linear_bits=8, embedding_bits=8 if self.embeddings else 32)
+        return replace(shape, linear_bits=8, head_bits=8, embedding_bits=8 if self.embeddings else 32)
 
     def problems(self, shape: Shape) -> list[str]:
         if shape.head in TASKS:
@@ -145,8 +140,11 @@ class OptimumOnnx(Backend):
             graph, LINEAR, augmented_model_name=str(graph.with_name("augmented.onnx"))
         )
         names = {node.name for node in calibrator.infer_session.get_inputs()}
-        for row in _rows_alone(batches, names):
-            calibrator.collect_data(ORTCalibrationDataReader([row]))
+        rows = list(rows_alone(batches, names))
+        if not rows:
+            raise HfcompressError("there are no rows to calibrate on", "give the task a train split")
+        for row in rows:  # the reader puts the axis of rows back
+            calibrator.collect_data(ORTCalibrationDataReader([{name: values[0] for name, values in row.items()}]))
         return calibrator.compute_data()
 
 
@@ -203,15 +201,3 @@ def _products_of_activations(path: Path) -> list[str]:
     graph = onnx.load(path).graph
     stored = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and not stored & set(node.input)]
-
-
-def _rows_alone(batches: Sequence[Batch], names: set[str]) -> list[dict[str, list[int]]]:
-    """Each row as a graph's inputs, without its padding; token types that a tokenizer left out are zeros."""
-    import numpy as np
-
-    rows = []
-    for batch in batches:
-        for index, mask in enumerate(batch["attention_mask"].astype(bool)):
-            row = {name: batch.get(name, np.zeros_like(batch["input_ids"]))[index, mask].tolist() for name in names}
-            rows.append(row)
-    return rows

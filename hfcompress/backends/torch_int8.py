@@ -45,11 +45,8 @@ class TorchInt8(Backend):
     def _look(self, model: PreTrainedModel, work: Work) -> None:
         """Notes odd weights, and refuses what is not finite."""
         from hfcompress.model.fake_quantization import linears
-        from hfcompress.model.odd_weights import odd_weights
 
-        layers = {path: layer for path, layer in linears(model).items() if path not in work.keep}
-        if found := odd_weights(layers, self.rounded):
-            work.notes["odd_weights"] = found
+        self.note_odd_weights(linears(model), work)
         for path, table in _tables(model) if self.embeddings else ():
             if not table.weight.isfinite().all():
                 raise HfcompressError(

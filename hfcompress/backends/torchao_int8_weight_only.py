@@ -48,12 +48,10 @@ class TorchaoInt8WeightOnly(Backend):
 
         from hfcompress.model.artifact import load_model, save_weights
         from hfcompress.model.fake_quantization import linears
-        from hfcompress.model.odd_weights import odd_weights
 
         plain = load_model(work.source, work.auto_class)
         layers = self.layers(plain, work)
-        if found := odd_weights(layers, self.rounded):
-            work.notes["odd_weights"] = found
+        self.note_odd_weights(layers, work)
         model = getattr(transformers, work.auto_class).from_pretrained(
             work.source,
             quantization_config=TorchAoConfig(

@@ -44,9 +44,9 @@ class Movement(LearnedCriterion):
     def _consistent(self) -> Movement:
         if self.end <= self.begin:
             raise ValueError(f"`end` ({self.end}) must come after `begin` ({self.begin})")
-        idle = {"threshold", "penalty"} & self.model_fields_set
+        idle = self.says("threshold", "penalty")
         if self.mode == "topk" and idle:
-            raise ValueError(f"`{min(idle)}` is for `mode: threshold`; leave it out")
+            raise ValueError(f"`{idle[0]}` is for `mode: threshold`; leave it out")
         return self
 
     def masks(self, model: PreTrainedModel, target: Target) -> Masks:

@@ -75,7 +75,7 @@ def tie(graph: onnx.ModelProto) -> None:
 
 def bits_stored(bits: Literal[8, 4], width: int) -> float:
     """Bits that a weight of a word takes, its share of the scale included, in rows of `width` weights."""
-    return bits + 32 / (BLOCK if bits == 4 else width)
+    return bits + 32 * (-(-width // BLOCK) if bits == 4 else 1) / width
 
 
 def embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

@@ -79,8 +79,9 @@ def quiet() -> Iterator[None]:
     """The tracer warns of every shape that it reads, and the exporter of its own age: parity is checked instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXPORT_TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit or 1."""
 
 
 def exported(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedModel, onnx.ModelProto]:
@@ -49,7 +50,8 @@ def require_same(path: Path, model: PreTrainedModel, probe: Probe) -> None:
     """
     import numpy as np
 
-    differences = np.abs(run_onnx(path, probe) - logits_of(model, probe))
+    expected = logits_of(model, probe)
+    differences = np.abs(run_onnx(path, probe) - expected) / max(1.0, float(np.abs(expected).max()))
     difference = float((differences if differences.ndim == 2 else differences[probe["attention_mask"] == 1]).max())
     if not difference <= EXPORT_TOLERANCE:
         raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")

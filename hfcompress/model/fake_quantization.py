@@ -92,8 +92,8 @@ class FakeQuantization(Masks):
             return []
         # Those inside of an encoder are of relative positions, and stay as they are.
         tables = [m for path, m in model.named_modules() if isinstance(m, nn.Embedding) and ".encoder." not in path]
-        words = model.get_input_embeddings()
-        return [(table, partial(rounded_rows, bits=self.table_bits if table is words else 8)) for table in tables]
+        words = set(model.get_input_embeddings().modules())  # of factored words the table is inside
+        return [(table, partial(rounded_rows, bits=self.table_bits if table in words else 8)) for table in tables]
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -50,7 +50,7 @@ class Lora(Strict):
 
     @model_validator(mode="after")
     def _used(self) -> Lora:
-        if self.init != "loftq" and "iterations" in self.model_fields_set:
+        if self.init != "loftq" and self.says("iterations"):
             raise ValueError("`iterations` is for `init: loftq`; leave it out")
         return self
 

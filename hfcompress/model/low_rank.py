@@ -38,7 +38,8 @@ def factor_embeddings(model: PreTrainedModel, rank: int, counts: Tensor) -> tupl
     import torch
 
     name, table = _table(model)
-    words, often = table.double(), counts.double().to(table.device) + 1
+    words, often = table.double(), table.new_ones(len(table)).double()
+    often[: len(counts)] += counts.to(table.device)  # a table may have more rows than there are tokens
     moments = words.T @ (words * often[:, None])
     values, vectors = torch.linalg.eigh(moments)
     basis = vectors[:, -rank:].flip(1)

@@ -14,6 +14,10 @@ LOST = 0.5
 """Share of an output channel's weights that round to 0 from which on it is odd; of normal ones 1% do at 8 bits."""
 
 
+ODD = {"zeros": "are all zeros", "outlier": "mostly round to zero, beside an outlier"}
+"""What is said of an output channel."""
+
+
 def odd_weights(layers: Mapping[str, nn.Linear], rounded: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
     """What is odd about the weights of linear layers.
 

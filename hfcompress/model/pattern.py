@@ -36,7 +36,7 @@ class Pattern(Strict):
             n, m = self.n_of_m
             if n >= m:
                 raise ValueError(f"`n_of_m: [{n}, {m}]` keeps everything; the first is less than the second")
-            if {"scope", "block"} & self.model_fields_set:
+            if self.says("scope", "block"):
                 raise ValueError("`n_of_m` says where zeros are; leave `scope` and `block` out")
         return self
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from hfcompress.base.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +35,13 @@ class Ranges:
 def affine(low: float, high: float) -> tuple[float, int]:
     """Scale and zero point of the uint8 grid that covers a range and has 0 on it: `x ≈ scale (q - zero_point)`.
 
+    Raises:
+        HfcompressError: for a range that is not finite.
+
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3; ONNX Runtime's `compute_scale_zp` gives the same.
     """
+    if not math.isfinite(high - low):
+        raise HfcompressError("a linear layer reads values that are not finite", "train with a smaller learning rate")
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / LEVELS or 1.0
     return scale, min(max(round(-low / scale), 0), LEVELS)

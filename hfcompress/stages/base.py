@@ -211,7 +211,7 @@ def require_trainable(parent: Artifact, stage: str) -> Shape:
     Raises:
         HfcompressError: for a quantized or exported model, or an architecture that is only measured.
     """
-    if parent.runtime == "onnx" or parent.quantized:
+    if parent.runtime != "torch" or parent.quantized:
         raise HfcompressError(
             f"{stage} needs a float32 PyTorch model, {parent.path} is {parent.runtime} {parent.dtype}",
             "put quantize last",

@@ -52,7 +52,7 @@ class Budget(Strict):
         if len(named) != 1:
             found = " and ".join(f"`{kind}`" for kind in named) or "none"
             raise ValueError(f"a budget is one of `parameters`, `macs`, `bytes` and `latency`, and here is {found}")
-        idle = [key for key in _SETTING if key in self.model_fields_set]
+        idle = self.says(*_SETTING)
         if idle and self.latency is None:
             raise ValueError(f"`{idle[0]}` is for a `latency`; leave it out")
         return self

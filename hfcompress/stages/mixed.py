@@ -14,6 +14,7 @@ from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
 from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
+from hfcompress.model.family import family_of
 from hfcompress.stages.base import Bench
 from hfcompress.stages.quantize import Quantize
 
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suffering:
-    """What happens where one linear layer alone is quantized.
+    """What happens where one linear layer alone is quantized, or those together that the backend makes one.
 
     Attributes:
-        layer: Its path in the model.
+        layers: Their paths in the model.
         error: `‖z - z'‖ / ‖z‖` of the model's answers on the judged rows.
         metric: The metric on them.
     """
 
-    layer: str
+    layers: tuple[str, ...]
     error: float
     metric: float
 
@@ -70,7 +71,7 @@ def mixed(options: Quantize, work: Work, bench: Bench) -> NDArray[Any]:
         say(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
     else:
         ranked = search.sensitivity()
-        fewest(len(ranked), lambda count: search.holds(search.attempt([x.layer for x in ranked[:count]])))
+        fewest(len(ranked), lambda count: search.holds(search.attempt([p for x in ranked[:count] for p in x.layers])))
     chosen = search.best()
     if not search.holds(chosen):
         say(f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}")
@@ -113,6 +114,7 @@ class _Search:
         self.rows = Rows(bench.task, self.tokenizer, bench.rows("dev"), labels)
         self.tried: list[Attempt] = []
         self._logits: list[NDArray[Any]] = []
+        self._notes: list[dict[str, Any]] = []
         self.float_metric = self._judge(work.source)
 
     def holds(self, attempt: Attempt) -> bool:
@@ -128,7 +130,9 @@ class _Search:
         target = self._directory(len(self.tried))
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        self._logits.append(self.options.backend.quantize(replace(self.work, target=target, keep=frozenset(keep))))
+        self._notes.append({})
+        work = replace(self.work, target=target, keep=frozenset(keep), notes=self._notes[-1])
+        self._logits.append(self.options.backend.quantize(work))
         metric = self._judge(target)
         sign = -1 if self.bench.task.metric in LOWER_IS_BETTER else 1
         drop = round(100 * sign * (self.float_metric - metric), 6)
@@ -142,8 +146,9 @@ class _Search:
         return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(self.tried, key=lambda a: a.drop)
 
     def write(self, chosen: Attempt) -> NDArray[Any]:
-        """Moves the chosen model to where the stage's model goes, and drops the others."""
+        """Moves the chosen model to where the stage's model goes, with what was noted of it, and drops the others."""
         index = self.tried.index(chosen)
+        self.bench.notes.update(self._notes[index])
         for file in self._directory(index).iterdir():
             file.rename(self.work.target / file.name)
         shutil.rmtree(self._directory(index).parent)
@@ -158,15 +163,15 @@ class _Search:
         task, count = self.bench.task, min(self.options.rows, len(self.rows.encoded))
         rows = self.rows.encoded.shuffle(seed=self.bench.seed).select(range(count))
         model = load_model(self.work.source, task.auto_class)
-        paths = linear_paths(model)
-        say(f"quantize: {len(paths)} linear layers, each alone, on {count} dev rows")
+        groups = together(model) if self.options.backend.fuses else [(path,) for path in linear_paths(model)]
+        say(f"quantize: {len(linear_paths(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
         plain, order = answers(model, rows, self.tokenizer, task)
         found = []
-        for path in paths:
-            with self.options.backend.simulated(model, [path], self.work):
+        for paths in groups:
+            with self.options.backend.simulated(model, paths, self.work):
                 outputs, _ = answers(model, rows, self.tokenizer, task)
             error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
-            found.append(Suffering(path, error, float(task.score(*task.judge(outputs, rows.select(order))))))
+            found.append(Suffering(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
         return sorted(found, key=lambda x: -x.error)
 
     def _judge(self, path: Path) -> float:
@@ -176,6 +181,20 @@ class _Search:
 
     def _directory(self, index: int) -> Path:
         return self.bench.directory / "attempts" / str(index)
+
+
+def together(model: Any) -> list[tuple[str, ...]]:
+    """The paths of `linear_paths`; those that make queries, keys and values, or an FFN and its gate, together."""
+    family = family_of(model)
+    parts = ({family.query, family.key, family.value}, {family.ffn_in, family.ffn_gate} - {""})
+    found: dict[str, list[str]] = {}
+    for path in linear_paths(model):
+        name = path
+        for number, names in enumerate(parts):
+            own = next((n for n in names if path.endswith(f".{n}")), None)
+            name = f"{path.removesuffix(own)}{number}" if own else name
+        found.setdefault(name, []).append(path)
+    return [tuple(paths) for paths in found.values()]
 
 
 def linear_paths(model: Any) -> list[str]:

@@ -197,10 +197,10 @@ class Prune(Stage):
             for key in ("heads", "ffn", "attention_blocks", "ffn_blocks"):
                 if getattr(self, key):
                     found.append(Problem(f"`budget` decides what `{key}` decides", "leave one of them out", (key,)))
-            if "allocation" in self.model_fields_set:
+            if self.says("allocation"):
                 message = "a budget is spent where it is worth most, so `allocation` changes nothing"
                 found.append(Problem(message, "leave it out", ("allocation",)))
-        elif "allocation" in self.model_fields_set and not (self.heads or self.ffn):
+        elif self.says("allocation") and not (self.heads or self.ffn):
             message = "no share of heads or neurons is cut, so `allocation` changes nothing"
             found.append(Problem(message, "leave it out", ("allocation",)))
         if self.empty_blocks and not self.budget:

@@ -24,7 +24,7 @@ def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: 
     """Quantizes the model, trains adapters and head on it, and writes model and adapters; on every process.
 
     `work.target` then is what stock `from_pretrained` loads, with the trained head in it, and `adapter/` inside of it
-    what `model.load_adapter` puts on top.
+    what peft's `PeftModel.from_pretrained(model, path, subfolder="adapter")` puts on top.
 
     Source: QLoRA, Dettmers et al. 2023, arXiv:2305.14314; the start of the adapters: LoftQ, Li et al. 2023,
     arXiv:2310.08659.

@@ -40,7 +40,7 @@ class Quantize(Stage):
             able = ", ".join(name for name in BACKENDS.names() if BACKENDS.get(name).mixed)
             message = f"{self.backend.name} has no way to leave layers in float32"
             found.append(Problem(message, f"leave `max_drop` out, or use one of {able}", ("max_drop",)))
-        if self.max_drop is None and "rows" in self.model_fields_set:
+        if self.max_drop is None and self.says("rows"):
             found.append(Problem("`rows` is for `max_drop`", "leave it out", ("rows",)))
         return [*found, *self._training_problems(shape, known, task)]
 
@@ -53,17 +53,21 @@ class Quantize(Stage):
             message = f"{self.backend.name} takes no training"
             return [Problem(message, f"leave `train` out, or use one of {able}", ("train",))]
         found = [replace(p, key=("train", *p.key)) for p in train.problems_of(shape, known, task)]
+        if trains == "adapters" and self.max_drop is not None:
+            message = "adapters are trained on one quantized model, and `max_drop` makes several"
+            found.append(Problem(message, "leave one of them out", ("max_drop",)))
         if trains == "adapters" and train.lora is None:
             message = f"the weights of {self.backend.name} are fixed, and there are no adapters to train on them"
             found.append(Problem(message, "say `lora: {r: 8}`", ("train", "lora")))
         if trains == "fake_quantization" and train.lora:
             message = "quantization-aware training is of all weights"
             found.append(Problem(message, "leave it out, or use bnb_4bit", ("train", "lora")))
+        if why := self.backend.untrainable():
+            found.append(Problem(why, "leave `per_channel` or `train` out, or say `mode: static`", ("train",)))
         known_ranges = self.backend.trained_ranges
-        for key in ("ranges", "freeze") if not known_ranges else ():
-            if key in train.model_fields_set:
-                message = f"`{key}` is for fixed ranges of a layer's inputs, which this backend has not"
-                found.append(Problem(message, "leave it out, or use onnx_int8 with `mode: static`", ("train", key)))
+        for key in train.says("ranges", "freeze") if not known_ranges else ():
+            message = f"`{key}` is for fixed ranges of a layer's inputs, which this backend has not"
+            found.append(Problem(message, "leave it out, or use onnx_int8 with `mode: static`", ("train", key)))
         if known_ranges and train.ranges not in known_ranges:
             message = "steps are learned of 8-bit weights, channel by channel"
             fix = "leave `per_channel` and `reduce_range` out, or say `ranges: ema`"

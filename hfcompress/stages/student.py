@@ -178,7 +178,7 @@ class Student(Strict):
         }
         if self.init == "copy":
             return []
-        set_here = [key for key in idle if key in self.model_fields_set]
+        set_here = self.says(*idle)
         return [Problem(f"with `init: random` {idle[key]}", f"leave `{key}` or `init` out", (key,)) for key in set_here]
 
 
