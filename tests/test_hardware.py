@@ -38,7 +38,7 @@ def said(found: Abilities, backend: str) -> str:
         (AVX2, "bfloat16", "measured 3.6 to 4.8 times slower"),
         (AVX2, "onnx_int8", "`reduce_range: true`"),
         (AVX2, "openvino_int8", "without VNNI"),
-        (ZEN4, "bnb_8bit", "measured 1.1 to 1.6 times slower than PyTorch in float32 on a processor with AVX-512"),
+        (ZEN4, "bnb_8bit", "measured 1.3 to 1.5 times slower than PyTorch in float32 on a processor with AVX-512"),
         (ARM, "float16", "not measured on ARM"),
         (UNTOLD, "bfloat16", "not measured on this processor"),
         (replace(ZEN4, gpus=(H100,)), "gptq", "not measured on a GPU"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchaoInt8WeightOnly(Backend):
-    """int8 linear layers, multiplied as floats, about as fast as float32 on a CPU; embeddings and head stay.
+    """int8 linear layers, multiplied as floats: a smaller file, no faster model; embeddings and head stay.
 
     What is saved loads through stock `from_pretrained` where torchao is installed.
     """
