@@ -142,6 +142,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "conditions": report.conditions(content),
         "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
         "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
+        "by_batch": card_quantization.by_batch(_stages_behind(loaded, artifact)[-1]),
         "rounded": [card_quantization.result(stage, notes) for stage, notes in content.get("rounded", {}).items()],
         "plot": (artifact.path / "tradeoff.png").is_file(),
         "recipe": loaded.document.text.rstrip("\n"),
@@ -214,7 +215,7 @@ model = PeftModel.from_pretrained(model, path, subfolder="{ADAPTER}").eval()"""
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path{trust})
 model = {task.auto_class}.from_pretrained(path, dtype="auto"{trust}).eval(){adapters}
-batch = tokenizer({example}, return_tensors="pt")
+batch = tokenizer({example}, return_tensors="pt").to(model.device)
 with torch.inference_mode():
     output = model(**batch)
 logits = {_logits(task)}

@@ -94,7 +94,7 @@ def result(stage: str, notes: Mapping[str, Any], folder: Path) -> dict[str, Any]
     pictures = [{"name": key, "file": f"{stage}-{key}.png", "caption": CAPTIONS[key]} for key in drawn(notes)]
     return {
         "stage": stage,
-        "facts": [_kept(notes), *(say(notes[key]) for key, say in _FACTS.items() if key in notes)],
+        "facts": list(filter(None, [_kept(notes), *(say(notes[key]) for key, say in _FACTS.items() if key in notes)])),
         "pictures": [picture for picture in pictures if (folder / picture["file"]).is_file()],
     }
 
@@ -102,9 +102,13 @@ def result(stage: str, notes: Mapping[str, Any], folder: Path) -> dict[str, Any]
 def _kept(notes: Mapping[str, Any]) -> str:
     kept, (hidden, width) = notes["kept"], notes["kept"]["hidden"]
     left, depth = kept["layers"]["kept"], kept["layers"]["of"]
-    parts = [f"{total(kept['heads'])} attention heads", f"{total(kept['ffn'])} FFN neurons"]
+    counts = {"heads": "attention heads", "ffn": "FFN neurons"}
+    fewer = {key for key in counts if len(left) < depth or any(new < old for new, old in kept[key])}
+    parts = [f"{total(kept[key])} {what}" for key, what in counts.items() if key in fewer]
     parts += [f"{hidden:,} of {width:,} hidden dimensions"] if hidden < width else []
     parts += ["{:,} of {:,} tokens".format(*notes["vocabulary"])] if "vocabulary" in notes else []
+    if not parts:
+        return ""
     layers = f"Left of its {depth} layers: {_listed([str(number) for number in left])}. In them it keeps"
     return f"{layers if len(left) < depth else 'It keeps'} {_listed(parts)}."
 

@@ -33,6 +33,12 @@ def told(stage: Any, training: str) -> str:
     return "; ".join(parts)
 
 
+def by_batch(stage: Any) -> bool:
+    """Whether the inputs of the model's layers are rounded on a grid that spans the whole batch."""
+    backend = getattr(stage, "backend", None)
+    return backend is not None and (getattr(backend, "mode", "") == "dynamic" or backend.name == "torch_int8")
+
+
 def _spelled(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 CUTS = ("kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitivity")
-ROUNDED = card_quantization.NOTES
 """Notes of a prune stage that the report shows."""
+ROUNDED = card_quantization.NOTES
+"""The same of a quantize stage."""
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
 
@@ -273,7 +274,7 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
     """Proves the saved model, then gives the stage its name."""
     model = open_artifact(bench.model_directory, name, stage.kind)
     assert bench.logits is not None
-    device = "cuda" if stage.kind == "quantize" and model.runtime == "torch" and _on_gpu() else "cpu"
+    device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
     differences = verify(model, bench.logits, bench.task.auto_class, device)
     record = {
         "key": key,
@@ -293,10 +294,16 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
     say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
 
-def _on_gpu() -> bool:
+def _quantized_on_gpu(stage: Any, model: Artifact) -> bool:
+    """Whether the model in memory may have run on a GPU; one of a backend for CPUs alone did not."""
     import torch
 
-    return torch.cuda.is_available()
+    return (
+        stage.kind == "quantize"
+        and model.runtime == "torch"
+        and "cuda" in stage.backend.runs_on
+        and torch.cuda.is_available()
+    )
 
 
 def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:

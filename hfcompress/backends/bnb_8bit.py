@@ -53,8 +53,12 @@ class Bnb8Bit(Backend):
         import torch
         import transformers
 
-        from hfcompress.model.artifact import read_config, save_weights
+        from hfcompress.model.artifact import load_model, read_config, save_weights
+        from hfcompress.model.fake_quantization import linears
         from hfcompress.model.family import FAMILIES
+        from hfcompress.model.odd_weights import require_finite
+
+        require_finite(linears(load_model(work.source, work.auto_class)))
 
         kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip

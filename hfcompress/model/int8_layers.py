@@ -68,8 +68,9 @@ class Int8Linear(_Int8):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or torch.backends.quantized.engine == "none":
-            scaled = functional.linear(inputs, self.codes.to(inputs.dtype)) * self.weight_scale
-            return scaled if self.bias is None else scaled + self.bias
+            # Scaled before they are summed: sums of whole numbers are more than half precision holds.
+            weight = self.codes.to(inputs.dtype) * self.weight_scale.to(inputs.dtype).unsqueeze(-1)
+            return functional.linear(inputs, weight, None if self.bias is None else self.bias.to(inputs.dtype))
         if self._packed is None:
             self._packed = self._pack()
         # Without VNNI two products are added in 16 bits, which only inputs of 7 bits do not overflow.

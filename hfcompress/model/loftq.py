@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.errors import HfcompressError
 from hfcompress.model.lora import Lora
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def fit(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) ->
 
     Returns:
         `‖W - Q‖` and `‖W - Q - B A‖` over all those layers, as shares of `‖W‖`.
+
+    Raises:
+        HfcompressError: where none of them is quantized.
     """
     from peft.utils.integrations import dequantize_module_weight
 
@@ -83,4 +87,9 @@ def fit(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) ->
         without += float(residual.square().sum())
         with_adapters += float((residual - b @ a).square().sum())
         size += float(weight.square().sum())
+    if not size:
+        raise HfcompressError(
+            "`init: loftq` has nothing to start from: no layer with adapters is quantized",
+            "take them out of the backend's `skip`, choose other `targets`, or leave `init` out",
+        )
     return (without / size) ** 0.5, (with_adapters / size) ** 0.5
