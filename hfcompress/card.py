@@ -146,7 +146,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "rounded": [card_quantization.result(stage, notes) for stage, notes in content.get("rounded", {}).items()],
         "plot": (artifact.path / "tradeoff.png").is_file(),
         "recipe": loaded.document.text.rstrip("\n"),
-        "overrides": loaded.document.overrides,
+        "overrides": [_anywhere(assignment) for assignment in loaded.document.overrides],
         "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or UNNAMED),
         "dataset": dataset_name(loaded) or Path(loaded.recipe.task.dataset).name,
         "language": ", ".join(loaded.recipe.hub.language),
@@ -187,6 +187,12 @@ def _teachers(taught: Any) -> str:
 def _shown(name: str) -> str:
     """A Hub id or a stage as it is; of a directory its name alone, which is all that means anything elsewhere."""
     return Path(name).name if is_local(name) else name
+
+
+def _anywhere(assignment: str) -> str:
+    """`KEY=VALUE` as it is; of the path from the root of a machine that is its value, the name alone."""
+    key, _, value = assignment.partition("=")
+    return f"{key}={Path(value).name}" if Path(value).is_absolute() else assignment
 
 
 def _epochs(train: Any) -> str:

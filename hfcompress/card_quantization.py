@@ -8,7 +8,7 @@ from typing import Any
 from hfcompress import report
 from hfcompress.model.odd_weights import ODD
 
-NOTES = ("mixed", "odd_weights")
+NOTES = ("mixed", "odd_weights", "loftq")
 """What of a quantize stage's notes the card tells."""
 SHOWN = 8
 """Layers whose suffering the card lists."""
@@ -79,7 +79,14 @@ def _odd(notes: list[Mapping[str, Any]]) -> list[str]:
     return [f"Output channels that a grid holds badly, by layer: {told}."]
 
 
-_FACTS: Mapping[str, Any] = {"mixed": _mixed, "odd_weights": _odd}
+def _loftq(notes: Mapping[str, Any]) -> list[str]:
+    without, left = notes["error_without_adapters"], notes["error"]
+    return [
+        f"Quantizing moved the adapted weights by {without:.2%}, of which LoftQ's adapters at first left {left:.2%}."
+    ]
+
+
+_FACTS: Mapping[str, Any] = {"mixed": _mixed, "odd_weights": _odd, "loftq": _loftq}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

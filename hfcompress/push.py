@@ -12,7 +12,7 @@ from hfcompress.card import UNNAMED
 from hfcompress.data.source import hub_errors
 from hfcompress.model.artifact import ADAPTER, openvino_files
 
-SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".md", ".png", ".py", ".yaml"})
+SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".md", ".png", ".py", ".yaml", ".jinja"})
 LEFT_OUT = frozenset({"stage.json", "training_args.bin"})
 
 

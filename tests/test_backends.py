@@ -245,3 +245,50 @@ def test_quantizing_leaves_the_source_alone(name: str, quantized: Quantized) -> 
     made = quantized(name)
     assert np.array_equal(logits_of(load_model(made.source, AUTO), made.probe), made.plain)
     assert set(stored(made.source).values()) == {"F32"}
+
+
+@pytest.mark.parametrize(
+    "name", ["float16", "bfloat16", "bnb_8bit", "bnb_4bit", "torch_int8", "onnx_int8", "onnx_int4"]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    import torch
+
+    model = world.model(hidden=64, ffn=128)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("nan")
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    (tmp_path / "out").mkdir()
+    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
+        BACKENDS.parse(name).quantize(work)
+
+
+@pytest.mark.parametrize("name", ["torch_int8", "onnx_int8", "onnx_int4"])
+def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) -> None:
+    import torch
+
+    model = world.model(hidden=64, ffn=128)
+    with torch.no_grad():
+        weight = model.bert.encoder.layer[1].output.dense.weight
+        weight[4, 2], weight[7] = 1e6, 0
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    (tmp_path / "out").mkdir()
+    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    BACKENDS.parse(name).quantize(work)
+    found = {(odd["layer"], odd["what"], odd["channels"]) for odd in work.notes["odd_weights"]}
+    odd = ["zeros"] if name == "onnx_int4" else ["outlier", "zeros"]  # a block of its own holds the outlier
+    assert found == {("bert.encoder.layer.1.output.dense", what, 1) for what in odd}
+
+
+@pytest.mark.parametrize("name", ["float16", "bnb_8bit"])
+def test_a_weight_that_half_precision_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
+    import torch
+
+    model = world.model(hidden=64, ffn=128)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[4, 2] = 1e6
+    save_model(model, world.tokenizer(), tmp_path / "float")
+    (tmp_path / "out").mkdir()
+    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
+        BACKENDS.parse(name).quantize(work)

@@ -56,14 +56,13 @@ class Bnb8Bit(Backend):
         from hfcompress.model.artifact import load_model, read_config, save_weights
         from hfcompress.model.fake_quantization import linears
         from hfcompress.model.family import FAMILIES
-        from hfcompress.model.odd_weights import require_finite
-
-        require_finite(linears(load_model(work.source, work.auto_class)))
 
         kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip
         if skip is None:
             skip = list(FAMILIES[kind].head_modules[head_of(work.auto_class) or "sequence"])
+        layers = linears(load_model(work.source, work.auto_class))
+        self.note_odd_weights({path: x for path, x in layers.items() if not _named_in(path, skip)}, work)
         model = getattr(transformers, work.auto_class).from_pretrained(
             work.source,
             quantization_config=self.options([*at_any_depth(skip), *sorted(work.keep)]),
@@ -87,8 +86,13 @@ def at_any_depth(names: list[str]) -> list[str]:
     return [*names, *(rf"(.*\.)?{name}" for name in names)]
 
 
+def _named_in(path: str, names: list[str]) -> bool:
+    """Whether a module is one of these, or inside of one."""
+    return any(f".{name}." in f".{path}." for name in names)
+
+
 def _require_found(names: list[str], model: Any) -> None:
-    paths = [f".{path}." for path, _ in model.named_modules()]
+    paths = [path for path, _ in model.named_modules()]
     for name in names:
-        if not any(f".{name}." in path for path in paths):
+        if not any(_named_in(path, [name]) for path in paths):
             raise HfcompressError(f"`skip` names '{name}', and the model has no such module")

@@ -26,7 +26,12 @@ class Float16(Backend):
         import torch
 
         from hfcompress.model.artifact import load_model, save_weights
+        from hfcompress.model.fake_quantization import linears
+        from hfcompress.model.odd_weights import require_finite
 
-        model = load_model(work.source, work.auto_class).to(getattr(torch, self.dtype))
+        model = load_model(work.source, work.auto_class)
+        require_finite(linears(model))
+        model = model.to(getattr(torch, self.dtype))
+        require_finite(linears(model))  # float16 ends at 65504
         save_weights(model, work.target)
         return logits_of(model, work.probe)

@@ -32,14 +32,18 @@ def odd_weights(layers: Mapping[str, nn.Linear], rounded: Callable[[Tensor], Ten
         For each layer and each thing that is odd about it `layer`, `what` and how many `channels`.
 
     Raises:
-        HfcompressError: for a layer with weights that are not finite.
+        HfcompressError: for a layer with weights that are not finite, or not once they are stored.
     """
     require_finite(layers)
     found = []
     for path, layer in layers.items():
         weight = layer.weight.detach()
         filled = weight != 0
-        lost = ((rounded(weight) == 0) & filled).sum(-1) > LOST * filled.sum(-1)
+        stored = rounded(weight)
+        if not stored.isfinite().all():
+            message = f"{path} has a weight of {float(weight.abs().max()):.3g}, which cannot be stored so"
+            raise HfcompressError(message, "use onnx_int8 or torch_int8, or train the model again")
+        lost = ((stored == 0) & filled).sum(-1) > LOST * filled.sum(-1)
         for what, channels in (("zeros", ~filled.any(-1)), ("outlier", lost)):
             if channels.any():
                 found.append({"layer": path, "what": what, "channels": int(channels.sum())})
