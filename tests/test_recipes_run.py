@@ -404,7 +404,8 @@ def test_ensemble(ran: Ran, things: Things) -> None:
     assert [teacher["stage"] for teacher in teachers] == ["source", str(things.second)]
     assert all(teacher["dev"] > 0.9 for teacher in teachers)
     assert done.quality(1) > 0.8
-    assert str(things.second) in done.card.content
+    assert f"`{things.second.name}`" in done.card.content
+    assert str(things.second) not in done.card.content  # it means nothing elsewhere
 
 
 def test_ner(ran: Ran) -> None:
