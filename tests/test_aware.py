@@ -19,9 +19,10 @@ from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.model.artifact import load_model, open_artifact, save_model
 from hfcompress.model.calibration import calibrate
 from hfcompress.model.embedding_grid import rounded_rows
-from hfcompress.model.fake_quantization import FakeQuantization, linears
+from hfcompress.model.fake_quantization import FakeQuantization
 from hfcompress.model.followed_ranges import MOMENTUM, FollowedRanges
 from hfcompress.model.learned_steps import RATE, LearnedSteps
+from hfcompress.model.linears import linears
 from hfcompress.model.observe import observe
 from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.model.ranges import Ranges, affine

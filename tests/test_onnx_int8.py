@@ -26,7 +26,7 @@ from hfcompress.graphs.fuse import paths_of
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import load_model, open_artifact, read_config, save_model
 from hfcompress.model.calibration import calibrate
-from hfcompress.model.fake_quantization import linears
+from hfcompress.model.linears import linears
 from hfcompress.model.observe import accepted
 from hfcompress.model.probe import Probe, logits_of, probe_inputs
 from hfcompress.model.ranges import Ranges

@@ -21,7 +21,7 @@ from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import load_model, open_artifact, save_model
 from hfcompress.model.block_grid import block_codes, rounded_blocks
 from hfcompress.model.embedding_grid import rounded_rows
-from hfcompress.model.fake_quantization import linears
+from hfcompress.model.linears import linears
 from hfcompress.model.probe import Probe, logits_of, probe_inputs
 from hfcompress.model.surgery import Keep, cut
 from tests import world

@@ -14,11 +14,12 @@ from hfcompress.backends.base import BACKENDS, Backend, Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import shape_of
 from hfcompress.model.artifact import load_model, open_artifact, save_model
+from hfcompress.model.linears import linears
 from hfcompress.model.probe import logits_of, probe_inputs
 from hfcompress.recipe import check, load
 from hfcompress.stages import mixed
 from hfcompress.stages.base import Bench
-from hfcompress.stages.mixed import fewest, linear_paths, together
+from hfcompress.stages.mixed import fewest, together
 from hfcompress.stages.quantize import Quantize
 from tests import world
 from tests.test_recipes_run import InThisProcess
@@ -37,7 +38,7 @@ class Coarse(Backend):
 
     def quantize(self, work: Work) -> Any:
         model = load_model(work.source, work.auto_class)
-        for path in set(linear_paths(model)) - work.keep:
+        for path in set(linears(model)) - work.keep:
             layer = model.get_submodule(path)
             layer.weight.data = self.rounded(layer.weight.data)
         save_model(model, world.tokenizer(), work.target)
@@ -89,7 +90,7 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(bench:
     assert notes["tried"][0]["keep"] == 0
     ranked = [path for x in notes["layers"] for path in x["layers"]]
     assert notes["kept"] == ranked[: len(notes["kept"])]
-    assert sorted(ranked) == sorted(linear_paths(model))
+    assert sorted(ranked) == sorted(linears(model))
     assert [x["error"] for x in notes["layers"]] == sorted((x["error"] for x in notes["layers"]), reverse=True)
     assert not any(a["keep"] < chosen["keep"] and a["drop"] <= 5 for a in notes["tried"])
     saved = load_model(bench.model_directory, bench.task.auto_class)
@@ -118,7 +119,7 @@ def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
     for family in ("bert", "llama", "modernbert", "albert"):
         model = world.model(family)
         groups = together(model)
-        assert sorted(path for paths in groups for path in paths) == sorted(linear_paths(model))
+        assert sorted(path for paths in groups for path in paths) == sorted(linears(model))
         sizes = sorted(len(paths) for paths in groups)
         largest = {"bert": [3, 3], "llama": [2, 2, 3, 3], "modernbert": [], "albert": [3]}[family]
         assert [n for n in sizes if n > 1] == largest
@@ -148,7 +149,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
     model = world.model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     work: Any = None
-    with Coarse().simulated(model, linear_paths(model), work):
+    with Coarse().simulated(model, linears(model), work):
         assert model.classifier.weight.min() >= 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -54,8 +54,8 @@ class Bnb8Bit(Backend):
         import transformers
 
         from hfcompress.model.artifact import load_model, read_config, save_weights
-        from hfcompress.model.fake_quantization import linears
         from hfcompress.model.family import FAMILIES
+        from hfcompress.model.linears import linears
 
         kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip

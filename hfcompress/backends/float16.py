@@ -26,7 +26,7 @@ class Float16(Backend):
         import torch
 
         from hfcompress.model.artifact import load_model, save_weights
-        from hfcompress.model.fake_quantization import linears
+        from hfcompress.model.linears import linears
         from hfcompress.model.odd_weights import require_finite
 
         model = load_model(work.source, work.auto_class)

@@ -58,7 +58,7 @@ class OnnxInt4(Backend):
         from hfcompress.graphs.embeddings import quantize_embeddings
         from hfcompress.graphs.int4 import quantize_linears
         from hfcompress.graphs.made import exported, stored
-        from hfcompress.model.fake_quantization import linears
+        from hfcompress.model.linears import linears
 
         model, graph = exported(work.source, work.auto_class, work.probe)
         self.note_odd_weights(linears(model), work)

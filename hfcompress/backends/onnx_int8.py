@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.shape import Shape
 from hfcompress.model.calibration import Method, calibrate
+from hfcompress.model.linears import linears
 from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class OnnxInt8(Backend):
         from hfcompress.graphs.made import exported, stored
 
         model, graph = exported(work.source, work.auto_class, work.probe)
-        self.note_odd_weights(_linears(model), work)
+        self.note_odd_weights(linears(model), work)
         if self.mode == "dynamic":
             graph = dynamic(graph, work.keep, self.per_channel, self.reduce_range)
         else:
@@ -114,7 +115,7 @@ class OnnxInt8(Backend):
             ranges = self._calibrated[work.source] = calibrate(
                 model, work.rows(self.rows), self.calibration, self.percentile
             )
-        steps = {path: self._steps(layer.weight) for path, layer in _linears(model).items()}
+        steps = {path: self._steps(layer.weight) for path, layer in linears(model).items()}
         return Ranges(ranges.inputs, {**steps, **ranges.steps})
 
     def rounded(self, weight: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class OnnxInt8(Backend):
         import torch
 
         grid = self._grid(model, work) if self.mode == "static" else None
-        layers = {path: layer for path, layer in _linears(model).items() if path in paths}
+        layers = {path: layer for path, layer in linears(model).items() if path in paths}
         before = {path: layer.weight.data for path, layer in layers.items()}
 
         def hook(path: str) -> Any:
@@ -166,9 +167,3 @@ class OnnxInt8(Backend):
 def _on_steps(weight: Tensor, steps: Tensor) -> Tensor:
     steps = steps.to(weight.device).unsqueeze(-1)
     return (weight / steps).round().clamp(-LARGEST, LARGEST) * steps
-
-
-def _linears(model: PreTrainedModel) -> Mapping[str, nn.Linear]:
-    from hfcompress.model.fake_quantization import linears
-
-    return linears(model)

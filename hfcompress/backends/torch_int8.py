@@ -44,7 +44,7 @@ class TorchInt8(Backend):
 
     def _look(self, model: PreTrainedModel, work: Work) -> None:
         """Notes odd weights, and refuses what is not finite."""
-        from hfcompress.model.fake_quantization import linears
+        from hfcompress.model.linears import linears
 
         self.note_odd_weights(linears(model), work)
         for path, table in _tables(model) if self.embeddings else ():

@@ -47,7 +47,7 @@ class TorchaoInt8WeightOnly(Backend):
         from transformers import TorchAoConfig
 
         from hfcompress.model.artifact import load_model, save_weights
-        from hfcompress.model.fake_quantization import linears
+        from hfcompress.model.linears import linears
 
         plain = load_model(work.source, work.auto_class)
         layers = self.layers(plain, work)

@@ -30,7 +30,7 @@ def exported(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedMod
     """
     import onnx
 
-    from hfcompress.model.fake_quantization import linears
+    from hfcompress.model.linears import linears
     from hfcompress.model.odd_weights import require_finite
 
     model = load_model(source, auto_class)

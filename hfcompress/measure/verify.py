@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.graphs.export import export, quiet
+from hfcompress.graphs.made import EXPORT_TOLERANCE
 from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
 from hfcompress.model.artifact import Artifact, load_model
 from hfcompress.model.probe import probe_inputs
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "int4": 1e-5, "nf4": 1e-5, "fp4": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of a logit, relative to the largest logit or 1: kernels differ by rounding, nothing more."""
-EXPORT_TOLERANCE = 1e-4
-"""The same for an ONNX graph, whose operators are other kernels."""
 
 
 class ReloadError(RuntimeError):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.model.embedding_grid import rounded_rows
+from hfcompress.model.linears import linears
 from hfcompress.model.masks import Masks
 
 if TYPE_CHECKING:
@@ -94,11 +95,6 @@ class FakeQuantization(Masks):
         tables = [m for path, m in model.named_modules() if isinstance(m, nn.Embedding) and ".encoder." not in path]
         words = set(model.get_input_embeddings().modules())  # of factored words the table is inside
         return [(table, partial(rounded_rows, bits=self.table_bits if table in words else 8)) for table in tables]
-
-
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers, those of pooler and head too, by their paths; shared ones once."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def straight(values: Tensor, rounding: Rounding) -> Tensor:

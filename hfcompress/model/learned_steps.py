@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfcompress.model.fake_quantization import FakeQuantization, Rounding, linears
+from hfcompress.model.fake_quantization import FakeQuantization, Rounding
+from hfcompress.model.linears import linears
 from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The linear modules inside the transformer layers: what is pruned, weight by weight."""
+"""The linear modules of a model: what is pruned weight by weight, and what is quantized."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def layer_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear modules of the transformer layers, by their names in `model`; shared ones once.
-
-    They are those of the attention and of the FFN. The weight of `name` is `name.weight` in the state dict.
-    """
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear modules, those of pooler and head too, by their paths in `model`; shared ones once."""
     from torch import nn
 
+    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def layer_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Those of the transformer layers: of the attention and of the FFN."""
     inside = {id(module) for layer in family_of(model).stack(model) for module in layer.modules()}
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside
-    }
+    return {path: module for path, module in linears(model).items() if id(module) in inside}

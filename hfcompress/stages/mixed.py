@@ -15,6 +15,7 @@ from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
 from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.model.family import family_of
+from hfcompress.model.linears import linears
 from hfcompress.stages.base import Bench
 from hfcompress.stages.quantize import Quantize
 
@@ -163,8 +164,8 @@ class _Search:
         task, count = self.bench.task, min(self.options.rows, len(self.rows.encoded))
         rows = self.rows.encoded.shuffle(seed=self.bench.seed).select(range(count))
         model = load_model(self.work.source, task.auto_class)
-        groups = together(model) if self.options.backend.fuses else [(path,) for path in linear_paths(model)]
-        say(f"quantize: {len(linear_paths(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
+        groups = together(model) if self.options.backend.fuses else [(path,) for path in linears(model)]
+        say(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
         plain, order = answers(model, rows, self.tokenizer, task)
         found = []
         for paths in groups:
@@ -184,21 +185,14 @@ class _Search:
 
 
 def together(model: Any) -> list[tuple[str, ...]]:
-    """The paths of `linear_paths`; those that make queries, keys and values, or an FFN and its gate, together."""
+    """The paths of all linear layers; those that make queries, keys and values, or an FFN and its gate, together."""
     family = family_of(model)
     parts = ({family.query, family.key, family.value}, {family.ffn_in, family.ffn_gate} - {""})
     found: dict[str, list[str]] = {}
-    for path in linear_paths(model):
+    for path in linears(model):
         name = path
         for number, names in enumerate(parts):
             own = next((n for n in names if path.endswith(f".{n}")), None)
             name = f"{path.removesuffix(own)}{number}" if own else name
         found.setdefault(name, []).append(path)
     return [tuple(paths) for paths in found.values()]
-
-
-def linear_paths(model: Any) -> list[str]:
-    """The paths of a model's linear layers that have weights, head included."""
-    from torch import nn
-
-    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.numel()]
