@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def recipe(tmp_path: Path, teacher: Path, data: Path) -> Path:
     """A recipe of three stages on the tiny world."""
     return world.recipe(tmp_path / "recipe.yaml", teacher, data)
+
+
+@pytest.fixture(autouse=os.environ.get("HFCOMPRESS_TEST_KERNELS") == "other")
+def _another_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor with few abilities, whose kernels round in another way, where `make test-portable` asks for it."""
+    from hfcompress.measure import environment
+    from tests import kernels
+
+    monkeypatch.setattr(environment, "FLAGS", ("avx2",))
+    with kernels.simulated(monkeypatch):
+        yield

@@ -86,7 +86,7 @@ def test_units_are_removed_in_the_published_order_at_the_published_cost(units: i
 
 
 def test_a_unit_that_does_more_together_with_another_costs_no_less_than_the_one_before() -> None:
-    gram = torch.eye(3, dtype=torch.float64)
+    gram = torch.diag(torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64))  # of equal twins rounding would choose
     inputs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.1], [0.0, 0.0, 2.0]], dtype=torch.float64)
     costs = removal_costs(gram, damped(inputs.T @ inputs / 3), 3)
     assert costs.argsort().tolist() == [0, 1, 2]  # of the twins one costs nothing, then the other costs all
@@ -380,4 +380,4 @@ def test_two_processes_come_to_what_one_comes_to() -> None:
     one, other = two.run(lambda rank: all_of_it(calibration(4, slice(rank, None, 2), two.total(rank))))
     for alone, first, second_ in zip(all_of_it(calibration()), one, other, strict=True):
         assert torch.equal(first, second_)
-        assert torch.allclose(alone, first, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(alone, first, rtol=1e-3, atol=1e-4)  # solutions of float32 moments

@@ -452,7 +452,7 @@ def test_minmax_is_all_that_was_seen() -> None:
     expected = seen_inputs(model, ROWS)
     assert set(found) == set(expected)
     for path, values in expected.items():
-        assert found[path] == (min(float(values.min()), 0), max(float(values.max()), 0))
+        assert found[path] == pytest.approx((min(float(values.min()), 0), max(float(values.max()), 0)), rel=1e-5)
 
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 100.0])
@@ -463,8 +463,8 @@ def test_percentile_cuts_as_much_at_both_ends(percentile: float) -> None:
         width = (max(float(values.max()), 0) - min(float(values.min()), 0)) / 2048
         tail = (100 - percentile) / 2
         low, high = np.percentile(values.numpy(), [tail, 100 - tail], method="inverted_cdf")
-        assert min(low, 0) - 1.01 * width <= found[path][0] <= min(low, 0) + 1e-6
-        assert max(high, 0) - 1e-6 <= found[path][1] <= max(high, 0) + 1.01 * width
+        assert min(low, 0) - 1.01 * width <= found[path][0] <= min(low, 0) + 1e-4
+        assert max(high, 0) - 1e-4 <= found[path][1] <= max(high, 0) + 1.01 * width
 
 
 def literal_threshold(values: Any) -> float:
