@@ -421,7 +421,7 @@ def test_the_span_loss_is_the_mean_of_start_and_end_whatever_is_padded(tmp_path:
     [
         (
             {"text": ["bad"], "answer_start": [3]},
-            "row 1 has the answer 'bad' at character 3, where the context has ' fi'\nmend answer_start",
+            "row 1 has the answer 'bad' at character 3, where the context has ' fi'\nfix answer_start",
         ),
         ({"text": ["bad"], "answer_start": [-3]}, "row 1 has the answer 'bad' at character -3"),
         ({"text": [""], "answer_start": [0]}, "row 1 has the answer '' at character 0"),
