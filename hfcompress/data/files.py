@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hfcompress.base.errors import HfcompressError, did_you_mean, disk_problem
-from hfcompress.data.values import SHOWN, ColumnType, Number, Repeated, read_column, shown, typed
+from hfcompress.data.values import SHOWN, ColumnType, Number, Repeated, features_of, read_column, shown, typed
 
 if TYPE_CHECKING:
     import datasets
@@ -94,10 +94,9 @@ class TextFile:
         Raises:
             HfcompressError: for a row that cannot be meant.
         """
-        import datasets
         import pyarrow
 
-        schema = datasets.Features({name: kind.feature() for name, kind in types.items()}).arrow_schema
+        schema = features_of(types).arrow_schema
         records, first = self._records(list(types)), 0
         while some := list(islice(records, ROWS_AT_ONCE)):
             lines = [line for line, _ in some]
@@ -115,7 +114,7 @@ class TextFile:
         import datasets
         import pyarrow
 
-        features = datasets.Features({name: kind.feature() for name, kind in types.items()})
+        features = features_of(types)
         tables = list(self.batches(types))
         whole = pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table()
         return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
@@ -149,7 +148,8 @@ class TextFile:
                 raise HfcompressError(f"{self.path} cannot be read: it is {what[0]}", what[1]) from None
             stream.seek(0)
             place = next((n for n, line in enumerate(stream, 1) if not _decodes(line, self.encoding)), None)
-        where = f"line {place} of it" if place is not None else "it"
+        # In UTF-16 and UTF-32 a line does not end at the byte of a line end.
+        where = f"line {place} of it" if place is not None and "\n".encode(self.encoding) == b"\n" else "it"
         reason = getattr(error, "reason", None) or str(error)
         byte = f"byte 0x{error.object[error.start]:02x}: " if isinstance(error, UnicodeDecodeError) else ""
         message = f"{self.path} cannot be read: {where} is not {self.encoding} ({byte}{reason})"
@@ -204,17 +204,20 @@ class TextFile:
 
     def _objects(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
         """The JSON objects of a file, one a line or all in one list, with their lines."""
-        lines = self._filled_lines()
-        for number, (line, text) in enumerate(lines):
-            if number == 0 and text.lstrip().startswith("["):
+        lines, first = self._lines(), True
+        for line, text in lines:
+            if text.isspace():
+                continue
+            if first and text.lstrip().startswith("["):
                 yield from self._listed("".join([text, *(more for _, more in lines)]), line)
                 return
             try:
                 found = self._decoded(text, line)
             except HfcompressError:
-                if number == 0 and self.path.suffix == ".json":
+                if first and self.path.suffix == ".json":
                     self._refuse_one_object("".join([text, *(more for _, more in lines)]), line)
                 raise
+            first = False
             yield line, self._object(found, f"{self.path}:{line}")
 
     def _listed(self, text: str, first: int) -> Iterator[tuple[None, dict[str, Any]]]:
@@ -330,10 +333,11 @@ def streamed(file: DataFile, types: dict[str, ColumnType]) -> datasets.IterableD
     """The rows of a file, read while they are used."""
     import datasets
 
-    features = datasets.Features({name: kind.feature() for name, kind in types.items()})
     columns = tuple(types)  # a list would be taken for shards
     return datasets.IterableDataset.from_generator(
-        _rows, features=features, gen_kwargs={"file": file, "columns": columns, "types": tuple(types.values())}
+        _rows,
+        features=features_of(types),
+        gen_kwargs={"file": file, "columns": columns, "types": tuple(types.values())},
     )
 
 

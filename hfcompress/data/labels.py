@@ -70,7 +70,7 @@ def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Call
     ids = {str(name): index for name, index in (labels or {}).items()}
     find_name = finder(ids)
     named = has_names(in_order(ids))
-    numbers_are_ids = not (named and any(map(is_integer, ids)))
+    numbers_are_ids = not (named and any(map(_is_numeric, ids)))
 
     def find_text(value: str) -> int:
         found = find_name(value)
@@ -87,12 +87,21 @@ def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Call
     return find
 
 
+def _is_numeric(name: str) -> bool:
+    """Whether a label reads as a number in any spelling: `3`, `003`, `1.0`."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _by_number(
     ids: Mapping[str, int], names: list[str], find: Callable[[str], int], head_has_names: bool
 ) -> dict[int, int]:
     """The head's id for each of the data's."""
     same = {number: number for number in range(len(ids))}
-    if not names or (not has_names(names) and not (head_has_names and any(map(is_integer, ids)))):
+    if not names or (not has_names(names) and not (head_has_names and any(map(_is_numeric, ids)))):
         return same
     if not head_has_names and not set(names) <= set(ids):
         return same
@@ -152,12 +161,22 @@ def require_same_labels(who: str, theirs: Mapping[str, int], ours: Mapping[str, 
         raise HfcompressError(message, fix)
 
 
-def absent_labels(found: set[int], labels: Mapping[str, int]) -> str:
-    """A sentence on the labels of a head that no row of train has; empty where each has one."""
-    absent = [name for name in in_order(labels) if labels[name] not in found]
-    if not absent:
-        return ""
-    return f"no row of the train split has the label {listed(absent)}, which the head has: nothing teaches it"
+def warnings_of(found: set[int], labels: Mapping[str, int]) -> list[str]:
+    """What to mind about the labels of a head: those that no row of train has, and those that look alike.
+
+    Args:
+        found: The ids that train has.
+        labels: The head's label names and ids.
+    """
+    names, said = in_order(labels), list[str]()
+    absent = [name for name in names if labels[name] not in found]
+    if absent:
+        said.append(f"the head's label {listed(absent)} occurs in no row of the train split, so no row teaches it")
+    counted = Counter(map(plain, names))
+    alike = [name for name in names if plain(name) and counted[plain(name)] > 1]
+    if alike:
+        said.append(f"the labels {', '.join(map(repr, alike[:LISTED]))} differ in spelling only, and are classes apart")
+    return said
 
 
 def listed(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.base.errors import HfcompressError, Problem
-from hfcompress.data.labels import absent_labels, id_of, outside, sorted_labels
+from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
 from hfcompress.data.task import LabelledTask, mapped, numbered
 from hfcompress.data.values import SCORE, ColumnType, shown
@@ -105,9 +105,9 @@ class TextClassification(SequenceTask):
             raise outside(number, rows[number][self.label], self.label, labels, names)
         return found
 
-    def absent(self, targets: list[int], labels: Mapping[str, int]) -> str:
-        """Which classes no row of train has."""
-        return absent_labels(set(targets), labels)
+    def label_warnings(self, targets: list[int], labels: Mapping[str, int]) -> list[str]:
+        """Classes that no row of train has, and classes that look like one another."""
+        return warnings_of(set(targets), labels)
 
     def predictions(self, logits: Array) -> Array:
         """`(rows, labels)` logits to class ids."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError, disk_problem
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
-from hfcompress.data.values import ColumnType, read_column, typed
+from hfcompress.data.values import ColumnType, features_of, read_column, typed
 from hfcompress.model.artifact import MODELING_FILE, read_config, require_weight_names
 
 if TYPE_CHECKING:
@@ -296,7 +296,9 @@ class Table:
         if first is not None:
             require_columns(list(self.types), list(first), self._called(split))
         convert = partial(_converted, types=dict(self.types), where=self._called(split))
-        return found.select_columns(list(self.types)).map(convert, with_indices=True)
+        return found.select_columns(list(self.types)).map(
+            convert, with_indices=True, features=features_of(dict(self.types))
+        )
 
     def _on_the_hub(self, split: str, streaming: bool = False) -> Any:
         refuse_a_path(self.dataset, "data")

@@ -171,15 +171,20 @@ class BaseTask(Strict):
         for split in dict.fromkeys(splits):
             try:
                 targets = self.targets(self.read(split), ids)
-                if split == "train" and (absent := self.absent(targets, ids)):
-                    say(f"warning: {absent}", style="yellow")
+                for warning in self.label_warnings(targets, ids) if split == "train" else []:
+                    say(f"warning: {warning}", style="yellow")
             except HfcompressError as error:
                 found += [replace(p, message=f"{split}: {p.message}", key=("task", "dataset")) for p in error.problems]
         return found
 
-    def absent(self, targets: list[Any], labels: Mapping[str, int]) -> str:
-        """Which of the head's labels no row of train has; empty where each has one."""
-        return ""
+    def label_warnings(self, targets: list[Any], labels: Mapping[str, int]) -> list[str]:
+        """What to mind about the labels of the train split.
+
+        Args:
+            targets: What `targets` gave for it.
+            labels: The head's label names and ids.
+        """
+        return []
 
     def head_labels(self) -> int | None:
         """Outputs of a head that is made for this task; None where only reading the Hub would tell."""
@@ -194,8 +199,11 @@ class BaseTask(Strict):
         """How many rows `encode` gives of a local split; None where only reading or encoding it would tell."""
         if not source.is_local(self.dataset):
             return None
-        file = self.table.file(split)
-        return None if file is None else file.count()
+        try:
+            file = self.table.file(split)
+            return None if file is None else file.count()
+        except HfcompressError as error:
+            raise HfcompressError(replace(p, key=("task", "dataset")) for p in error.problems) from None
 
     def read(self, split: Split) -> datasets.Dataset:
         """The raw rows of a split.

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.entities import MISSED, OUTSIDE
-from hfcompress.data.labels import absent_labels, id_of, in_order, listed, outside, sorted_labels
+from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import TOKENS, Metric, objects
 from hfcompress.data.task import IGNORED, LabelledTask, mapped, numbered, padded, token_loss
 from hfcompress.data.values import TAGS, WORDS, ColumnType
@@ -82,9 +82,9 @@ class TokenClassification(LabelledTask):
             found.append(ids)
         return found
 
-    def absent(self, targets: list[list[int]], labels: Mapping[str, int]) -> str:
-        """Which tags no word of train has."""
-        return absent_labels({tag for tags in targets for tag in tags}, labels)
+    def label_warnings(self, targets: list[list[int]], labels: Mapping[str, int]) -> list[str]:
+        """Tags that no word of train has, and tags that look like one another."""
+        return warnings_of({tag for tags in targets for tag in tags}, labels)
 
     def _require_words(self, number: int, words: Any, tags: Any) -> None:
         for column, values in ((self.text[0], words), (self.label, tags)):

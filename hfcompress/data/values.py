@@ -55,19 +55,42 @@ class UnreadableError(ValueError):
         self.fix = fix
 
 
+Form = str | list[str] | dict[str, list[str]]
+"""A feature of `datasets` in short: the name of a value's type, in a list for a column of lists, in a dict of lists."""
+
+
 @dataclass(frozen=True)
 class ColumnType:
     """What one column holds.
 
     Attributes:
         read: Turns a value as it was found into what is kept; None stays None. Raises `UnreadableError`.
-        feature: Makes the `datasets` feature of what is kept.
-        keeps: Whether a typed column with this feature can stay as it is.
+        form: How it is kept.
+        keeps: Whether a typed column with a feature like this can stay as it is.
     """
 
     read: Callable[[Any], Any]
-    feature: Callable[[], Any]
+    form: Form
     keeps: Callable[[Any], bool]
+
+    def feature(self) -> Any:
+        """The `datasets` feature of what is kept."""
+        return _feature(self.form)
+
+
+def features_of(types: dict[str, ColumnType]) -> datasets.Features:
+    """The features of columns as they are kept."""
+    import datasets
+
+    return datasets.Features({name: column_type.feature() for name, column_type in types.items()})
+
+
+def _feature(form: Form) -> Any:
+    import datasets
+
+    if isinstance(form, dict):
+        return {name: _feature(inner) for name, inner in form.items()}
+    return datasets.Sequence(datasets.Value(form[0])) if isinstance(form, list) else datasets.Value(form)
 
 
 def is_integer(text: str) -> bool:
@@ -78,7 +101,8 @@ def is_integer(text: str) -> bool:
 def shown(value: Any) -> str:
     """A value for a message: whole numbers bare, all else as Python spells it, cut where it is long."""
     # A long value is cut before it is spelled, which would cost as much again.
-    short = value[: SHOWN + 1] if isinstance(value, (str, bytes, list)) else value
+    long = isinstance(value, (str, bytes, list)) and len(value) > SHOWN
+    short = value[: SHOWN + 1] if long else value
     try:
         text = short if isinstance(short, str) and len(short) <= SHOWN and is_integer(short) else repr(short)
     except RecursionError:
@@ -252,37 +276,22 @@ def _kind(value: Any) -> str:
     return known.get(type(value)) or f"a {type(value).__name__}"
 
 
-def _value(name: str) -> Callable[[], Any]:
-    def feature() -> Any:
-        import datasets
-
-        return datasets.Value(name)
-
-    return feature
-
-
-def _list_of(name: str) -> Callable[[], Any]:
-    def feature() -> Any:
-        import datasets
-
-        return datasets.Sequence(datasets.Value(name))
-
-    return feature
-
-
-def _answers() -> Any:
-    return {"text": _list_of("string")(), "answer_start": _list_of("int64")()}
-
-
-def _is(feature: Any, *names: str) -> bool:
+def _is_value(feature: Any, *names: str) -> bool:
     """Whether a feature is a plain value of one of the types."""
-    return (
-        getattr(feature, "dtype", None) in names and not hasattr(feature, "names") and not hasattr(feature, "feature")
-    )
+    nested = hasattr(feature, "names") or hasattr(feature, "feature")
+    return not nested and getattr(feature, "dtype", None) in names
+
+
+def _is_text(feature: Any) -> bool:
+    return _is_value(feature, "string")
 
 
 def _is_label(feature: Any) -> bool:
-    return _is(feature, "string") or (hasattr(feature, "names") and hasattr(feature, "str2int"))
+    return _is_text(feature) or (hasattr(feature, "names") and hasattr(feature, "str2int"))
+
+
+def _is_score(feature: Any) -> bool:
+    return _is_value(feature, *_NUMBERS)
 
 
 def _is_list(feature: Any, fits: Callable[[Any], bool]) -> bool:
@@ -290,18 +299,30 @@ def _is_list(feature: Any, fits: Callable[[Any], bool]) -> bool:
     return inner is not None and not isinstance(inner, dict) and fits(inner)
 
 
-def _are_answers(feature: Any) -> bool:
-    fits = {"text": ("string",), "answer_start": ("int32", "int64")}
-    return isinstance(feature, dict) and all(
-        name in feature and _is_list(feature[name], lambda inner, names=names: _is(inner, *names))  # type: ignore[misc]
-        for name, names in fits.items()
+def _is_words(feature: Any) -> bool:
+    return _is_list(feature, _is_text)
+
+
+def _is_tags(feature: Any) -> bool:
+    return _is_list(feature, _is_label)
+
+
+def _is_place(feature: Any) -> bool:
+    return _is_value(feature, "int32", "int64")
+
+
+def _is_answers(feature: Any) -> bool:
+    return (
+        isinstance(feature, dict)
+        and _is_words(feature.get("text"))
+        and _is_list(feature.get("answer_start"), _is_place)
     )
 
 
 _NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
-TEXT = ColumnType(read_text, _value("string"), lambda feature: _is(feature, "string"))
-LABEL = ColumnType(read_label, _value("string"), _is_label)
-SCORE = ColumnType(read_score, _value("float64"), lambda feature: _is(feature, *_NUMBERS))
-WORDS = ColumnType(read_words, _list_of("string"), lambda feature: _is_list(feature, lambda f: _is(f, "string")))
-TAGS = ColumnType(read_tags, _list_of("string"), lambda feature: _is_list(feature, _is_label))
-ANSWERS = ColumnType(read_answers, _answers, _are_answers)
+TEXT = ColumnType(read_text, "string", _is_text)
+LABEL = ColumnType(read_label, "string", _is_label)
+SCORE = ColumnType(read_score, "float64", _is_score)
+WORDS = ColumnType(read_words, ["string"], _is_words)
+TAGS = ColumnType(read_tags, ["string"], _is_tags)
+ANSWERS = ColumnType(read_answers, {"text": ["string"], "answer_start": ["int64"]}, _is_answers)
