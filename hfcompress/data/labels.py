@@ -13,6 +13,8 @@ from hfcompress.data.values import is_integer, shown
 LISTED = 20
 """Labels that a message lists."""
 _UNKNOWN = -1
+_DIGITS = 18
+_LETTERS = 60
 _PARTS = str.maketrans("_-", "  ")
 
 
@@ -34,7 +36,12 @@ def in_order(labels: Mapping[str, int]) -> list[str]:
 def sorted_labels(labels: Iterable[str]) -> list[str]:
     """Labels in the order in which a new head numbers them: whole numbers by value, anything else by its letters."""
     found = set(labels)
-    return sorted(found, key=int if all(map(is_integer, found)) else None)
+    return sorted(found, key=int if all(map(_is_id, found)) else None)
+
+
+def _is_id(text: str) -> bool:
+    """Whether a text is a whole number, and no longer than an id can be."""
+    return len(text) <= _DIGITS and is_integer(text)
 
 
 def finder(labels: Mapping[str, int]) -> Callable[[str], int | None]:
@@ -74,7 +81,7 @@ def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Call
 
     def find_text(value: str) -> int:
         found = find_name(value)
-        if found is None and numbers_are_ids and is_integer(value) and len(value) < 10:
+        if found is None and numbers_are_ids and _is_id(value):
             found = int(value)
         return found if found is not None and 0 <= found < len(ids) else _UNKNOWN
 
@@ -175,10 +182,11 @@ def warnings_of(found: set[int], labels: Mapping[str, int]) -> list[str]:
     counted = Counter(map(plain, names))
     alike = [name for name in names if plain(name) and counted[plain(name)] > 1]
     if alike:
-        said.append(f"the labels {', '.join(map(repr, alike[:LISTED]))} differ in spelling only, and are classes apart")
+        said.append(f"the labels {listed(list(map(repr, alike)))} differ in spelling only, and are classes apart")
     return said
 
 
 def listed(names: Sequence[str]) -> str:
-    """Label names for a message, the first of many."""
-    return ", ".join(map(str, names[:LISTED])) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")
+    """Label names for a message, the first of many, each cut where it is long."""
+    short = [name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…" for name in map(str, names[:LISTED])]
+    return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")
