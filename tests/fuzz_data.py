@@ -26,9 +26,9 @@ from hfcompress.data.values import LABEL, TEXT
 Rows = list[tuple[Any, Any]]
 TYPES = {"text": TEXT, "label": LABEL}
 TRAPS = ["007", "1e5", "1.0", "2.50", "-0", "+1", "1_000", "0x10", "9" * 30, "9" * 5000, "inf", "nan", "NaN", "NA",
-         "N/A", "null", "None", "", " ", "true", "True", "FALSE", "2024-01-02", "2024-01-02T03:04:05Z", "10:00", "1,5", "a;b",
-         "#x", "'", '"', '""', '"a', 'a"b', "\\", "\\n", "a\tb", "a\nb", "a\rb", "a\r\nb", "\ufeffa", "a\0b", "\u2028",
-         "\u0085", "\x0b\x0c", "\x1c\x1d", "\u00a0", "١", "é", "👍", "e\u0301", "=1+1", "[1]", "{}", "a, b",
+         "N/A", "null", "None", "", " ", "true", "True", "FALSE", "2024-01-02", "2024-01-02T03:04:05Z", "10:00", "1,5",
+         "a;b", "#x", "'", '"', '""', '"a', 'a"b', "\\", "\\n", "a\tb", "a\nb", "a\rb", "a\r\nb", "\ufeffa", "a\0b",
+         "\u2028", "\u0085", "\x0b\x0c", "\x1c\x1d", "\u00a0", "١", "é", "👍", "e\u0301", "=1+1", "[1]", "{}", "a, b",
          "x" * 200_000]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import fuzz_data
 
-QUICK = settings(max_examples=300, derandomize=True, deadline=None, database=None,
+QUICK = settings(max_examples=200, derandomize=True, deadline=None, database=None,
                  suppress_health_check=list(HealthCheck))  # fmt: skip
 
 

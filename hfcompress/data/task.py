@@ -6,9 +6,15 @@ labels give and for the score; a new task is one more class, and an entry in `ta
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -34,6 +40,8 @@ IGNORED = -100
 """The label of a token that is not asked about."""
 IN_A_BATCH = ("input_ids", "token_type_ids", "length", "labels", "index")
 """The columns of encoded rows that a batch is made of; what else there is, `judge` reads."""
+IN_MEMORY = 2**25
+"""Bytes of texts whose tokens are kept in memory."""
 
 
 class Splits(Strict):
@@ -402,11 +410,29 @@ def numbered(encoded: datasets.Dataset) -> datasets.Dataset:
 def mapped(
     rows: datasets.Dataset, function: Callable[..., Any], keep: Sequence[str] = (), **options: Any
 ) -> datasets.Dataset:
-    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay."""
+    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay.
+
+    Tokens take ten times the room of their texts, so those of many texts are kept on disk until the process ends.
+    """
     removed = [name for name in rows.column_names if name not in keep]
+    on_disk = rows.data.nbytes > IN_MEMORY
+    file = str(_scratch() / f"{secrets.token_hex(8)}.arrow") if on_disk else None
     return rows.map(
-        function, batched=True, remove_columns=removed, desc="tokens", load_from_cache_file=False, **options
+        function,
+        batched=True,
+        remove_columns=removed,
+        desc="tokens",
+        load_from_cache_file=False,
+        cache_file_name=file,
+        **options,
     )
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="hfcompress-tokens-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
