@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
 from hfcompress.data.source import model_directory
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
-from hfcompress.model.artifact import open_artifact
+from hfcompress.model.artifact import open_artifact, read_config
 from hfcompress.recipe import Loaded
 
 
@@ -21,6 +23,10 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
     """
     recipe = loaded.recipe
     artifacts = [open_artifact(model_directory(model), _label(model)) for model in models]
+    for artifact in artifacts:
+        problems = recipe.task.head_problems(read_config(artifact.path))
+        if problems:
+            raise HfcompressError(replace(p, message=f"{artifact.stage}: {p.message}", key=()) for p in problems)
     return {
         "schema": 1,
         "name": f"{len(models)} models on {recipe.name}",

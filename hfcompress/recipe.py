@@ -194,6 +194,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     try:
         config = model_config(recipe.model)
         problems += _padding_problems(config, recipe.task)
+        problems += [] if _trains_head(recipe) else recipe.task.head_problems(config)
         shapes = _planned(recipe, shape_of(config, head=recipe.task.head), problems)
         readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
         if readable and (download or (weights and is_local(recipe.task.dataset))):

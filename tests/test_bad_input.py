@@ -161,9 +161,9 @@ BOTH = "good film\t1\nbad film\t0\n"
         ),
         ({"dev_tsv": HEADER + BOTH + "odd\tGREAT\n"}, "dev: row 2 has the label 'GREAT' in column 'label'"),
         ({"test_tsv": HEADER + BOTH + "odd\t-1\n"}, "test: row 2 has the label -1"),
-        ({"train_tsv": HEADER + BOTH + "short\n"}, "row 2 of the train split of"),
+        ({"train_tsv": HEADER + BOTH + "short\n"}, "the row at line 4 has 1 field, the header has 2"),
         ({"train_tsv": HEADER + BOTH + "long\t1\tmore\n"}, "train.tsv cannot be read: "),
-        ({"train_tsv": HEADER + "long\t1\tmore\nlong\t0\tmore\n"}, "rows with more fields than its header"),
+        ({"train_tsv": HEADER + "long\t1\tmore\nlong\t0\tmore\n"}, "the row at line 2 has 3 fields, the header has 2"),
         ({"train_csv": 'sentence,label\n"never closed,1\n'}, "train.csv cannot be read: "),
         ({"train_tsv": "text\tlabel\n" + BOTH}, "train.tsv has no column 'sentence'"),
         ({"dev_jsonl": "not json\n"}, "dev.jsonl:1 is not JSON"),
@@ -182,7 +182,9 @@ def test_a_data_file_that_cannot_be_used(
 def test_a_data_file_that_is_not_utf8(refused: Refused, tmp_path: Path) -> None:
     data = data_with(tmp_path / "bad")
     (data / "train.tsv").write_bytes(HEADER.encode() + "caf\xe9\t1\nbad\t0\n".encode("latin-1"))
-    assert "train.tsv cannot be read: 'utf-8' codec" in refused("--set", f"task.dataset={data}")
+    said = refused("--set", f"task.dataset={data}")
+    assert "train.tsv cannot be read: line 2 of it is not utf-8 (byte 0xe9" in said
+    assert "`encoding: cp1252`" in said
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

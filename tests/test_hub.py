@@ -313,6 +313,20 @@ def test_a_data_set_of_parquet_files(hub: LoopbackHub, task: TextClassification,
     assert task.judged_split() == "dev"
 
 
+def test_a_data_set_s_own_types_are_read_as_their_spelling_or_refused(
+    hub: LoopbackHub, task: TextClassification, tmp_path: Path
+) -> None:
+    rows = datasets.Dataset.from_dict({"sentence": [7, 8], "label": [True, False], "seen": [1.5, 2.5]})
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / "repo" / "data" / f"{split}-00000-of-00001.parquet")
+    hub.add("user/tiny-data", tmp_path / "repo", kind="dataset")
+    assert task.read("train")[:] == {"sentence": ["7", "8"], "label": ["true", "false"]}
+    assert task.targets(task.read("train"), {"False": 0, "True": 1}) == [1, 0]
+    why = r"row 0 has 1\.5 in column 'seen', a float .*the dev split of user/tiny-data, .* the type float64"
+    with pytest.raises(HfcompressError, match=why):
+        TextClassification(**TASK | {"text": ["seen"]}).read("dev")
+
+
 def test_a_corpus_streams_from_the_hub(hub: LoopbackHub) -> None:
     documents = [f"film {number}" for number in range(20)]
     repo = hub.add("user/corpus", {"train.txt": "\n".join(documents).encode()}, kind="dataset")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hfcompress.backends.base import Work
 from hfcompress.base.errors import HfcompressError
+from hfcompress.data import task as task_module
 from hfcompress.data.fill_mask import FillMask, blocks, draws, masked
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering, best_span
@@ -84,6 +85,18 @@ def test_a_batch_pads_as_the_tokenizer_does(classes: TextClassification) -> None
     assert batch["input_ids"].tolist() == [[7, world.WORDS.index("film")], [7, 8]]
     assert batch["token_type_ids"].tolist() == [[1, 0], [1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+def test_tokens_of_many_texts_lie_on_disk_and_are_the_same(
+    classes: TextClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, labels = classes.read("train"), {"0": 0, "1": 1}
+    inside = classes.encode(rows, world.tokenizer(), labels)
+    monkeypatch.setattr(task_module, "IN_MEMORY", 0)
+    outside = classes.encode(rows, world.tokenizer(), labels)
+    assert not inside.cache_files
+    assert outside.cache_files
+    assert outside[:] == inside[:]
 
 
 def test_classes_are_judged_in_the_order_of_the_features(classes: TextClassification) -> None:
@@ -421,7 +434,7 @@ def test_the_span_loss_is_the_mean_of_start_and_end_whatever_is_padded(tmp_path:
     [
         (
             {"text": ["bad"], "answer_start": [3]},
-            "row 1 has the answer 'bad' at character 3, where the context has ' fi'\nmend answer_start",
+            "row 1 has the answer 'bad' at character 3, where the context has ' fi'\nfix answer_start",
         ),
         ({"text": ["bad"], "answer_start": [-3]}, "row 1 has the answer 'bad' at character -3"),
         ({"text": [""], "answer_start": [0]}, "row 1 has the answer '' at character 0"),

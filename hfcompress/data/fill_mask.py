@@ -84,12 +84,12 @@ class FillMask(BaseTask):
     def _stream(self, split: Split) -> Any:
         import datasets
 
-        own = source.stream_split(self.dataset, self.config, split, self.splits.named)
+        own = self.table.stream(split)
         if split == "train":
-            dev = source.stream_split(self.dataset, self.config, "dev", self.splits.named)
+            dev = self.table.stream("dev")
             return own.skip(self.dev_rows) if own is not None and dev is None else own
         if split == "dev" and own is None:
-            own = source.stream_split(self.dataset, self.config, "train", self.splits.named)
+            own = self.table.stream("train")
         return None if own is None else datasets.Dataset.from_list(list(own.take(self.dev_rows)))
 
     def read(self, split: Split) -> Any:
@@ -107,7 +107,6 @@ class FillMask(BaseTask):
                 f"the train split of {self.dataset} has nothing to stream",
                 f"give it more than the {self.dev_rows} documents that are held out (`dev_rows`)",
             )
-        self._require_columns(first, split)
         return found
 
     def _require_values(self, rows: Any, split: Split) -> None:
@@ -122,11 +121,11 @@ class FillMask(BaseTask):
             return super().fingerprint(judged)
         digest = hashlib.sha256("\x1f".join(map(str, self.read("dev")[self.text[0]])).encode())
         if source.is_local(self.dataset):
-            path = source.split_file(self.dataset, "train", self.splits.named)
-            assert path is not None
-            size = path.stat().st_size
+            file = self.table.file("train")
+            assert file is not None
+            size = file.path.stat().st_size
             digest.update(str(size).encode())
-            with path.open("rb") as stream:
+            with file.path.open("rb") as stream:
                 for piece in range(64):
                     stream.seek(size * piece // 64)
                     digest.update(stream.read(1 << 16))
@@ -169,7 +168,7 @@ class FillMask(BaseTask):
 
     def _rows(self, rows: Any, tokenizer: Any) -> Iterator[list[int]]:
         documents = (values[self.text[0]] for values in rows.select_columns(self.text).iter(TEXTS))
-        texts = ([str(text) for text in some if text and not str(text).isspace()] for some in documents)
+        texts = ([text for text in some if text and not text.isspace()] for some in documents)
         if not self.packed:
             for some in texts:
                 yield from tokenizer(some, truncation=True, max_length=self.max_length)["input_ids"] if some else []

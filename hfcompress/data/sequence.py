@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
-from hfcompress.data.task import LabelledTask, id_of, mapped, numbered, outside
+from hfcompress.data.task import LabelledTask, mapped, numbered
+from hfcompress.data.values import SCORE, ColumnType, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -24,17 +26,24 @@ class SequenceTask(LabelledTask):
     head: ClassVar[str] = "sequence"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
+    def head_problems(self, config: Mapping[str, Any]) -> list[Problem]:
+        """A head that was trained for several labels a text, or for scores where classes are asked for."""
+        trained = config.get("problem_type")
+        if trained not in ("multi_label_classification", "regression") or trained == self.problem_type:
+            return []
+        message = f"the model's head was trained for {trained.replace('_', ' ')}, the task is {self.type}"  # type: ignore[attr-defined]
+        return [Problem(message, "name a model for this task, or put a `finetune` stage first", ("model",))]
+
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
         targets = self.targets(rows, labels)
 
         def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
-            texts = [[str(text) for text in batch[column]] for column in self.text]
-            encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
+            encoded = tokenizer(*(batch[column] for column in self.text), truncation=True, max_length=self.max_length)
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-        encoded = mapped(rows.select_columns(self.text), tokens, batch_size=4096)
+        encoded = mapped(rows.select_columns(list(dict.fromkeys(self.text))), tokens, batch_size=4096)
         return numbered(encoded.add_column("labels", targets))
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
@@ -74,13 +83,13 @@ class TextClassification(SequenceTask):
         names = getattr(rows.features[self.label], "names", None)
         if names:
             return list(names)
-        values = set(rows[self.label])
+        values = sorted_labels(rows[self.label][:])
         if len(values) < 2:
             raise HfcompressError(
-                f"the train split has one class only ({next(iter(values))!r} in column '{self.label}')",
+                f"the train split has one class only ({shown(values[0])} in column '{self.label}')",
                 "a classifier needs rows of at least two",
             )
-        return [str(value) for value in sorted(values)]
+        return values
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[int]:
         """Class ids; a label is an id of the head's, or one of its names.
@@ -88,12 +97,17 @@ class TextClassification(SequenceTask):
         Raises:
             HfcompressError: for a label that the head does not have.
         """
-        find = id_of(labels, getattr(rows.features[self.label], "names", None))
-        found = [find(value) for value in rows[self.label]]
+        names = getattr(rows.features[self.label], "names", None)
+        find = id_of(labels, names)
+        found = [find(value) for value in rows[self.label][:]]
         if -1 in found:
             number = found.index(-1)
-            raise outside(number, rows[number][self.label], self.label, labels)
+            raise outside(number, rows[number][self.label], self.label, labels, names)
         return found
+
+    def label_warnings(self, targets: list[int], labels: Mapping[str, int]) -> list[str]:
+        """Classes that no row of train has, and classes that look like one another."""
+        return warnings_of(set(targets), labels)
 
     def predictions(self, logits: Array) -> Array:
         """`(rows, labels)` logits to class ids."""
@@ -118,6 +132,7 @@ class Regression(SequenceTask):
     metrics: ClassVar[Mapping[str, Metric]] = REGRESSION
     problem_type: ClassVar[str | None] = "regression"
     outputs: ClassVar[int | None] = 1
+    label_type: ClassVar[ColumnType] = SCORE
 
     type: Literal["regression"]
     label: str = "score"
@@ -141,17 +156,13 @@ class Regression(SequenceTask):
         """
         import math
 
-        found = []
-        for number, value in enumerate(rows[self.label]):
-            try:
-                score = float(value)
-            except (TypeError, ValueError):
-                score = math.nan
-            if not math.isfinite(score):
-                raise HfcompressError(
-                    f"row {number} has {value!r} in column '{self.label}', which is not a finite number", "mend the row"
-                )
-            found.append(score)
+        found = [float(value) for value in rows[self.label][:]]
+        number = next((n for n, score in enumerate(found) if not math.isfinite(score)), None)
+        if number is not None:
+            raise HfcompressError(
+                f"row {number} has {found[number]!r} in column '{self.label}', which is not a finite number",
+                "fix the row, or leave it out",
+            )
         return found
 
     def predictions(self, logits: Array) -> Array:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.data.files import DataFile, data_file, require_columns, streamed
+from hfcompress.data.values import ColumnType, features_of, read_column, typed
 from hfcompress.model.artifact import MODELING_FILE, read_config, require_weight_names
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def model_directory(spec: str) -> Path:
         from hfcompress.data.quickstart import write_model
 
         return write_model(_builtin_home() / "model")
-    if Path(spec).expanduser().is_dir():
+    if is_directory(spec):
         return Path(spec).expanduser()
     refuse_a_path(spec, "model")
     # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
@@ -116,7 +117,7 @@ def model_config(spec: str) -> dict[str, Any]:
     Raises:
         HfcompressError: where it cannot be read.
     """
-    if spec == BUILTIN or Path(spec).expanduser().is_dir():
+    if spec == BUILTIN or is_directory(spec):
         return read_config(model_directory(spec))
     refuse_a_path(spec, "model")
     from huggingface_hub import hf_hub_download
@@ -196,9 +197,17 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def is_directory(spec: str) -> bool:
+    """Whether a text is the path of a directory on this machine; one that cannot be a path is not."""
+    try:
+        return Path(spec).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long for the file system, no such home, a NUL character
+        return False
+
+
 def is_local(dataset: str) -> bool:
     """Whether a data set lies on this machine (or in the package)."""
-    return dataset == BUILTIN or Path(dataset).expanduser().is_dir()
+    return dataset == BUILTIN or is_directory(dataset)
 
 
 def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | None:
@@ -208,11 +217,22 @@ def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | No
         dataset: A directory, or `builtin:quickstart`.
         split: `train`, `dev` or `test`.
         splits: Renamed splits, such as `{"dev": "heldout"}`.
+
+    Raises:
+        HfcompressError: where more than one file could be meant, or it is none that can be read.
     """
     folder = _local_folder(dataset)
     names = (splits[split],) if split in splits else SPLIT_NAMES[split]
-    found = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
-    return next((path for path in found if path.is_file()), None)
+    possible = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+    found = [path for path in possible if os.path.lexists(path)]
+    if len(found) > 1:
+        raise HfcompressError(
+            f"{folder} has more than one {split} file: {' and '.join(path.name for path in found)}",
+            "keep the one that is meant, or rename the other; `splits:` says what a split's file is called",
+        )
+    if found and not found[0].is_file():
+        raise HfcompressError(f"{found[0]} is not a file that can be read", "a split is a regular file")
+    return found[0] if found else None
 
 
 def _local_folder(dataset: str) -> Path:
@@ -223,93 +243,77 @@ def _local_folder(dataset: str) -> Path:
     return Path(dataset).expanduser()
 
 
-def columns(path: Path) -> list[str]:
-    """The column names of a data file, from its first line or its schema.
+@dataclass(frozen=True)
+class Table:
+    """What is read of a data set.
 
-    Raises:
-        HfcompressError: for an empty file or one that cannot be read.
+    Attributes:
+        dataset: A directory, `builtin:quickstart` or a Hub id.
+        config: The configuration of a Hub data set.
+        splits: Renamed splits, such as `{"dev": "heldout"}`.
+        types: The columns that are read, and what each holds.
+        encoding: Of text files in a directory.
     """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
 
-        try:
-            return list(pyarrow.parquet.read_schema(path).names)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise HfcompressError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        first = stream.readline().rstrip("\n\r")
-    if path.suffix == ".txt":
-        return ["text"]
-    if not first:
-        raise HfcompressError(f"{path} is empty", "a data file has a header line and at least one row")
-    if path.suffix == ".tsv":
-        return first.split("\t")
-    if path.suffix == ".csv":
-        return next(csv.reader([first]))
-    import json
+    dataset: str
+    config: str | None
+    splits: Mapping[str, str]
+    types: Mapping[str, ColumnType]
+    encoding: str = "utf-8"
 
-    try:
-        row = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise HfcompressError(f"{path}:1 is not JSON: {error}", "a .jsonl file holds one JSON object a line") from None
-    return list(row) if isinstance(row, dict) else []
+    def file(self, split: str) -> DataFile | None:
+        """The file of a split of a local data set, or None."""
+        path = split_file(self.dataset, split, self.splits)
+        return None if path is None else data_file(path, self.encoding)
 
+    def read(self, split: str) -> datasets.Dataset | None:
+        """One split, or None where the data set has no such split.
 
-def rows_of(path: Path) -> int:
-    """How many rows a data file has, by its lines or its schema."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
-    with path.open("rb") as stream:
-        lines, last = 0, b"\n"
-        while block := stream.read(1 << 20):
-            lines, last = lines + block.count(b"\n"), block[-1:]
-    return lines + (last != b"\n") - (path.suffix in (".csv", ".tsv"))
-
-
-def read_split(dataset: str, config: str | None, split: str, splits: Mapping[str, str]) -> datasets.Dataset | None:
-    """One split as a `datasets.Dataset`, or None where the data set has no such split.
-
-    Raises:
-        HfcompressError: where the data cannot be read.
-    """
-    if is_local(dataset):
-        path = split_file(dataset, split, splits)
-        return None if path is None else _read_file(path)
-    refuse_a_path(dataset, "data")
-    found = _hub_splits(dataset, config)
-    names = (splits[split],) if split in splits else SPLIT_NAMES[split]
-    return next((found[name] for name in names if name in found), None)
-
-
-def stream_split(
-    dataset: str, config: str | None, split: str, splits: Mapping[str, str]
-) -> datasets.IterableDataset | None:
-    """`read_split` for what is too large to be read before it is used."""
-    import datasets
-
-    if is_local(dataset):
-        path = split_file(dataset, split, splits)
-        if path is None:
+        Raises:
+            HfcompressError: where the data cannot be read, or a value cannot be meant.
+        """
+        if is_local(self.dataset):
+            file = self.file(split)
+            return None if file is None else file.read(dict(self.types))
+        found = self._on_the_hub(split)
+        if found is None:
             return None
-        columns(path)
-        reader, options = _READERS[path.suffix]
-        return datasets.load_dataset(reader, data_files=str(path), split="train", streaming=True, **options)
-    refuse_a_path(dataset, "data")
-    found = _hub_splits(dataset, config, streaming=True)
-    names = (splits[split],) if split in splits else SPLIT_NAMES[split]
-    return next((found[name] for name in names if name in found), None)
+        require_columns(list(self.types), found.column_names, self._called(split))
+        return typed(found, dict(self.types), self._called(split))
+
+    def stream(self, split: str) -> datasets.IterableDataset | None:
+        """`read` for what is too large to be read before it is used."""
+        if is_local(self.dataset):
+            file = self.file(split)
+            if file is None:
+                return None
+            require_columns(list(self.types), file.columns(), file.path.name)
+            return streamed(file, dict(self.types))
+        found = self._on_the_hub(split, streaming=True)
+        if found is None:
+            return None
+        first = next(iter(found), None)
+        if first is not None:
+            require_columns(list(self.types), list(first), self._called(split))
+        convert = partial(_converted, types=dict(self.types), where=self._called(split))
+        return found.select_columns(list(self.types)).map(
+            convert, with_indices=True, features=features_of(dict(self.types))
+        )
+
+    def _on_the_hub(self, split: str, streaming: bool = False) -> Any:
+        refuse_a_path(self.dataset, "data")
+        found = _hub_splits(self.dataset, self.config, streaming)
+        names = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
+        return next((found[name] for name in names if name in found), None)
+
+    def _called(self, split: str) -> str:
+        return f"the {split} split of {self.dataset}"
 
 
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}),
-}
+def _converted(row: Mapping[str, Any], number: int, types: Mapping[str, ColumnType], where: str) -> dict[str, Any]:
+    return {
+        column: read_column(kind, [row[column]], column, lambda _: where, number)[0] for column, kind in types.items()
+    }
 
 
 @lru_cache(maxsize=4)
@@ -344,33 +348,3 @@ def data_revision(dataset: str, config: str | None, streaming: bool = False) -> 
     files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)
     folders = (Path(file["filename"]).parent.name for file in files)
     return next((name for name in folders if re.fullmatch(_COMMIT, name)), None)
-
-
-def _read_file(path: Path) -> datasets.Dataset:
-    import datasets
-
-    columns(path)
-    try:
-        if path.suffix == ".parquet":
-            return datasets.Dataset.from_parquet(str(path))
-        if path.suffix in (".jsonl", ".json"):
-            return datasets.Dataset.from_json(str(path))
-        if path.suffix == ".txt":
-            return datasets.Dataset.from_text(str(path))
-        return datasets.Dataset.from_pandas(_read_table(path), preserve_index=False)
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise HfcompressError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _read_table(path: Path) -> Any:
-    import pandas
-
-    # A word such as "null" or "NA" is a text, not a missing value.
-    quoting = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"sep": ","}
-    # Without index_col pandas takes the first column for row names where every row has a field too many.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)
-        try:
-            return pandas.read_csv(path, keep_default_na=False, encoding="utf-8", index_col=False, **quoting)
-        except pandas.errors.ParserWarning:
-            raise HfcompressError(f"{path} has rows with more fields than its header", "mend the header line") from None

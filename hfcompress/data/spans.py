@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.metrics import SPANS, Metric, objects
 from hfcompress.data.task import LabelledTask, Split, mapped, numbered
+from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -37,6 +38,7 @@ class QuestionAnswering(LabelledTask):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     outputs: ClassVar[int | None] = 2
     metrics: ClassVar[Mapping[str, Metric]] = SPANS
+    label_type: ClassVar[ColumnType] = ANSWERS
 
     type: Literal["question-answering"]
     text: list[str] = Field(default=["question", "context"], min_length=2, max_length=2)
@@ -87,14 +89,10 @@ class QuestionAnswering(LabelledTask):
             for number, (text, given) in enumerate(zip(rows[context][:], rows[self.label][:], strict=True))
         ]
 
-    def _answers(self, number: int, context: str, given: Any) -> Answers:
-        read = given if isinstance(given, dict) else {}
-        texts, starts = read.get("text"), read.get("answer_start")
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise HfcompressError(
-                f"row {number} has {given!r} in column '{self.label}'",
-                "an answer is {text: [TEXT, …], answer_start: [CHARACTER, …]}, both of the same length",
-            )
+    def _answers(self, number: int, context: str, given: Mapping[str, Any]) -> Answers:
+        texts, starts = given["text"], given["answer_start"]
+        if texts is None or starts is None or len(texts) != len(starts) or None in (*texts, *starts):
+            raise HfcompressError(f"row {number} has {shown(given)} in column '{self.label}'", ANSWER_FORM)
         if not texts and not self.unanswerable:
             raise HfcompressError(
                 f"row {number} has no answer in column '{self.label}'",
@@ -105,7 +103,7 @@ class QuestionAnswering(LabelledTask):
                 raise HfcompressError(
                     f"row {number} has the answer {text!r} at character {start}, where the context has "
                     f"{context[max(start, 0) : max(start, 0) + max(len(text), 1)]!r}",
-                    "mend answer_start, counted in characters from 0",
+                    "fix answer_start, counted in characters from 0",
                 )
         return texts, starts
 
@@ -125,9 +123,9 @@ class QuestionAnswering(LabelledTask):
             )
 
         def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
-            contexts, answers = [str(text) for text in batch[self.text[1]]], batch[self.label]
+            contexts, answers = batch[self.text[1]], batch[self.label]
             encoded = tokenizer(
-                self._shortened([str(text) for text in batch[self.text[0]]], tokenizer),
+                self._shortened(batch[self.text[0]], tokenizer),
                 contexts,
                 truncation="only_second",
                 max_length=self.max_length,

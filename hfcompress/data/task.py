@@ -6,19 +6,26 @@ labels give and for the score; a new task is one more class, and an entry in `ta
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from hfcompress.base.component import Strict
+from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.data import source
+from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import Metric, bootstrap_interval
+from hfcompress.data.values import LABEL, TEXT, ColumnType
 
 if TYPE_CHECKING:
     import datasets
@@ -33,6 +40,8 @@ IGNORED = -100
 """The label of a token that is not asked about."""
 IN_A_BATCH = ("input_ids", "token_type_ids", "length", "labels", "index")
 """The columns of encoded rows that a batch is made of; what else there is, `judge` reads."""
+IN_MEMORY = 2**25
+"""Bytes of texts whose tokens are kept in memory."""
 
 
 class Splits(Strict):
@@ -79,6 +88,8 @@ class BaseTask(Strict):
     """Tokens a row is truncated to."""
     splits: Splits = Splits()
     """Other names of the splits, such as `{dev: heldout}`."""
+    encoding: str = "utf-8"
+    """How the text files of a directory are encoded, such as `cp1252`, `utf-16` or `gb18030`."""
 
     @field_validator("metric", check_fields=False)
     @classmethod
@@ -87,10 +98,31 @@ class BaseTask(Strict):
             raise ValueError(f"the task has no metric '{name}'; {did_you_mean(name, cls.metrics)}")
         return name
 
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"Python knows no text encoding '{name}'; such as utf-8, cp1252, utf-16, gb18030"
+            ) from None
+        return name
+
+    @property
+    def column_types(self) -> dict[str, ColumnType]:
+        """The columns that are read, and what each holds."""
+        return dict.fromkeys(self.text, TEXT)
+
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
-        return self.text
+        """The names of the columns that are read."""
+        return list(self.column_types)
+
+    @property
+    def table(self) -> source.Table:
+        """The data set, as far as the task reads it."""
+        return source.Table(self.dataset, self.config, self.splits.named, self.column_types, self.encoding)
 
     @property
     def streamed(self) -> bool:
@@ -111,19 +143,25 @@ class BaseTask(Strict):
         return found
 
     def _header_problems(self, split: Split) -> list[Problem]:
-        path = source.split_file(self.dataset, split, self.splits.named)
-        if path is None and split not in self.required and split not in self.splits.named:
+        file = self.table.file(split)
+        if file is None and split not in self.required and split not in self.splits.named:
             return []
-        if path is None:
+        if file is None:
             splits = " and ".join(self.required).replace("dev", "dev (or validation)")
             fix = f"it needs {splits} files of {self.kinds}; `splits:` renames them"
             return [Problem(f"no {split} file in {self.dataset}", fix, ("task", "dataset"))]
-        header, found = source.columns(path), []
-        for index, column in enumerate(self.columns):
+        header, found = file.columns(), []
+        for index, column in enumerate([*self.text, *self.columns[len(set(self.text)) :]]):
             key: Key = ("task", "text", index) if index < len(self.text) else ("task", "label")
-            if column not in header:
-                found.append(Problem(f"{path.name} has no column '{column}'", did_you_mean(column, header), key))
+            try:
+                require_columns([column], header, file.path.name)
+            except HfcompressError as error:
+                found += [replace(p, key=key) for p in error.problems]
         return found
+
+    def head_problems(self, config: Mapping[str, Any]) -> list[Problem]:
+        """What keeps a model's own head from answering this task, as far as its config.json tells."""
+        return []
 
     def label_problems(self, head: Mapping[str, int] | None) -> list[Problem]:
         """What is wrong with the rows of the splits that are used; this reads them.
@@ -140,10 +178,21 @@ class BaseTask(Strict):
             return [replace(p, key=("task", "dataset")) for p in error.problems]
         for split in dict.fromkeys(splits):
             try:
-                self.targets(self.read(split), ids)
+                targets = self.targets(self.read(split), ids)
+                for warning in self.label_warnings(targets, ids) if split == "train" else []:
+                    say(f"warning: {warning}", style="yellow")
             except HfcompressError as error:
                 found += [replace(p, message=f"{split}: {p.message}", key=("task", "dataset")) for p in error.problems]
         return found
+
+    def label_warnings(self, targets: list[Any], labels: Mapping[str, int]) -> list[str]:
+        """What to mind about the labels of the train split.
+
+        Args:
+            targets: What `targets` gave for it.
+            labels: The head's label names and ids.
+        """
+        return []
 
     def head_labels(self) -> int | None:
         """Outputs of a head that is made for this task; None where only reading the Hub would tell."""
@@ -158,8 +207,11 @@ class BaseTask(Strict):
         """How many rows `encode` gives of a local split; None where only reading or encoding it would tell."""
         if not source.is_local(self.dataset):
             return None
-        path = source.split_file(self.dataset, split, self.splits.named)
-        return None if path is None else source.rows_of(path)
+        try:
+            file = self.table.file(split)
+            return None if file is None else file.count()
+        except HfcompressError as error:
+            raise HfcompressError(replace(p, key=("task", "dataset")) for p in error.problems) from None
 
     def read(self, split: Split) -> datasets.Dataset:
         """The raw rows of a split.
@@ -172,21 +224,13 @@ class BaseTask(Strict):
             raise HfcompressError(
                 f"the data set {self.dataset} has no {split} split", "rename one in `task.splits`, or add the file"
             )
-        self._require_columns(found.column_names, split)
         if len(found) == 0:
             raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
         self._require_values(found, split)
         return found
 
     def _find(self, split: Split) -> datasets.Dataset | None:
-        return source.read_split(self.dataset, self.config, split, self.splits.named)
-
-    def _require_columns(self, found: Collection[str], split: Split) -> None:
-        for column in self.columns:
-            if column not in found:
-                raise HfcompressError(
-                    f"the {split} split of {self.dataset} has no column '{column}'", did_you_mean(column, found)
-                )
+        return self.table.read(split)
 
     def _require_values(self, rows: datasets.Dataset, split: Split) -> None:
         for column in self.columns:
@@ -195,7 +239,7 @@ class BaseTask(Strict):
             if number is not None:
                 raise HfcompressError(
                     f"row {number} of the {split} split of {self.dataset} has nothing in column '{column}'",
-                    "mend the row, or leave it out",
+                    "fix the row, or leave it out",
                 )
 
     def judged_split(self) -> Split:
@@ -335,13 +379,15 @@ class LabelledTask(BaseTask):
     label: str = "label"
     """The column with the label."""
 
+    label_type: ClassVar[ColumnType] = LABEL
+
     @property
-    def columns(self) -> list[str]:
-        """The columns that are read."""
-        return [*self.text, self.label]
+    def column_types(self) -> dict[str, ColumnType]:
+        """The columns that are read, and what each holds."""
+        return {**super().column_types, self.label: self.label_type}
 
     def _unlabelled(self, rows: datasets.Dataset) -> bool:
-        return self.label in rows.column_names and all(value == -1 for value in rows[self.label])
+        return all(value in (-1, "-1") for value in rows[self.label][:])
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
@@ -364,11 +410,29 @@ def numbered(encoded: datasets.Dataset) -> datasets.Dataset:
 def mapped(
     rows: datasets.Dataset, function: Callable[..., Any], keep: Sequence[str] = (), **options: Any
 ) -> datasets.Dataset:
-    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay."""
+    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay.
+
+    Tokens take ten times the room of their texts, so those of many texts are kept on disk until the process ends.
+    """
     removed = [name for name in rows.column_names if name not in keep]
+    on_disk = rows.data.nbytes > IN_MEMORY
+    file = str(_scratch() / f"{secrets.token_hex(8)}.arrow") if on_disk else None
     return rows.map(
-        function, batched=True, remove_columns=removed, desc="tokens", load_from_cache_file=False, **options
+        function,
+        batched=True,
+        remove_columns=removed,
+        desc="tokens",
+        load_from_cache_file=False,
+        cache_file_name=file,
+        **options,
     )
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="hfcompress-tokens-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -382,36 +446,3 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     summed = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     return summed / (labels != IGNORED).sum().clamp(min=1)
-
-
-def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Callable[[Any], int]:
-    """How a label of the data becomes an id of the head; -1 for one that the head does not have.
-
-    A label is a name of the head's, or a number. A number is the head's id, unless the data names its ids and the head
-    has all of those names: then names count, whatever their order.
-
-    Args:
-        labels: The head's label names and ids.
-        names: What the data calls its ids, in their order; None where it does not say.
-    """
-    ids = {str(name): index for name, index in (labels or {}).items()}
-    by_name = {number: ids[name] for number, name in enumerate(names or []) if set(names or []) <= set(ids)}
-
-    @lru_cache(maxsize=4096, typed=True)
-    def find(value: Any) -> int:
-        if by_name and isinstance(value, int):
-            return by_name.get(value, -1)
-        is_id = not isinstance(value, bool) and str(value) not in ids and re.fullmatch(r"-?[0-9]+", str(value))
-        index = int(value) if is_id else ids.get(str(value), -1)
-        return index if 0 <= index < len(ids) else -1
-
-    return find
-
-
-def outside(number: int, value: Any, column: str, labels: Mapping[str, int] | None) -> HfcompressError:
-    """The error for a label that the head does not have."""
-    return HfcompressError(
-        f"row {number} has the label {value!r} in column '{column}', outside the model's {len(labels or {})} "
-        f"labels ({', '.join(map(str, labels or {}))})",
-        "mend the row, or use a model whose head has that label",
-    )

@@ -10,8 +10,10 @@ from pydantic import Field
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.entities import MISSED, OUTSIDE
+from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import TOKENS, Metric, objects
-from hfcompress.data.task import IGNORED, LabelledTask, id_of, mapped, numbered, outside, padded, token_loss
+from hfcompress.data.task import IGNORED, LabelledTask, mapped, numbered, padded, token_loss
+from hfcompress.data.values import TAGS, WORDS, ColumnType
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +34,7 @@ class TokenClassification(LabelledTask):
     head: ClassVar[str] = "token"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     metrics: ClassVar[Mapping[str, Metric]] = TOKENS
+    label_type: ClassVar[ColumnType] = TAGS
 
     type: Literal["token-classification"]
     text: list[str] = Field(default=["tokens"], min_length=1, max_length=1)
@@ -41,13 +44,18 @@ class TokenClassification(LabelledTask):
     metric: str = "f1"
     """f1, precision or recall of entities, or accuracy of tags."""
 
+    @property
+    def column_types(self) -> dict[str, ColumnType]:
+        """The columns with the words and the tags."""
+        return {self.text[0]: WORDS, self.label: self.label_type}
+
     def label_names(self) -> list[str]:
         """The tags, in the order of their ids: a Hub feature's names, else those of the train split, `O` first."""
         rows = self.read("train")
         names = _names(rows, self.label)
         if names is None:
-            found = {str(tag) for tags in rows[self.label][:] for tag in tags}
-            names = sorted(found, key=lambda name: (name != OUTSIDE, *_by_number(name)))
+            names = sorted_labels(tag for tags in rows[self.label][:] for tag in tags)
+            names.sort(key=lambda name: name != OUTSIDE)
         return names
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[list[int]]:
@@ -60,31 +68,35 @@ class TokenClassification(LabelledTask):
         if self.metric != "accuracy" and OUTSIDE not in (labels or {}):
             raise HfcompressError(
                 f"no tag is called {OUTSIDE}, so there are no entities to count "
-                f"(the tags are {', '.join(map(str, labels or {}))})",
+                f"(the tags are {listed(in_order(labels or {}))})",
                 "name the tags (O, B-PER, I-PER, …), or say `metric: accuracy`",
             )
-        find = id_of(labels, _names(rows, self.label))
+        names = _names(rows, self.label)
+        find = id_of(labels, names)
         found = []
         for number, (words, tags) in enumerate(zip(rows[self.text[0]][:], rows[self.label][:], strict=True)):
             self._require_words(number, words, tags)
             ids = [find(tag) for tag in tags]
             if -1 in ids:
-                raise outside(number, tags[ids.index(-1)], self.label, labels)
+                raise outside(number, tags[ids.index(-1)], self.label, labels, names)
             found.append(ids)
         return found
 
+    def label_warnings(self, targets: list[list[int]], labels: Mapping[str, int]) -> list[str]:
+        """Tags that no word of train has, and tags that look like one another."""
+        return warnings_of({tag for tags in targets for tag in tags}, labels)
+
     def _require_words(self, number: int, words: Any, tags: Any) -> None:
         for column, values in ((self.text[0], words), (self.label, tags)):
-            if not isinstance(values, list):
+            if None in values:
                 raise HfcompressError(
-                    f"row {number} has {values!r} in column '{column}', where a list is needed, one entry a word",
-                    "use jsonl or parquet files, whose columns can hold lists",
+                    f"row {number} has an entry that is missing in column '{column}'", "fix the row, or leave it out"
                 )
         if len(words) != len(tags):
             raise HfcompressError(
                 f"row {number} has {len(words)} words in column '{self.text[0]}' and {len(tags)} tags in column "
                 f"'{self.label}'",
-                "mend the row",
+                "fix the row, or leave it out",
             )
 
     def encode(
@@ -98,8 +110,9 @@ class TokenClassification(LabelledTask):
         words = rows.select_columns(self.text).add_column("tags", self.targets(rows, labels)).cast_column("tags", tags)
 
         def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
-            lists = [[str(word) for word in words] for words in batch[self.text[0]]]
-            encoded = splitter(lists, is_split_into_words=True, truncation=True, max_length=self.max_length)
+            encoded = splitter(
+                batch[self.text[0]], is_split_into_words=True, truncation=True, max_length=self.max_length
+            )
             aligned = [_aligned(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
             return {
                 **encoded,
@@ -158,11 +171,6 @@ def _names(rows: datasets.Dataset, column: str) -> list[str] | None:
     """What a data set calls the ids in a column of lists."""
     names = getattr(getattr(rows.features[column], "feature", None), "names", None)
     return list(names) if names else None
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    """Ids sort by value, names by their letters."""
-    return (int(name) if name.isdecimal() else 0, name)
 
 
 def _aligned(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -108,9 +108,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
-    """The head's label names and ids; a config with transformers' default names does not spell them."""
+    """The head's label names and ids; a config with transformers' default names does not spell them.
+
+    Raises:
+        HfcompressError: for names that are not one for each id.
+    """
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
-    return {str(name): int(index) for index, name in names.items()}
+    fix = "`id2label` in config.json gives each output, from 0 on, a name of its own"
+    try:
+        found = {str(name): int(index) for index, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise HfcompressError(f"the model's id2label is no list of ids and names: {str(names)[:120]}", fix) from None
+    if len(found) < len(names) or sorted(found.values()) != list(range(len(found))):
+        raise HfcompressError(f"the model's id2label does not name each output once: {str(names)[:120]}", fix)
+    return found
 
 
 def require_weights(path: Path) -> None:

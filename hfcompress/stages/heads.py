@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import HEADS
+from hfcompress.data.labels import in_order, match_one_to_one
+from hfcompress.data.values import is_integer
 from hfcompress.model.artifact import Artifact, label_ids, load_model, read_config
 
 if TYPE_CHECKING:
@@ -45,11 +47,9 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
 
 def _names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None) -> list[str]:
     if like is not None and has_head(like, task):
-        ids = label_ids(like)
-        return sorted(ids, key=ids.__getitem__)
+        return in_order(label_ids(like))
     names: list[str] = task.label_names()
-    own = config.get("id2label") or {}
-    # A model that already names this many labels keeps its names: they are better than "0" and "1".
-    if len(own) == len(names) and set(names) <= {*map(str, range(len(names))), *own.values()}:
-        return [own[str(i)] for i in range(len(names))]
-    return names
+    own = {str(name): int(index) for index, name in (config.get("id2label") or {}).items()}
+    # A model that already names these labels keeps its names and their order; it also names what the data only counts.
+    counted = names == [str(index) for index in range(len(own))] and not any(map(is_integer, own))
+    return in_order(own) if counted or match_one_to_one(names, own) else names

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.base.shape import Shape, shape_of
+from hfcompress.data.labels import require_same_labels
 from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, weights_hash
 from hfcompress.stages.base import Bench, process_state, require_trainable
 from hfcompress.stages.heads import has_head
@@ -136,7 +138,12 @@ def _teaching(
 
 def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
     """The teacher, and whether it has the task's head; one that is asked about its layers alone needs none."""
-    headed = has_head(read_config(artifact.path), task)
+    config = read_config(artifact.path)
+    headed = has_head(config, task)
+    if headed and (problems := task.head_problems(config)):
+        raise HfcompressError(
+            replace(p, message=f"the teacher {artifact.stage}: {p.message}", key=()) for p in problems
+        )
     fresh = not headed and not needs_logits and task.head == "mask"
     return load_model(artifact.path, task.auto_class, fresh_head=fresh), headed
 
@@ -154,15 +161,8 @@ def _require_understanding(member: Member, taught: Taught, task: Any, index: int
             f"the teacher {member.stage} has another tokenizer than the student, so its answers are for other tokens",
             "use a teacher with the same tokenizer",
         )
-    theirs = label_ids(member.model.config.to_dict())
-    shared = set(theirs) & set(labels)
-    moved = sorted(name for name in shared if theirs[name] != labels[name])
-    if task.head in ("sequence", "token") and len(labels) > 1 and moved:
-        name = moved[0]
-        raise HfcompressError(
-            f"the teacher {member.stage} gives '{name}' the id {theirs[name]}, the student {labels[name]}",
-            "rename id2label and label2id in one of the two config.json, or fine-tune the teacher on this data",
-        )
+    if task.head in ("sequence", "token") and len(labels) > 1:
+        require_same_labels(f"the teacher {member.stage}", label_ids(member.model.config.to_dict()), labels)
 
 
 def _examined(member: Member, dev: Any, task: Any) -> float | None:

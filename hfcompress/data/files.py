@@ -1,0 +1,442 @@
+"""Data files: csv, tsv, jsonl, json, txt and parquet, read as they are spelled.
+
+Text files are read by Python's own csv and json modules, which convert nothing here: a field is the text that stands in
+the file, a JSON number keeps its spelling. What the task reads is checked; other columns are left alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hfcompress.base.errors import HfcompressError, did_you_mean, disk_problem
+from hfcompress.data.values import SHOWN, ColumnType, Number, Repeated, features_of, read_column, shown, typed
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+ROWS_AT_ONCE = 10_000
+"""Rows that are converted together."""
+TEXT_COLUMN = "text"
+"""What the lines of a .txt file are called."""
+_FIELD_LIMIT = 2**31 - 1
+_QUOTES = 'a field that holds a quote, a comma or a line end stands in quotes, and a quote in it is doubled ("")'
+_WRAPPERS = {"data", "rows"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_MAGIC = {
+    b"\x1f\x8b": ("a gzip archive", "unpack it"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as csv in UTF-8"),
+    b"PAR1": ("a parquet file", "rename it to .parquet"),
+    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8, or say `encoding: utf-16` in the task"),
+    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8, or say `encoding: utf-16` in the task"),
+}
+_ENCODINGS = (
+    "save it as UTF-8, or name its encoding in the task, such as `encoding: cp1252` (Windows, western Europe), "
+    "`latin-1`, `utf-16`, `gb18030` or `shift_jis`"
+)
+Record = tuple[int | None, Sequence[Any]]
+"""The line at which a row begins (None where that is not known), and the values of the columns that are read."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A csv, tsv, jsonl, json or txt file.
+
+    Attributes:
+        path: The file.
+        encoding: Of its text; a byte order mark is skipped.
+    """
+
+    path: Path
+    encoding: str = "utf-8"
+
+    def columns(self) -> list[str]:
+        """The names of its columns, from its header or its first row.
+
+        Raises:
+            HfcompressError: for an empty file, or one that cannot be read.
+        """
+        if self.path.suffix == ".txt":
+            return [TEXT_COLUMN]
+        if self.path.suffix in _SEPARATORS:
+            return self._header(self._fields())
+        return list(next(self._objects(), (0, {}))[1]) or self._refuse_empty()
+
+    def count(self) -> int:
+        """How many rows it has.
+
+        Raises:
+            HfcompressError: where it cannot be read that far.
+        """
+        if self.path.suffix == ".txt":
+            return sum(1 for _ in self._lines())
+        if self.path.suffix in _SEPARATORS:
+            return max(sum(1 for _ in self._fields()) - 1, 0)
+        first = next((line for _, line in self._filled_lines()), "")
+        if first.lstrip().startswith("["):
+            return sum(1 for _ in self._objects())
+        return sum(1 for _ in self._filled_lines())
+
+    def batches(self, types: dict[str, ColumnType]) -> Iterator[pyarrow.Table]:
+        """Its rows, some at a time, as the columns hold them.
+
+        Args:
+            types: The columns to read, and what each holds.
+
+        Raises:
+            HfcompressError: for a row that cannot be meant.
+        """
+        import pyarrow
+
+        schema = features_of(types).arrow_schema
+        records, first = self._records(list(types)), 0
+        while some := list(islice(records, ROWS_AT_ONCE)):
+            lines = [line for line, _ in some]
+            place = partial(_place, self.path, lines)
+            columns = zip(*(values for _, values in some), strict=True)
+            arrays = [
+                pyarrow.array(read_column(kind, values, name, place, first), schema.field(name).type)
+                for (name, kind), values in zip(types.items(), columns, strict=True)
+            ]
+            yield pyarrow.Table.from_arrays(arrays, schema=schema)
+            first += len(some)
+
+    def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
+        """Its rows as a data set; the arguments and errors are those of `batches`."""
+        import datasets
+        import pyarrow
+
+        features = features_of(types)
+        tables = list(self.batches(types))
+        whole = pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table()
+        return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
+
+    def _records(self, names: list[str]) -> Iterator[Record]:
+        if self.path.suffix == ".txt":
+            require_columns(names, [TEXT_COLUMN], self.path.name)
+            return ((line, [text.rstrip("\r\n")]) for line, text in self._lines())
+        return self._from_fields(names) if self.path.suffix in _SEPARATORS else self._from_objects(names)
+
+    # --- lines
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        """Lines with their numbers and ends; a carriage return alone ends one too."""
+        with reading(self.path):
+            try:
+                with self.path.open(encoding=self.encoding, newline="") as stream:
+                    for number, line in enumerate(stream, start=1):
+                        yield number, line.removeprefix("\ufeff") if number == 1 else line
+            except UnicodeError as error:
+                self._refuse_encoding(error)
+
+    def _filled_lines(self) -> Iterator[tuple[int, str]]:
+        return ((number, line) for number, line in self._lines() if not line.isspace())
+
+    def _refuse_encoding(self, error: UnicodeError) -> NoReturn:
+        with self.path.open("rb") as stream:
+            start = stream.read(4)
+            what = next((known for magic, known in _MAGIC.items() if start.startswith(magic)), None)
+            if what is not None:
+                raise HfcompressError(f"{self.path} cannot be read: it is {what[0]}", what[1]) from None
+            stream.seek(0)
+            place = next((n for n, line in enumerate(stream, 1) if not _decodes(line, self.encoding)), None)
+        # In UTF-16 and UTF-32 a line does not end at the byte of a line end.
+        where = f"line {place} of it" if place is not None and "\n".encode(self.encoding) == b"\n" else "it"
+        reason = getattr(error, "reason", None) or str(error)
+        byte = f"byte 0x{error.object[error.start]:02x}: " if isinstance(error, UnicodeDecodeError) else ""
+        message = f"{self.path} cannot be read: {where} is not {self.encoding} ({byte}{reason})"
+        raise HfcompressError(message, _ENCODINGS) from None
+
+    def _refuse_empty(self) -> NoReturn:
+        raise HfcompressError(f"{self.path} is empty", "a data file has a header line and at least one row")
+
+    # --- csv and tsv
+
+    def _fields(self) -> Iterator[tuple[int, list[str]]]:
+        """The fields of the header and of each row, with the line where they begin; blank lines are skipped."""
+        csv.field_size_limit(_FIELD_LIMIT)
+        quoting: Any = csv.QUOTE_NONE if self.path.suffix == ".tsv" else csv.QUOTE_MINIMAL
+        reader = csv.reader(
+            (line for _, line in self._lines()),
+            delimiter=_SEPARATORS[self.path.suffix],
+            quoting=quoting,
+            strict=True,
+        )
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                message = f"{self.path} cannot be read: the row at line {line} has misplaced quotes ({error})"
+                raise HfcompressError(message, _QUOTES) from None
+            if fields and not (len(fields) == 1 and fields[0].isspace()):
+                yield line, fields
+
+    def _header(self, fields: Iterator[tuple[int, list[str]]]) -> list[str]:
+        return next(fields, (0, list[str]()))[1] or self._refuse_empty()
+
+    def _from_fields(self, names: list[str]) -> Iterator[Record]:
+        rows = self._fields()
+        header = self._header(rows)
+        require_columns(names, header, self.path.name)
+        places = [header.index(name) for name in names]
+        for line, fields in rows:
+            if len(fields) != len(header):
+                self._refuse_width(line, len(fields), len(header))
+            yield line, [fields[place] for place in places]
+
+    def _refuse_width(self, line: int, found: int, expected: int) -> NoReturn:
+        fields = "1 field" if found == 1 else f"{found} fields"
+        message = f"{self.path} cannot be read: the row at line {line} has {fields}, the header has {expected}"
+        raise HfcompressError(message, "fix the row, or the header" if self.path.suffix == ".tsv" else _QUOTES)
+
+    # --- jsonl and json
+
+    def _objects(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """The JSON objects of a file, one a line or all in one list, with their lines."""
+        lines, first = self._lines(), True
+        for line, text in lines:
+            if text.isspace():
+                continue
+            if first and text.lstrip().startswith("["):
+                yield from self._listed("".join([text, *(more for _, more in lines)]), line)
+                return
+            try:
+                found = self._decoded(text, line)
+            except HfcompressError:
+                if first and self.path.suffix == ".json":
+                    self._refuse_one_object("".join([text, *(more for _, more in lines)]), line)
+                raise
+            first = False
+            yield line, self._object(found, f"{self.path}:{line}")
+
+    def _listed(self, text: str, first: int) -> Iterator[tuple[None, dict[str, Any]]]:
+        rows = self._decoded(text, first)
+        if not isinstance(rows, list):
+            self._object(rows, str(self.path))
+        for number, row in enumerate(rows):
+            yield None, self._object(row, f"{self.path}: entry {number} of the list")
+
+    def _decoded(self, text: str, first: int) -> Any:
+        try:
+            return _DECODER.decode(text)
+        except json.JSONDecodeError as error:
+            line = first + error.lineno - 1
+            message = f"{self.path}:{line} is not JSON: {error.msg} (column {error.colno})"
+            fix = "a .jsonl file holds one JSON object a line, a .json file may hold a list of them"
+            raise HfcompressError(message, fix) from None
+        except RecursionError:
+            raise HfcompressError(
+                f"{self.path}:{first} is nested too deeply to be read", "leave that part out"
+            ) from None
+
+    def _object(self, row: Any, where: str) -> dict[str, Any]:
+        if not isinstance(row, dict):
+            raise HfcompressError(f"{where} is no JSON object: {shown(row)}", "a row is {COLUMN: VALUE, …}")
+        return row
+
+    def _refuse_one_object(self, text: str, first: int) -> None:
+        """Refuses a whole file that is one object over many lines; passes for any other."""
+        try:
+            found = self._decoded(text, first)
+        except HfcompressError:
+            return
+        if isinstance(found, dict):
+            raise HfcompressError(f"{self.path} is one JSON object, not a list of rows", _wrapped(found)) from None
+
+    def _from_objects(self, names: list[str]) -> Iterator[Record]:
+        for number, (line, row) in enumerate(self._objects()):
+            if number == 0:
+                require_columns(names, list(row), self.path.name)
+            if isinstance(row, Repeated) and (twice := row.names.intersection(names)):
+                where = f"{self.path}:{line}" if line is not None else f"{self.path}: entry {number} of the list"
+                message = f"{where} gives {shown(min(twice))} more than once"
+                raise HfcompressError(message, "keep the one that is meant")
+            yield line, [row.get(name) for name in names]
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A parquet file, whose columns have types of their own."""
+
+    path: Path
+
+    def columns(self) -> list[str]:
+        """The names of its columns.
+
+        Raises:
+            HfcompressError: where it cannot be read.
+        """
+        import pyarrow.parquet
+
+        with reading_parquet(self.path):
+            return list(pyarrow.parquet.read_schema(self.path).names)
+
+    def count(self) -> int:
+        """How many rows it has."""
+        import pyarrow.parquet
+
+        with reading_parquet(self.path):
+            return int(pyarrow.parquet.read_metadata(self.path).num_rows)
+
+    def batches(self, types: dict[str, ColumnType]) -> Iterator[pyarrow.Table]:
+        """Its rows, some at a time; arguments and errors are those of `TextFile.batches`."""
+        import pyarrow
+        import pyarrow.parquet
+
+        require_columns(list(types), self.columns(), self.path.name)
+        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            first = 0
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(types)):
+                yield self._typed(pyarrow.Table.from_batches([batch]), types, first).data.table
+                first += len(batch)
+
+    def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
+        """Its rows as a data set."""
+        import pyarrow.parquet
+
+        require_columns(list(types), self.columns(), self.path.name)
+        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            return self._typed(file.read(columns=list(types)), types)
+
+    def _typed(self, table: pyarrow.Table, types: dict[str, ColumnType], first: int = 0) -> datasets.Dataset:
+        import datasets
+
+        for column in types:
+            place, values = table.column_names.index(column), _plain(table[column])
+            values.validate(full=True)
+            table = table.set_column(place, table.schema.field(column).with_type(values.type), values)
+        features = datasets.Features.from_arrow_schema(table.schema)
+        rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+        return typed(rows, types, self.path.name, first)
+
+
+DataFile = TextFile | ParquetFile
+
+
+def data_file(path: Path, encoding: str = "utf-8") -> DataFile:
+    """The reader of a file, by its suffix."""
+    return ParquetFile(path) if path.suffix == ".parquet" else TextFile(path, encoding)
+
+
+def streamed(file: DataFile, types: dict[str, ColumnType]) -> datasets.IterableDataset:
+    """The rows of a file, read while they are used."""
+    import datasets
+
+    columns = tuple(types)  # a list would be taken for shards
+    return datasets.IterableDataset.from_generator(
+        _rows,
+        features=features_of(types),
+        gen_kwargs={"file": file, "columns": columns, "types": tuple(types.values())},
+    )
+
+
+def _rows(file: DataFile, columns: tuple[str, ...], types: tuple[ColumnType, ...]) -> Iterator[dict[str, Any]]:
+    for table in file.batches(dict(zip(columns, types, strict=True))):
+        yield from table.to_pylist()
+
+
+def require_columns(names: Sequence[str], header: Sequence[str], where: str) -> None:
+    """Passes where a header has each of the columns, once.
+
+    Args:
+        names: The columns that are read.
+        header: Those that there are.
+        where: Whose they are, for errors.
+
+    Raises:
+        HfcompressError: for a column that is missing, or there twice.
+    """
+    for name in names:
+        if name not in header:
+            raise HfcompressError(f"{where} has no column '{name}'", column_hint(name, header))
+        if header.count(name) > 1:
+            message = f"{where} has {header.count(name)} columns called '{name}'"
+            raise HfcompressError(message, "rename the one that is not meant")
+
+
+def column_hint(name: str, header: Sequence[str]) -> str:
+    """What to do about a column that a header lacks."""
+    only = header[0] if len(header) == 1 else ""
+    separator = next((sign for sign in ("\t", ";", "|", ",") if sign in only), None)
+    if separator is not None:
+        return (
+            f"its header is one field, {shown(only)}: a .csv file parts its fields with commas, a .tsv file with tabs"
+        )
+    if any("\0" in entry for entry in header):
+        return "its header holds NUL characters: it may be UTF-16, which `encoding: utf-16` in the task reads"
+    if _WRAPPERS.intersection(header):
+        return _wrapped(dict.fromkeys(header))
+    return did_you_mean(name, [entry if len(entry) <= SHOWN else f"{entry[:SHOWN]}…" for entry in header[:SHOWN]])
+
+
+def _wrapped(found: dict[str, Any]) -> str:
+    key = next(iter(_WRAPPERS.intersection(found)), None)
+    inside = f"take the list out of '{key}'" if key else "take the list of rows out of it"
+    return f"{inside}: a .json file holds a list of rows, each {{COLUMN: VALUE, …}}; a .jsonl file one row a line"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the file system says while a file is read into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        problem = disk_problem(error) or error.strerror or str(error).strip().partition("\n")[0]
+        raise HfcompressError(f"{path} cannot be read: {problem}", "check the file and its permissions") from None
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """`reading`, and whatever a damaged parquet file makes its reader say."""
+    with reading(path):
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            message = f"{path} is not a parquet file that can be read: {reason}"
+            raise HfcompressError(message, "write it again, or as jsonl") from None
+
+
+def _plain(values: Any) -> Any:
+    """A column of texts as `string`, however it is stored; any other as it is."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if kinds.is_large_string(values.type) or kinds.is_string_view(values.type):
+        values = values.cast(pyarrow.string())
+    return values
+
+
+def _decodes(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _place(path: Path, lines: Sequence[int | None], number: int) -> str:
+    line = lines[number]
+    return path.name if line is None else f"{path.name}, line {line}"
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Repeated(pairs)
+
+
+_spelled: Callable[[str], Number] = Number
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_spelled, parse_float=_spelled, parse_constant=_spelled)

@@ -1,0 +1,192 @@
+"""How the labels of a data set and those of a head are matched: by name where both have names, else by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.values import is_integer, shown
+
+LISTED = 20
+"""Labels that a message lists."""
+_UNKNOWN = -1
+_DIGITS = 18
+_LETTERS = 60
+_PARTS = str.maketrans("_-", "  ")
+
+
+def plain(name: str) -> str:
+    """A label without what spelling may change: case, surrounding space, and `_` or `-` for a space."""
+    return " ".join(name.translate(_PARTS).split()).casefold()
+
+
+def has_names(names: Iterable[str]) -> bool:
+    """Whether labels, in the order of their ids, say more than their ids do (`0`, `LABEL_0`)."""
+    return any(name not in (str(index), f"LABEL_{index}") for index, name in enumerate(names))
+
+
+def in_order(labels: Mapping[str, int]) -> list[str]:
+    """Label names in the order of their ids."""
+    return sorted(map(str, labels), key={str(name): index for name, index in labels.items()}.__getitem__)
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """Labels in the order in which a new head numbers them: whole numbers by value, anything else by its letters."""
+    found = set(labels)
+    return sorted(found, key=int if all(map(_is_id, found)) else None)
+
+
+def _is_id(text: str) -> bool:
+    """Whether a text is a whole number, and no longer than an id can be."""
+    return len(text) <= _DIGITS and is_integer(text)
+
+
+def finder(labels: Mapping[str, int]) -> Callable[[str], int | None]:
+    """Finds the id of a name: of the label spelled alike, else of the one label that differs only in its spelling."""
+    ids = {str(name): index for name, index in labels.items()}
+    counted = Counter(map(plain, ids))
+    alike = {plain(name): index for name, index in ids.items() if plain(name) and counted[plain(name)] == 1}
+
+    def find(name: str) -> int | None:
+        return ids.get(name, alike.get(plain(name)))
+
+    return find
+
+
+def match_one_to_one(names: Sequence[str], labels: Mapping[str, int]) -> bool:
+    """Whether each name is that of a label of its own, and no label is left over."""
+    find = finder(labels)
+    found = {find(name) for name in names}
+    return None not in found and len(found) == len(names) == len(labels)
+
+
+def id_of(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Callable[[Any], int]:
+    """How a label of the data becomes an id of the head; -1 for one that the head does not have.
+
+    A text is a name of the head's, or a whole number, which is the head's id unless the head's names are numbers
+    themselves. A number of a data set that names its classes stands for its name; it is an id where either side has
+    no names.
+
+    Args:
+        labels: The head's label names and ids.
+        names: What the data calls its ids, in their order; None where its labels are texts.
+    """
+    ids = {str(name): index for name, index in (labels or {}).items()}
+    find_name = finder(ids)
+    named = has_names(in_order(ids))
+    numbers_are_ids = not (named and any(map(_is_numeric, ids)))
+
+    def find_text(value: str) -> int:
+        found = find_name(value)
+        if found is None and numbers_are_ids and _is_id(value):
+            found = int(value)
+        return found if found is not None and 0 <= found < len(ids) else _UNKNOWN
+
+    by_number = _by_number(ids, list(names or []), find_text, named)
+
+    @lru_cache(maxsize=4096, typed=True)
+    def find(value: Any) -> int:
+        return by_number.get(value, _UNKNOWN) if isinstance(value, int) else find_text(str(value))
+
+    return find
+
+
+def _is_numeric(name: str) -> bool:
+    """Whether a label reads as a number in any spelling: `3`, `003`, `1.0`."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _by_number(
+    ids: Mapping[str, int], names: list[str], find: Callable[[str], int], head_has_names: bool
+) -> dict[int, int]:
+    """The head's id for each of the data's."""
+    same = {number: number for number in range(len(ids))}
+    if not names or (not has_names(names) and not (head_has_names and any(map(_is_numeric, ids)))):
+        return same
+    if not head_has_names and not set(names) <= set(ids):
+        return same
+    found = {number: find(name) for number, name in enumerate(names)}
+    counted = Counter(found.values())
+    return {number: index for number, index in found.items() if counted[index] == 1}
+
+
+def outside(
+    number: int, value: Any, column: str, labels: Mapping[str, int] | None, names: Sequence[str] | None = None
+) -> HfcompressError:
+    """The error for a label that the head does not have.
+
+    Args:
+        number: The row.
+        value: Its label.
+        column: Where it stands.
+        labels: The head's label names and ids.
+        names: What the data calls its ids.
+    """
+    ids = labels or {}
+    known = isinstance(value, int) and names and 0 <= value < len(names)
+    text = names[value] if known and names else value
+    head = f"the model's {len(ids)} labels ({listed(in_order(ids))})"
+    message = f"row {number} has the label {shown(text)} in column '{column}', outside {head}"
+    alike = [name for name in ids if isinstance(text, str) and plain(name) == plain(text)]
+    if len(alike) > 1:
+        return HfcompressError(f"{message}: it is like {len(alike)} of them", "spell it as one of them")
+    if not names or not has_names(names):
+        return HfcompressError(message, "fix the row, or use a model whose head has that label")
+    return HfcompressError(
+        f"{message}; the data names its classes {listed(names)}",
+        "give each class the same name on both sides (their order does not matter): in the data, or in `id2label` and "
+        "`label2id` of the model's config.json; or put a `finetune` stage first, which makes a new head",
+    )
+
+
+def require_same_labels(who: str, theirs: Mapping[str, int], ours: Mapping[str, int]) -> None:
+    """Passes where a teacher and its student mean the same by each id, as far as names tell.
+
+    Args:
+        who: The teacher, for errors.
+        theirs, ours: Its label names and ids, and the student's.
+
+    Raises:
+        HfcompressError: for a label with two ids, and for names of which one side lacks some.
+    """
+    fix = "rename id2label and label2id in one of the two config.json, or fine-tune the teacher on this data"
+    find = finder(theirs)
+    found = {name: find(str(name)) for name in ours}
+    for name, index in ours.items():
+        if found[name] not in (None, index):
+            raise HfcompressError(f"{who} gives '{name}' the id {found[name]}, the student {index}", fix)
+    lists = in_order(theirs), in_order(ours)
+    if all(map(has_names, lists)) and None in found.values():
+        message = f"{who} has the labels {listed(lists[0])}, the student {listed(lists[1])}"
+        raise HfcompressError(message, fix)
+
+
+def warnings_of(found: set[int], labels: Mapping[str, int]) -> list[str]:
+    """What to mind about the labels of a head: those that no row of train has, and those that look alike.
+
+    Args:
+        found: The ids that train has.
+        labels: The head's label names and ids.
+    """
+    names, said = in_order(labels), list[str]()
+    absent = [name for name in names if labels[name] not in found]
+    if absent:
+        said.append(f"the head's label {listed(absent)} occurs in no row of the train split, so no row teaches it")
+    counted = Counter(map(plain, names))
+    alike = [name for name in names if plain(name) and counted[plain(name)] > 1]
+    if alike:
+        said.append(f"the labels {listed(list(map(repr, alike)))} differ in spelling only, and are classes apart")
+    return said
+
+
+def listed(names: Sequence[str]) -> str:
+    """Label names for a message, the first of many, each cut where it is long."""
+    short = [name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…" for name in map(str, names[:LISTED])]
+    return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")
