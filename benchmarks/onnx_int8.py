@@ -20,9 +20,11 @@ import numpy as np
 from transformers import BertConfig, BertForSequenceClassification
 
 from hfcompress.backends.base import BACKENDS, Work
+from hfcompress.base.processors import default_threads
 from hfcompress.graphs.made import exported, stored
 from hfcompress.measure.environment import cpu_name
-from hfcompress.measure.process import Batch, ModelProcess, default_threads
+from hfcompress.measure.process import Batch, ModelProcess
+from hfcompress.measure.timing import fastest_threads
 from hfcompress.model.artifact import open_artifact, read_config
 from hfcompress.model.probe import probe_inputs
 
@@ -71,13 +73,14 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
 
 
 def timed(processes: Mapping[str, ModelProcess], given: list[Batch], rounds: int) -> dict[str, float]:
-    """Median seconds of all batches, for each process."""
+    """Median seconds of all batches, for each process; PyTorch's at the thread count at which it is fastest."""
     seconds: dict[str, list[float]] = {name: [] for name in processes}
     for process in processes.values():
         process.prepare(given)
+    threads = {name: fastest_threads(process) for name, process in processes.items()}
     for number in range(rounds):
         for name, process in list(processes.items())[:: 1 if number % 2 else -1]:
-            seconds[name].append(sum(process.time()))
+            seconds[name].append(sum(process.time(threads[name]).seconds))
     return {name: median(values) for name, values in seconds.items()}
 
 
@@ -98,7 +101,7 @@ def main() -> None:
             name: stack.enter_context(ModelProcess(open_artifact(path), AUTO, threads=threads))
             for name, path in variants.items()
         }
-        print(f"{cpu_name()}, {threads} threads")
+        print(f"{cpu_name()}, up to {threads} threads")
         ratios = {}
         for setting, given in batches(read_config(source)["vocab_size"]).items():
             tokens = sum(batch["input_ids"].size for batch in given)

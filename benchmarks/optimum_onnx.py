@@ -21,8 +21,9 @@ from typing import Any
 
 from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.backends.optimum_onnx import OptimumOnnx, instructions_here
+from hfcompress.base.processors import default_threads
 from hfcompress.measure.environment import cpu_name
-from hfcompress.measure.process import ModelProcess, default_threads
+from hfcompress.measure.process import ModelProcess
 from hfcompress.model.artifact import open_artifact
 from hfcompress.model.probe import probe_inputs
 
@@ -82,7 +83,7 @@ def timed(processes: Mapping[str, ModelProcess], batch: Any, rounds: int) -> dic
         process.prepare([batch] * 4)
     for _ in range(rounds):
         for name, process in processes.items():
-            seconds[name] += process.time()
+            seconds[name] += process.time().seconds
     return {name: median(values) for name, values in seconds.items()}
 
 

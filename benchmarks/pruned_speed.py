@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,14 +44,13 @@ def main() -> None:
     no_data = Calibration(lambda _: [], lambda *_: torch.zeros(()), seed=0)
     scores = CRITERIA.parse("magnitude").scores(model, no_data)
     table = measure_table(model, shape, setting)
+    setting = replace(setting, threads=table.threads)
     smalls = []
     for budget in (Budget(macs=0.5), Budget(latency=0.5)):
         target = target_of(budget, shape, shape, GROUP, LENGTH, table)
         smalls.append(cut(model, allocate(scores, target, normalise=True)))
     source, by_macs, by_latency = timed([model, *smalls], setting)
-    print(
-        f"{setting.device_name}, {setting.used_threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}"
-    )
+    print(f"{setting.device_name}, {setting.threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}")
     print(f"table: the whole model {predict(table, shape) * 1e3:.0f} ms, measured {source * 1e3:.0f} ms")
     print(f"half of the MACs: {described(smalls[0])}")
     print(f"half of the time: {described(smalls[1])}")

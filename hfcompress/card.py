@@ -138,6 +138,9 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "n": row["quality"]["n"],
         "share": row["quality"][metric] / base if base else None,
         "mb": lambda count: report.significant(count / 1e6),
+        "busy": report.busy(content),
+        "measure_again": report.measure_again(content),
+        "speeds": [] if report.busy(content) else [_speed(entry) for entry in row["latency"] if entry["speedup"]],
         "table": report.as_markdown(content).partition("\n\n")[0],
         "conditions": report.conditions(content),
         "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
@@ -155,6 +158,15 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "dtype": artifact.dtype,
         "max_length": loaded.recipe.task.max_length,
     }
+
+
+def _speed(entry: Mapping[str, Any]) -> str:
+    """How many times faster or slower the model is at a batch size; with its interval where that is not narrow."""
+    faster, factor, ends = entry["speedup"] >= 1, entry["speedup"], entry.get("speedup_interval")
+    if not faster:
+        factor, ends = 1 / factor, ends and [1 / end for end in reversed(ends)]
+    interval = f" ({'-'.join(map(report.ratio, ends))})" if ends and not entry["narrow"] else ""
+    return f"**{factor:.1f}x**{interval} {'faster' if faster else 'slower'} at batch {entry['batch_size']}"
 
 
 def _sentence(stage: Any) -> str:

@@ -147,10 +147,12 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 
 
 def _show(content: dict[str, Any], directory: Path) -> None:
-    from hfcompress.report import as_table, conditions
+    from hfcompress.report import as_table, busy, conditions
 
     print_table(as_table(content))
     out().print(conditions(content), markup=False)
+    if busy(content):
+        out().print(f"busy   time anew: hfcompress report {directory} --measure", markup=False)
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
         ("report", directory / "report.md"),
@@ -197,9 +199,10 @@ def doctor(
     from hfcompress.doctor import examine, table
     from hfcompress.listing import backends_table
     from hfcompress.measure.hardware import abilities, described
+    from hfcompress.measure.machine import just_now
 
     diagnosis = examine(model_config(model)) if model is not None else None
-    facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {})}
+    facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
     for name, value in facts.items():
         out().print(f"{name:16} {value}", markup=False)
     print_table(table(diagnosis) if diagnosis else backends_table())
@@ -227,12 +230,23 @@ RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directo
 
 
 @app.command()
-def report(run_directory: RunDirectory) -> None:
+def report(
+    run_directory: RunDirectory,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the models anew, and nothing else; report, plots and card follow.")
+    ] = False,
+) -> None:
     """Print the report of a run again, and draw its plot anew."""
     from hfcompress.report import read, write
 
-    content = read(run_directory)
-    write(content, run_directory)
+    if measure:
+        from hfcompress.runner import measure_again
+
+        _only_our_progress()
+        content = measure_again(run_directory)
+    else:
+        content = read(run_directory)
+        write(content, run_directory)
     _show(content, run_directory)
 
 

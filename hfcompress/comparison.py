@@ -32,7 +32,7 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
         "name": f"{len(models)} models on {recipe.name}",
         "environment": environment(),
         "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
-        "rows": measure(artifacts, recipe.task, recipe.measure, recipe.seed, say),
+        **measure(artifacts, recipe.task, recipe.measure, recipe.seed, say),
     }
 
 

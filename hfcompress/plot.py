@@ -40,7 +40,10 @@ def tidy(axis: Axes, lines: Literal["x", "y"] = "y") -> None:
 
 
 def tradeoff(content: Mapping[str, Any], path: Path) -> None:
-    """Draws one panel for size and one for each batch size's latency, all with the same quality axis."""
+    """Draws one panel for size and one for each batch size's latency, all with the same quality axis.
+
+    Times of a busy machine are not drawn: their ratios, which a picture shows, mean nothing.
+    """
     rows = content["rows"]
     metric = next(name for name in rows[0]["quality"] if name != "n")
     panels = [("weights on disk, MB", [row["disk_bytes"] / 1e6 for row in rows])]
@@ -48,11 +51,24 @@ def tradeoff(content: Mapping[str, Any], path: Path) -> None:
         label = f"latency at batch {entry['batch_size']}, ms (median)"
         panels.append((label, [row["latency"][index]["p50_ms"] for row in rows]))
     figure, axes = sheet(len(panels), 4.6, sharey=True)
-    for axis, (label, values) in zip(axes, panels, strict=True):
-        _panel(axis, rows, metric, values)
+    busy = bool(content.get("machine", {}).get("busy"))
+    for number, (axis, (label, values)) in enumerate(zip(axes, panels, strict=True)):
+        if number and busy:
+            _busy_panel(axis)
+        else:
+            _panel(axis, rows, metric, values)
         axis.set_xlabel(label, color=INK)
     axes[0].set_ylabel(f"{metric} (bar: 95% interval)", color=INK)
-    written(figure, f"{content['name']}: smaller and faster is to the left", path)
+    better = "smaller is to the left; speed: busy" if busy else "smaller and faster is to the left"
+    written(figure, f"{content['name']}: {better}", path)
+
+
+def _busy_panel(axis: Axes) -> None:
+    """Says that there is nothing to show, and how to get it."""
+    text = "the machine was busy\n\nmeasure again:\nhfcompress report RUN --measure"
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, color=FAINT)
+    axis.set_xticks([])
+    tidy(axis)
 
 
 def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[float]) -> None:

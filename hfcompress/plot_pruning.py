@@ -133,7 +133,9 @@ def milliseconds(value: float) -> str:
 def conditions(notes: Mapping[str, Any]) -> str:
     """How the latency of a budget was measured."""
     threads = f", {notes['threads']} thread{'s' * (notes['threads'] != 1)}" if notes["threads"] else ""
-    return f"batch {notes['batch_size']} of {notes['length']} tokens in {notes['dtype']} on {notes['device']}{threads}"
+    busy = ", which was busy" if notes.get("busy") else ""
+    where = f"{notes['device']}{threads}{busy}"
+    return f"batch {notes['batch_size']} of {notes['length']} tokens in {notes['dtype']} on {where}"
 
 
 PICTURES: dict[str, Callable[[str, Mapping[str, Any], Path], None]] = {

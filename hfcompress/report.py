@@ -67,6 +67,16 @@ def metric_of(content: Mapping[str, Any]) -> str:
     return next(name for name in content["rows"][0]["quality"] if name != "n")
 
 
+def busy(content: Mapping[str, Any]) -> bool:
+    """Whether the machine did other work while models were timed; reports of earlier versions do not say."""
+    return bool(content.get("machine", {}).get("busy"))
+
+
+def measure_again(content: Mapping[str, Any]) -> str:
+    """How to time the models of a report anew."""
+    return "`hfcompress report RUN --measure`" if "key" in content else "the same `hfcompress evaluate`"
+
+
 def headings(content: Mapping[str, Any]) -> list[str]:
     """The table's columns."""
     sizes = [entry["batch_size"] for entry in content["rows"][0]["latency"]]
@@ -104,7 +114,7 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
         timed = [
             text
             for entry in row["latency"]
-            for text in (f"{entry['p50_ms']:.2f}", "-" if entry["speedup"] is None else f"{entry['speedup']:.2f}x")
+            for text in (f"{entry['p50_ms']:.2f}", "busy" if busy(content) else _faster(entry))
         ]
         found.append(
             [
@@ -123,6 +133,19 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return found
+
+
+def _faster(entry: Mapping[str, Any]) -> str:
+    """`3.90x (3.82-3.98)`: a speed-up and its interval, where there is one that says more than the ratio does."""
+    if entry["speedup"] is None:
+        return "-"
+    told = [ratio(value) for value in entry.get("speedup_interval") or ()]
+    return f"{entry['speedup']:.2f}x" + (f" ({'-'.join(told)})" if len(set(told)) > 1 else "")
+
+
+def ratio(value: float) -> str:
+    """A ratio with three digits or so."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _megabytes(count: int | None) -> str:
@@ -150,19 +173,60 @@ def _millions(count: int | None) -> str:
 
 
 def conditions(content: Mapping[str, Any]) -> str:
-    """One sentence on how the figures were measured."""
-    source, machine, task = content["rows"][0], content["environment"], content["task"]
-    entry = source["latency"][0]
+    """A few sentences on how the figures were measured, and on whether the speeds can be believed."""
+    source, task = content["rows"][0], content["task"]
     lengths = ", ".join(f"{e['sequence_length']} tokens at batch {e['batch_size']}" for e in source["latency"])
-    where = (
-        machine["accelerator"] if entry["device"] != "cpu" else f"{machine['cpu']} ({count(machine['cores'], 'core')})"
-    )
-    flags = f", {' '.join(machine['cpu_flags'])}" if machine["cpu_flags"] and entry["device"] == "cpu" else ""
+    sentences = [
+        f"Quality on the {source['quality']['n']:,} rows of the {task['split']} split.",
+        f"Medians of interleaved rounds on {_where(content)}, {_threads(content)}, each model in a process of its own, "
+        f"mean padded length {lengths}.",
+        *([_busy_sentence(content)] if busy(content) else _interval_sentences(content)),
+        f"Peak memory is the whole process. MACs are counted at {task['max_length']} tokens.",
+    ]
+    return " ".join(sentences)
+
+
+def _where(content: Mapping[str, Any]) -> str:
+    """What the models were timed on, which need not be what the rest was measured on."""
+    found = {**content["environment"], **content.get("machine", {})}
+    if content["rows"][0]["latency"][0]["device"] != "cpu":
+        return str(found["accelerator"])
+    flags = f", {' '.join(found['cpu_flags'])}" if found["cpu_flags"] else ""
+    return f"{found['cpu']} ({count(found['cores'], 'core')}){flags}"
+
+
+def _threads(content: Mapping[str, Any]) -> str:
+    """On how many threads each model ran."""
+    tried, entries = content.get("machine", {}).get("threads", ()), content["rows"][0]["latency"]
+    if len(tried) < 2 or entries[0]["device"] != "cpu":
+        return count(entries[0]["threads"], "thread")
+    chosen = ", ".join(f"{entry['threads']} at batch {entry['batch_size']}" for entry in entries)
+    *fewer, most = map(str, tried)
+    graphs = any(entry["runtime"] != "torch" for row in content["rows"] for entry in row["latency"])
+    rest = f", graphs on {most}" if graphs else ""
+    return f"PyTorch on the fastest of {', '.join(fewer)} and {most} threads (source: {chosen}){rest}"
+
+
+def _busy_sentence(content: Mapping[str, Any]) -> str:
+    why = "; ".join(content["machine"].get("why", ()))
     return (
-        f"Quality on the {source['quality']['n']:,} rows of the {task['split']} split. Medians of interleaved rounds "
-        f"on {where}{flags}, {count(entry['threads'], 'thread')}, each model in a process of its own, mean padded "
-        f"length {lengths}. Peak memory is the whole process. MACs are counted at {task['max_length']} tokens."
+        f"The machine was busy{f' ({why})' if why else ''}: these times are too long, each by another factor, "
+        f"so no speed-up is told. Time the models anew once it is quiet: {measure_again(content)}."
     )
+
+
+def _interval_sentences(content: Mapping[str, Any]) -> list[str]:
+    """What stands beside the speed-ups, and which of them are not known well."""
+    entries = [(row["stage"], entry) for row in content["rows"][1:] for entry in row["latency"]]
+    if not any(entry.get("speedup_interval") for _, entry in entries):
+        return []
+    rounds = sorted({entry["rounds"] for _, entry in entries})
+    told = count(rounds[0], "round") if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]} rounds"
+    found = [f"Beside a speed-up stands the 95% interval of its median over {told}."]
+    wide = [f"{stage} at batch {e['batch_size']}" for stage, e in entries if e["speedup"] and not e.get("narrow", True)]
+    if wide:
+        found.append(f"Times varied too much to know it within 5%: {', '.join(wide)}.")
+    return found
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:
@@ -182,8 +246,11 @@ def as_csv(content: Mapping[str, Any]) -> str:
         flat |= {metric: row["quality"][metric], "n": row["quality"]["n"]}
         flat |= {f"{metric}_low": row["quality_interval"][0], f"{metric}_high": row["quality_interval"][1]}
         for entry in row["latency"]:
-            prefix = f"batch_{entry['batch_size']}_"
-            flat |= {prefix + key: entry[key] for key in ("p50_ms", "p95_ms", "samples_per_s", "speedup")}
+            low, high = entry.get("speedup_interval") or (None, None)
+            told = {**entry, "speedup_low": low, "speedup_high": high}
+            flat |= {f"batch_{entry['batch_size']}_{key}": told.get(key) for key in _TIMED}
+        if busy(content):
+            flat |= {key: "busy" for key in flat if "speedup" in key}
         lines.append(flat)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
@@ -192,12 +259,17 @@ def as_csv(content: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
+_TIMED = ("p50_ms", "p95_ms", "samples_per_s", "speedup", "speedup_low", "speedup_high", "rounds", "threads")
+"""Columns of the CSV for each batch size."""
+
+
 def as_table(content: Mapping[str, Any]) -> Table:
     """The table for the terminal."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=content["name"], title_justify="left", pad_edge=False)
+    title = content["name"] + (" (timed on a busy machine)" if busy(content) else "")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for index, heading in enumerate(headings(content)):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     for row in cells(content):

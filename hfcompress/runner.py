@@ -17,7 +17,7 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
-from hfcompress.measure.measure import measure
+from hfcompress.measure.measure import measure, time_again
 from hfcompress.measure.verify import verify
 from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe import Loaded, check, load, resolved, stage_options
@@ -307,10 +307,10 @@ def _quantized_on_gpu(stage: Any, model: Artifact) -> bool:
 
 
 def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
-    recipe = loaded.recipe
+    recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
     key = digest(
         {
-            "models": {a.stage: weights_hash(a.path) for a in artifacts},
+            "models": weights,
             "measure": recipe.measure.model_dump(),
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
@@ -323,18 +323,19 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
         say("report: done before")
         return kept
     start = time.perf_counter()
-    rows = measure(artifacts, recipe.task, recipe.measure, recipe.seed, say)
+    measured = measure(artifacts, recipe.task, recipe.measure, recipe.seed, say)
     return {
         "schema": 1,
         "name": recipe.name,
         "key": key,
+        "weights": weights,
         "environment": environment(),
         "seconds": round(time.perf_counter() - start, 1),
         "task": {
             **recipe.task.model_dump(mode="json"),
             "split": recipe.task.judged_split(),
         },
-        "rows": rows,
+        **measured,
     }
 
 
@@ -352,14 +353,73 @@ def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content:
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(last.path, scratch, ignore=shutil.ignore_patterns("stage.json", "README.md"))
     write(scratch / "recipe.yaml", loaded.document.text)
-    for name in report.pictures(content):
-        if (directory / "plots" / name).is_file():
-            shutil.copyfile(directory / "plots" / name, scratch / name)
-    write(scratch / "README.md", card.render(loaded, content, replace(last, path=scratch)))
+    _write_card(loaded, directory, replace(last, path=scratch), content)
     if final.exists():
         final.rename(old)
     scratch.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
+    """Writes the card beside a model, with its pictures."""
+    for name in report.pictures(content):
+        if (directory / "plots" / name).is_file():
+            shutil.copyfile(directory / "plots" / name, model.path / name)
+    write(model.path / "README.md", card.render(loaded, content, model))
+
+
+def measure_again(directory: Path) -> dict[str, Any]:
+    """Times the models of a finished run anew, and writes report, pictures and card; all else in them stays.
+
+    Times of a busy machine do not replace those of a quiet one.
+
+    Returns:
+        The report.
+
+    Raises:
+        HfcompressError: where the directory is no finished run, or its models are not those that were measured.
+    """
+    loaded, content = opened(directory)
+    final = directory / "final"
+    if not (final / "config.json").is_file():
+        raise HfcompressError(f"{final} holds no model", "the same `hfcompress run` writes it again")
+    artifacts = _measured_models(loaded, directory, content)
+    recipe = loaded.recipe
+    timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, say)
+    if report.busy(timed) and content.get("machine", {}).get("busy") is False:
+        why = "; ".join(timed["machine"]["why"])
+        say(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
+        return content
+    content = timed
+    report.write(content, directory)
+    _write_card(loaded, directory, open_artifact(final, artifacts[-1].stage, artifacts[-1].kind), content)
+    return content
+
+
+def _measured_models(loaded: Loaded, directory: Path, content: dict[str, Any]) -> list[Artifact]:
+    """The models of a report's rows, in order.
+
+    Raises:
+        HfcompressError: where one is not there, or is not the one that was measured.
+    """
+    recipe = loaded.recipe
+    tuned = [n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if not stage.compresses]
+    places = {name: directory / name for name in recipe.stage_names()}
+    places["source"] = directory / tuned[-1] if tuned else model_directory(recipe.model)
+    artifacts = []
+    for row in content["rows"]:
+        place = places[row["stage"]]
+        if not (place / "config.json").is_file():
+            raise HfcompressError(f"{place} holds no model", "the same `hfcompress run` makes it again")
+        made = open_artifact(place, row["stage"], row["kind"])
+        # Reports of earlier versions know the weights by their size alone.
+        known = content["weights"][made.stage] if "weights" in content else row["disk_bytes"]
+        if known != (weights_hash(place) if "weights" in content else made.disk_bytes):
+            raise HfcompressError(
+                f"{place} is not the model that the report is of", "the same `hfcompress run` measures it anew"
+            )
+        artifacts.append(made)
+    return artifacts
 
 
 def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:

@@ -15,7 +15,8 @@ from hfcompress.criteria.base import CRITERIA
 from hfcompress.data.task import Splits
 from hfcompress.data.tasks import TASKS
 from hfcompress.losses.base import LOSSES, Ramp
-from hfcompress.measure.measure import Latency, Measure
+from hfcompress.measure.measure import Measure
+from hfcompress.measure.timing import Latency
 from hfcompress.model.lora import Lora
 from hfcompress.model.pattern import Pattern
 from hfcompress.recipe import Hub, Recipe

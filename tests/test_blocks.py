@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ TABLE = Table(2e-3, ((0, 0.0), (2, 3e-3), (4, 4e-3)), ((0, 0.0), (32, 1e-3), (64
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, on a quiet machine."""
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path))
-    return cache_home() / "latency"
+    with world.machine_state():
+        yield cache_home() / "latency"
 
 
 def shape_from(model: Any) -> Shape:
@@ -112,6 +113,42 @@ def test_noise_does_not_make_more_seem_faster(values: list[float]) -> None:
 
 def test_no_time_is_negative() -> None:
     assert blocks._monotone([-1.0, -0.5, 2.0]) == [0, 0, 0, 2]
+
+
+def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int | None]] = []
+
+    def measured(models: Sequence[Any], setting: Setting, rounds: int = 0) -> list[float]:
+        asked.append((len(models), setting.threads))
+        return [clock(model) * {1: 3.0, 2: 1.0, 3: 2.0}[setting.threads or 0] for model in models]
+
+    monkeypatch.setattr(blocks, "timed", measured)
+    monkeypatch.setattr(blocks, "default_threads", lambda: 3)
+    model, setting = world.model(), replace(SMALL, threads=None)
+    table = table_of(model, setting)
+    assert asked[:3] == [(1, 1), (1, 2), (1, 3)]
+    assert [threads for count, threads in asked[3:]] == [2]
+    assert (table.threads, table_of(model, setting)) == (2, table)
+    assert table_of(model, replace(SMALL, threads=3)).threads == 3  # what is asked for is kept to
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_table_of_a_busy_machine_is_told_each_time_that_it_is_used(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = world.model()
+    table_of(model, SMALL)
+    assert "busy" not in capsys.readouterr().err
+    (path,) = home.iterdir()
+    path.unlink()
+    with world.machine_state(world.BUSY):
+        first = table_of(model, SMALL)
+    for _ in range(2):
+        told = capsys.readouterr().err
+        assert f"made on a busy machine (other work took 50% of the processors' time): delete {path}" in told
+        assert table_of(model, SMALL) == first
 
 
 # The cache
@@ -239,6 +276,9 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
     assert note["predicted_ms"] == pytest.approx(foretold * note["source_ms"], rel=1e-3)
     assert min(note["measured_ms"], note["source_ms"]) > 0
     assert (note["batch_size"], note["length"], note["threads"], note["dtype"]) == (4, 32, 1, "float32")
+    assert "busy" not in note
+    with world.machine_state(world.BUSY):
+        assert latency_note(budget, table, model, small)["busy"] is True
 
 
 def test_rows_that_the_model_cannot_take_are_refused() -> None:

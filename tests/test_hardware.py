@@ -203,6 +203,18 @@ def test_doctor_s_table_has_reason_repair_and_advice(
     assert "measured 22 times slower" in shown
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [(world.QUIET, "just now quiet"), (world.BUSY, "just now busy: other work took 50% of the processors' time, so")],
+)
+def test_doctor_says_whether_the_machine_is_busy(
+    state: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with world.machine_state(state):
+        assert world.run_cli("doctor") == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

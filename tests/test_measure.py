@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 from hfcompress import cli
 from hfcompress.base.errors import HfcompressError
 from hfcompress.measure import measure as m
+from hfcompress.measure.machine import Turn
 from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.measure.timing import timings
 from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduced
 from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
@@ -63,9 +66,12 @@ def test_a_process_answers_times_and_weighs(graph: Artifact) -> None:
     with ModelProcess(graph, AUTO, threads=1) as process:
         assert process.logits(BATCHES).tolist() == [[2, 7], [3, 5], [2, 9]]
         process.prepare(BATCHES)
-        seconds = process.time()
-        assert len(seconds) == 2
-        assert min(seconds) > 0
+        turn = process.time()
+        assert len(turn.seconds) == 2
+        assert min(turn.seconds) > 0
+        assert turn.wall >= sum(turn.seconds)
+        assert min(turn.cpu, turn.involuntary, turn.waited or 0.0) >= 0
+        assert len(process.time(most=1).seconds) == 1
         assert process.peak_bytes() > 10e6  # an interpreter alone takes more
 
 
@@ -128,41 +134,10 @@ def test_of_a_mask_head_counts_and_likelihoods_stay() -> None:
     assert found[:, 2] == pytest.approx([-np.log(0.7) - np.log(0.3), 0], abs=1e-3)
 
 
-# Arithmetic
-
-
-def test_a_latency_row_is_the_quantiles_of_what_was_timed() -> None:
-    artifact = SimpleNamespace(runtime="onnx", dtype="int8")
-    process: Any = SimpleNamespace(device="cpu", threads=3, artifact=artifact)
-    seconds = [0.010, 0.020, 0.030, 0.040, 0.100]
-    assert m._latency(process, 8, 17, seconds) == {
-        "device": "cpu",
-        "runtime": "onnxruntime",
-        "dtype": "int8",
-        "threads": 3,
-        "batch_size": 8,
-        "sequence_length": 17,
-        "p50_ms": 30.0,
-        "p95_ms": 88.0,  # 0.8 of the way from the fourth to the fifth
-        "samples_per_s": 200.0,  # 40 rows in 0.2 s
-    }
-
-
-def _timed(device: str, p50s: list[float], disk: int) -> dict[str, Any]:
-    return {"latency": [{"device": device, "p50_ms": p50} for p50 in p50s], "disk_bytes": disk}
-
-
-def test_speedup_and_compression_are_ratios_to_the_source() -> None:
-    row = m._against(_timed("cpu", [2.0, 10.0], 250), _timed("cpu", [9.0, 25.0], 1000))
-    assert (row["speedup"], row["compression"]) == (4.5, 4.0)
-    assert [entry["speedup"] for entry in row["latency"]] == [4.5, 2.5]
-
-
-def test_there_is_no_speedup_between_devices() -> None:
-    row = m._against(_timed("cpu", [2.0], 250), _timed("cuda", [9.0], 1000))
-    assert row["speedup"] is None
-    assert row["latency"][0]["speedup"] is None
-    assert row["compression"] == 4.0
+def test_compression_is_a_ratio_to_the_source_and_the_speedup_is_the_first_batch_sizes() -> None:
+    row = {"latency": [{"speedup": 4.5}, {"speedup": 2.5}], "disk_bytes": 250}
+    found = m._against(row, {"disk_bytes": 1000})
+    assert found == {**row, "speedup": 4.5, "compression": 4.0}
 
 
 @pytest.fixture
@@ -214,25 +189,21 @@ def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path)
 
 
 def test_every_model_is_timed_on_the_same_rows(task: Any, teacher: Path) -> None:
-    artifact = open_artifact(teacher)
     data = read(task, teacher)
     seen: list[list[Any]] = [[], []]
-    turns: list[int] = []
 
     def fake(index: int) -> Any:
-        def time() -> list[float]:
-            turns.append(index)
-            return [0.01]
+        return SimpleNamespace(
+            artifact=open_artifact(teacher), device="cpu", threads=1, chooses_threads=True, pid=os.getpid(),
+            prepare=seen[index].append, time=lambda threads, most=None: Turn([0.01], threads, 0.01, 0.01, 0.0, 0),
+        )  # fmt: skip
 
-        return SimpleNamespace(artifact=artifact, device="cpu", threads=1, prepare=seen[index].append, time=time)
-
-    options = m.Latency(batch_sizes=[1, 8], rounds=3, rows=8)
-    found = m._timed([fake(0), fake(1)], [data, data], options, 0, lambda _: None)
+    options = m.Latency(batch_sizes=[1, 8], rows=8)
+    found, _ = timings([fake(0), fake(1)], [data, data], options, 0, lambda _: None)
     assert [[batch["input_ids"].tolist() for batch in batches] for batches in seen[0]] == [
         [batch["input_ids"].tolist() for batch in batches] for batches in seen[1]
     ]
     assert [[len(batch["input_ids"]) for batch in batches] for batches in seen[0]] == [[1] * 8, [8]]
-    assert turns == [0, 1] * 3 * 2  # the rounds are interleaved
     assert [[entry["batch_size"] for entry in row] for row in found] == [[1, 8], [1, 8]]
 
 
@@ -275,7 +246,8 @@ def compared(
     folder = tmp_path_factory.mktemp("compare")
     recipe = world.recipe(folder / "r.yaml", teacher, data)
     arguments = ["evaluate", str(teacher), str(megatron), "--task", str(recipe), "-o", str(folder / "out")]
-    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    with world.machine_state():
+        result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output, json.loads((folder / "out" / "report.json").read_text())
 
@@ -305,8 +277,12 @@ def test_the_figures_of_a_comparison_hang_together(compared: tuple[str, dict[str
     assert (source["speedup"], source["compression"]) == (1.0, 1.0)
     assert other["speedup"] == round(source["latency"][0]["p50_ms"] / other["latency"][0]["p50_ms"], 4)
     assert other["compression"] == round(source["disk_bytes"] / other["disk_bytes"], 4)
+    assert report["machine"]["busy"] is False
     for row in report["rows"]:
         for entry in row["latency"]:
+            low, high = entry["speedup_interval"]
+            assert low <= entry["speedup"] <= high
+            assert entry["rounds"] >= 6
             mean_seconds = entry["batch_size"] / entry["samples_per_s"]
             assert 0 < mean_seconds < 5
             assert 0 < entry["p50_ms"] <= entry["p95_ms"]

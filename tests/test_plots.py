@@ -145,6 +145,7 @@ def test_a_latency_has_three_digits_or_all_before_the_point(value: float, text: 
 def test_threads_are_told_where_there_are_any() -> None:
     assert plot_pruning.conditions({**LATENCY, "threads": 1}).endswith("on A processor, 1 thread")
     assert plot_pruning.conditions({**LATENCY, "threads": None}).endswith("on A processor")
+    assert plot_pruning.conditions({**LATENCY, "busy": True}).endswith("on A processor, 2 threads, which was busy")
 
 
 WHOLE = kept([[4, 4]] * 2, [[64, 64]] * 2, [1, 2], 2)

@@ -102,6 +102,105 @@ def test_the_conditions_say_how_it_was_measured(content: dict[str, Any]) -> None
         assert part in text
 
 
+# What is told of the machine, and of how well a ratio is known
+
+
+@pytest.fixture
+def timed(content: dict[str, Any]) -> dict[str, Any]:
+    """A report of a run, of today, on two processors that were quiet."""
+    machine = {**content["environment"], **world.QUIET, "threads": [1, 2]}
+    rows = [
+        world.report_row("source", "source", 0.8, 10.0, speedup=1.0, interval=(1.0, 1.0)),
+        world.report_row("01-distill", "distill", 0.76, 2.5, speedup=4.0, interval=(3.92, 4.125)),
+        world.report_row("02-quantize", "quantize", 0.75, 0.8, speedup=12.5, interval=(9.5, 14.25)),
+    ]
+    return content | {"key": "0", "machine": machine, "rows": rows}
+
+
+def column(content: dict[str, Any], heading: str) -> list[str]:
+    index = report.headings(content).index(heading)
+    return [row[index] for row in report.cells(content)]
+
+
+def test_a_ratio_stands_beside_its_interval(timed: dict[str, Any]) -> None:
+    assert column(timed, "faster") == ["1.00x", "4.00x (3.92-4.12)", "12.50x (9.50-14.2)"]
+    text = report.conditions(timed)
+    assert "the 95% interval of its median over 6 rounds" in text
+    assert "varied too much to know it within 5%: 02-quantize at batch 1, 02-quantize at batch 8." in text
+    assert "busy" not in report.as_markdown(timed) + report.as_csv(timed)
+
+
+def test_the_csv_has_the_ends_of_the_interval_and_the_threads(timed: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(timed))))
+    found = [rows[1][f"batch_8_{key}"] for key in ("speedup", "speedup_low", "speedup_high", "rounds", "threads")]
+    assert found == ["4.0", "3.92", "4.125", "6", "1"]
+
+
+def test_the_threads_of_each_batch_size_are_told(timed: dict[str, Any]) -> None:
+    timed["rows"][0]["latency"][1]["threads"] = 2
+    timed["rows"][2]["latency"][0]["runtime"] = "onnxruntime"
+    said = "PyTorch on the fastest of 1 and 2 threads (source: 1 at batch 1, 2 at batch 8), graphs on 2,"
+    assert said in report.conditions(timed)
+    timed["machine"]["threads"] = [1]
+    assert ", 1 thread, each model" in report.conditions(timed)
+
+
+def test_where_it_was_timed_again_is_told(timed: dict[str, Any]) -> None:
+    timed["machine"] |= {"cpu": "Another processor", "cores": 4, "cpu_flags": []}
+    assert "on Another processor (4 cores), PyTorch" in report.conditions(timed)
+
+
+@pytest.fixture
+def crowded(timed: dict[str, Any]) -> dict[str, Any]:
+    """The same, and the machine was busy."""
+    return timed | {"machine": {**timed["machine"], **world.BUSY}}
+
+
+def test_a_busy_machines_report_tells_no_speedup_and_how_to_time_anew(crowded: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=250).print(report.as_table(crowded))
+    for text in (stream.getvalue(), report.as_markdown(crowded), report.as_csv(crowded)):
+        assert "busy" in text
+        assert not re.search(r"12\.5|4\.00x|3\.92|14\.2", text)
+    assert column(crowded, "faster") == ["busy"] * 3
+    assert "hfcompress report RUN --measure" in report.as_markdown(crowded)
+    assert "other work took 50% of the processors' time" in report.conditions(crowded)
+
+
+def test_a_busy_comparison_names_no_run(crowded: dict[str, Any]) -> None:
+    del crowded["key"]
+    assert "the same `hfcompress evaluate`" in report.conditions(crowded)
+
+
+def test_the_report_command_says_how_to_time_a_run_anew(crowded: dict[str, Any], tmp_path: Path) -> None:
+    report.write(crowded, tmp_path)
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert f"hfcompress report {tmp_path} --measure" in result.output
+
+
+def test_the_plot_of_a_busy_machine_draws_sizes_alone(
+    crowded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hfcompress.plot import tradeoff
+
+    drawn, said = [], []
+    errorbar, text, title = Axes.errorbar, Axes.text, Figure.suptitle
+    monkeypatch.setattr(Axes, "errorbar", lambda axis, x, y, **k: drawn.append(x) or errorbar(axis, x, y, **k))
+    monkeypatch.setattr(Axes, "text", lambda axis, x, y, s, **k: said.append(s) or text(axis, x, y, s, **k))
+    monkeypatch.setattr(Figure, "suptitle", lambda figure, s, **k: said.append(s) or title(figure, s, **k))
+    tradeoff(crowded, tmp_path / "plot.png")
+    assert drawn == [row["disk_bytes"] / 1e6 for row in crowded["rows"]]
+    *panels, heading = said
+    assert all("busy" in words and "hfcompress report RUN --measure" in words for words in panels)
+    assert len(panels) == 2
+    assert "faster" not in heading
+
+
 def test_the_terminals_table_shows_every_cell(content: dict[str, Any]) -> None:
     from rich.console import Console
 
@@ -168,3 +267,10 @@ def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tm
 def test_a_directory_without_a_report_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(HfcompressError, match=r"holds no report\.json\n.*hfcompress run"):
         report.read(tmp_path)
+
+
+def test_no_cell_of_the_printed_table_is_cut_off(timed: dict[str, Any], tmp_path: Path) -> None:
+    report.write(timed, tmp_path)
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert "…" not in result.output
+    assert all(cell in result.output for row in report.cells(timed) for cell in row)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +40,8 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Finished:
     folder = tmp_path_factory.mktemp("run")
     loaded = load(world.recipe(folder / "recipe.yaml", teacher, data))
-    done = runner.run(loaded, folder / "tiny")
+    with world.machine_state():
+        done = runner.run(loaded, folder / "tiny")
     assert done is not None
     return Finished(loaded, done.directory, done.report)
 
@@ -238,6 +241,44 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
 
 
+def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, float, float]) -> str:
+    """The card of the run on a machine in such a state, with such a ratio and interval at each batch size."""
+    content = json.loads(json.dumps(finished.report))
+    content["machine"] |= state
+    for entry, (ratio, low, high) in zip(content["rows"][-1]["latency"], speeds, strict=True):
+        narrow = (high - low) / 2 <= 0.05 * ratio
+        entry |= {"speedup": ratio, "speedup_interval": [low, high], "narrow": narrow}
+    return card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
+
+
+def test_the_headline_tells_a_ratio_that_is_not_well_known_with_its_interval(finished: Finished) -> None:
+    text = rendered(finished, world.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("| |")[0]
+    assert "**3.9x** faster at batch 1,\n**2.0x** (1.25-2.50) slower at batch 8." in text
+    assert "busy" not in text
+
+
+def test_a_card_of_a_busy_machine_has_no_speedup(finished: Finished) -> None:
+    text = rendered(finished, world.BUSY, (201.0, 190.0, 212.0), (447.0, 440.0, 460.0))
+    headline, *tables = text.partition("| |")
+    assert "smaller on disk" in headline
+    assert "**busy**" in headline
+    assert "`hfcompress report RUN --measure`" in headline
+    assert not re.search(r"faster|slower", headline)
+    assert not re.search(r"\b(201|447|190|440|212|460)\b", text)
+    assert "latency, batch 8 (p50 / p95; machine busy)" in "".join(tables)
+
+
+def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -> None:
+    content = json.loads(json.dumps(finished.report))
+    del content["machine"], content["weights"]
+    for row in content["rows"]:
+        for entry in row["latency"]:
+            for key in ("rounds", "speedup_interval", "narrow"):
+                del entry[key]
+    text = card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
+    assert re.search(r"\*\*\d+\.\dx\*\* (faster|slower) at batch 1,", text)
+
+
 def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Finished) -> None:
     from hfcompress.push import uploads
 
@@ -287,6 +328,110 @@ def test_the_same_command_again_trains_and_measures_nothing(
     assert finished.card == card_before
 
 
+# Timing anew
+
+
+@pytest.fixture
+def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A copy of the run, and what times it anew: each time is `factor` times the old one, in a state of the machine."""
+    from contextlib import nullcontext
+
+    from hfcompress.measure import measure as measuring
+
+    directory = tmp_path / "copy"
+    shutil.copytree(finished.directory, directory)
+    asked: list[Any] = []
+
+    def process(artifact: Any, *_: Any) -> Any:
+        asked.append(artifact)
+        return nullcontext(artifact)
+
+    def times(processes: Any, *_: Any) -> Any:
+        by_stage = {row["stage"]: row["latency"] for row in finished.report["rows"]}
+        new = {"p50_ms": 77.0, "speedup": 3.21, "speedup_interval": [3.2, 3.22], "narrow": True}
+        return [[entry | new for entry in by_stage[p.stage]] for p in processes], again.state
+
+    again = SimpleNamespace(directory=directory, state=world.QUIET, asked=asked)
+    monkeypatch.setattr(measuring, "ModelProcess", process)
+    monkeypatch.setattr(measuring, "timings", times)
+    return again
+
+
+def _without_times(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    del content["machine"]
+    for row in content["rows"]:
+        del row["latency"], row["speedup"]
+    return content
+
+
+def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = world.snapshot(again.directory)
+    assert world.run_cli("report", again.directory, "--measure") == 0
+    after = world.snapshot(again.directory)
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert set(after) == set(before)
+    assert changed <= {"report.json", "report.csv", "report.md", "plots/tradeoff.png", "final/README.md",
+                       "final/tradeoff.png"}  # fmt: skip
+    assert {"report.json", "report.csv", "report.md", "final/README.md"} <= changed
+    places = [artifact.path for artifact in again.asked]
+    assert places == [Path(finished.loaded.recipe.model), *(again.directory / stage for stage in STAGES)]
+    assert _without_times(again.directory / "report.json") == _without_times(finished.directory / "report.json")
+    assert list(json.loads(after["report.json"])) == list(json.loads(before["report.json"]))
+    assert "**3.2x** faster at batch 1," in after["final/README.md"].decode()
+    assert "3.21x (3.20-3.22)" in capsys.readouterr().out
+    assert after["final/tradeoff.png"] == after["plots/tradeoff.png"]
+
+
+def test_times_of_a_busy_machine_do_not_replace_those_of_a_quiet_one(
+    again: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, again.state = world.snapshot(again.directory), world.BUSY
+    assert world.run_cli("report", again.directory, "--measure") == 0
+    assert world.snapshot(again.directory) == before
+    assert "busy now (other work took 50% of the processors' time)" in capsys.readouterr().err
+
+
+def test_a_report_of_an_earlier_version_or_a_busy_machine_is_timed_anew(again: Any) -> None:
+    path = again.directory / "report.json"
+    content = json.loads(path.read_text())
+    del content["machine"], content["weights"]
+    path.write_text(json.dumps(content))
+    again.state = world.BUSY
+    assert world.run_cli("report", again.directory, "--measure") == 0
+    assert json.loads(path.read_text())["machine"]["busy"] is True
+    assert "**busy**" in (again.directory / "final" / "README.md").read_text()
+    again.state = world.QUIET
+    assert world.run_cli("report", again.directory, "--measure") == 0
+    assert json.loads(path.read_text())["machine"]["busy"] is False
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda run: shutil.rmtree(run), "is not a run directory"),
+        (lambda run: (run / "report.json").unlink(), "is not finished"),
+        (lambda run: (run / "report.json").write_text("{"), "is not JSON"),
+        (lambda run: shutil.rmtree(run / "final"), "holds no model"),
+        (lambda run: shutil.rmtree(run / "02-prune"), "02-prune holds no model"),
+        (lambda run: _append(run / "01-distill" / "config.json"), "01-distill is not the model that the report is of"),
+    ],
+)
+def test_what_is_no_finished_run_is_not_timed(
+    again: Any, harm: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(again.directory)
+    before = world.snapshot(again.directory)
+    assert world.run_cli("report", again.directory, "--measure") == 2
+    assert message in capsys.readouterr().err
+    assert world.snapshot(again.directory) == before
+    assert again.asked == []
+
+
+def _append(path: Path) -> None:
+    path.write_text(path.read_text() + "\n")
+
+
 # From here on nothing is loaded in a fresh process: what a rerun does is asked, not what it measures.
 
 
@@ -333,9 +478,9 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
         made.ran.append(name)
         return run_stage(name, *arguments)
 
-    def unmeasured(artifacts: list[Any], *_: Any) -> list[dict[str, Any]]:
+    def unmeasured(artifacts: list[Any], *_: Any) -> dict[str, Any]:
         made.measured.append([a.stage for a in artifacts])
-        return [world.report_row(a.stage, a.kind) for a in artifacts]
+        return {"machine": world.QUIET, "rows": [world.report_row(a.stage, a.kind) for a in artifacts]}
 
     monkeypatch.setattr(runner, "_run_stage", noted)
     monkeypatch.setattr(runner, "measure", unmeasured)
@@ -522,8 +667,9 @@ def _regression(swift: Swift, tmp_path: Path) -> None:
 
 
 def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scored(artifacts: list[Any], *_: Any) -> list[dict[str, Any]]:
-        return [world.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
+    def scored(artifacts: list[Any], *_: Any) -> dict[str, Any]:
+        rows = [world.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
+        return {"machine": world.QUIET, "rows": rows}
 
     monkeypatch.setattr(runner, "measure", scored)
     _regression(swift, tmp_path)

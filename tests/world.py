@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -148,14 +151,18 @@ def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:
 
 
 def report_row(stage: str, kind: str = "distill", quality: float = 0.9, p50: float = 10.0, disk: int = 2_000_000,
-               speedup: float | None = 1.0, **changes: Any) -> dict[str, Any]:  # fmt: skip
-    """A row of a report that nobody measured."""
+               speedup: float | None = 1.0, interval: tuple[float, float] | None = None,
+               **changes: Any) -> dict[str, Any]:  # fmt: skip
+    """A row of a report that nobody measured; without an `interval` as earlier versions wrote it."""
     entry = {"device": "cpu", "runtime": "torch", "dtype": "float32", "threads": 1, "sequence_length": 12}
     latency = [
         {**entry, "batch_size": size, "p50_ms": p50 * size, "p95_ms": p50 * size * 1.5, "samples_per_s": 1000 / p50,
          "speedup": speedup}
         for size in (1, 8)
     ]  # fmt: skip
+    if interval is not None and speedup is not None:
+        narrow = (interval[1] - interval[0]) / 2 <= 0.05 * speedup
+        latency = [{**e, "rounds": 6, "speedup_interval": list(interval), "narrow": narrow} for e in latency]
     made: dict[str, Any] = {
         "stage": stage, "kind": kind, "quality": {"accuracy": quality, "n": 48},
         "quality_interval": [quality - 0.05, quality + 0.05], "parameters": 1_234_567, "encoder_parameters": 7_654,
@@ -165,10 +172,24 @@ def report_row(stage: str, kind: str = "distill", quality: float = 0.9, p50: flo
     return made | changes
 
 
+QUIET = {
+    "busy": False, "why": [], "wait_share": 0.01, "other_share": 0.01, "stolen_share": 0.0, "throttled_share": 0.0,
+    "involuntary_per_s": 10.0, "load": 0.5,
+}  # fmt: skip
+BUSY = QUIET | {"busy": True, "why": ["other work took 50% of the processors' time"], "other_share": 0.5}
+"""What a report says of a machine."""
+
+
+@contextmanager
+def machine_state(state: dict[str, Any] = QUIET) -> Iterator[None]:
+    """A machine that is quiet, or busy, whatever this one is."""
+    with mock.patch("hfcompress.measure.machine.state", return_value=state):
+        yield
+
+
 def run_cli(*arguments: object) -> int:
     """The exit code of `hfcompress ARGUMENTS…`, run in this process."""
     import sys
-    from unittest import mock
 
     from hfcompress import cli
 

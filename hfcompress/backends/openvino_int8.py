@@ -83,7 +83,7 @@ class OpenvinoInt8(Backend):
         import optimum.intel
         from optimum.exporters.openvino.convert import export_from_model
 
-        from hfcompress.measure.process import default_threads
+        from hfcompress.base.processors import default_threads
         from hfcompress.measure.worker import OpenVinoModel
         from hfcompress.model.artifact import load_model
 

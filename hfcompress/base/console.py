@@ -35,8 +35,13 @@ def print_table(table: Table) -> None:
     """A table at its full width: a cell that is cut off is of no use to anyone."""
     from rich.measure import Measurement
 
-    wanted = Measurement.get(out(), out().options.update(max_width=1000), table).maximum
-    out().print(table, width=max(wanted, 1), crop=False)
+    console, before = out(), out().width
+    wanted = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(wanted, 1)  # `print` takes no width above the console's
+    try:
+        console.print(table, crop=False)
+    finally:
+        console.width = before
 
 
 def say(message: str, **style: Any) -> None:

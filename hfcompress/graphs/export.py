@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import head_of
 from hfcompress.model.probe import Probe
 
@@ -68,7 +69,9 @@ def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
     import numpy as np
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = default_threads()  # its own choice knows neither affinity nor a container's quota
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     ids = probe["input_ids"]
     feed = {node.name: probe.get(node.name, np.zeros_like(ids)) for node in session.get_inputs()}
     return session.run(["logits"], feed)[0]

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.console import say
 from hfcompress.base.costs import Costs
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.processors import default_threads, thread_counts
 from hfcompress.base.shape import Layer, Shape, shape_of
 from hfcompress.data.source import cache_home
+from hfcompress.measure import machine
 from hfcompress.measure.environment import cpu_name
-from hfcompress.measure.process import default_threads
+from hfcompress.measure.timing import TRIALS
 from hfcompress.model.frozen import frozen
 from hfcompress.model.observe import accepted
 
@@ -52,7 +54,8 @@ class Setting:
         device: `cpu` or `cuda`.
         batch_size: Rows of a batch.
         length: Tokens of a row.
-        threads: Of one operator on a CPU; by default every processor that the process may use.
+        threads: Of one operator on a CPU; by default the count at which the whole model is fastest, of those that are
+            permitted.
         dtype: Of the weights: `float32`, `float16` or `bfloat16`.
     """
 
@@ -63,9 +66,9 @@ class Setting:
     dtype: str = "float32"
 
     @property
-    def used_threads(self) -> int:
-        """The number of threads."""
-        return self.threads or default_threads()
+    def permitted_threads(self) -> list[int]:
+        """The numbers of threads to choose from."""
+        return [self.threads] if self.threads else thread_counts(default_threads())
 
     @property
     def device_name(self) -> str:
@@ -91,11 +94,15 @@ class Table:
         empty: Of the model with its embeddings, head, norms and residuals, and neither heads nor neurons.
         heads: `(query heads, seconds they add in one layer)`, ascending from none.
         neurons: `(FFN width, seconds it adds in one layer)`, ascending from none.
+        threads: Of one operator, on which all of it was timed.
+        busy: What the machine did beside; empty where it was quiet.
     """
 
     empty: float
     heads: Points
     neurons: Points
+    threads: int | None = None
+    busy: str = ""
 
 
 def predict(table: Table, shape: Shape) -> float:
@@ -141,8 +148,12 @@ def table_of(model: PreTrainedModel, setting: Setting) -> Table:
     found = _read(path, identity)
     if found is None:
         say(f"timing heads and FFN widths on {setting.device_name}, once for this kind of model")
+        before = machine.moment()
         found = measure_table(model, shape, setting)
+        found = replace(found, busy=machine.other_work(before) if setting.device == "cpu" else "")
         _write(path, identity, found)
+    if found.busy:  # kept all the same: a run that is interrupted must go on with what it began with
+        say(f"these timings were made on a busy machine ({found.busy}): delete {path} to time anew")
     return found
 
 
@@ -158,13 +169,23 @@ def measure_table(model: PreTrainedModel, shape: Shape, setting: Setting, rounds
     layers = [Layer(0, 0), *(Layer(k, 0) for k in heads), *(Layer(0, w) for w in widths)]
     models = [_probe_model(model, replace(shape, layers=(layer,) * DEPTH)) for layer in layers]
     models.append(_random_model(model, replace(shape, layers=(Layer(0, 0),) * len(shape.layers))))
+    setting = replace(setting, threads=fastest_threads(model, setting))
     bare, *parts, empty = timed(models, setting, rounds)
     added = [(seconds - bare) / DEPTH for seconds in parts]
     return Table(
         empty,
         tuple(zip([0, *heads], _monotone(added[: len(heads)]), strict=True)),
         tuple(zip([0, *widths], _monotone(added[len(heads) :]), strict=True)),
+        setting.threads,
     )
+
+
+def fastest_threads(model: PreTrainedModel, setting: Setting) -> int:
+    """The number of threads, of those that a setting permits, on which a model is fastest."""
+    numbers = setting.permitted_threads
+    if len(numbers) == 1 or setting.device != "cpu":
+        return numbers[-1]
+    return min(numbers, key=lambda number: timed([model], replace(setting, threads=number), TRIALS)[0])
 
 
 def _spread(most: int) -> list[int]:
@@ -210,7 +231,7 @@ def timed(models: Sequence[PreTrainedModel], setting: Setting, rounds: int = ROU
 
     _ = setting.device_name
     threads = torch.get_num_threads()
-    torch.set_num_threads(setting.used_threads)
+    torch.set_num_threads(setting.permitted_threads[-1])
     try:
         with ExitStack() as stack:
             runs = [Run(stack, model, setting) for model in models]
@@ -284,7 +305,7 @@ def _identity(model: PreTrainedModel, shape: Shape, setting: Setting) -> dict[st
         "device": setting.device_name,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "setting": asdict(setting) | {"threads": setting.used_threads},
+        "setting": asdict(setting) | {"threads": setting.permitted_threads},
         "model": type(model).__name__.removeprefix("Pruned"),
         "attention": config._attn_implementation,
         "activation": next((name for name in activations if name), None),
@@ -299,7 +320,7 @@ def _read(path: Path, identity: dict[str, Any]) -> Table | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         heads, neurons = (tuple((int(x), float(s)) for x, s in record[kind]) for kind in ("heads", "neurons"))
-        table = Table(float(record["empty"]), heads, neurons)
+        table = Table(float(record["empty"]), heads, neurons, record["threads"], record["busy"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return table if record.get("identity") == identity else None

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from hfcompress.measure.process import default_threads
+from hfcompress.base.processors import default_threads
 
 PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum",
             "optimum-intel", "openvino", "nncf")  # fmt: skip
@@ -18,14 +18,16 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"
 def environment() -> dict[str, Any]:
     """Processor, abilities, cores, accelerator, operating system, and package versions."""
     return {
-        "cpu": cpu_name(),
-        "cpu_flags": cpu_flags(),
-        "cores": default_threads(),
-        "accelerator": accelerator(),
+        **device_facts(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),
     }
+
+
+def device_facts() -> dict[str, Any]:
+    """Processor, abilities, cores that this process may use, and accelerator."""
+    return {"cpu": cpu_name(), "cpu_flags": cpu_flags(), "cores": default_threads(), "accelerator": accelerator()}
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import PRUNED
+from hfcompress.measure.machine import Turn
 from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class ModelProcess:
             hfcompress; a pruned model with any other is loaded after `import hfcompress`.
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: `cpu` or `cuda`; graphs of ONNX and OpenVINO run on the CPU.
-        threads: Of one operator.
+        threads: Of one operator; by default as many as `default_threads` says. `time` can choose fewer of a PyTorch
+            model's.
         head: What `logits` makes of the model's answer, see `worker.reduced`; by default nothing.
     """
 
@@ -104,9 +107,26 @@ class ModelProcess:
         """Takes the batches that `time` and `energy` run, and warms up."""
         self._ask("prepare", inputs=self._write(batches))
 
-    def time(self) -> list[float]:
-        """Seconds for each prepared batch, once."""
-        return list(self._ask("time")["seconds"])
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return int(self.loaded["pid"])
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether `time` can choose the threads: a graph's are fixed when it is loaded, a GPU has none."""
+        return self.artifact.runtime == "torch" and self.device == "cpu"
+
+    def time(self, threads: int | None = None, most: int | None = None) -> Turn:
+        """Runs each prepared batch once.
+
+        Args:
+            threads: Of one operator, where the model `chooses_threads`.
+            most: How many batches, from the first on; all by default.
+        """
+        threads = threads if threads and self.chooses_threads else self.threads
+        answer = self._ask("time", threads=threads, most=most)
+        return Turn(threads=threads, **answer)
 
     def peak_bytes(self) -> int:
         """Peak memory so far, in bytes."""
@@ -186,8 +206,3 @@ def code_for(artifact: Artifact) -> Mapping[str, Any]:
     beside = artifact.path / MODELING_FILE
     ours = beside.is_file() and beside.read_bytes() == modeling_source().read_bytes()
     return {"trust": True, "register": None} if ours else OWN_CODE
-
-
-def default_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -57,6 +57,11 @@ class TorchModel:
                 return output.logits.float().cpu().numpy()
             return self.torch.stack([output.start_logits, output.end_logits], dim=-1).float().cpu().numpy()
 
+    def use_threads(self, threads: int) -> None:
+        """Sets the threads of one operator."""
+        if self.torch.get_num_threads() != threads:
+            self.torch.set_num_threads(threads)
+
     def finish(self) -> None:
         """Waits for what the device still does."""
         if self.device.startswith("cuda"):
@@ -92,6 +97,9 @@ class OnnxModel:
     def __call__(self, batch: dict[str, Any]) -> Any:
         return self.session.run(None, batch)[0]
 
+    def use_threads(self, threads: int) -> None:
+        """The threads were chosen when the graph was loaded."""
+
     def finish(self) -> None:
         """Nothing is left running."""
 
@@ -122,6 +130,9 @@ class OpenVinoModel:
         found = {node.get_any_name(): value for node, value in self.request.infer(batch).items()}
         return found["logits"] if "logits" in found else np.stack([found["start_logits"], found["end_logits"]], -1)
 
+    def use_threads(self, threads: int) -> None:
+        """The threads were chosen when the graph was loaded."""
+
     def finish(self) -> None:
         """Nothing is left running."""
 
@@ -148,6 +159,53 @@ def resident_peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def used() -> dict[str, Any]:
+    """What this process has used of the processors so far.
+
+    Returns:
+        In seconds: `wall`, the clock; `cpu`, of all threads; `queued`, by thread, how long it stood in the run queue
+        (None where the system does not tell). And `involuntary`, how often a thread was made to leave a processor.
+    """
+    import resource
+
+    return {
+        "wall": time.perf_counter(),
+        "cpu": time.process_time(),
+        "queued": queued(),
+        "involuntary": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
+    }
+
+
+def queued(process: Path = Path("/proc/self")) -> dict[str, float] | None:
+    """Seconds that each thread of a process stood in the run queue: ready to run, with no processor to run on.
+
+    `/proc/self/schedstat` tells of the main thread alone, so every thread's own file is read.
+    """
+    found = {}
+    for file in process.glob("task/*/schedstat"):
+        try:
+            found[file.parent.name] = int(file.read_text().split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):  # a thread that ended meanwhile
+            continue
+    return found or None
+
+
+def spent(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What was used between two answers of `used`; `waited` is of the thread that stood in the queue for longest.
+
+    The threads of an operator wait for one another, so the one that waits longest holds up the model; a mean over all
+    threads would hide it where there are many.
+    """
+    first, last = before["queued"], after["queued"]
+    waited = max(seconds - first.get(thread, 0.0) for thread, seconds in last.items()) if first and last else None
+    return {
+        "wall": after["wall"] - before["wall"],
+        "cpu": after["cpu"] - before["cpu"],
+        "waited": waited,
+        "involuntary": after["involuntary"] - before["involuntary"],
+    }
 
 
 def read_batches(path: str) -> list[dict[str, Any]]:
@@ -195,7 +253,7 @@ class Worker:
         start = time.perf_counter()
         self.head = head
         self.model = RUNTIMES[runtime](**options)
-        return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start}
+        return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start, "pid": os.getpid()}
 
     def logits(self, inputs: str, output: str) -> dict[str, Any]:
         np.save(output, np.concatenate([self._reduced(batch) for batch in read_batches(inputs)]))
@@ -211,14 +269,18 @@ class Worker:
             self.model(batch)
         return {}
 
-    def time(self) -> dict[str, Any]:
-        seconds = []
-        for batch in self.batches:
+    def time(self, threads: int, most: int | None = None) -> dict[str, Any]:
+        self.model.use_threads(threads)
+        # Not counted: threads that start anew, and caches that another model has filled meanwhile.
+        self.model(self.batches[0])
+        self.model.finish()
+        seconds, before = [], used()
+        for batch in self.batches[:most]:
             start = time.perf_counter()
             self.model(batch)
             self.model.finish()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds}
+        return {"seconds": seconds, **spent(before, used())}
 
     def memory(self) -> dict[str, Any]:
         return {"bytes": self.model.peak_bytes()}

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from hfcompress.base.component import Strict
 from hfcompress.base.costs import Costs, Target
 from hfcompress.base.shape import Layer, Shape, shape_of
+from hfcompress.measure import machine
 from hfcompress.measure.blocks import Setting, Table, costs_in_time, predict, timed
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Budget(Strict):
     length: int = Field(default=128, ge=1)
     """Tokens of a row at which a `latency` holds, all of them real."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads at which a `latency` holds; the default is every processor the process may use."""
+    """Threads at which a `latency` holds. The default is the count at which the whole model is fastest, of 1, 2, 4, …
+    and the most that `OMP_NUM_THREADS`, CPU affinity and a container's CPU quota allow."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision at which a `latency` holds."""
 
@@ -138,17 +140,20 @@ def latency_note(budget: Budget, table: Table, source: PreTrainedModel, pruned: 
 
     The table foretells a share of the source's time: how fast the machine is just now touches both alike.
     """
-    setting = budget.setting
+    setting = replace(budget.setting, threads=table.threads or budget.threads)
+    start = machine.moment()
     before, after = timed([source, pruned], setting)
+    busy = bool(table.busy or machine.other_work(start)) and setting.device == "cpu"
     foretold = [predict(table, shape_of(model.config.to_dict())) for model in (source, pruned)]
     return {
         "device": setting.device_name,
         "batch_size": setting.batch_size,
         "length": setting.length,
-        "threads": setting.used_threads,
+        "threads": setting.permitted_threads[-1],
         "dtype": setting.dtype,
         "source_ms": round(before * 1000, 4),
         "target_ms": round(before * budget.share * 1000, 4),
         "predicted_ms": round(before * foretold[1] / foretold[0] * 1000, 4),
         "measured_ms": round(after * 1000, 4),
+        **({"busy": True} if busy else {}),
     }
