@@ -275,7 +275,7 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
     model = open_artifact(bench.model_directory, name, stage.kind)
     assert bench.logits is not None
     device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
-    differences = verify(model, bench.logits, bench.task.auto_class, device)
+    differences = verify(model, bench.logits, bench.task.auto_class, device, bench.reading)
     record = {
         "key": key,
         "stage": stage_options(stage),

@@ -19,8 +19,9 @@ from hfcompress.data import task as task_module
 from hfcompress.data.fill_mask import FillMask, blocks, draws, masked
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering, best_span
-from hfcompress.data.tokens import TokenClassification, for_words
+from hfcompress.data.tokens import TokenClassification, read_words
 from hfcompress.measure.worker import reduced
+from hfcompress.model.artifact import load_tokenizer
 from tests import world
 
 TAGS = {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
@@ -271,12 +272,16 @@ def test_a_byte_level_tokenizer_reads_words_as_in_a_text(tmp_path: Path) -> None
     task = tagged(tmp_path, ("film film", ["O", "B-PER"]))
     tokenizer = byte_level(spaces=False)
     assert len(tokenizer(["film", "film"], is_split_into_words=True)["input_ids"]) == 10
-    (feature,) = task.encode(task.read("train"), tokenizer, TAGS)
+    tokenizer.save_pretrained(tmp_path / "model")
+    read = load_tokenizer(tmp_path / "model", task)
+    (feature,) = task.encode(task.read("train"), read, TAGS)
     assert feature["input_ids"] == [0, 11, 11, 2]
     assert feature["labels"] == [-100, 0, 1, -100]
-    assert tokenizer("film")["input_ids"] == [0, 4, 5, 6, 7, 2]  # the model's own is not touched
-    spaced = byte_level(spaces=True)
-    assert for_words(spaced) is spaced
+    # A user's own AutoTokenizer reads the text as the task read the words, once it is saved.
+    read.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved")("film film")["input_ids"] == [0, 11, 11, 2]
+    assert load_tokenizer(tmp_path / "model")("film")["input_ids"] == [0, 4, 5, 6, 7, 2]  # no other task's is changed
+    assert not read_words(byte_level(spaces=True))
 
 
 # --- spans

@@ -53,7 +53,7 @@ class Bnb8Bit(Backend):
         import torch
         import transformers
 
-        from hfcompress.model.artifact import load_model, read_config, save_weights
+        from hfcompress.model.artifact import load_model, read_config, save_weights, settled_config
         from hfcompress.model.family import FAMILIES
         from hfcompress.model.linears import linears
 
@@ -70,6 +70,7 @@ class Bnb8Bit(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
+            **settled_config(work.source),
         )
         _require_found(self.skip or [], model)
         self.require_runnable(model)

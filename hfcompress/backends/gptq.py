@@ -73,7 +73,7 @@ class Gptq(Backend):
         import transformers
         from transformers import GPTQConfig
 
-        from hfcompress.model.artifact import save_weights
+        from hfcompress.model.artifact import save_weights, settled_config
 
         rows = list(rows_alone(work.rows(self.rows), ("input_ids", "attention_mask")))
         if not rows:
@@ -85,6 +85,7 @@ class Gptq(Backend):
             dtype=torch.float16,
             use_safetensors=True,
             local_files_only=True,
+            **settled_config(work.source),
         )
         # The rows are no part of the model, and no text of the train split should travel with it.
         model.config.quantization_config.dataset = None

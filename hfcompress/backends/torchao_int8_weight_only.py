@@ -46,7 +46,7 @@ class TorchaoInt8WeightOnly(Backend):
         import transformers
         from transformers import TorchAoConfig
 
-        from hfcompress.model.artifact import load_model, save_weights
+        from hfcompress.model.artifact import load_model, save_weights, settled_config
         from hfcompress.model.linears import linears
 
         plain = load_model(work.source, work.auto_class)
@@ -61,6 +61,7 @@ class TorchaoInt8WeightOnly(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
+            **settled_config(work.source),
         )
         save_weights(model.eval(), work.target)
         return logits_of(model, work.probe)

@@ -11,7 +11,7 @@ from pydantic import Field
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
-from hfcompress.data.task import IGNORED, BaseTask, Split, numbered, token_loss
+from hfcompress.data.task import IGNORED, BaseTask, PlainText, Split, numbered, token_loss
 
 if TYPE_CHECKING:
     import datasets
@@ -40,6 +40,7 @@ class FillMask(BaseTask):
 
     head: ClassVar[str] = "mask"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    pipeline: ClassVar[str | None] = "fill-mask"
     metrics: ClassVar[Mapping[str, Metric]] = MASKED
     required: ClassVar[tuple[Split, ...]] = ("train",)
     kinds: ClassVar[str] = "txt (one document a line), csv, tsv, jsonl or parquet"
@@ -161,6 +162,19 @@ class FillMask(BaseTask):
             raise HfcompressError(f"the documents of {self.dataset} are empty", "give it text")
         encoded = datasets.Dataset.from_dict({"input_ids": ids})
         return numbered(encoded.add_column("length", [len(row) for row in ids]))
+
+    def plain_texts(self, rows: Any, tokenizer: Any, labels: Mapping[str, int] | None) -> list[PlainText]:
+        """The beginnings of documents, a word in the middle of them masked."""
+        found = []
+        for number, text in enumerate(rows[self.text[0]]):
+            words = (text or "").split()[: max(self.max_length // 8, 1)]
+            if not words:
+                continue
+            words[len(words) // 2] = tokenizer.mask_token
+            features = tokenizer(" ".join(words), truncation=True, max_length=self.max_length)
+            if features["input_ids"].count(tokenizer.mask_token_id) == 1:
+                found.append(PlainText(number, (" ".join(words),), {**features, "index": number}))
+        return found
 
     def _features(self, rows: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         for index, ids in enumerate(self._rows(rows, tokenizer)):

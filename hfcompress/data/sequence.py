@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
-from hfcompress.data.task import LabelledTask, mapped, numbered
+from hfcompress.data.task import LabelledTask, PlainText, mapped, numbered
 from hfcompress.data.values import SCORE, ColumnType, shown
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class SequenceTask(LabelledTask):
 
     head: ClassVar[str] = "sequence"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline: ClassVar[str | None] = "text-classification"
 
     def head_problems(self, config: Mapping[str, Any]) -> list[Problem]:
         """A head that was trained for several labels a text, or for scores where classes are asked for."""
@@ -45,6 +46,16 @@ class SequenceTask(LabelledTask):
 
         encoded = mapped(rows.select_columns(list(dict.fromkeys(self.text))), tokens, batch_size=4096)
         return numbered(encoded.add_column("labels", targets))
+
+    def plain_texts(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> list[PlainText]:
+        columns = [list(rows[column]) for column in self.text]
+        features = self.encode(rows, tokenizer, labels)
+        return [
+            PlainText(number, texts, feature)
+            for number, (texts, feature) in enumerate(zip(zip(*columns, strict=True), features, strict=True))
+        ]
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.metrics import SPANS, Metric, objects
-from hfcompress.data.task import LabelledTask, Split, mapped, numbered
+from hfcompress.data.task import IN_A_BATCH, LabelledTask, PlainText, Split, mapped, numbered
 from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, shown
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class QuestionAnswering(LabelledTask):
 
     head: ClassVar[str] = "span"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    pipeline: ClassVar[str | None] = None
+    truncation: ClassVar[str | bool] = "only_second"
     outputs: ClassVar[int | None] = 2
     metrics: ClassVar[Mapping[str, Metric]] = SPANS
     label_type: ClassVar[ColumnType] = ANSWERS
@@ -127,7 +130,7 @@ class QuestionAnswering(LabelledTask):
             encoded = tokenizer(
                 self._shortened(batch[self.text[0]], tokenizer),
                 contexts,
-                truncation="only_second",
+                truncation=self.truncation,
                 max_length=self.max_length,
                 stride=self.stride,
                 return_overflowing_tokens=True,
@@ -147,6 +150,20 @@ class QuestionAnswering(LabelledTask):
             }
 
         return numbered(mapped(rows.select_columns(self.columns), windows, with_indices=True))
+
+    def plain_texts(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> list[PlainText]:
+        """Questions and contexts that fit into one window."""
+        questions, contexts = (list(rows[column]) for column in self.text)
+        windows = self.encode(rows, tokenizer, labels).with_format(None)
+        count = Counter(windows["question"][:])
+        whole = [q == short for q, short in zip(questions, self._shortened(questions, tokenizer), strict=True)]
+        return [
+            PlainText(row, (questions[row], contexts[row]), {n: window[n] for n in IN_A_BATCH if n in window})
+            for window in windows
+            if whole[row := window["question"]] and count[row] == 1
+        ]
 
     def _shortened(self, questions: list[str], tokenizer: Any) -> list[str]:
         room = self.max_length - tokenizer.num_special_tokens_to_add(pair=True) - self.stride

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -57,6 +57,21 @@ class Splits(Strict):
         return self.model_dump(exclude_none=True)
 
 
+@dataclass(frozen=True)
+class PlainText:
+    """A row as a user would write it.
+
+    Attributes:
+        number: The row's.
+        texts: The text, or the two of a pair.
+        features: What `encode` makes of it: `input_ids` and, where the tokenizer gives them, `token_type_ids`.
+    """
+
+    number: int
+    texts: tuple[str, ...]
+    features: Mapping[str, Any]
+
+
 class BaseTask(Strict):
     """Texts, a head that reads them, and a metric that judges it.
 
@@ -64,6 +79,8 @@ class BaseTask(Strict):
         head: A key of `base.shape.HEADS`.
         auto_class: The class of transformers that loads the head.
         problem_type: What the model's config calls the problem; None where transformers has no name for it.
+        pipeline: The name of transformers' pipeline for it; None where the newest transformers has none.
+        truncation: How a tokenizer cuts what is longer than `max_length`.
         outputs: How many outputs the head must have, where the task alone says so.
         metrics: By name; each takes predictions and references whose first axis is the judged unit.
         required: Splits that a directory must hold.
@@ -73,6 +90,8 @@ class BaseTask(Strict):
     head: ClassVar[str]
     auto_class: ClassVar[str]
     problem_type: ClassVar[str | None] = None
+    pipeline: ClassVar[str | None]
+    truncation: ClassVar[str | bool] = True
     outputs: ClassVar[int | None] = None
     metrics: ClassVar[Mapping[str, Metric]]
     required: ClassVar[tuple[Split, ...]] = ("train", "dev")
@@ -285,8 +304,13 @@ class BaseTask(Strict):
         lengths = torch.tensor([len(feature["input_ids"]) for feature in features])
         longest = int(lengths.max())
         length = longest if multiple is None else -(-longest // multiple) * multiple
+        if tokenizer.pad_token_id is None:
+            raise HfcompressError(
+                f"this {type(tokenizer).__name__} names no pad token, and rows of different lengths are padded",
+                "load it with `model.artifact.load_tokenizer`, which settles what pads",
+            )
         fills = {
-            "input_ids": tokenizer.pad_token_id or 0,
+            "input_ids": tokenizer.pad_token_id,
             "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
         }
         tokens = {
@@ -325,6 +349,16 @@ class BaseTask(Strict):
         name: str = self.metric  # type: ignore[attr-defined]
         return self.metrics[name]
 
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Makes a tokenizer read as the task reads, in place; whether there was anything to change.
+
+        It may cut no text shorter than the task does.
+        """
+        changed = tokenizer.model_max_length < self.max_length
+        if changed:
+            tokenizer.model_max_length = self.max_length
+        return changed
+
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
@@ -332,7 +366,21 @@ class BaseTask(Strict):
 
         Args:
             rows: Raw rows.
-            tokenizer: The model's.
+            tokenizer: The model's, as `load_tokenizer` gives it for this task.
+            labels: The head's label names and ids.
+        """
+        raise NotImplementedError
+
+    def plain_texts(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> list[PlainText]:
+        """Rows as a user of the model would write them, beside how they are measured.
+
+        Rows that cannot be written so (words with a space inside, a context of several windows) are left out.
+
+        Args:
+            rows: A few raw rows.
+            tokenizer: The model's, as `load_tokenizer` gives it for this task.
             labels: The head's label names and ids.
         """
         raise NotImplementedError

@@ -12,8 +12,9 @@ from hfcompress.base.errors import HfcompressError
 from hfcompress.data.entities import MISSED, OUTSIDE
 from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import TOKENS, Metric, objects
-from hfcompress.data.task import IGNORED, LabelledTask, mapped, numbered, padded, token_loss
+from hfcompress.data.task import IGNORED, LabelledTask, PlainText, mapped, numbered, padded, token_loss
 from hfcompress.data.values import TAGS, WORDS, ColumnType
+from hfcompress.model.padding import set_option
 
 if TYPE_CHECKING:
     import datasets
@@ -33,6 +34,7 @@ class TokenClassification(LabelledTask):
 
     head: ClassVar[str] = "token"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    pipeline: ClassVar[str | None] = "token-classification"
     metrics: ClassVar[Mapping[str, Metric]] = TOKENS
     label_type: ClassVar[ColumnType] = TAGS
 
@@ -99,18 +101,33 @@ class TokenClassification(LabelledTask):
                 "fix the row, or leave it out",
             )
 
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        return any([super().prepare_tokenizer(tokenizer), read_words(tokenizer)])
+
+    def plain_texts(
+        self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
+    ) -> list[PlainText]:
+        """The words joined by spaces, where that reads as the list of words does."""
+        texts = [" ".join(words) for words in rows[self.text[0]][:]]
+        features = list(self.encode(rows, tokenizer, labels))
+        read = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []
+        return [
+            PlainText(number, (text,), feature)
+            for number, (text, feature, ids) in enumerate(zip(texts, features, read, strict=True))
+            if feature["input_ids"] == ids and len(ids) < self.max_length
+        ]
+
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
         import datasets
 
-        splitter = for_words(tokenizer)
         names = sorted(labels or {}, key=(labels or {}).__getitem__)
         tags = datasets.Sequence(datasets.ClassLabel(names=names))
         words = rows.select_columns(self.text).add_column("tags", self.targets(rows, labels)).cast_column("tags", tags)
 
         def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
-            encoded = splitter(
+            encoded = tokenizer(
                 batch[self.text[0]], is_split_into_words=True, truncation=True, max_length=self.max_length
             )
             aligned = [_aligned(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
@@ -183,16 +200,15 @@ def _aligned(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[li
     return labels, words
 
 
-def for_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that reads lists of words as it would read them in a text.
+def read_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Makes a tokenizer read lists of words as it would read them in a text, in place; whether it had to be changed.
 
-    Byte-level ones (RoBERTa's, ModernBERT's) tell a word by the space before it, so a copy is made that puts one there.
+    Byte-level ones (RoBERTa's, ModernBERT's) tell a word by the space before it, so they put one before a text's first
+    word too: `add_prefix_space`.
 
     Raises:
         HfcompressError: for a tokenizer that cannot tell which word a token is of.
     """
-    from copy import deepcopy
-
     from tokenizers import Tokenizer
 
     if not tokenizer.is_fast:
@@ -202,11 +218,11 @@ def for_words(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if not _put_spaces(state.get("pre_tokenizer")):
-        return tokenizer
-    spaced: Any = deepcopy(tokenizer)
-    spaced._tokenizer = Tokenizer.from_str(json.dumps(state))
-    spaced.add_prefix_space = True
-    return spaced
+        return False
+    fast: Any = tokenizer
+    fast._tokenizer = Tokenizer.from_str(json.dumps(state))
+    set_option(tokenizer, "add_prefix_space", True)  # some classes build their tokenizer from this when they load
+    return True
 
 
 def _put_spaces(step: Any) -> bool:

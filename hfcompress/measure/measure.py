@@ -114,7 +114,10 @@ def _loaded(
             stack.enter_context(ModelProcess(a, task.auto_class, options.latency.device, threads, task.head))
             for a in artifacts
         ]
-        yield processes, [Rows(task, load_tokenizer(a.path), rows, label_ids(read_config(a.path))) for a in artifacts]
+        yield (
+            processes,
+            [Rows(task, load_tokenizer(a.path, task), rows, label_ids(read_config(a.path))) for a in artifacts],
+        )
 
 
 class Rows:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import PRUNED
 from hfcompress.measure.machine import Turn
-from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config
+from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class ModelProcess:
             head=self.head,
             trust=trust,
             register=register,
+            changes=settled_config(artifact.path) if artifact.runtime == "torch" else {},
         )
 
     def _environment(self) -> dict[str, str]:
@@ -102,6 +103,17 @@ class ModelProcess:
         output = Path(self._folder.name) / "logits.npy"
         self._ask("logits", inputs=self._write(batches), output=str(output))
         return np.load(output, allow_pickle=False)
+
+    def read(self, texts: Sequence[Sequence[str]], task: Any, pipeline: str | None) -> dict[str, Any]:
+        """What the directory's own tokenizer makes of texts, and what a pipeline answers, see `worker.Worker.read`."""
+        return self._ask(
+            "read",
+            path=str(self.artifact.path),
+            texts=[list(text) for text in texts],
+            truncation=task.truncation,
+            max_length=task.max_length,
+            pipeline=pipeline,
+        )
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Takes the batches that `time` and `energy` run, and warms up."""

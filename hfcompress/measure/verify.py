@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.console import say
 from hfcompress.graphs.export import export, quiet
 from hfcompress.graphs.made import EXPORT_TOLERANCE
+from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
 from hfcompress.model.artifact import Artifact, load_model
 from hfcompress.model.probe import probe_inputs
@@ -24,24 +25,23 @@ TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "int4": 1e-5, "nf4": 1e-5, "fp4": 1e
 """Largest difference of a logit, relative to the largest logit or 1: kernels differ by rounding, nothing more."""
 
 
-class ReloadError(RuntimeError):
-    """A saved model that is not the one in memory."""
-
-
-def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: str = "cpu") -> dict[str, float]:
-    """Loads a saved model in a fresh process and holds its logits against those of the model in memory.
+def verify(
+    artifact: Artifact, expected: NDArray[Any], auto_class: str, device: str = "cpu", reading: Reading | None = None
+) -> dict[str, float]:
+    """Loads a saved model in a fresh process and holds its answers against those of the model in memory.
 
     Args:
         artifact: The saved model.
         expected: Logits of the one in memory, on the artifact's probe.
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: Where the one in memory ran.
+        reading: How the one in memory read its texts; the saved one has to read and answer some of them alike.
 
     Returns:
         The largest difference, by each way to load it: with `transformers` (of a pruned model, the modeling file
         beside it), with no flag after `import hfcompress` (of a pruned model, and of int8 layers), as `openvino`, and
         as `onnx` (what is ONNX, and a model that a `prune` stage made, exported with other batch and length, where
-        onnxruntime is installed).
+        onnxruntime is installed); and what `read_alike` finds.
 
     Raises:
         ReloadError: where one is beyond what rounding explains.
@@ -54,11 +54,13 @@ def verify(artifact: Artifact, expected: NDArray[Any], auto_class: str, device: 
         def difference(way: str, tolerance: float) -> float:
             return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
 
-        if artifact.runtime != "torch":
-            return {artifact.runtime: difference(artifact.runtime, tolerance)}
-        if has_int8_layers(artifact):
-            return {"hfcompress": difference("hfcompress", tolerance)}
-        found = {"transformers": difference("transformers", tolerance)}
+        way = "hfcompress" if has_int8_layers(artifact) else "transformers"
+        way = way if artifact.runtime == "torch" else artifact.runtime
+        found = {way: difference(way, tolerance)}
+        if reading is not None:
+            found |= read_alike(process, reading)
+        if way != "transformers":
+            return found
         if is_pruned(artifact):
             process.load(artifact, **OWN_CODE)
             found["hfcompress"] = difference("hfcompress", tolerance)

@@ -22,7 +22,14 @@ class TorchModel:
     """A directory through `from_pretrained`."""
 
     def __init__(
-        self, path: str, device: str, threads: int, auto_class: str, trust: bool, register: str | None
+        self,
+        path: str,
+        device: str,
+        threads: int,
+        auto_class: str,
+        trust: bool,
+        register: str | None,
+        changes: dict[str, Any],
     ) -> None:
         import torch
         import transformers
@@ -36,7 +43,7 @@ class TorchModel:
         placed = {"device_map": device} if "quantization_config" in config else {}
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
         model = getattr(transformers, auto_class).from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=trust, local_files_only=True, **placed
+            path, dtype=getattr(torch, dtype), trust_remote_code=trust, local_files_only=True, **placed, **changes
         )
         if (Path(path) / "adapter").is_dir():
             model.load_adapter(str(Path(path) / "adapter"))
@@ -244,6 +251,16 @@ def reduced(logits: Any, batch: dict[str, Any], head: str) -> Any:
     return sums
 
 
+def scores_of(pipeline: str, answers: list[dict[str, Any]]) -> dict[str, float]:
+    """A pipeline's scores by label, by `place label` of a token, or by the id of a token that fills a mask."""
+    key = {
+        "text-classification": lambda answer: answer["label"],
+        "token-classification": lambda answer: f"{answer['index']} {answer['entity']}",
+        "fill-mask": lambda answer: str(answer["token"]),
+    }[pipeline]
+    return {key(answer): float(answer["score"]) for answer in answers}
+
+
 class Worker:
     """Answers requests about one model."""
 
@@ -262,6 +279,44 @@ class Worker:
     def _reduced(self, batch: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in batch.items() if name != "labels"}
         return reduced(self.model(self.model.place(tokens)), batch, self.head)
+
+    def read(
+        self, path: str, texts: list[list[str]], truncation: str | bool, max_length: int, pipeline: str | None
+    ) -> dict[str, Any]:
+        """What the tokenizer in a directory makes of texts (or pairs), and what a pipeline answers to them.
+
+        Args:
+            path: The directory.
+            texts: One or two strings each.
+            truncation, max_length: As the tokenizer takes them.
+            pipeline: The pipeline's name; None for none.
+
+        Returns:
+            `encoded`, and `answers`, by text scores by what they are of (see `scores_of`), or None where this
+            transformers has no such pipeline.
+        """
+        from transformers import AutoTokenizer
+        from transformers.pipelines import PIPELINE_REGISTRY
+
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        encoded = [dict(tokenizer(*text, truncation=truncation, max_length=max_length)) for text in texts]
+        if pipeline is None or pipeline not in PIPELINE_REGISTRY.get_supported_tasks():
+            return {"encoded": encoded, "answers": None}
+        return {"encoded": encoded, "answers": self._piped(pipeline, tokenizer, texts, max_length)}
+
+    def _piped(self, name: str, tokenizer: Any, texts: list[list[str]], max_length: int) -> list[dict[str, float]]:
+        import transformers
+
+        model = self.model.model
+        placed = {} if hasattr(model, "hf_device_map") else {"device": model.device}
+        pipe = transformers.pipeline(name, model=model, tokenizer=tokenizer, **placed)
+        options: dict[str, dict[str, Any]] = {
+            "text-classification": {"top_k": None, "truncation": True, "max_length": max_length},
+            "token-classification": {"ignore_labels": []},
+            "fill-mask": {"top_k": 5},
+        }
+        inputs = [dict(zip(("text", "text_pair"), text, strict=False)) if len(text) > 1 else text[0] for text in texts]
+        return [scores_of(name, pipe(text, **options[name])) for text in inputs]
 
     def prepare(self, inputs: str) -> dict[str, Any]:
         self.batches = [self.model.place(batch) for batch in read_batches(inputs)]

@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfcompress.base.errors import HfcompressError, require_directory
 from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, shape_of
+from hfcompress.model.padding import pad_in_config, settle_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -251,7 +253,7 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=fresh_head,
-            **changes,
+            **settled_config(path) | changes,
         )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
@@ -270,18 +272,63 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory.
+def load_tokenizer(path: Path, task: Any = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory, padding as the model there does, and reading as a task reads.
+
+    Training, measuring and saving go through this one function. What it changes has been through `save_pretrained`
+    and back, so that a saved copy reads as this one does.
+
+    Args:
+        path: The directory.
+        task: What the texts are read for; None for what is no task's.
 
     Raises:
-        HfcompressError: where there is none that can be loaded.
+        HfcompressError: where there is none that can be loaded, or nobody can tell what pads.
     """
+    tokenizer = _tokenizer_in(path)
+    changed = (path / "config.json").is_file() and settle_padding(tokenizer, read_config(path), path)
+    if task is not None:
+        changed = task.prepare_tokenizer(tokenizer) or changed
+    if not changed:
+        return tokenizer
+    with TemporaryDirectory(prefix="hfcompress-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        found = _tokenizer_in(Path(folder))
+    if (found.pad_token_id, found.padding_side) != (tokenizer.pad_token_id, "right") or (
+        task is not None and task.prepare_tokenizer(found)
+    ):
+        raise HfcompressError(
+            f"the tokenizer of {path} ({type(found).__name__}) does not keep its pad token or the space before a first "
+            "word when it is saved",
+            "set `pad_token` and `add_prefix_space` in its tokenizer_config.json",
+        )
+    found.name_or_path = tokenizer.name_or_path
+    return found
+
+
+def _tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise HfcompressError(f"{path} holds no tokenizer that loads: {_first_line(error)}") from error
+
+
+def pad_token_of(path: Path) -> int | None:
+    """The id that the model in a directory pads with: its config's, or its tokenizer's where the config names none."""
+    named = pad_in_config(read_config(path))
+    return _tokenizer_in(path).pad_token_id if named is None and _has_tokenizer(path) else named
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file()
+
+
+def settled_config(path: Path) -> dict[str, Any]:
+    """What the config of a model directory has to be told when the model is loaded: the pad token, if it names none."""
+    pad = pad_token_of(path)
+    return {} if pad is None or pad == pad_in_config(read_config(path)) else {"pad_token_id": pad}
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -304,6 +351,15 @@ def save_weights(model: PreTrainedModel, path: Path) -> None:
     model.save_pretrained(path)
     if str(model.config.model_type).startswith(PRUNED):
         shutil.copyfile(modeling_source(), path / MODELING_FILE)
+
+
+def note_problem_type(path: Path, problem_type: str | None) -> None:
+    """Writes into a model's config.json what its outputs are, where a task knows; a pipeline needs it for scores."""
+    config = read_config(path)
+    if problem_type is None or config.get("problem_type") == problem_type:
+        return
+    text = json.dumps({**config, "problem_type": problem_type}, indent=2, sort_keys=True)
+    (path / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def modeling_source() -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.shape import shape_of
-from hfcompress.model.artifact import read_config
+from hfcompress.model.artifact import pad_token_of, read_config
 from hfcompress.model.observe import accepted, logits_of_output
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def probe_inputs(path: Path, rows: int = 4, length: int = 24) -> Probe:
     shape = shape_of(config)
     length = min(length, shape.usable_positions)
     generator = np.random.default_rng(0)
-    pad = config.get("pad_token_id") or 0
+    pad = pad_token_of(path) or 0
     ids = generator.integers(min(5, shape.vocab - 1), shape.vocab, (rows, length))
     lengths = np.linspace(length, 2, rows).astype(int)[:, None]
     mask = (np.arange(length)[None] < lengths).astype(np.int64)

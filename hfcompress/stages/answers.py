@@ -48,7 +48,7 @@ def answers_of(
     identity = {
         "format": FORMAT,
         "teacher": weights,
-        "tokenizer": digest(tokenizer.get_vocab()),
+        "tokenizer": digest([tokenizer.get_vocab(), tokenizer.pad_token_id]),
         "data": fingerprint,
         "rows": digest([rows["length"][:], task.model_dump(mode="json", exclude={"dataset", "metric"})]),
         "max_length": task.max_length,

@@ -144,7 +144,7 @@ def agreement(options: Augment, teacher: Artifact, task: Any) -> Keep:
     from hfcompress.stages.training import batches
 
     device = process_state().device
-    model, tokenizer = load_model(teacher.path, task.auto_class).to(device), load_tokenizer(teacher.path)
+    model, tokenizer = load_model(teacher.path, task.auto_class).to(device), load_tokenizer(teacher.path, task)
     labels = label_ids(model.config.to_dict())
 
     def keep(rows: datasets.Dataset) -> list[bool]:

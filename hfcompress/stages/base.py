@@ -18,7 +18,8 @@ from hfcompress.base.launch import JOINED, LEFT_ALONE, left_alone
 from hfcompress.base.shape import Shape
 from hfcompress.data.source import cache_home, model_directory
 from hfcompress.data.task import Split
-from hfcompress.model.artifact import Artifact, open_artifact, save_model, weights_hash
+from hfcompress.measure.plain_texts import Reading
+from hfcompress.model.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
 from hfcompress.model.lora import base_of, is_adapter, merge_adapter
 from hfcompress.model.probe import logits_of, probe_inputs
 
@@ -42,6 +43,7 @@ class Bench:
         callbacks: `transformers` callbacks that every training run takes on.
         notes: What the stage wants kept in its stage.json.
         logits: The finished model's logits on its probe, in this process; the saved one must give the same.
+        reading: How the stage read its texts; who loads the saved model must read them alike.
     """
 
     task: Any
@@ -52,6 +54,7 @@ class Bench:
     callbacks: Sequence[TrainerCallback] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     logits: NDArray[Any] | None = None
+    reading: Reading | None = None
 
     @property
     def model_directory(self) -> Path:
@@ -126,10 +129,17 @@ class Bench:
         """Saves the stage's model, and keeps what the saved one must answer."""
 
         def save() -> None:
-            save_model(model.cpu(), tokenizer, self.model_directory)
+            save_weights(model.cpu(), self.model_directory)
+            self.keep_reading(tokenizer, dict(model.config.label2id or {}))  # type: ignore[arg-type]
             self.logits = logits_of(model, probe_inputs(self.model_directory))
 
         on_main_process(save)
+
+    def keep_reading(self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> None:
+        """Puts beside the stage's model what a pipeline needs to answer as was measured: tokenizer, kind of problem."""
+        tokenizer.save_pretrained(self.model_directory)
+        note_problem_type(self.model_directory, self.task.problem_type)
+        self.reading = Reading(self.task, tokenizer, labels, self.rows("dev"))
 
 
 def _merged(adapter: Path, auto_class: str) -> Path:

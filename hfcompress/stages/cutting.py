@@ -52,7 +52,7 @@ class Cutting:
     bench: Bench
 
     def __post_init__(self) -> None:
-        self.tokenizer = load_tokenizer(self.parent.path)
+        self.tokenizer = load_tokenizer(self.parent.path, self.bench.task)
         self.labels = label_ids(read_config(self.parent.path))
 
     def decided(self, model: PreTrainedModel, done: float) -> tuple[PreTrainedModel, list[Change]]:

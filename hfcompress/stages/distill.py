@@ -80,7 +80,10 @@ class Distill(Stage, Taught):
         origin = bench.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
         raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
-        tokenizer, model = load_tokenizer(origin.path), load_for(bench.task, origin, fresh=True, like=bench.source)
+        tokenizer, model = (
+            load_tokenizer(origin.path, bench.task),
+            load_for(bench.task, origin, fresh=True, like=bench.source),
+        )
         if self.student is not None:
             fresh_head = not has_head(read_config(origin.path), bench.task)
             model, tokenizer = self._student(self.student, model, tokenizer, bench, raw, fresh_head)

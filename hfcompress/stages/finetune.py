@@ -35,7 +35,7 @@ class Finetune(Stage):
         require_trainable(parent, self.kind)
         from hfcompress.stages import training
 
-        tokenizer = load_tokenizer(parent.path)
+        tokenizer = load_tokenizer(parent.path, bench.task)
         # Nothing is trained where epochs is 0: the model's own head is taken.
         model = load_for(bench.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)

@@ -110,7 +110,7 @@ class _Search:
 
     def __init__(self, options: Quantize, work: Work, bench: Bench) -> None:
         self.options, self.work, self.bench = options, work, bench
-        self.tokenizer = load_tokenizer(work.source)
+        self.tokenizer = load_tokenizer(work.source, bench.task)
         labels = label_ids(read_config(work.source))
         self.rows = Rows(bench.task, self.tokenizer, bench.rows("dev"), labels)
         self.tried: list[Attempt] = []

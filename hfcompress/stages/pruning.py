@@ -42,7 +42,7 @@ class Pruning:
     bench: Bench
 
     def __post_init__(self) -> None:
-        self.tokenizer = load_tokenizer(self.parent.path)
+        self.tokenizer = load_tokenizer(self.parent.path, self.bench.task)
 
     def run(self) -> None:
         """Cuts and trains as the schedule says, and saves."""
@@ -164,7 +164,7 @@ class Pruning:
 
     def _load(self, name: str) -> PreTrainedModel:
         path = self.parent.path if name == "parent" else self.bench.directory / name
-        self.tokenizer = load_tokenizer(path)
+        self.tokenizer = load_tokenizer(path, self.bench.task)
         return load_model(path, self.bench.task.auto_class).to(process_state().device)
 
     def _keep(self, name: str, model: PreTrainedModel) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.console import say
-from hfcompress.model.artifact import ADAPTER, Artifact, load_model, load_tokenizer, save_weights
+from hfcompress.model.artifact import (
+    ADAPTER,
+    Artifact,
+    label_ids,
+    load_model,
+    load_tokenizer,
+    read_config,
+    save_weights,
+)
 from hfcompress.model.lora import WEIGHTS, Lora, add_lora, save_adapter, targets_of
 from hfcompress.model.probe import logits_of
 from hfcompress.stages.aware import Aware
@@ -42,7 +50,7 @@ def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: 
     from transformers import set_seed
 
     assert train.lora is not None
-    options, tokenizer = train.lora, load_tokenizer(work.source)
+    options, tokenizer = train.lora, load_tokenizer(work.source, bench.task)
     first = replace(work, target=bench.directory / "base")
     on_main_process(lambda: _quantize(backend, first))
     if options.init == "loftq" and options.iterations > 1:
@@ -58,7 +66,7 @@ def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: 
         bench.notes["loftq"] = _fit(model, work, options)
     teach(model, train, train, parent, bench, tokenizer)
     on_main_process(lambda: _save(model, backend, first, work, bench))
-    on_main_process(lambda: tokenizer.save_pretrained(work.target))
+    on_main_process(lambda: bench.keep_reading(tokenizer, label_ids(read_config(work.source))))
 
 
 def _quantize(backend: Backend, work: Work) -> None:

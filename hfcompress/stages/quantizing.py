@@ -59,12 +59,12 @@ class Quantizing:
             from hfcompress.stages.mixed import mixed
 
             self.bench.logits = mixed(self.options, self.work(source, target, ranges), self.bench)
-        load_tokenizer(source).save_pretrained(target)
+        self.bench.keep_reading(load_tokenizer(source, self.bench.task), label_ids(read_config(source)))
 
     def _trained(self, train: Aware) -> tuple[Path, Ranges | None]:
         """Where the model lies after quantization-aware training, and its ranges."""
         model = load_model(self.parent.path, self.bench.task.auto_class).to(process_state().device)  # type: ignore[arg-type]
-        tokenizer = load_tokenizer(self.parent.path)
+        tokenizer = load_tokenizer(self.parent.path, self.bench.task)
         work = self.work(self.parent.path, self.bench.model_directory)
         masks = self.options.backend.masks(model, work, train.ranges, train.freeze)
         teach(model, train, train, self.parent, self.bench, tokenizer, masks=masks)
@@ -90,7 +90,7 @@ class Quantizing:
         from hfcompress.measure.measure import TOKENS
         from hfcompress.stages import training
 
-        tokenizer = load_tokenizer(self.parent.path)
+        tokenizer = load_tokenizer(self.parent.path, self.bench.task)
         rows = self.bench.sample(count, tokenizer, label_ids(read_config(self.parent.path)))
         batches = training.batches(rows, tokenizer, self.bench.task, BATCH)
         return [{name: batch[name].numpy() for name in TOKENS if name in batch} for batch in batches]

@@ -108,7 +108,7 @@ def _teaching(
     members, notes = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
         model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
-        member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path)), rows
+        member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path, bench.task)), rows
         if not same_tokenizer(member.tokenizer, tokenizer):
             if count is None or bench.task.head == "mask":
                 raise HfcompressError(

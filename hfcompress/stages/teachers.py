@@ -77,8 +77,12 @@ class Member:
         import torch
 
         assert self.model is not None
+        ids = tokens["input_ids"]
         if self.ids is not None:
-            tokens = {**tokens, "input_ids": self.ids[tokens["input_ids"]]}
+            ids = self.ids[ids]
+        # The batch is padded for the student.
+        ids = ids.masked_fill(tokens["attention_mask"] == 0, self.tokenizer.pad_token_id)
+        tokens = {**tokens, "input_ids": ids}
         with torch.no_grad():
             return observe(self.model, tokens, needs, layers)
 

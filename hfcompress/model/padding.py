@@ -1,0 +1,122 @@
+"""Which token pads: one answer for a model's config and its tokenizer.
+
+A decoder that classifies texts reads its answer at the last token that is not its config's `pad_token_id`. Padded with
+any other token, the answer is read off the padding. An encoder is told by the attention mask which tokens are real, so
+any token pads it right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import ARCHITECTURES, PRUNED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMES_ONE = (
+    "set `pad_token` in tokenizer_config.json to a token that no text holds, `pad_token_id` in config.json to its id"
+)
+
+
+def pad_in_config(config: Mapping[str, Any]) -> int | None:
+    """The pad token's id that a config.json names, or its class where the file leaves it out; None for no token."""
+    from transformers import CONFIG_MAPPING
+
+    kind = _kind(config)
+    if "pad_token_id" in config or kind not in CONFIG_MAPPING:
+        value = config.get("pad_token_id")
+    else:
+        value = getattr(CONFIG_MAPPING[kind](), "pad_token_id", None)
+    return value if isinstance(value, int) and value >= 0 else None  # old configs of Llama say -1
+
+
+def reads_last_token(config: Mapping[str, Any]) -> bool:
+    """Whether a model may find its last real token by the pad token: decoders, and what hfcompress does not know."""
+    keys = ARCHITECTURES.get(_kind(config))
+    return keys is None or keys.decoder
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return str(config.get("model_type", "")).removeprefix(PRUNED)
+
+
+def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], path: Path) -> bool:
+    """Gives a tokenizer the pad token of its model's config, where it names none.
+
+    The other way round, `load_model` gives the tokenizer's to the config. Padding goes to the right, as
+    `BaseTask.batch` puts it.
+
+    Args:
+        tokenizer: The model's; changed in place.
+        config: The config.json beside it.
+        path: Where both are; for messages.
+
+    Returns:
+        Whether the tokenizer was changed.
+
+    Raises:
+        HfcompressError: where neither names a pad token, or the two name different ones and the answer depends on it.
+    """
+    named, own = pad_in_config(config), tokenizer.pad_token_id
+    if own is None and named is None:
+        raise HfcompressError(f"neither the config nor the tokenizer of {path} names a pad token", _NAMES_ONE)
+    changed = own is None
+    if own is None:
+        tokenizer.pad_token = token = _token(tokenizer, named, path)
+        _say_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
+    elif reads_last_token(config):
+        _require_one_pad_token(tokenizer, named, path)
+    if tokenizer.padding_side != "right":
+        set_option(tokenizer, "padding_side", "right")
+        changed = True
+    return changed
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, named: Any, path: Path) -> str:
+    """The token of an id, where it can be a pad token: one that is cut out of no text."""
+    token = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
+    if isinstance(token, str) and (token in tokenizer.get_added_vocab() or re.fullmatch(r"[<\[].*[>\]]", token)):
+        return token
+    raise HfcompressError(
+        f"the config of {path} pads with the id {named}, and the tokenizer has "
+        f"{'no token of that id' if token is None else f'an ordinary token there, {token!r}'} and no pad token",
+        _NAMES_ONE,
+    )
+
+
+def _require_one_pad_token(tokenizer: PreTrainedTokenizerBase, named: int | None, path: Path) -> None:
+    own = tokenizer.pad_token_id
+    if named is None:
+        if tokenizer("a")["input_ids"][-1:] == [own]:
+            raise HfcompressError(
+                f"the config of {path} names no `pad_token_id`, and the tokenizer's {tokenizer.pad_token!r} is also "
+                "the token that its texts end in, which a classifier's answer is read at",
+                _NAMES_ONE,
+            )
+        _say_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
+    elif named != own:
+        theirs = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
+        raise HfcompressError(
+            f"the config of {path} pads with the id {named} ({theirs!r}), its tokenizer with {own} "
+            f"({tokenizer.pad_token!r}), and a decoder's answer is read at the last token that is not the config's",
+            "set `pad_token_id` in config.json and `pad_token` in tokenizer_config.json to the token that the model "
+            "was trained with",
+        )
+
+
+def set_option(tokenizer: PreTrainedTokenizerBase, name: str, value: Any) -> None:
+    """Sets an option of a tokenizer so that it is also saved."""
+    setattr(tokenizer, name, value)
+    tokenizer.init_kwargs[name] = value
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
