@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +15,13 @@ from hfcompress.base import document
 from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
-from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, shape_of
+from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import OF_TASK
-from hfcompress.data.source import is_local, model_config, refuse_a_path, require_weights
+from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
 from hfcompress.data.tasks import Task
 from hfcompress.measure.measure import Measure
-from hfcompress.model.artifact import label_ids
+from hfcompress.model.artifact import label_ids, load_tokenizer
+from hfcompress.model.padding import plainly_agree, reads_last_token
 from hfcompress.stages.base import Stage
 from hfcompress.stages.distill import Distill
 from hfcompress.stages.finetune import Finetune
@@ -193,7 +193,6 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     shapes: list[Shape] = []
     try:
         config = model_config(recipe.model)
-        problems += _padding_problems(config, recipe.task)
         problems += [] if _trains_head(recipe) else recipe.task.head_problems(config)
         shapes = _planned(recipe, shape_of(config, head=recipe.task.head), problems)
         readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
@@ -201,6 +200,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
             problems += recipe.task.label_problems(None if _trains_head(recipe) else label_ids(config))
         if weights:
             require_weights(recipe.model)
+            problems += _padding_problems(recipe, download)
     except HfcompressError as error:
         problems += [replace(p, key=p.key or ("model",)) for p in error.problems]
     if problems:
@@ -208,13 +208,26 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     return shapes
 
 
-def _padding_problems(config: Mapping[str, Any], task: Any) -> list[Problem]:
-    keys = ARCHITECTURES.get(str(config.get("model_type", "")).removeprefix(PRUNED))
-    if keys is None or not keys.decoder or task.head != "sequence" or config.get("pad_token_id") is not None:
-        return []
-    message = "the model's config names no `pad_token_id`, and a decoder reads a text's label off its last real token"
-    fix = "set it in config.json, and `pad_token` in tokenizer_config.json: a token that no text holds"
-    return [Problem(message, fix, ("model",))]
+def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
+    """Models whose config and tokenizer do not agree on what pads, where an answer may depend on it.
+
+    A Hub model's tokenizer is looked at once it may be fetched.
+    """
+    named: dict[str, Key] = {recipe.model: ("model",)}
+    inside = {"source", "parent", "model", *recipe.stage_names()}
+    for index, stage in enumerate(recipe.stages):
+        specs = {spec: ("stages", index, *key) for key, spec in stage.specs().items() if spec not in inside}
+        named = specs | named
+    found: list[Problem] = []
+    for spec, key in named.items():
+        try:
+            if (download or is_local(spec)) and reads_last_token(config := model_config(spec)):
+                path = model_directory(spec)
+                if not plainly_agree(path, config):
+                    load_tokenizer(path)
+        except HfcompressError as error:
+            found += [replace(p, key=key) for p in error.problems]
+    return found
 
 
 def _trains_head(recipe: Recipe) -> bool:

@@ -438,7 +438,7 @@ def test_a_recipe_runs_to_its_card(teacher: Path, data: Path, tmp_path: Path) ->
     assert world.run_cli("run", recipe, "--output", tmp_path / "run") == 0
     assert (tmp_path / "run" / "final" / "adapter" / "adapter_model.safetensors").is_file()
     stage = json.loads((tmp_path / "run" / "01-quantize" / "stage.json").read_text(encoding="utf-8"))
-    assert stage["reload"] == {"transformers": 0}
+    assert stage["reload"]["transformers"] == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["rows"][-1]["disk_bytes"] == open_artifact(tmp_path / "run" / "final").disk_bytes
 

@@ -78,7 +78,8 @@ def test_the_lock_resolves_defaults_and_names_versions_seed_and_hardware(finishe
 def test_a_stage_tells_what_it_did_and_that_it_reloads(finished: Finished) -> None:
     records = [json.loads((finished.directory / stage / "stage.json").read_text()) for stage in STAGES]
     assert len({record["key"] for record in records}) == 3
-    ways = [["transformers"], ["transformers", "hfcompress", "onnx"], ["onnx"]]
+    texts = ["text-classification pipeline", "padding"]
+    ways = [["transformers", *texts], ["transformers", *texts, "hfcompress", "onnx"], ["onnx", "plain texts"]]
     assert [list(record["reload"]) for record in records] == ways
     assert all(record["reload"].get(way, 0) <= 1e-5 for record in records for way in ("transformers", "hfcompress"))
     assert records[1]["reload"]["onnx"] <= 1e-4

@@ -7,6 +7,7 @@ any token pads it right.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -45,6 +46,22 @@ def reads_last_token(config: Mapping[str, Any]) -> bool:
 
 def _kind(config: Mapping[str, Any]) -> str:
     return str(config.get("model_type", "")).removeprefix(PRUNED)
+
+
+def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the files of a model directory name one pad token: a look without torch, where that is enough to know."""
+    settings, vocabulary = path / "tokenizer_config.json", path / "tokenizer.json"
+    if not settings.is_file() or not vocabulary.is_file():
+        return False
+    from tokenizers import Tokenizer
+
+    try:
+        token = json.loads(settings.read_text(encoding="utf-8")).get("pad_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        own = None if content is None else Tokenizer.from_file(str(vocabulary)).token_to_id(content)
+    except Exception:  # `tokenizers` raises nothing more special; what is damaged is told once it is loaded
+        return False
+    return own is not None and own == config.get("pad_token_id")
 
 
 def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], path: Path) -> bool:
