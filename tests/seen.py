@@ -110,6 +110,17 @@ def widened(given: Step, more: int) -> Step:
                    mask=F.pad(given.mask, (0, more)), labels=labels)  # fmt: skip
 
 
+def part(given: Step, some: slice) -> Step:
+    """The step of some of its rows."""
+
+    def of(seen: Observed) -> Observed:
+        layers = ({i: t[some] for i, t in values.items()} for values in (seen.queries, seen.keys, seen.values))
+        return Observed(seen.logits[some], tuple(t[some] for t in seen.hidden_states), *layers)
+
+    labels = None if given.labels is None else given.labels[some]
+    return replace(given, student=of(given.student), teacher=of(given.taught()), mask=given.mask[some], labels=labels)
+
+
 def rows(seen: Observed) -> Iterator[Observed]:
     """Row by row, in float64, without padding."""
 

@@ -86,13 +86,13 @@ def _two_processes(script: Path, home: Path, *arguments: object) -> list[str]:
 
 
 def _stages(batch_size: int) -> list[dict[str, Any]]:
-    # Losses that are means over rows, so that two half batches weigh what one whole batch does.
+    # Means over rows and over tokens, of which two half batches have different numbers.
     train = {"epochs": 2, "learning_rate": 1e-3, "batch_size": batch_size, "logging_steps": 1}
     return [
         {"kind": "distill", "student": {"hidden": 16, "ffn": 32}, "losses": ["soft_labels", "hard_labels"],
          "train": train},
         {"kind": "prune", "heads": 0.25, "ffn": 0.25, "criterion": {"use": "taylor", "rows": 32}, "multiple_of": 1,
-         "recover": {"epochs": 1, "batch_size": batch_size}},
+         "recover": {"epochs": 1, "batch_size": batch_size, "losses": ["hidden_states", "soft_labels"]}},
         # Three batches: one process has two of them.
         {"kind": "prune", "criterion": {"use": "fisher", "rows": 48, "batch_size": 16}, "budget": {"macs": 0.7},
          "multiple_of": 1, "rearrange": True, "tune": "scales"},

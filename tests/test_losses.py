@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfcompress.base.shape import ARCHITECTURES, Layer, Shape
 from hfcompress.losses import base
-from hfcompress.losses.base import LOSSES, Loss, Ramp, Step
+from hfcompress.losses.base import LOSSES, Loss, Ramp, Step, Units
 from hfcompress.losses.hidden_states import monotone
 from hfcompress.model.observe import Observed, observe
 from tests import literal, world
-from tests.seen import LENGTHS, loss, observed, repadded, shape, step, task, tensors, token_labels, widened
+from tests.seen import LENGTHS, loss, observed, part, repadded, shape, step, task, tensors, token_labels, widened
 
 UNIFORM = ((1, 2), (2, 4))
 
@@ -319,6 +320,29 @@ def test_the_documented_loss_is_the_one_that_ships() -> None:
     root = Path(base.__file__).parent
     page = (root.parents[1] / "docs" / "components.md").read_text(encoding="utf-8")
     assert (root / "cosine.py").read_text(encoding="utf-8") in page
+
+
+# Parts of a batch
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "rkd" and not case.dynamic], ids=str)
+def test_a_batch_may_be_split_whatever_its_rows_lengths(case: Case) -> None:
+    """The parts' means, each times its share of the units, add up to the mean over all; likewise the gradients."""
+    term, seen, learned = case.term, case.step(), case.learned()
+    parts = [part(seen, slice(0, 1)), part(seen, slice(1, 3)), part(seen, slice(3, 4))]
+    units = torch.stack([term.units(Units(p.mask, p.labels, p.task)) for p in parts])
+    assert units.sum() == term.units(Units(seen.mask, seen.labels, seen.task))
+    means = torch.stack([term.compute(p, learned) for p in parts])
+    agree((means * units / units.sum()).sum(), term.compute(seen, learned), seen, learned)
+
+
+def test_labels_are_counted_as_their_loss_counts_them() -> None:
+    mask, tags = torch.ones(2, 3, dtype=torch.bool), torch.tensor([[1, -100, -100], [0, 1, 1]])
+    counted = [
+        loss("hard_labels").units(Units(mask, labels, SimpleNamespace(by_token=by_token))).item()
+        for labels, by_token in ((tags, True), (torch.tensor([0, 1]), False))
+    ]
+    assert counted == [4, 2]
 
 
 # Weights

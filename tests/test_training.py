@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,92 @@ def test_two_batches_of_sixteen_are_one_of_thirty_two(distil: Distil, watch: Wat
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
     for name, tensor in weights.items():
         torch.testing.assert_close(watch.weights[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+class Gradients(TrainerCallback):
+    """Writes down the gradients of each step, before any optimizer sees them."""
+
+    def __init__(self) -> None:
+        self.steps: list[Weights] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        self.steps.append(found)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words and tags in rows of 1 to 12 words; 36 rows to train on, so the last step of 32 is not full."""
+
+    def row(draw: Any, number: int) -> dict[str, Any]:
+        words = draw.choices(world.WORDS[5:], k=1 + draw.randrange(12) * (number % 3 > 0))
+        return {"tokens": words, "ner_tags": ["B-X" if word in world.GOOD else "O" for word in words]}
+
+    return world.write_rows(tmp_path_factory.mktemp("uneven"), row, {"train": 36, "dev": 8})
+
+
+CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+TOKEN_LOSSES = ["hard_labels", {"use": "soft_labels", "temperature": 2.0}, "hidden_states", "attention_scores",
+                "attention_probabilities", "embeddings", "minilm", "cosine"]  # fmt: skip
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_step_of_tokens_is_the_same_however_it_is_accumulated(
+    tmp_path: Path, uneven: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, grouping: bool
+) -> None:
+    monkeypatch.setattr("hfcompress.stages.teach._examined", lambda *_: 1.0)
+    source = world.save(world.model(head="token", id2label={0: "O", 1: "B-X"}, label2id={"O": 0, "B-X": 1}, **CALM),
+                        tmp_path / "source")  # fmt: skip
+    task = {"type": "token-classification", "dataset": str(uneven), "max_length": 32}
+
+    def taken(rows: int, accumulated: int) -> tuple[list[Weights], list[dict[str, float]]]:
+        train = {"epochs": 1, "learning_rate": 1e-4, "max_grad_norm": 1e9, "logging_steps": 1, "batch_size": rows,
+                 "gradient_accumulation": accumulated, "length_grouping": grouping}  # fmt: skip
+        stage = {"kind": "distill", "losses": TOKEN_LOSSES, "student": {"layers": 1}, "train": train}
+        recipe = load(world.recipe(tmp_path / "r.yaml", source, uneven, task=task, stages=[stage])).recipe
+        kept, watch.logs = Gradients(), []
+        bench = Bench(recipe.task, 0, open_artifact(source), {}, tmp_path / f"{rows}", [watch, kept])
+        recipe.stages[0].run(open_artifact(source), bench)
+        return kept.steps, watch.logs
+
+    steps, logs = taken(32, 1)
+    assert len(steps) == len(logs) == 2
+    for split in ((8, 4), (2, 16)):
+        parts, told = taken(*split)
+        for one, other in zip(steps, parts, strict=True):
+            assert one.keys() == other.keys()
+            assert _distance(one, other) < 1e-3
+        for one_log, other_log in zip(logs, told, strict=True):
+            for name in (name for name in one_log if name.startswith("loss")):
+                assert other_log[name] == pytest.approx(one_log[name], rel=1e-3, abs=2e-4), name
+
+
+def _distance(one: Weights, other: Weights) -> float:
+    """How far two sets of gradients are apart, relative to their size."""
+    apart = sum(float((one[name] - other[name]).pow(2).sum()) for name in one)
+    return (apart / sum(float(value.pow(2).sum()) for value in one.values())) ** 0.5
+
+
+def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
+    units, total = torch.tensor([[2.0, 8.0], [6.0, 8.0]]), torch.tensor([16.0, 16.0])
+    shares = training.step_shares(units, total, batches=4)
+    assert shares.tolist() == [[0.5, 2.0], [1.5, 2.0]]
+
+    class Penalty(torch.nn.Module):
+        def penalty(self, progress: float) -> torch.Tensor:
+            return torch.tensor(3.0)
+
+        def applied(self, *_: Any) -> Any:
+            return nullcontext()
+
+    task = FillMask(type="fill-mask", dataset="nowhere", text=["sentence"])
+    objective = training.Objective(world.model(head="mask"), [HardLabels()], task, masks=Penalty())  # type: ignore[arg-type]
+    batch = world.batch()
+    whole = objective(labels=batch["input_ids"], **batch)
+    half = objective(labels=batch["input_ids"], shares=torch.tensor([0.5]), **batch)
+    assert half["parts"]["mask"] == whole["parts"]["mask"] == 3.0
+    assert half["parts"]["hard_labels"].item() == pytest.approx(0.5 * whole["parts"]["hard_labels"].item())
+    assert half["loss"].item() == pytest.approx(0.5 * whole["parts"]["hard_labels"].item() + 3.0)
 
 
 def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ class FillMask(BaseTask):
     head: ClassVar[str] = "mask"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     pipeline: ClassVar[str | None] = "fill-mask"
+    by_token: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = MASKED
     required: ClassVar[tuple[Split, ...]] = ("train",)
     kinds: ClassVar[str] = "txt (one document a line), csv, tsv, jsonl or parquet"

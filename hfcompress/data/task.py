@@ -81,6 +81,7 @@ class BaseTask(Strict):
         problem_type: What the model's config calls the problem; None where transformers has no name for it.
         pipeline: The name of transformers' pipeline for it; None where the newest transformers has none.
         truncation: How a tokenizer cuts what is longer than `max_length`.
+        by_token: Whether its loss is a mean over labelled tokens, else over rows.
         outputs: How many outputs the head must have, where the task alone says so.
         metrics: By name; each takes predictions and references whose first axis is the judged unit.
         required: Splits that a directory must hold.
@@ -92,6 +93,7 @@ class BaseTask(Strict):
     problem_type: ClassVar[str | None] = None
     pipeline: ClassVar[str | None]
     truncation: ClassVar[str | bool] = True
+    by_token: ClassVar[bool] = False
     outputs: ClassVar[int | None] = None
     metrics: ClassVar[Mapping[str, Metric]]
     required: ClassVar[tuple[Split, ...]] = ("train", "dev")

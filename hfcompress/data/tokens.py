@@ -35,6 +35,7 @@ class TokenClassification(LabelledTask):
     head: ClassVar[str] = "token"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     pipeline: ClassVar[str | None] = "token-classification"
+    by_token: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = TOKENS
     label_type: ClassVar[ColumnType] = TAGS
 

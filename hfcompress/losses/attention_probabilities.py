@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, all_heads, attention_problems, relation_distance
+from hfcompress.losses.base import Loss, Step, Units, all_heads, attention_problems, relation_distance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +22,9 @@ class AttentionProbabilities(Loss):
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         return attention_problems(self.name, student, teacher, all_heads(student, teacher))
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.token_pairs if self.distance == "mse" else batch.tokens
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         squares, lengths = self.distance == "mse", step.mask.sum(1).float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, all_heads, attention_problems, in_float32
+from hfcompress.losses.base import Loss, Step, Units, all_heads, attention_problems, in_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +28,9 @@ class AttentionScores(Loss):
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         return attention_problems(self.name, student, teacher, all_heads(student, teacher))
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.places * batch.mask.shape[1] if self.tinybert_compat else batch.token_pairs
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         distance = _published if self.tinybert_compat else _squares

@@ -50,6 +50,49 @@ class Step:
         return self.teacher
 
 
+@dataclass(frozen=True)
+class Units:
+    """What of a batch a loss may be the mean over; each is a scalar tensor.
+
+    Attributes:
+        mask: `(batch, length)`, true at real tokens.
+        labels: As in `Step`.
+        task: The task.
+    """
+
+    mask: Tensor
+    labels: Tensor | None
+    task: Any
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows."""
+        import torch
+
+        return torch.tensor(float(len(self.mask)), device=self.mask.device)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The real tokens."""
+        return self.mask.sum().float()
+
+    @property
+    def token_pairs(self) -> Tensor:
+        """The pairs of real tokens of a row."""
+        return self.mask.sum(1).float().pow(2).sum()
+
+    @property
+    def places(self) -> Tensor:
+        """Tokens and padding."""
+        return self.rows * self.mask.shape[1]
+
+    @property
+    def labelled(self) -> Tensor:
+        """The tokens that have a label."""
+        assert self.labels is not None
+        return (self.labels != -100).sum().float()
+
+
 class Ramp(Strict):
     """A weight that changes from the first step to the last."""
 
@@ -104,6 +147,14 @@ class Loss(Component):
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         """Why this loss cannot compare these two models; empty where it can."""
         return []
+
+    def units(self, batch: Units) -> Tensor:
+        """What `compute` divides by, the weight of its mean in a larger batch's: by default the rows.
+
+        A step's batch may be split, into accumulated batches and over processes. The mean over all of it is the sum
+        of the parts' means, each times its share of the step's units.
+        """
+        return batch.rows
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
         """A module that is trained with the student (a projection), or None."""

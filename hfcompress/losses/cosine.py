@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, cosine_distance, masked_mean
+from hfcompress.losses.base import Loss, Step, Units, cosine_distance, masked_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +23,9 @@ class Cosine(Loss):
             return []
         widths = f"the student's is {student.hidden} and the teacher's {teacher.hidden}"
         return [f"cosine needs equal widths, {widths}; use hidden_states with `distance: cosine`, which projects"]
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.tokens
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         return masked_mean(cosine_distance(step.student.hidden_states[-1], step.taught().hidden_states[-1]), step.mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import TINYBERT_PROJECTION, Loss, Step, masked_mean, projection, squared_difference
+from hfcompress.losses.base import TINYBERT_PROJECTION, Loss, Step, Units, masked_mean, projection, squared_difference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +26,9 @@ class Embeddings(Loss):
 
     def learned_as(self, key: str) -> str:
         return TINYBERT_PROJECTION if self.tinybert_compat else key
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.places if self.tinybert_compat else batch.tokens
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student = step.student.hidden_states[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.losses.base import Loss, Step
+from hfcompress.losses.base import Loss, Step, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,9 @@ class HardLabels(Loss):
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
     needs_logits: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.labelled if batch.task.by_token else batch.rows
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         assert step.labels is not None

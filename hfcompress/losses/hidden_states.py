@@ -11,6 +11,7 @@ from hfcompress.losses.base import (
     TINYBERT_PROJECTION,
     Loss,
     Step,
+    Units,
     cosine_distance,
     masked_mean,
     projection,
@@ -25,7 +26,8 @@ class HiddenStates(Loss):
     """`L = Σ_m D(H^S_m W_h, H^T_g(m))` over real tokens, `D` = MSE; `W_h` is learned where the widths differ.
 
     With `layer_map: dynamic`, `g` is in each step the strictly increasing map with the least sum, as in CoFi (Xia et
-    al. 2022, arXiv:2204.00408, section 3.2).
+    al. 2022, arXiv:2204.00408, section 3.2); where a step's batch is
+    split, each part chooses its own map.
     """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 8"
@@ -53,6 +55,9 @@ class HiddenStates(Loss):
 
     def learned_as(self, key: str) -> str:
         return TINYBERT_PROJECTION if self.tinybert_compat else key
+
+    def units(self, batch: Units) -> Tensor:
+        return batch.places if self.tinybert_compat else batch.tokens
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         import torch

@@ -16,7 +16,8 @@ class RKD(Loss):
     """`L = λ_d Σ huber(ψ_d^S, ψ_d^T) + λ_a Σ huber(ψ_a^S, ψ_a^T)` over the last hidden states of a batch's rows.
 
     `ψ_d(i, j) = ‖x_i - x_j‖ / μ` with their mean μ, over pairs; `ψ_a(i, j, k)`, the cosine of the angle at `x_j`, over
-    triplets; distinct rows, and means for sums. Widths may differ. A batch of one row has nothing to compare.
+    triplets; distinct rows, and means for sums. Widths may differ. A batch of one row has nothing to compare: rows meet
+    within a batch of one process, and not the whole accumulated step.
     """
 
     source: ClassVar[str] = "Relational KD, Park et al. 2019, arXiv:1904.05068, eq. 5 to 8"

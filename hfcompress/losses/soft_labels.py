@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hfcompress.base.shape import Shape
-from hfcompress.losses.base import NOTHING, Loss, Step, by_rows, masked_mean, squared_difference
+from hfcompress.losses.base import NOTHING, Loss, Step, Units, by_rows, masked_mean, squared_difference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +46,12 @@ class SoftLabels(Loss):
         ours, theirs = (shape.vocab if shape.head == "mask" else shape.labels for shape in (student, teacher))
         return [] if ours == theirs else [f"the student has {ours} labels and the teacher {theirs}"]
 
+    def units(self, batch: Units) -> Tensor:
+        head = batch.task.head
+        if head == "sequence" or (head == "span" and self.loss != "mse"):
+            return batch.rows
+        return self._asked(batch).sum().float()
+
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student, teacher = step.student.logits, step.taught().logits
         head = step.task.head
@@ -57,7 +63,7 @@ class SoftLabels(Loss):
         values = by_rows(self._divergence, student[0].numel(), student, teacher)
         return masked_mean(values, self._asked(step)) if head in ("token", "mask") else values.mean()
 
-    def _asked(self, step: Step) -> Tensor:
+    def _asked(self, step: Step | Units) -> Tensor:
         """`(batch, length)`: the tokens whose answers count."""
         if step.labels is not None and (step.task.head == "token" or self.masked_only):
             return step.labels != -100

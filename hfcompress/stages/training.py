@@ -20,7 +20,7 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import LOWER_IS_BETTER
-from hfcompress.losses.base import Loss, Pairs, Step
+from hfcompress.losses.base import Loss, Pairs, Step, Units
 from hfcompress.measure.worker import reduced
 from hfcompress.model.masks import STEADY, Masks
 from hfcompress.model.observe import Observed, observe
@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SHARES = "shares"
+"""The entry of a batch that says what it counts in its step."""
+
+
 class Objective(nn.Module):
     """A student, its losses and its masks as one module, so that DDP and checkpoints see all that is learned."""
 
-    accepts_loss_kwargs = False  # the loss is a per-batch mean: the Trainer divides it by the accumulated batches
+    accepts_loss_kwargs = False  # the Trainer divides the loss by the accumulated batches
 
     def __init__(
         self,
@@ -74,7 +78,12 @@ class Objective(nn.Module):
                 self.learned[name] = module
 
     def forward(
-        self, labels: Tensor | None = None, teacher: Observed | None = None, progress: float = 0.0, **inputs: Tensor
+        self,
+        labels: Tensor | None = None,
+        teacher: Observed | None = None,
+        progress: float = 0.0,
+        shares: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Any]:
         """The weighted sum of the losses, and each loss by name; what the masks ask for is called `mask`.
 
@@ -82,6 +91,8 @@ class Objective(nn.Module):
             labels: As the task's `batch` makes them.
             teacher: What the teachers show of the same batch.
             progress: Share of the steps that are done, for weights and masks that change.
+            shares: `(losses,)`: what the batch's mean of each loss counts in its step, see `step_shares`; None where a
+                step is one batch.
             **inputs: Token tensors.
         """
         with self.masked(progress):
@@ -94,9 +105,16 @@ class Objective(nn.Module):
             key: loss.weight_at(progress) * loss.compute(step, learned.get(loss.learned_as(key)))
             for key, loss in self.losses.items()
         }
+        if shares is not None:
+            parts = {key: part * share for (key, part), share in zip(parts.items(), shares, strict=True)}
         if penalty is not None:
             parts["mask"] = penalty
         return {"loss": torch.stack(list(parts.values())).sum(), "parts": parts}
+
+    def units(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`(losses,)`: what each loss is the mean over, of a collated batch."""
+        found = Units(batch["attention_mask"].bool(), batch.get("labels"), self.task)
+        return torch.stack([loss.units(found) for loss in self.losses.values()])
 
     def masked(self, progress: float) -> AbstractContextManager[None]:
         """The masks lie over the student's forward passes while the context lasts."""
@@ -210,14 +228,31 @@ class CompressionTrainer(Trainer):
             callbacks=[_Steps(objective), *callbacks, _Epochs(collator)],
         )
         self._parts: dict[str, Tensor] = {}
-        self._counted = 0
+        self._steps_counted = 0.0
+        self._in_step = 1
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step; each carries what it counts in the step's means.
+
+        Batches of few labels or short rows would weigh as much as others if a step were the mean of their means.
+        """
+        samples, count = super().get_batch_samples(*args, **kwargs)
+        self._in_step = max(len(samples), 1)
+        if samples and len(samples) * self.accelerator.num_processes > 1:
+            objective: Any = self.accelerator.unwrap_model(self.model)
+            units = torch.stack([objective.units(batch) for batch in samples]).to(self.args.device)
+            total = self.accelerator.reduce(units.sum(0), "sum")
+            shares = step_shares(units, total, len(samples) * self.accelerator.num_processes)
+            samples = [{**batch, SHARES: share} for batch, share in zip(samples, shares, strict=True)]
+        return samples, count
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss on a batch."""
         objective: Any = self.accelerator.unwrap_model(self.model)
-        outputs = model(progress=self._progress, **taught(objective, self.teaching, inputs))
+        tokens = {name: value for name, value in inputs.items() if name != SHARES}
+        outputs = model(progress=self._progress, shares=inputs.get(SHARES), **taught(objective, self.teaching, tokens))
         self._count(outputs["parts"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -284,18 +319,33 @@ class CompressionTrainer(Trainer):
 
     def _count(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
-            value = value.detach()
+            value = value.detach() / self._in_step
             self._parts[name] = self._parts[name] + value if name in self._parts else value
-        self._counted += 1
+        self._steps_counted += 1 / self._in_step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss since the last log; the only place where they leave the device."""
-        if self._counted and "loss" in logs and len(self._parts) > 1:
-            means = {name: round(float(value) / self._counted, 4) for name, value in self._parts.items()}
+        """Adds the mean of each loss over the steps since the last log and over all processes.
+
+        The only place where they leave the device.
+        """
+        if self._steps_counted and "loss" in logs and len(self._parts) > 1:
+            sums = self.accelerator.reduce(torch.stack(list(self._parts.values())), "mean").tolist()
+            means = {name: round(value / self._steps_counted, 4) for name, value in zip(self._parts, sums, strict=True)}
             logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
         if "loss" in logs:
-            self._parts, self._counted = {}, 0
+            self._parts, self._steps_counted = {}, 0.0
         super().log(logs, start_time)
+
+
+def step_shares(units: Tensor, total: Tensor, batches: int) -> Tensor:
+    """What each batch's means count in those of its step, where the step's loss is the mean over its batches.
+
+    Args:
+        units: `(batches of this process, losses)`: what each loss is the mean over in each batch.
+        total: `(losses,)`: the same of the whole step, all processes.
+        batches: Batches of the step, all processes.
+    """
+    return units * batches / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _unchanged(_step: int) -> float:
