@@ -398,14 +398,3 @@ def test_a_stage_with_a_task_of_its_own_needs_a_head_that_a_decoder_can_have(
     recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=[general, {"kind": "finetune"}])
     assert world.run_cli("check", recipe) != 0
     assert "no llama model has a head for fill-mask" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_decoder_that_cannot_tell_padding_is_refused_before_it_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = world.write_data(tmp_path / "data")
-    model = world.save(world.model("llama", pad_token_id=None), tmp_path / "model")
-    recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=[{"kind": "finetune"}])
-    assert world.run_cli("check", recipe) != 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the model's config names no `pad_token_id`" in said

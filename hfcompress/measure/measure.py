@@ -30,6 +30,12 @@ QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
 """Rows that are judged together; a mask head answers with the whole vocabulary for each token."""
 
 
+PADDED_ROWS = 8
+"""Rows that are answered alone and together."""
+PADDING_TOLERANCE = 1e-3
+"""By how much their outputs may differ, relative to the largest or 1: kernels round differently for other lengths."""
+
+
 class Measure(Strict):
     """What the report measures."""
 
@@ -155,8 +161,41 @@ def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any
     outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
     if not np.isfinite(outputs).all():
         raise HfcompressError(f"{process.artifact.path} answers with values that are not finite")
+    _require_padding_unread(process, rows, order)
     predictions, references = task.judge(outputs, rows.encoded.select(order))
     return predictions, references
+
+
+def _require_padding_unread(process: ModelProcess, rows: Rows, order: Sequence[int]) -> None:
+    """Passes where a float model gives a few rows, of all lengths, the same answers alone and padded to the longest.
+
+    A quantized one may not: the grid of its inputs can depend on the whole batch.
+
+    Args:
+        process: The model.
+        rows: The judged rows.
+        order: Their numbers by length.
+
+    Raises:
+        HfcompressError: for a model whose answers are read off padding.
+    """
+    import numpy as np
+
+    if process.artifact.dtype != "float32":
+        return
+    few = [order[i] for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
+    names = (*TOKENS, "labels")
+    alone, together = (process.logits(rows.batches(groups, names)) for groups in ([[row] for row in few], [few]))
+    if rows.task.head == "mask":  # how many answers are right is no matter of degree: a tie may fall either way
+        alone, together = alone[:, 2], together[:, 2]
+    difference = float(np.abs(alone - together).max(initial=0.0)) / max(1.0, float(np.abs(alone).max(initial=0.0)))
+    if not difference <= PADDING_TOLERANCE:
+        raise HfcompressError(
+            f"{process.artifact.path} answers differently (by {difference:.2g}) once a row is padded to the length of "
+            "another, so its quality would depend on the batch",
+            "see which token its config.json and its tokenizer pad with, and on which side the model was trained to "
+            "be padded; hfcompress pads on the right",
+        )
 
 
 def _row(

@@ -1,0 +1,167 @@
+"""Padding changes no answer: one token pads, for the config and for the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.data.tasks import TextClassification
+from hfcompress.measure.measure import Rows, judged
+from hfcompress.measure.process import ModelProcess
+from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
+from hfcompress.model.observe import observe
+from hfcompress.stages import training
+from hfcompress.stages.teachers import Member, Teachers, Teaching
+from tests import world
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+UNSAID: Any = object()
+
+
+def saved(path: Path, family: str = "llama", pad: Any = UNSAID, token: Any = UNSAID, ends: bool = False) -> Path:
+    """A model whose config says `pad_token_id: pad` and whose tokenizer `pad_token: token`, both 0 where not given.
+
+    Args:
+        path: Where it goes.
+        family: Its architecture.
+        pad, token: What the two files say; None takes the entry out.
+        ends: Whether the tokenizer puts `[SEP]` after a text, as it does for encoders, or nothing.
+    """
+    world.save(world.model(family, seed=3), path)
+    config, settings = read_config(path), json.loads((path / "tokenizer_config.json").read_text())
+    config["pad_token_id"] = 0 if pad is UNSAID else pad
+    settings["pad_token"] = "[PAD]" if token is UNSAID else token
+    if settings["pad_token"] is None:
+        del settings["pad_token"]
+    if not ends:
+        state = json.loads((path / "tokenizer.json").read_text())
+        state["post_processor"] = None
+        (path / "tokenizer.json").write_text(json.dumps(state))
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture
+def task(data: Path) -> TextClassification:
+    return TextClassification(type="text-classification", dataset=str(data), text=["sentence"], max_length=16)
+
+
+def alone_and_together(path: Path, task: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A model's logits for dev rows of many lengths, without padding and in one batch."""
+    model, tokenizer = load_model(path, CLASSIFIER), load_tokenizer(path, task)
+    rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
+    with torch.no_grad():
+        alone = [observe(model, {"input_ids": torch.tensor([ids])}).logits for ids in rows["input_ids"]]
+        together = observe(model, task.batch(rows.__getitems__(range(len(rows))), tokenizer)).logits
+    return torch.cat(alone), together
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "modernbert", "llama"])
+@pytest.mark.parametrize(
+    ("pad", "token"), [(UNSAID, UNSAID), (3, None), (None, "[SEP]")], ids=["both", "config alone", "tokenizer alone"]
+)
+def test_a_text_has_one_answer_alone_and_padded(tmp_path: Path, task: Any, family: str, pad: Any, token: Any) -> None:
+    path = saved(tmp_path / "model", family, pad, token)
+    alone, together = alone_and_together(path, task)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    # What is saved names it in both places.
+    model, tokenizer = load_model(path, CLASSIFIER), load_tokenizer(path, task)
+    expected = 0 if pad is UNSAID else 3
+    assert (model.config.pad_token_id, tokenizer.pad_token_id, pad_token_of(path)) == (expected,) * 3
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = alone_and_together(tmp_path / "saved", task)
+    assert torch.equal(again[0], alone)
+
+
+def test_texts_may_end_in_the_pad_token(tmp_path: Path, task: Any) -> None:
+    """The pad token of many decoders is their end of text: the answer is read before it, alone and padded."""
+    path = saved(tmp_path / "model", pad=3, token="[SEP]", ends=True)
+    assert load_tokenizer(path, task)("the film")["input_ids"][-1] == 3
+    alone, together = alone_and_together(path, task)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tokenizer_that_pads_left_is_saved_padding_right(tmp_path: Path, task: Any) -> None:
+    path = saved(tmp_path / "model", "bert")
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    load_tokenizer(path, task).save_pretrained(tmp_path / "saved")
+    found = load_tokenizer(tmp_path / "saved")
+    assert found(["the", "the film was"], padding=True)["attention_mask"][0] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("pad", "token", "ends", "said"),
+    [
+        (3, "[UNK]", False, r"pads with the id 3 \('\[SEP\]'\), its tokenizer with 1 \('\[UNK\]'\)"),
+        (None, None, False, "neither the config nor the tokenizer of .* names a pad token"),
+        (None, "[SEP]", True, r"'\[SEP\]' is also the token that its texts end in"),
+        (9, None, False, "an ordinary token there, 'bad'"),
+        (900, None, False, "no token of that id"),
+        (-1, None, False, "neither the config nor the tokenizer"),
+    ],
+)
+def test_what_nobody_can_tell_is_refused_before_anything_runs(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], pad: Any, token: Any, ends: bool, said: str
+) -> None:
+    path = saved(tmp_path / "model", "llama", pad, token, ends)
+    with pytest.raises(HfcompressError, match=said):
+        load_tokenizer(path)
+    teacher = world.save(world.model(), tmp_path / "teacher")
+    stage = {"kind": "distill", "losses": ["soft_labels"], "student": {"layers": 1}}
+    for model, stages in ((path, [{"kind": "finetune"}, stage]), (teacher, [stage | {"teacher": str(path)}])):
+        recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=stages)
+        assert world.run_cli("check", recipe) == 2
+        told = capsys.readouterr().err
+        assert "pad_token" in told
+        assert ("model" if model == path else "teacher") in told.partition("the config")[0].partition("neither")[0]
+
+
+def test_files_that_agree_are_not_loaded_by_check(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfcompress.recipe.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough"))
+    recipe = world.recipe(tmp_path / "r.yaml", saved(tmp_path / "model"), data, stages=[{"kind": "finetune"}])
+    assert world.run_cli("check", recipe) == 0
+
+
+def test_a_teacher_is_padded_as_its_own_config_says(tmp_path: Path, task: Any) -> None:
+    """The batch is padded for the student; a decoder of another pad token would read its answer off the padding."""
+    path = saved(tmp_path / "teacher", pad=3, token="[SEP]")
+    teacher, tokenizer = load_model(path, CLASSIFIER), load_tokenizer(path, task)
+    alone, _ = alone_and_together(path, task)
+    student = world.tokenizer()
+    student._tokenizer.post_processor = tokenizer._tokenizer.post_processor
+    rows = task.encode(task.read("dev"), student, {"0": 0, "1": 1})
+    batch = task.batch(rows.__getitems__(range(len(rows))), student)
+    assert int(batch["input_ids"][0, -1]) == 0
+    teaching = Teaching([Member("teacher", teacher, tokenizer)], Teachers(models=["teacher"]), "sequence")
+    torch.testing.assert_close(teaching.ask(batch).logits, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_is_measured_with_its_tokenizers_pad_token_and_not_off_padding(tmp_path: Path, task: Any) -> None:
+    """Stock transformers refuses a batch where the config of a decoder names no pad token."""
+    path = saved(tmp_path / "model", pad=None, token="[SEP]")
+    alone, _ = alone_and_together(path, task)
+    tokenizer, labels = load_tokenizer(path, task), label_ids(read_config(path))
+    with ModelProcess(open_artifact(path), CLASSIFIER) as process:
+        rows = Rows(task, tokenizer, task.read("dev"), labels)
+        assert np.abs(process.logits(rows.batches([range(48)])) - alone.numpy()).max() < 1e-4
+        assert len(judged(process, rows)[0]) == 48
+        tokenizer.pad_token = "film"
+        with pytest.raises(HfcompressError, match="once a row is padded to the length of another"):
+            judged(process, Rows(task, tokenizer, task.read("dev"), labels))
+
+
+def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:
+    tokenizer = world.tokenizer()
+    tokenizer.pad_token = None
+    rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
+    with pytest.raises(HfcompressError, match="names no pad token"):
+        list(training.batches(rows, tokenizer, task))
