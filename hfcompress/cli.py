@@ -165,12 +165,15 @@ def _show(content: dict[str, Any], directory: Path) -> None:
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Directories or Hub ids, the source first.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Directories or Hub ids, the source first."),
+    ],
     task: Annotated[str, typer.Option("--task", metavar="RECIPE", help="The recipe whose task and measure are used.")],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
 ) -> None:
-    """Measure any models side by side on the same rows."""
+    """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
     from hfcompress.comparison import compare
     from hfcompress.report import as_table, conditions, write
 
@@ -215,13 +218,17 @@ def convert(
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="Has the config and tokenizer that SOURCE lacks.")
     ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read pickled weights: their tensors, and no code in them."),
+    ] = False,
 ) -> None:
     """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
     from hfcompress.convert import convert as convert_
     from hfcompress.convert import summary
 
     _only_our_progress()
-    for line in summary(convert_(source, target, base)):
+    for line in summary(convert_(source, target, base, allow_pickle)):
         out().print(line, markup=False)
     out().print(f"model {target}", markup=False)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
-from hfcompress.data.source import model_directory
+from hfcompress.data.source import open_model
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
-from hfcompress.model.artifact import open_artifact, read_config
+from hfcompress.model.artifact import read_config
 from hfcompress.recipe import Loaded
 
 
@@ -18,11 +18,11 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
     """A report with one row a model; the first is what the others are held against.
 
     Args:
-        models: Directories or Hub ids.
+        models: Directories or Hub ids; `DIRECTORY:FILE.onnx` names one graph of several.
         loaded: The recipe whose task, measure and seed are used.
     """
     recipe = loaded.recipe
-    artifacts = [open_artifact(model_directory(model), _label(model)) for model in models]
+    artifacts = [open_model(model, _label(model)) for model in models]
     for artifact in artifacts:
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:

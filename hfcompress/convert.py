@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, PRUNED, Shape, shape_of
-from hfcompress.data.source import model_directory
+from hfcompress.base.shape import HEADS, PRUNED, Shape, UnsupportedError, class_name, head_of, shape_of
+from hfcompress.data.source import model_directory, pickled_directory
+from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import (
-    load_tokenizer,
-    open_artifact,
-    read_config,
-    require_weights,
-    save_model,
-    save_weights,
-)
+from hfcompress.model.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
 from hfcompress.model.idle import without_idle_units
 from hfcompress.model.legacy import rebuild
+from hfcompress.model.pickles import read_tensors, write_safetensors
 from hfcompress.model.probe import logits_of, probe_inputs
 
 if TYPE_CHECKING:
@@ -52,39 +47,76 @@ class Converted:
     tokenizer: bool = True
 
 
-def convert(source: str, target: Path, base: str | None = None) -> Converted:
+class NothingPrunedError(HfcompressError):
+    """A checkpoint that is as its config says."""
+
+
+def convert(source: str, target: Path, base: str | None = None, allow_pickle: bool = False) -> Converted | None:
     """Writes a checkpoint that loads again, and proves it in a fresh process.
 
-    Three kinds are read, from safetensors alone: of transformers 4 with `pruned_heads`; with tensors smaller than
-    their config says, or without those of whole blocks (TextPruner; CoFi, Xia et al. 2022, arXiv:2204.00408); of full
-    size, with zeros (nn_pruning, Lagunas et al. 2021, arXiv:2109.04838).
+    Three kinds are read: of transformers 4 with `pruned_heads`; with tensors smaller than their config says, or without
+    those of whole blocks (TextPruner; CoFi, Xia et al. 2022, arXiv:2204.00408); of full size, with zeros (nn_pruning,
+    Lagunas et al. 2021, arXiv:2109.04838). Safetensors are read; pickles where it is allowed, and then their tensors
+    alone: no code in them runs.
 
     Args:
         source: The old checkpoint, a directory or Hub id.
         target: The directory to write; it must not exist.
         base: A directory or Hub id with the config and tokenizer, where the old checkpoint lacks them.
+        allow_pickle: Read a pickled checkpoint with torch's `weights_only`; where nothing of it was pruned its tensors
+            are written as safetensors as they are.
+
+    Returns:
+        What it came to; None where tensors were written as they are.
 
     Raises:
         HfcompressError: for what cannot be read, and where there is nothing to convert.
     """
     if target.exists():
         raise HfcompressError(f"{target} exists, and is left as it is", "give another name")
-    folders = [model_directory(spec) for spec in (source, base) if spec is not None]
-    small, converted = pruned_model(folders)
-    tokenizer = _tokenizer(folders)
+    directory = pickled_directory if allow_pickle else model_directory
+    folders = [directory(source), *([model_directory(base)] if base is not None else [])]
+    weights, pickled = read_tensors(folders[0], allow_pickle)
+    config, tokenizer = _config(folders), _tokenizer(folders)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if tokenizer is None:
-            save_weights(small, partial)
-        else:
-            save_model(small, tokenizer, partial)
-        expected = logits_of(small, probe_inputs(partial))
-        verify(open_artifact(partial), expected, "AutoModel" + HEADS[converted.shape.head])
+        converted = _rebuilt(folders[0], config, weights, pickled, tokenizer, partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return replace(converted, tokenizer=tokenizer is not None)
+    return converted and replace(converted, tokenizer=tokenizer is not None)
+
+
+def _rebuilt(
+    source: Path,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    pickled: bool,
+    tokenizer: PreTrainedTokenizerBase | None,
+    target: Path,
+) -> Converted | None:
+    """Writes the model that the tensors make up, or the tensors as they are, and proves it."""
+    try:
+        if pickled and head_of(class_name(config)) is None:
+            raise NothingPrunedError(f"the config of {source} names no class with a head")
+        small, converted = _pruned(source, config, weights)
+    except (NothingPrunedError, UnsupportedError):
+        if not pickled:
+            raise
+        write_safetensors(weights, config, target)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+        # Loading proves it: what is missing, or of another size, is refused.
+        ModelProcess(open_artifact(target), "AutoModel" + HEADS.get(head_of(class_name(config)) or "", "")).close()
+        return None
+    if tokenizer is None:
+        save_weights(small, target)
+    else:
+        save_model(small, tokenizer, target)
+    expected = logits_of(small, probe_inputs(target))
+    verify(open_artifact(target), expected, "AutoModel" + HEADS[converted.shape.head])
+    return converted
 
 
 def pruned_model(folders: Sequence[Path]) -> tuple[PreTrainedModel, Converted]:
@@ -96,12 +128,15 @@ def pruned_model(folders: Sequence[Path]) -> tuple[PreTrainedModel, Converted]:
     Raises:
         HfcompressError: for what cannot be read, and where there is nothing to convert.
     """
-    require_weights(folders[0])
-    rebuilt = rebuild(_config(folders), _read(folders[0]))
+    return _pruned(folders[0], _config(folders), read_tensors(folders[0])[0])
+
+
+def _pruned(source: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> tuple[PreTrainedModel, Converted]:
+    rebuilt = rebuild(config, {n: t.float() if t.is_floating_point() else t for n, t in weights.items()})
     small, idle = without_idle_units(rebuilt.model)
     shape = shape_of(small.config.to_dict(), head=rebuilt.nominal.head)
     if shape == rebuilt.nominal:
-        raise HfcompressError(f"nothing of {folders[0]} was pruned: it is as its config says", "use it as it is")
+        raise NothingPrunedError(f"nothing of {source} was pruned: it is as its config says", "use it as it is")
     return small, Converted(rebuilt.nominal, shape, idle, rebuilt.left_out, rebuilt.bound)
 
 
@@ -120,26 +155,10 @@ def _tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(found) if found else None
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a directory, in float32."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise HfcompressError(f"{folder} holds no safetensors", "an ONNX graph is not converted")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except SafetensorError as error:
-            raise HfcompressError(f"{file} does not load: {error}") from error
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-
-
-def summary(converted: Converted) -> list[str]:
+def summary(converted: Converted | None) -> list[str]:
     """What a conversion came to, in words."""
+    if converted is None:
+        return ["nothing was pruned: its tensors are as they were, in safetensors"]
     old, new = converted.nominal, converted.shape
     lines = [
         f"layers {len(old.layers)} -> {len(new.layers)}, hidden {old.hidden} -> {new.hidden}, "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hfcompress.base.shape import Shape
+from hfcompress.data.source import stored_dtype
+from hfcompress.model.artifact import HALVES
 from hfcompress.recipe import Loaded, check
 
 
@@ -31,10 +33,15 @@ def plan(loaded: Loaded) -> list[PlannedRow]:
     """
     shapes = check(loaded, weights=False)
     recipe = loaded.recipe
-    planned = [PlannedRow("model", shapes[0], 0)]
+    planned = [PlannedRow("model", _as_stored(shapes[0], stored_dtype(recipe.model)), 0)]
     for name, stage, shape in zip(recipe.stage_names(), recipe.stages, shapes[1:], strict=True):
         planned.append(PlannedRow(name, shape, stage.steps(stage.task_of(recipe.task))))
     return planned
+
+
+def _as_stored(shape: Shape, dtype: str) -> Shape:
+    """The shape with the bits that a 16-bit checkpoint takes; what a stage makes of one is float32 until quantized."""
+    return replace(shape, linear_bits=16, embedding_bits=16, other_bits=16) if dtype in HALVES else shape
 
 
 def layers_text(shape: Shape) -> tuple[str, str, str]:

@@ -181,6 +181,7 @@ def conditions(content: Mapping[str, Any]) -> str:
         f"Medians of interleaved rounds on {_where(content)}, {_threads(content)}, each model in a process of its own, "
         f"mean padded length {lengths}.",
         *([_busy_sentence(content)] if busy(content) else _interval_sentences(content)),
+        *_widened(content),
         f"Peak memory is the whole process. MACs are counted at {task['max_length']} tokens.",
     ]
     return " ".join(sentences)
@@ -227,6 +228,13 @@ def _interval_sentences(content: Mapping[str, Any]) -> list[str]:
     if wide:
         found.append(f"Times varied too much to know it within 5%: {', '.join(wide)}.")
     return found
+
+
+def _widened(content: Mapping[str, Any]) -> list[str]:
+    """Which models were run in more bits than they are stored in."""
+    entries = [(row["stage"], row["latency"][0]) for row in content["rows"]]
+    told = [f"{stage} (stored in {e['stored']}) in {e['dtype']}" for stage, e in entries if e.get("stored")]
+    return [f"Run as training computes: {', '.join(told)}."] if told else []
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from hfcompress.base.errors import HfcompressError
 from hfcompress.convert import Converted, convert, pruned_model, summary
 from hfcompress.measure.verify import ReloadError
-from hfcompress.model.artifact import load_model, load_tokenizer
+from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.model.family import family_of
 from hfcompress.model.gates import gated
 from hfcompress.model.narrow import cut_hidden, hidden_gated
@@ -98,6 +99,7 @@ def test_what_is_written_loads_again_with_the_tokenizer_of_the_base(tmp_path: Pa
     assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
     assert "pruned_heads" not in json.loads((tmp_path / "new" / "config.json").read_text())
     assert load_tokenizer(tmp_path / "new")("the film")["input_ids"][0] == 2
+    assert done is not None
     assert done.tokenizer
     with pytest.raises(HfcompressError, match="as hfcompress writes them"):
         convert(str(tmp_path / "new"), tmp_path / "newer")
@@ -371,3 +373,82 @@ def test_what_does_not_reload_the_same_is_not_kept(tmp_path: Path, monkeypatch: 
     assert (path, auto_class) == (tmp_path / "new.partial", AUTO)
     assert expected.shape == (4, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+# Pickles
+
+
+class Ran:
+    """Code in a pickle: it leaves a file behind."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+def pickled(path: Path, model: Any, weights: dict[str, torch.Tensor], **changes: Any) -> Path:
+    """`write`, as older tools did: the tensors in a pickle, the norms by the names of TensorFlow."""
+    write(path, model, {}, **changes)
+    (path / "model.safetensors").unlink()
+    names = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta") for n in weights}
+    torch.save({names[name]: tensor for name, tensor in weights.items()}, path / "pytorch_model.bin")
+    torch.save({"lr": 1e-3}, path / "training_args.bin")
+    return path
+
+
+def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = world.model()
+    old = pickled(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1, 3], "1": [0]})
+    assert world.run_cli("convert", old, tmp_path / "new") == 2
+    advice = f"`hfcompress convert {old} NEW --allow-pickle` reads its tensors and no code"
+    assert advice in capsys.readouterr().err
+    assert world.run_cli("convert", old, tmp_path / "new", "--allow-pickle") == 0
+    assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
+    assert not list((tmp_path / "new").glob("*.bin"))
+
+
+def test_a_pickle_of_which_nothing_was_pruned_becomes_safetensors(tmp_path: Path) -> None:
+    model = world.model(head="mask")
+    old = pickled(tmp_path / "old", model, dict(model.state_dict()))
+    assert convert(str(old), tmp_path / "new", allow_pickle=True) is None
+    assert summary(None) == ["nothing was pruned: its tensors are as they were, in safetensors"]
+    assert torch.equal(logits(load_model(tmp_path / "new", "AutoModelForMaskedLM")), logits(model))
+    assert len(load_tokenizer(tmp_path / "new")) == len(world.WORDS)
+    half = pickled(tmp_path / "half", model, {n: t.half() for n, t in model.state_dict().items()})
+    convert(str(half), tmp_path / "newer", allow_pickle=True)
+    assert open_artifact(tmp_path / "newer").dtype == "float16"
+
+
+def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
+    model, ran = world.model(), tmp_path / "ran"
+    old = pickled(tmp_path / "old", model, dict(model.state_dict()))
+    torch.save({"bert.x": torch.ones(1), "code": Ran(ran)}, old / "pytorch_model.bin")
+    with pytest.raises(HfcompressError, match="holds more than tensors"):
+        convert(str(old), tmp_path / "new", allow_pickle=True)
+    for content in (b"", b"cos\nsystem\n(S'touch ran'\ntR."):
+        (old / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(HfcompressError, match="holds more than tensors, or is cut off"):
+            convert(str(old), tmp_path / "new", allow_pickle=True)
+    assert not ran.exists()
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_which_pickle_is_the_model_must_be_clear(tmp_path: Path) -> None:
+    model = world.model()
+    old = pickled(tmp_path / "old", model, dict(model.state_dict()))
+    (old / "pytorch_model.bin").rename(old / "a.pt")
+    shutil.copyfile(old / "a.pt", old / "b.pt")
+    with pytest.raises(HfcompressError, match=r"holds several pickles \(a.pt, b.pt\)"):
+        convert(str(old), tmp_path / "new", allow_pickle=True)
+    (old / "b.pt").unlink()
+    assert convert(str(old), tmp_path / "new", allow_pickle=True) is None
+
+
+@pytest.mark.parametrize("told", [{"0": 3}, {"a": [1]}, {"0": ["x"]}])
+def test_pruned_heads_that_are_no_lists_are_told(tmp_path: Path, told: Any) -> None:
+    model = world.model()
+    old = write(tmp_path / "old", model, pruned(model), pruned_heads=told)
+    with pytest.raises(HfcompressError, match="the config says pruned_heads"):
+        convert(str(old), tmp_path / "new")

@@ -250,6 +250,34 @@ def test_a_repository_of_onnx_weights_is_fetched(hub: LoopbackHub, teacher: Path
     assert {path.name for path in source.model_directory("user/int8").iterdir()} == {"config.json", "model.onnx"}
 
 
+def test_a_graph_of_a_repository_is_named_or_found_in_its_folder(
+    hub: LoopbackHub, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_foreign_models import graph, outside
+
+    small, large = graph(tmp_path / "small"), outside(tmp_path / "large")
+    config = (small / "config.json").read_bytes()
+    content, inside = (small / "model.onnx").read_bytes(), (large / "model.onnx").read_bytes()
+    beside = {"config.json": config, "onnx/model_quantized.onnx": content}
+    hub.add("user/graphs", {**beside, "onnx/model.onnx": inside, "model.safetensors": b"x",
+                            "onnx/model.onnx_data": (large / "model.onnx_data").read_bytes()})  # fmt: skip
+    hub.add("user/one", beside)
+    named = source.open_model("user/graphs:onnx/model_quantized.onnx")
+    assert [path.name for path in named.weight_files] == ["model_quantized.onnx"]
+    assert not (named.path / "model.safetensors").exists()
+    with_data = source.open_model("user/graphs@main:onnx/model.onnx")
+    assert [path.name for path in with_data.weight_files] == ["model.onnx", "model.onnx_data"]
+    found = source.open_model("user/one")
+    assert found.choice.file == "onnx/model_quantized.onnx"
+    with pytest.raises(HfcompressError, match=r"holds no graph 'onnx/model_int8.onnx'"):
+        source.open_model("user/graphs:onnx/model_int8.onnx")
+    with pytest.raises(HfcompressError, match="can be measured and not trained"):
+        source.require_weights("user/one")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert source.open_model("user/one").path == found.path
+    assert source.open_model("user/graphs:onnx/model.onnx").path == with_data.path
+
+
 def test_a_cached_model_needs_no_hub(hub: LoopbackHub, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("user/tiny-teacher", model_files(teacher))
     online, asked = source.model_directory("user/tiny-teacher"), len(hub.requests)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend, Work
@@ -42,13 +44,18 @@ class OnnxFp16(Backend):
 
         from hfcompress.graphs.embeddings import tie
         from hfcompress.graphs.export import quiet
+        from hfcompress.graphs.files import is_large, save_graph
         from hfcompress.graphs.made import exported, stored
 
         model, graph = exported(work.source, work.auto_class, work.probe)
         _require_room(model)
         tie(graph)
-        with quiet():
-            graph = convert_float_to_float16(graph, keep_io_types=True)
+        with quiet(), TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
+            given: Any = graph
+            if is_large(graph):  # the converter infers shapes of a large graph from its file alone
+                given = str(Path(folder) / "model.onnx")
+                save_graph(graph, Path(given))
+            graph = convert_float_to_float16(given, keep_io_types=True)
         logits = stored(graph, model.config, work.target, work.probe)
         if not np.isfinite(logits).all():
             raise HfcompressError(f"what {work.source} computes is beyond float16's {LARGEST:g}", "use onnx_int8")

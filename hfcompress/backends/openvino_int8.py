@@ -98,7 +98,7 @@ class OpenvinoInt8(Backend):
                 quantizer = optimum.intel.OVQuantizer.from_pretrained(exported)
                 quantizer.quantize(**self._options(work, exported.input_names), save_directory=work.target)
         write_config(model.config, work.target)
-        saved = OpenVinoModel(str(work.target), default_threads())
+        saved = OpenVinoModel(str(work.target), default_threads(), work.auto_class)
         return saved(saved.place(dict(work.probe)))
 
     def _options(self, work: Work, names: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.graphs.export import quiet, run_onnx
+from hfcompress.graphs.files import LIMIT
 from hfcompress.graphs.made import require_same, write_config
 from hfcompress.graphs.optimum import TASKS, rows_alone
 from hfcompress.measure.environment import cpu_flags
@@ -68,6 +69,11 @@ class OptimumOnnx(Backend):
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=8 if self.embeddings else 32)
 
     def problems(self, shape: Shape) -> list[str]:
+        if 4 * shape.parameters > LIMIT:
+            return [
+                f"the exported graph would be {4 * shape.parameters / 1e9:.1f} GB, and Optimum's quantizer takes less "
+                "than 2 GB: use onnx_int8, which keeps larger graphs in two files"
+            ]
         if shape.head in TASKS:
             return []
         return [

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hfcompress.base.bounds import LARGEST, is_count, require_bound, shown
 from hfcompress.base.errors import HfcompressError, did_you_mean
 
 
@@ -167,7 +168,8 @@ class Layer:
     bias_columns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bias_columns == tuple(range(self.heads)):
+        # The length first: the heads may be many, and the columns are none of most architectures.
+        if len(self.bias_columns) == self.heads and self.bias_columns == tuple(range(self.heads)):
             object.__setattr__(self, "bias_columns", ())
 
 
@@ -382,9 +384,10 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
 
     Raises:
         UnsupportedError: for an architecture, or a variant of one, that is not supported.
-        HfcompressError: for a config without its sizes.
+        HfcompressError: for a config without its sizes, or with sizes that no model has.
     """
-    kind = str(config.get("model_type", "")).removeprefix(PRUNED)
+    named = config.get("model_type") or ""
+    kind = str(named).removeprefix(PRUNED)[:100]
     if not kind:
         raise UnsupportedError("the config names no model_type", "use a complete config.json")
     if kind not in ARCHITECTURES:
@@ -396,13 +399,7 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
         message = f"transformers has no {kind} model '…{HEADS[head]}'"
         raise HfcompressError(message, "name another model, or another type of task")
     _refuse_variants(kind, sizes, {**keys.required, **({"tie_word_embeddings": True} if head == "mask" else {})})
-    needed = [keys.layers, keys.heads, keys.hidden, keys.ffn, "vocab_size", "max_position_embeddings"]
-    missing = [key for key in needed if type(sizes.get(key)) is not int or sizes[key] < 1]
-    if missing:
-        raise HfcompressError(
-            f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
-            "use a complete config.json",
-        )
+    _require_sizes(kind, keys, sizes)
     hidden, head_dim = sizes[keys.hidden], _head_dim(kind, keys, sizes)
     if keys.disentangled:
         _refuse_variants(kind, sizes, {"attention_head_size": head_dim, "pooler_hidden_size": hidden})
@@ -414,15 +411,66 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
         vocab=sizes["vocab_size"],
         positions=sizes["max_position_embeddings"],
         types=sizes.get(keys.types) or 0,
-        labels=labels or len(config.get("id2label") or {}) or config.get("num_labels", 2),
+        labels=labels or label_count(config),
         head=head,
         group=sizes[keys.heads] // _kv_heads(kind, keys, sizes),
         tied=head != "causal" or bool(sizes["tie_word_embeddings"]),
-        embedding=sizes.get(keys.embedding, hidden),
+        embedding=sizes.get(keys.embedding) or hidden,
         embedding_rank=config.get("embedding_rank") or 0,
-        relative=sizes.get(keys.relative, 0),
-        bias_heads=sizes.get("bias_heads", sizes[keys.heads]) if keys.shared_bias else 0,
+        relative=sizes.get(keys.relative) or 0,
+        bias_heads=(sizes.get("bias_heads") or sizes[keys.heads]) if keys.shared_bias else 0,
     )
+
+
+def label_count(config: Mapping[str, Any]) -> int:
+    """Outputs of the head that a config.json tells, 2 where it tells none.
+
+    Raises:
+        HfcompressError: for labels that are no map, or a number of them that no head has.
+    """
+    names = config.get("id2label")
+    if names is not None and not isinstance(names, Mapping):
+        raise HfcompressError(f"the config's id2label is {shown(names)}", "it maps ids to label names")
+    count = len(names or {}) or config.get("num_labels")
+    if count is None:
+        return 2
+    if not is_count(count, 1):
+        raise HfcompressError(f"the config says num_labels: {shown(count)}", "it takes a whole number above 0")
+    require_bound("num_labels" if not names else "id2label with entries", count, "labels")
+    return int(count)
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """The class that a config.json names first in `architectures`; empty where it names none."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _require_sizes(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> None:
+    """Passes where the sizes of a config are whole numbers that a model may have."""
+    needed = {
+        keys.layers: "layers", keys.heads: "heads", keys.hidden: "width", keys.ffn: "width",
+        "vocab_size": "vocabulary", "max_position_embeddings": "positions",
+    }  # fmt: skip
+    further = {
+        keys.types: "types", keys.embedding: "width", keys.relative: "relative", keys.kv_heads: "heads",
+        keys.head_dim: "width", "head_dim": "width", "embedding_rank": "width", "bias_heads": "heads",
+    }  # fmt: skip
+    missing = [key for key in needed if not is_count(sizes.get(key), 1)]
+    if missing:
+        raise HfcompressError(
+            f"the config of this {kind} model has no number above 0 for {', '.join(missing)}",
+            "use a complete config.json",
+        )
+    given = {key: bound for key, bound in further.items() if key and sizes.get(key) is not None}
+    wrong = [key for key in given if not is_count(sizes[key])]
+    if wrong:
+        raise HfcompressError(
+            f"the config of this {kind} model says {wrong[0]}: {shown(sizes[wrong[0]])}",
+            "it takes a whole number of at least 0",
+        )
+    for key, bound in {**needed, **given}.items():
+        require_bound(key, sizes[key], bound)
 
 
 def _head_dim(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
@@ -433,7 +481,7 @@ def _head_dim(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
     if sizes[keys.hidden] % sizes[keys.heads]:
         raise HfcompressError(
             f"the config of this {kind} model has {sizes[keys.heads]} heads, which do not divide {sizes[keys.hidden]}",
-            f"mend {keys.heads} or {keys.hidden} in config.json",
+            f"fix {keys.heads} or {keys.hidden} in config.json",
         )
     return int(sizes[keys.hidden] // sizes[keys.heads])
 
@@ -445,22 +493,54 @@ def _kv_heads(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
     if heads % count:
         raise HfcompressError(
             f"the config of this {kind} model has {heads} heads, which {count} key and value heads do not divide",
-            f"mend {keys.heads} or {keys.kv_heads} in config.json",
+            f"fix {keys.heads} or {keys.kv_heads} in config.json",
         )
     return int(count)
 
 
 def _own_head(keys: Keys, config: Mapping[str, Any]) -> str:
     """The head of the class that a config names, where it is one of the architecture's; else that of sequences."""
-    head = head_of(str((config.get("architectures") or [""])[0]))
+    head = head_of(class_name(config))
     return head if head in keys.kinds_of_head else "sequence"
 
 
 def _layers(keys: Keys, sizes: Mapping[str, Any]) -> Iterator[Layer]:
-    overrides = {int(index): layer for index, layer in (sizes.get("per_layer_config") or {}).items()}
+    overrides = _overrides(keys, sizes)
     for index in range(sizes[keys.layers]):
-        layer = {**sizes, **overrides.get(index, {})}
-        yield Layer(layer[keys.heads], layer[keys.ffn], tuple(layer.get("kept_heads", ())))
+        own = overrides.get(index, {})
+        heads, ffn = (own.get(key, sizes[key]) for key in (keys.heads, keys.ffn))
+        yield Layer(heads, ffn, tuple(own.get("kept_heads", ())))
+
+
+def _overrides(keys: Keys, sizes: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """What `per_layer_config` says of each layer, by its index.
+
+    Raises:
+        HfcompressError: where that is nothing a layer can be.
+    """
+    told = sizes.get("per_layer_config") or {}
+    if not isinstance(told, Mapping):
+        raise _not_layers(shown(told))
+    found = {}
+    for index, layer in told.items():
+        number = int(index) if str(index).isascii() and str(index).isdigit() and len(str(index)) < 6 else -1
+        if not 0 <= number < sizes[keys.layers] or not isinstance(layer, Mapping):
+            raise _not_layers(f"{shown(index)}: {shown(layer)}")
+        heads, ffn = (layer.get(key, sizes[key]) for key in (keys.heads, keys.ffn))
+        columns = layer.get("kept_heads", [])
+        fits = is_count(heads) and is_count(ffn) and heads <= LARGEST["heads"] and ffn <= LARGEST["width"]
+        named = isinstance(columns, list) and all(is_count(c) and c <= LARGEST["heads"] for c in columns)
+        if not fits or not named or len(columns) > heads:
+            raise _not_layers(f"{shown(index)}: {shown(layer)}")
+        found[number] = layer
+    return found
+
+
+def _not_layers(found: str) -> HfcompressError:
+    return HfcompressError(
+        f"the config's per_layer_config says {found}, which is no size of one of its layers",
+        "use the config.json that was saved with the weights",
+    )
 
 
 def _refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, Any]) -> None:
@@ -468,17 +548,18 @@ def _refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str,
     for key, value in required.items():
         found = sizes.get(key, value)
         if _parts(found) != _parts(value):
-            message = f"this {kind} model has `{key}: {found}`, and only `{key}: {value}` is supported"
+            told = found[:60] if isinstance(found, str) else shown(found)
+            message = f"this {kind} model has `{key}: {told}`, and only `{key}: {value}` is supported"
             raise UnsupportedError(message, fix)
     relative = ARCHITECTURES[kind].relative
-    if relative and sizes.get(relative, 0) < 1:
+    if relative and not is_count(sizes.get(relative), 1):
         raise UnsupportedError(f"this {kind} model has no `{relative}`", fix)
 
 
 def _parts(value: Any) -> Any:
     """A config value without regard to order: DeBERTa's lists are also written as `p2c|c2p`."""
     parts = value.lower().split("|") if isinstance(value, str) else value
-    return sorted(part.strip() for part in parts) if isinstance(parts, list) else value
+    return sorted(str(part).strip() for part in parts) if isinstance(parts, list) else value
 
 
 def config_of(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:

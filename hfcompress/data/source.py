@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.errors import HfcompressError, disk_problem
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
-from hfcompress.model.artifact import MODELING_FILE, read_config, require_weight_names
+from hfcompress.model.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
+from hfcompress.model.weights import PICKLED, choose, external_files, names_in, read_headers, torch_dtype, weight_files
 
 if TYPE_CHECKING:
     import datasets
@@ -27,7 +27,7 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 _BESIDE_THE_WEIGHTS = ["config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "*.txt",
                        "*.model", "*.codes", MODELING_FILE]  # fmt: skip
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
-_ONNX = ["*.onnx", "*.onnx_data"]
+_ONNX = ["*.onnx", "*.onnx_data*", "*.onnx.data"]
 _IN_A_FOLDER = ["*/*"]
 _COMMIT = r"[0-9a-f]{40}"
 
@@ -50,6 +50,33 @@ def model_directory(spec: str) -> Path:
     Raises:
         HfcompressError: where it is neither a directory nor an id that can be reached.
     """
+    place, graph = split_graph(spec)
+    if graph:
+        raise HfcompressError(
+            f"'{spec}' names a graph, which can be measured and not trained",
+            f"give `evaluate` the graph, and a recipe the weights: {place}",
+        )
+    return _directory(place)
+
+
+def open_model(spec: str, stage: str = "source", kind: str = "model") -> Artifact:
+    """The model that a directory or Hub id names, or one of its graphs: `DIR:FILE.onnx`, `user/name:onnx/FILE.onnx`.
+
+    Raises:
+        HfcompressError: where it cannot be had or opened.
+    """
+    place, graph = split_graph(spec)
+    return open_artifact(_directory(place, graph), stage, kind, graph)
+
+
+def split_graph(spec: str) -> tuple[str, str]:
+    """A model's directory or Hub id, and the graph in it that is named after a colon; empty where none is."""
+    place, colon, graph = spec.rpartition(":")
+    named = colon and graph.endswith((".onnx", ".xml")) and not is_directory(spec)
+    return (place, graph.removeprefix("./")) if named else (spec, "")
+
+
+def _directory(spec: str, graph: str = "") -> Path:
     if spec == BUILTIN:
         from hfcompress.data.quickstart import write_model
 
@@ -58,21 +85,50 @@ def model_directory(spec: str) -> Path:
         return Path(spec).expanduser()
     refuse_a_path(spec, "model")
     # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
-    folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS)
+    if graph:
+        return _graph_snapshot(spec, graph)
+    folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS, _IN_A_FOLDER)
     if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX)
-    if not any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
-        require_weights(spec)
+        folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX, _IN_A_FOLDER)
+    if any(folder.glob("*.onnx")) or any(folder.glob("*.safetensors")):
+        return folder
+    names = _listed(spec) or names_in(folder)
+    if _offline() and not any(name.endswith((".onnx", ".xml")) for name in names):
         raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
-    return folder
+    chosen = choose(names, spec)
+    tell_others(spec, chosen)
+    return _graph_snapshot(spec, chosen.file)
 
 
-def _snapshot(spec: str, patterns: list[str]) -> Path:
+def _graph_snapshot(spec: str, graph: str) -> Path:
+    """The directory of a repository's graph, with the files that it keeps tensors in and those beside the weights."""
+    weights = graph.removesuffix(".xml") + ".bin" if graph.endswith(".xml") else graph
+    patterns = [*_BESIDE_THE_WEIGHTS, graph, weights]
+    folder = _snapshot(spec, patterns)
+    if not (folder / graph).is_file():
+        choose(_listed(spec) or names_in(folder), spec, graph)
+        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
+    outside = external_files(folder, graph, required=False) if graph.endswith(".onnx") else []
+    return _snapshot(spec, patterns + outside) if outside else folder
+
+
+def pickled_directory(spec: str) -> Path:
+    """`model_directory` of a model whose weights may be pickled, for who reads tensors from these and no code."""
+    if is_local(spec):
+        return model_directory(spec)
+    refuse_a_path(spec, "model")
+    folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS, _IN_A_FOLDER)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return _snapshot(spec, [*_BESIDE_THE_WEIGHTS, *PICKLED], _IN_A_FOLDER)
+
+
+def _snapshot(spec: str, patterns: list[str], ignored: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, revision = _split(spec)
     with hub_errors(f"model '{spec}'"):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IN_A_FOLDER))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
 
 def _split(spec: str) -> tuple[str, str | None]:
@@ -80,29 +136,52 @@ def _split(spec: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def require_weights(spec: str) -> None:
-    """Passes where a model has weights that can be loaded; of a Hub model only the names of its files are asked for.
+def _offline() -> bool:
+    """Whether the Hub is not asked for anything."""
+    from huggingface_hub import constants
 
-    Raises:
-        HfcompressError: where it has none, or pickled ones only.
-    """
-    if is_local(spec):
-        require_weight_names([path.name for path in model_directory(spec).iterdir()], spec)
-        return
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _listed(spec: str) -> list[str]:
+    """The names of a Hub model's files; empty where the Hub is not asked."""
     from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if HF_HUB_OFFLINE:
-        return
+    if _offline():
+        return []
     repo, revision = _split(spec)
     with hub_errors(f"model '{spec}'"):
-        names = HfApi().list_repo_files(repo, revision=revision)
-    variants = {name for name in names if name.endswith(".safetensors")} - _matching(names, _SAFETENSORS)
-    require_weight_names([name for name in names if "/" not in name and name not in variants], spec)
+        return list(HfApi().list_repo_files(repo, revision=revision))
 
 
-def _matching(names: list[str], patterns: list[str]) -> set[str]:
-    return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+def require_weights(spec: str) -> None:
+    """Passes where a model has weights that can be trained; of a Hub model only the names of its files are asked for.
+
+    Raises:
+        HfcompressError: where it has none, pickled ones only, or a graph or quantized weights, which are only measured.
+    """
+    if is_local(spec) or split_graph(spec)[1]:
+        artifact = open_artifact(model_directory(spec))
+        trainable, found = artifact.trainable, f"{artifact.runtime} {artifact.dtype}"
+    else:
+        names = _listed(spec)
+        runtime = choose(names, spec).runtime if names else "torch"
+        trainable, found = runtime == "torch" and not model_config(spec).get("quantization_config"), runtime
+    if not trainable:
+        raise HfcompressError(
+            f"{spec} is a model that can be measured and not trained or cut ({found})",
+            "name the model that it was made from",
+        )
+
+
+def stored_dtype(spec: str) -> str:
+    """What a model's weights are stored as: by the files of a directory, by the config of a Hub model."""
+    config = model_config(spec)
+    if is_local(spec):
+        folder = model_directory(spec)
+        with suppress(HfcompressError):  # a plan needs no weights
+            return torch_dtype(config, read_headers(folder, weight_files(folder)))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def revision_of(folder: Path) -> str | None:
@@ -117,6 +196,7 @@ def model_config(spec: str) -> dict[str, Any]:
     Raises:
         HfcompressError: where it cannot be read.
     """
+    spec, _ = split_graph(spec)
     if spec == BUILTIN or is_directory(spec):
         return read_config(model_directory(spec))
     refuse_a_path(spec, "model")

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import head_of
+from hfcompress.graphs.files import save_graph
 from hfcompress.model.probe import Probe
 
 if TYPE_CHECKING:
@@ -49,31 +51,35 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     head = head_of(type(model).__name__)
     outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
     axes = {0: "batch"} if head == "sequence" else {0: "batch", 1: "sequence"}
-    with traced(model):
-        torch.onnx.export(
-            Logits().eval(),
-            tuple(inputs.values()),
-            str(path),
-            input_names=names,
-            output_names=outputs,
-            dynamic_axes={name: {0: "batch", 1: "sequence"} for name in names} | dict.fromkeys(outputs, axes),
-            custom_opsets={DOMAIN: 1},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    onnx.save(fuse(onnx.load(path)), path)
+    # torch puts each tensor of a large model into a file of its own, beside the graph.
+    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
+        file = Path(folder) / "model.onnx"
+        with traced(model):
+            torch.onnx.export(
+                Logits().eval(),
+                tuple(inputs.values()),
+                str(file),
+                input_names=names,
+                output_names=outputs,
+                dynamic_axes={name: {0: "batch", 1: "sequence"} for name in names} | dict.fromkeys(outputs, axes),
+                custom_opsets={DOMAIN: 1},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        graph = onnx.load(file)
+    save_graph(fuse(graph), path)
 
 
 def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
-    """An ONNX graph's logits on a probe; an input that the probe lacks (token types) is fed zeros."""
+    """The logits on a probe of an ONNX graph that was exported here; token types that the probe lacks are zeros."""
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()  # its own choice knows neither affinity nor a container's quota
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ids = probe["input_ids"]
-    feed = {node.name: probe.get(node.name, np.zeros_like(ids)) for node in session.get_inputs()}
+    types = {"token_type_ids": np.zeros_like(probe["input_ids"])}
+    feed = {node.name: {**types, **probe}[node.name] for node in session.get_inputs()}
     return session.run(["logits"], feed)[0]
 
 

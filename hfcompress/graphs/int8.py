@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.graphs.export import quiet
+from hfcompress.graphs.files import is_large, without_weights
 from hfcompress.graphs.fuse import paths_of
 from hfcompress.model.ranges import LARGEST, Ranges, affine
 
@@ -48,6 +49,7 @@ def dynamic(
             reduce_range=reduce_range,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=[node.name for node in nodes_without(graph, keep)],
+            use_external_data_format=is_large(graph),
             # Shape inference ends at an operator of ONNX Runtime's own, such as attention.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
@@ -205,7 +207,7 @@ def _matrices(graph: onnx.ModelProto) -> set[str]:
     """The names of the values that have two dimensions."""
     from onnx import shape_inference
 
-    values = shape_inference.infer_shapes(graph).graph
+    values = shape_inference.infer_shapes(without_weights(graph)).graph
     return {
         value.name
         for value in [*values.value_info, *values.output]

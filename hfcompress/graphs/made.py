@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import PRUNED
 from hfcompress.graphs.export import export, quiet, run_onnx
+from hfcompress.graphs.files import save_graph
 from hfcompress.model.artifact import load_model
 from hfcompress.model.probe import Probe, logits_of
 
@@ -58,14 +59,12 @@ def require_same(path: Path, model: PreTrainedModel, probe: Probe) -> None:
 
 
 def stored(graph: onnx.ModelProto, config: Any, target: Path, probe: Probe) -> NDArray[Any]:
-    """Writes `model.onnx` and the model's config into a directory.
+    """Writes `model.onnx` and the model's config into a directory; see `save_graph` for large graphs.
 
     Returns:
         The logits on the probe of the graph that was written.
     """
-    import onnx
-
-    onnx.save(graph, target / "model.onnx")
+    save_graph(graph, target / "model.onnx")
     write_config(config, target)
     return run_onnx(target / "model.onnx", probe)
 

@@ -19,6 +19,7 @@ from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.sizes import sizes
 from hfcompress.measure.timing import Latency, timings
 from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_config
+from hfcompress.model.weights import first_not_finite
 
 if TYPE_CHECKING:
     import datasets
@@ -67,6 +68,7 @@ def measure(
     """
     with _loaded(artifacts, task, options, progress) as (processes, encoded):
         latencies, state = timings(processes, encoded, options.latency, seed, progress)
+        latencies = [_computed_in(process, latency) for process, latency in zip(processes, latencies, strict=True)]
         rows = []
         for process, data, latency in zip(processes, encoded, latencies, strict=True):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
@@ -94,11 +96,19 @@ def time_again(
     """
     with _loaded(artifacts, task, options, progress) as (processes, encoded):
         latencies, state = timings(processes, encoded, options.latency, seed, progress)
+        latencies = [_computed_in(process, latency) for process, latency in zip(processes, latencies, strict=True)]
     rows = [
         {**row, "latency": latency, "speedup": latency[0]["speedup"]}
         for row, latency in zip(content["rows"], latencies, strict=True)
     ]
     return {**content, "machine": _machine(state, options.latency), "rows": rows}
+
+
+def _computed_in(process: ModelProcess, latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was timed of a model, which may have been run in more bits than it is stored in."""
+    if process.dtype == process.artifact.dtype:
+        return latency
+    return [{**entry, "dtype": process.dtype, "stored": process.artifact.dtype} for entry in latency]
 
 
 def _machine(state: Mapping[str, Any], options: Latency) -> dict[str, Any]:
@@ -160,7 +170,10 @@ def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
     if not np.isfinite(outputs).all():
-        raise HfcompressError(f"{process.artifact.path} answers with values that are not finite")
+        raise HfcompressError(
+            f"{process.artifact.path} answers with values that are not finite{_odd_tensor(process.artifact)}",
+            "train or quantize the model again, or start from an earlier checkpoint",
+        )
     _require_padding_unread(process, rows, order)
     predictions, references = task.judge(outputs, rows.encoded.select(order))
     return predictions, references
@@ -196,6 +209,12 @@ def _require_padding_unread(process: ModelProcess, rows: Rows, order: Sequence[i
             "see which token its config.json and its tokenizer pad with, and on which side the model was trained to "
             "be padded; hfcompress pads on the right",
         )
+
+
+def _odd_tensor(artifact: Artifact) -> str:
+    """The first weights of a graph that are not finite, where there are any; PyTorch's are looked at when they load."""
+    found = first_not_finite(artifact.path / artifact.choice.file) if artifact.runtime == "onnx" else None
+    return f": its weights {found} are not" if found else ""
 
 
 def _row(

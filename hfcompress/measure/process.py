@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.errors import HfcompressError
 from hfcompress.base.processors import default_threads
-from hfcompress.base.shape import PRUNED
+from hfcompress.base.shape import PRUNED, head_of, label_count
 from hfcompress.measure.machine import Turn
 from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
+from hfcompress.model.whole import require_numbers, require_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 Batch = Mapping[str, "NDArray[Any]"]
 
 
-class WorkerError(RuntimeError):
-    """The process failed, or answered that it could not."""
+class WorkerError(HfcompressError):
+    """The process ended, or answered that it could not do with the model what it was asked for."""
 
 
 class ModelProcess:
@@ -38,6 +41,11 @@ class ModelProcess:
         threads: Of one operator; by default as many as `default_threads` says. `time` can choose fewer of a PyTorch
             model's.
         head: What `logits` makes of the model's answer, see `worker.reduced`; by default nothing.
+        as_stored: Compute in what the weights are stored as, see `Artifact.computed_on`.
+
+    Raises:
+        WorkerError: where it does not load.
+        HfcompressError: where weights did not come from its files.
     """
 
     def __init__(
@@ -47,8 +55,9 @@ class ModelProcess:
         device: str = "cpu",
         threads: int | None = None,
         head: str = "sequence",
+        as_stored: bool = False,
     ) -> None:
-        self.artifact, self.auto_class, self.head = artifact, auto_class, head
+        self.artifact, self.auto_class, self.head, self.as_stored = artifact, auto_class, head, as_stored
         self.device = device if artifact.runtime == "torch" else "cpu"
         self.threads = threads or default_threads()
         self._folder = TemporaryDirectory(prefix="hfcompress-worker-")
@@ -75,19 +84,31 @@ class ModelProcess:
             trust: Run the code beside it.
             register: Where to import hfcompress from first; None where it stays unknown.
         """
-        self.artifact = artifact
+        self.artifact, config = artifact, read_config(artifact.path)
         self.loaded = self._ask(
             "load",
             runtime=artifact.runtime,
             path=str(artifact.path),
+            graph=artifact.choice.file,
             device=self.device,
             threads=self.threads,
             auto_class=self.auto_class,
             head=self.head,
+            classes=_classes(self.auto_class, config),
+            # What a quantized model computes in, its own config says.
+            dtype=self.dtype if artifact.trainable else None,
             trust=trust,
             register=register,
             changes=settled_config(artifact.path) if artifact.runtime == "torch" else {},
         )
+        if self.loaded["loading"] is not None:
+            require_whole(artifact.path, self.auto_class, self.loaded["loading"], config)
+            require_numbers(artifact.path, self.loaded["loading"]["not_finite"])
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in, or its weights are stored as where they are quantized."""
+        return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
 
     def _environment(self) -> dict[str, str]:
         threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
@@ -167,12 +188,25 @@ class ModelProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._log.seek(0)
-            raise WorkerError(f"the process for {self.artifact.path} died: {self._log.read()[-2000:]}")
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
-            raise WorkerError(f"{self.artifact.path} in a fresh process: {answer['error']}")
+            raise WorkerError(f"{self.artifact.path} in a fresh process: {_told(answer['error'])}", answer["fix"])
         return answer
+
+    def _ended(self) -> WorkerError:
+        """Why the process is no more, as far as can be told."""
+        code = self._process.wait(timeout=60)
+        what = f"the process for {self.artifact.path} died"
+        if code == -signal.SIGKILL:
+            return WorkerError(
+                f"{what}: it was killed, as a system does that runs out of memory",
+                "free some memory, give the machine or container more, or measure fewer models at once",
+            )
+        self._log.seek(0)
+        said = self._log.read()[-2000:].strip()
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        return WorkerError(f"{what} {how}" + (f": {said}" if said else ""))
 
     def close(self) -> None:
         """Ends the process."""
@@ -194,6 +228,20 @@ class ModelProcess:
 
 OWN_CODE: Mapping[str, Any] = {"trust": False, "register": str(Path(__file__).parents[2])}
 """What builds a pruned model with no flag, and any int8 layers: `import hfcompress`."""
+
+
+def _classes(auto_class: str, config: Mapping[str, Any]) -> int | None:
+    """The numbers that a model's head answers with, for a text or a token, as far as its config tells."""
+    head = head_of(auto_class)
+    if head in ("sequence", "token"):
+        return label_count(config)
+    return 2 if head == "span" else None
+
+
+def _told(error: str) -> str:
+    """An error of a library in its first lines, which say what was wrong; the rest is how it came to it."""
+    lines = [line for line in error.splitlines() if line.strip()]
+    return "\n    ".join(lines[:4])[:1000]
 
 
 def is_pruned(artifact: Artifact) -> bool:

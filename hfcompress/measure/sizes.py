@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 from hfcompress.base.shape import PRUNED
 from hfcompress.model.artifact import Artifact, read_config
 from hfcompress.model.family import FAMILIES, Family
+from hfcompress.model.weights import load_graph, read_header
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -35,8 +34,10 @@ def sizes(artifact: Artifact) -> dict[str, int] | None:
     if family is None or artifact.runtime == "openvino":
         return None
     found = dict.fromkeys(PARTS, 0)
-    read = _onnx_tensors if artifact.runtime == "onnx" else _safetensors
-    for file in artifact.weight_files:
+    onnx = artifact.runtime == "onnx"
+    read = _onnx_tensors if onnx else _safetensors
+    # Of a graph's files the first is the graph, which tells what the others hold.
+    for file in artifact.weight_files[:1] if onnx else artifact.weight_files:
         for names, count in read(file):
             found[next((part for part in (_part(name, family) for name in names) if part), "other")] += count
     return found
@@ -54,13 +55,8 @@ def _part(name: str, family: Family) -> str | None:
 
 def _safetensors(file: Path) -> Iterator[tuple[list[str], int]]:
     """The name and the bytes of each tensor, by the file's header alone."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            begin, end = tensor["data_offsets"]
-            yield [name], end - begin
+    for name, tensor in read_header(file).items():
+        yield [name], tensor.bytes
 
 
 def _onnx_tensors(file: Path) -> Iterator[tuple[list[str], int]]:
@@ -68,9 +64,7 @@ def _onnx_tensors(file: Path) -> Iterator[tuple[list[str], int]]:
 
     Of what is gathered the nodes come first: a table that is tied to a head may have the head's name.
     """
-    import onnx
-
-    graph = onnx.load(str(file), load_external_data=False).graph
+    graph = load_graph(file).graph
     gathers: dict[str, list[str]] = defaultdict(list)
     readers: dict[str, list[str]] = defaultdict(list)
     for node in graph.node:

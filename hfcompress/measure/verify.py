@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -49,7 +50,7 @@ def verify(
     if is_pruned(artifact) and not has_int8_layers(artifact) and code_for(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
     probe, tolerance = probe_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
-    with ModelProcess(artifact, auto_class, device) as process:
+    with ModelProcess(artifact, auto_class, device, as_stored=True) as process:
 
         def difference(way: str, tolerance: float) -> float:
             return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
@@ -91,6 +92,7 @@ def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
     with TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
         graph: Artifact | None = replace(artifact, path=Path(folder), runtime="onnx")
         try:
+            shutil.copyfile(artifact.path / "config.json", Path(folder) / "config.json")
             with quiet():
                 export(
                     load_model(artifact.path, auto_class),

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,8 @@ class TorchModel:
         trust: bool,
         register: str | None,
         changes: dict[str, Any],
+        dtype: str | None = None,
+        **_: Any,
     ) -> None:
         import torch
         import transformers
@@ -39,12 +42,22 @@ class TorchModel:
 
         torch.set_num_threads(threads)
         self.torch, self.device = torch, device
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        placed = {"device_map": device} if "quantization_config" in config else {}
-        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-        model = getattr(transformers, auto_class).from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=trust, local_files_only=True, **placed, **changes
+        config = read_config(path)
+        placed = {"device_map": device} if config.get("quantization_config") else {}
+        dtype = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust,
+            local_files_only=True,
+            output_loading_info=True,
+            # What has another size is told, and the client refuses it by name.
+            ignore_mismatched_sizes=not placed,
+            **placed,
+            **changes,
         )
+        self.loading = beside("../model/loading_report.py")["loading_report"](model, info)
         if (Path(path) / "adapter").is_dir():
             model.load_adapter(str(Path(path) / "adapter"))
         self.model = (model if placed else model.to(device)).eval()
@@ -81,74 +94,213 @@ class TorchModel:
         return resident_peak()
 
 
-class OnnxModel:
-    """A directory through onnxruntime."""
+class GraphModel:
+    """A graph of an exported model: which inputs it is fed, and which of its outputs are the answer."""
 
     parameters = None
+    loading: dict[str, Any] | None = None
 
-    def __init__(self, path: str, threads: int, **_: Any) -> None:
+    def take(self, path: str, inputs: dict[str, tuple[str, list[Any]]], outputs: list[str], auto_class: str) -> None:
+        """Takes on what a graph says of itself.
+
+        Args:
+            path: The model directory.
+            inputs: By name, the kind of number that the graph wants, as numpy calls it, and its axes.
+            outputs: Their names.
+            auto_class: What the model is, such as `AutoModelForSequenceClassification`.
+        """
+        self.inputs = {name: kind for name, (kind, _) in inputs.items()}
+        self.config = read_config(path)
+        self.meanings = {name: meaning_of(name) for name in inputs}
+        unknown = sorted(name for name, meaning in self.meanings.items() if meaning is None)
+        if unknown:
+            raise UnusableError(
+                f"the graph wants the input '{unknown[0]}', and nothing here says what it is",
+                "export the model without a cache, with the inputs that its tokenizer gives",
+            )
+        missing = [name for name in ("input_ids", "attention_mask") if name not in self.meanings.values()]
+        if missing:
+            raise UnusableError(
+                f"the graph takes no '{missing[0]}'"
+                + (", so padding would be read as text" if missing[0] == "attention_mask" else ""),
+                "export the model with it",
+            )
+        fixed = next((name for name, (_, axes) in inputs.items() if any(type(axis) is int for axis in axes)), None)
+        if fixed:
+            axes = " x ".join(map(str, inputs[fixed][1]))
+            raise UnusableError(
+                f"the graph's input '{fixed}' is {axes}, and batches and texts of other sizes do not fit",
+                "export the model with dynamic axes for batch and sequence",
+            )
+        self.answer = answers_of(outputs, auto_class)
+
+    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that the graph names, as the numbers that it wants."""
+        types = batch.get("token_type_ids")
+        reads = "token_type_ids" in self.meanings.values()
+        if not reads and types is not None and types.any() and (self.config.get("type_vocab_size") or 0) > 1:
+            raise UnusableError(
+                "the graph takes no 'token_type_ids', and these texts come in pairs that only they tell apart",
+                "export the model with it",
+            )
+        made = {meaning: made_input(str(meaning), batch, self.config) for meaning in set(self.meanings.values())}
+        return {name: made[meaning].astype(self.inputs[name]) for name, meaning in self.meanings.items()}
+
+    def picked(self, outputs: dict[str, Any]) -> Any:
+        """The logits among the outputs; a span head's start and end side by side."""
+        found = [np.asarray(outputs[name], np.float32) for name in self.answer]
+        return found[0] if len(found) == 1 else np.stack(found, axis=-1)
+
+    def use_threads(self, threads: int) -> None:
+        """The threads were chosen when the graph was loaded."""
+
+    def finish(self) -> None:
+        """Nothing is left running."""
+
+    def peak_bytes(self) -> int:
+        """The process's peak resident memory."""
+        return resident_peak()
+
+
+class OnnxModel(GraphModel):
+    """A graph through onnxruntime."""
+
+    def __init__(self, path: str, threads: int, auto_class: str, graph: str = "model.onnx", **_: Any) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # A spinning thread pool slows whatever else runs, and flatters itself.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        file = next(iter(sorted(Path(path).glob("*.onnx"))))
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self.names = [node.name for node in self.session.get_inputs()]
-
-    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that the graph names; token types that a tokenizer left out are zeros."""
-        return {name: batch.get(name, np.zeros_like(batch["input_ids"])) for name in self.names}
+        file = str(Path(path) / graph)
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.names = [node.name for node in self.session.get_outputs()]
+        inputs = {node.name: (ONNX_KINDS.get(node.type, "int64"), node.shape) for node in self.session.get_inputs()}
+        self.take(path, inputs, self.names, auto_class)
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        return self.session.run(None, batch)[0]
-
-    def use_threads(self, threads: int) -> None:
-        """The threads were chosen when the graph was loaded."""
-
-    def finish(self) -> None:
-        """Nothing is left running."""
-
-    def peak_bytes(self) -> int:
-        """The process's peak resident memory."""
-        return resident_peak()
+        return self.picked(dict(zip(self.answer, self.session.run(self.answer, batch), strict=True)))
 
 
-class OpenVinoModel:
-    """A directory through OpenVINO, with what `OVModel` asks of the device."""
+class OpenVinoModel(GraphModel):
+    """A graph through OpenVINO, with what `OVModel` asks of the device."""
 
-    parameters = None
-
-    def __init__(self, path: str, threads: int, **_: Any) -> None:
+    def __init__(self, path: str, threads: int, auto_class: str, graph: str = "openvino_model.xml", **_: Any) -> None:
         import openvino
 
-        file = next(p for p in sorted(Path(path).glob("*.xml")) if p.with_suffix(".bin").is_file())
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(file, "CPU", options)
+        compiled = openvino.Core().compile_model(Path(path) / graph, "CPU", options)
         self.request = compiled.create_infer_request()
-        self.names = [node.get_any_name() for node in compiled.inputs]
-
-    def place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that the graph names; token types that a tokenizer left out are zeros."""
-        return {name: batch.get(name, np.zeros_like(batch["input_ids"])) for name in self.names}
+        inputs = {
+            node.get_any_name(): (
+                node.get_element_type().to_dtype().name,
+                [axis.get_length() if axis.is_static else None for axis in node.get_partial_shape()],
+            )
+            for node in compiled.inputs
+        }
+        self.take(path, inputs, [node.get_any_name() for node in compiled.outputs], auto_class)
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        found = {node.get_any_name(): value for node, value in self.request.infer(batch).items()}
-        return found["logits"] if "logits" in found else np.stack([found["start_logits"], found["end_logits"]], -1)
-
-    def use_threads(self, threads: int) -> None:
-        """The threads were chosen when the graph was loaded."""
-
-    def finish(self) -> None:
-        """Nothing is left running."""
-
-    def peak_bytes(self) -> int:
-        """The process's peak resident memory."""
-        return resident_peak()
+        return self.picked({node.get_any_name(): value for node, value in self.request.infer(batch).items()})
 
 
 RUNTIMES: dict[str, Any] = {"torch": TorchModel, "onnx": OnnxModel, "openvino": OpenVinoModel}
+
+
+ONNX_KINDS = {
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool", "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+}  # fmt: skip
+MEANINGS = {
+    "input_ids": ("input_ids", "input_word_ids"),
+    "attention_mask": ("attention_mask", "input_mask"),
+    "token_type_ids": ("token_type_ids", "segment_ids", "input_type_ids"),
+    "position_ids": ("position_ids",),
+}
+"""What an input is, and what exporters call it."""
+PADDING_OFFSET = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta",
+                  "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")  # fmt: skip
+"""Families that number the real tokens from the id of padding, plus one."""
+HIDDEN = ("last_hidden_state", "hidden_states", "pooler_output", "sentence_embedding", "token_embeddings")
+"""What exporters call outputs that are no logits."""
+
+
+class UnusableError(ValueError):
+    """A model that cannot be measured as it is, and how to fix that."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The config.json of a model directory, which the client has found sound."""
+    config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def beside(file: str) -> dict[str, Any]:
+    """What a file of this directory defines: it is run by its path, since its package stays unknown here."""
+    return runpy.run_path(str(Path(__file__).parent / file))
+
+
+def meaning_of(name: str) -> str | None:
+    """What an input of a graph is, by its name; None for one that is not known."""
+    bare = name.removesuffix(":0")  # as TensorFlow's exporter writes names
+    return next((meaning for meaning, names in MEANINGS.items() if bare in names), None)
+
+
+def made_input(meaning: str, batch: dict[str, Any], config: dict[str, Any]) -> Any:
+    """An input of a batch; token types that a tokenizer left out are zeros, and positions are counted."""
+    if meaning in batch:
+        return batch[meaning]
+    ids = batch["input_ids"]
+    if meaning == "token_type_ids":
+        return np.zeros_like(ids)
+    if meaning != "position_ids":
+        raise UnusableError(f"the graph wants '{meaning}', and the tokenizer does not give it", "use its own tokenizer")
+    if config.get("model_type") in PADDING_OFFSET:
+        padding = config.get("pad_token_id", 1) or 0
+        real = (ids != padding).astype(np.int64)
+        return np.cumsum(real, axis=1) * real + padding
+    return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+
+
+def answers_of(outputs: list[str], auto_class: str) -> list[str]:
+    """The outputs of a graph that are its answer, by name: the logits, or a span head's start and end."""
+    names = {name.removesuffix(":0"): name for name in outputs}
+    if "logits" in names:
+        return [names["logits"]]
+    sides = ("start_logits", "end_logits")
+    if auto_class.endswith("ForQuestionAnswering") and all(side in names for side in sides):
+        return [names[side] for side in sides]
+    # One output that is called otherwise can only be the answer; its axes are looked at when it comes.
+    if len(outputs) == 1 and not set(names) & {*HIDDEN, *sides} and not auto_class.endswith("ForQuestionAnswering"):
+        return outputs
+    wanted = "start_logits and end_logits" if auto_class.endswith("ForQuestionAnswering") else "logits"
+    raise UnusableError(
+        f"the graph's outputs are {', '.join(outputs)}, and none of them is said to be {wanted}",
+        f"export the model with its head, as {auto_class}, with outputs that have these names",
+    )
+
+
+def require_shape(logits: Any, ids: Any, auto_class: str, classes: int | None) -> None:
+    """Passes where logits have the axes that a model of a class answers with.
+
+    Args:
+        logits: The answer.
+        ids: The token ids `(rows, length)` that it is for.
+        auto_class: Such as `AutoModelForSequenceClassification`.
+        classes: What the last axis counts; None where that is not known.
+    """
+    axes = ids.shape[:1] if auto_class.endswith("ForSequenceClassification") else ids.shape
+    wanted = (*axes, classes or "any")
+    if logits.shape[:-1] != axes or (classes is not None and logits.shape[-1] != classes):
+        raise UnusableError(
+            f"it answers with {' x '.join(map(str, logits.shape))} numbers, where a model "
+            f"{auto_class.removeprefix('AutoModel')} of its config.json answers with {' x '.join(map(str, wanted))}",
+            "use a model with the head of this task, and the config.json that belongs to it",
+        )
 
 
 def import_hfcompress(place: str) -> None:
@@ -266,11 +418,19 @@ class Worker:
 
     model: Any
 
-    def load(self, runtime: str, head: str = "sequence", **options: Any) -> dict[str, Any]:
+    def load(
+        self, runtime: str, auto_class: str, head: str = "sequence", classes: int | None = None, **options: Any
+    ) -> dict[str, Any]:
         start = time.perf_counter()
-        self.head = head
-        self.model = RUNTIMES[runtime](**options)
-        return {"parameters": self.model.parameters, "seconds": time.perf_counter() - start, "pid": os.getpid()}
+        self.head, self.auto_class, self.classes = head, auto_class, classes
+        self.model = RUNTIMES[runtime](auto_class=auto_class, **options)
+        seconds = time.perf_counter() - start
+        return {
+            "parameters": self.model.parameters,
+            "loading": self.model.loading,
+            "seconds": seconds,
+            "pid": os.getpid(),
+        }
 
     def logits(self, inputs: str, output: str) -> dict[str, Any]:
         np.save(output, np.concatenate([self._reduced(batch) for batch in read_batches(inputs)]))
@@ -278,7 +438,9 @@ class Worker:
 
     def _reduced(self, batch: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in batch.items() if name != "labels"}
-        return reduced(self.model(self.model.place(tokens)), batch, self.head)
+        logits = self.model(self.model.place(tokens))
+        require_shape(logits, batch["input_ids"], self.auto_class, self.classes)
+        return reduced(logits, batch, self.head)
 
     def read(
         self, path: str, texts: list[list[str]], truncation: str | bool, max_length: int, pipeline: str | None
@@ -371,7 +533,9 @@ def main() -> None:
         try:
             answer = {"ok": True, **getattr(worker, request.pop("do"))(**request)}
         except Exception as error:
-            answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+            # What is said of a model that cannot be used stands for itself; any other error has its type before it.
+            kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
+            answer = {"ok": False, "error": f"{kind}{error}", "fix": getattr(error, "fix", "")}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -5,23 +5,48 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.bounds import require_bounds
+from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, require_directory
-from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, shape_of
+from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
+from hfcompress.model.loading_report import loading_report, not_finite
 from hfcompress.model.padding import pad_in_config, settle_padding
+from hfcompress.model.weights import ADAPTER as ADAPTER
+from hfcompress.model.weights import (
+    ADAPTER_CONFIG,
+    Choice,
+    Runtime,
+    Tensor,
+    choose,
+    files_of,
+    names_in,
+    onnx_dtype,
+    openvino_dtype,
+    read_headers,
+    torch_dtype,
+    weight_files,
+)
+from hfcompress.model.weights import openvino_files as openvino_files
+from hfcompress.model.whole import require_numbers, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODELING_FILE = "modeling_pruned.py"
-ADAPTER = "adapter"
-"""Where a quantized model keeps the adapters that were trained on it, as peft saves them."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
+CONFIG_BYTES = 64 << 20
+"""The largest config.json that is read."""
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json", "bpe.codes")
+"""Files that tokenizers keep their vocabulary in."""
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float64", "float32", *HALVES)
+"""What weights may be stored as and still be trained: they are loaded in float32."""
 
 
 @dataclass(frozen=True)
@@ -35,60 +60,158 @@ class Artifact:
         shape: Its shape; None for an architecture (or a variant) that hfcompress measures but cannot take apart.
         runtime: What runs it.
         dtype: What its weights are stored as.
+        graph: The graph that was named, relative to the directory; empty where the one that is meant is found.
     """
 
     path: Path
     stage: str
     kind: str
     shape: Shape | None
-    runtime: Literal["torch", "onnx", "openvino"]
+    runtime: Runtime
     dtype: str
+    graph: str = ""
 
     @property
     def quantized(self) -> bool:
-        """Whether it can no longer be trained."""
-        return self.dtype != "float32"
+        """Whether its weights take fewer bits than those of a float32 model."""
+        return self.dtype not in ("float64", "float32")
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it can be trained or cut: it is loaded in float32, whatever float its weights are stored as."""
+        return self.runtime == "torch" and self.dtype in FLOATS
+
+    @property
+    def choice(self) -> Choice:
+        """The file that it is loaded from."""
+        return choose(names_in(self.path), str(self.path), self.graph)
 
     @property
     def weight_files(self) -> list[Path]:
         """The files that hold the weights."""
-        if self.runtime == "openvino":
-            graph = next(iter(_openvino_graphs(self.path)))
-            return [graph.with_suffix(".bin"), graph]
-        if self.runtime == "onnx":
-            return sorted(self.path.glob("*.onnx"))
-        return sorted(file for folder in (self.path, self.path / ADAPTER) for file in folder.glob("*.safetensors"))
+        return [self.path / name for name in files_of(self.path, self.choice)]
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(p.stat().st_size for p in self.weight_files)
 
+    def computed_on(self, device: str) -> str:
+        """What it computes in when it is measured.
 
-def open_artifact(path: Path, stage: str = "source", kind: str = "model") -> Artifact:
+        As it is stored, but for a 16-bit model on a CPU that no quantize stage made: training computes in float32
+        there, few CPUs have fast kernels for less, and a source that they slow down would flatter what is made of it.
+        """
+        wide = device == "cpu" and self.kind != "quantize" and self.runtime == "torch" and self.dtype in HALVES
+        return "float32" if wide or self.dtype == "float64" else self.dtype
+
+
+def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph: str = "") -> Artifact:
     """The artifact in a directory.
 
+    Args:
+        path: The directory.
+        stage: `source`, or the stage that made it.
+        kind: What kind of stage did.
+        graph: The file of a graph in it, where that one is meant.
+
     Raises:
-        HfcompressError: for a directory without config or weights, or with pickled weights only.
+        HfcompressError: for a directory without config or weights, with pickled weights only, with files that are cut
+            off, or of a model that takes code of its own.
     """
     config = read_config(path)
-    require_weights(path)
-    # A Hub repository may hold both; the safetensors can be trained and cut.
-    torch = any(path.glob("*.safetensors"))
-    onnx = None if torch else next(iter(sorted(path.glob("*.onnx"))), None)
-    openvino = None if torch or onnx else next(iter(_openvino_graphs(path)), None)
+    choice = choose(names_in(path), str(path), graph)
+    tell_others(str(path), choice)
     try:
         shape = shape_of(config)
     except UnsupportedError:
+        require_bounds(config)
         shape = None
-    return Artifact(
-        path=path,
-        stage=stage,
-        kind=kind,
-        shape=shape,
-        runtime="onnx" if onnx else "openvino" if openvino else "torch",
-        dtype=_onnx_dtype(onnx) if onnx else _openvino_dtype(openvino) if openvino else _torch_dtype(config),
-    )
+    files = files_of(path, choice)
+    if choice.runtime == "torch":
+        _require_known_code(path, config)
+        tensors = read_headers(path, files)
+        _require_plausible(path, config, shape, tensors)
+        dtype = torch_dtype(config, tensors)
+    else:
+        dtype = (onnx_dtype if choice.runtime == "onnx" else openvino_dtype)(path / choice.file)
+    kind = "quantize" if kind == "model" and _made_by(path) == "quantize" else kind
+    return Artifact(path, stage, kind, shape, choice.runtime, dtype, graph)
+
+
+@cache
+def tell_others(where: str, choice: Choice) -> None:
+    """Says once which of several graphs is used."""
+    if choice.others:
+        say(
+            f"{where} holds {len(choice.others) + 1} graphs, and {choice.file} is the one that is used; "
+            f"another one is named as {where}:{choice.others[0]}"
+        )
+
+
+def _made_by(path: Path) -> str:
+    """The kind of stage that made a directory, as its stage.json says; empty where there is none."""
+    try:
+        return str(json.loads((path / "stage.json").read_text(encoding="utf-8"))["stage"]["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
+    """Passes where transformers, or hfcompress, has the code of a model."""
+    kind = str(config.get("model_type") or "")
+    if kind.startswith(PRUNED):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if kind in CONFIG_MAPPING:
+        return
+    if config.get("auto_map"):
+        raise HfcompressError(
+            f"{path} is a '{kind[:60]}' model, whose code is not transformers' but comes with it, and foreign code is "
+            "not run",
+            "export it to ONNX where you trust it, and name the graph; or use a model that transformers knows",
+        )
+    message = f"transformers knows no '{kind[:60]}' model" if kind else f"the config of {path} names no model_type"
+    raise HfcompressError(message, "upgrade transformers, or use another model and its complete config.json")
+
+
+def _require_plausible(
+    path: Path, config: Mapping[str, Any], shape: Shape | None, tensors: Mapping[str, Tensor]
+) -> None:
+    """Passes where the files hold about as many weights as the config tells of: so many would be made room for."""
+    quantized = bool(config.get("quantization_config"))
+    stored = sum(tensor.count for tensor in tensors.values())
+    claimed = shape.parameters if shape else _counted_empty(path)
+    if claimed > 2 * stored * (16 if quantized else 1) + 10_000_000:
+        raise HfcompressError(
+            f"{path}: config.json tells of {claimed:,} weights, and the files hold {stored:,}",
+            "use the config.json that belongs to the weights, and fetch all of them",
+        )
+    whole = [n for n, t in tensors.items() if n.endswith(".weight") and t.dtype[0] in "IU" and len(t.shape) < 4]
+    if whole and not quantized:
+        raise HfcompressError(
+            f"{path} stores {whole[0]} in whole numbers ({tensors[whole[0]].dtype}), and config.json has no "
+            "quantization_config that says what they stand for",
+            "use the config.json that was saved with the weights",
+        )
+
+
+def _counted_empty(path: Path) -> int:
+    """Weights of the model of a config.json, of an architecture that only transformers knows; none are made."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return sum(p.numel() for p in AutoModel.from_config(config, trust_remote_code=False).parameters())
+    except HfcompressError:
+        raise
+    except Exception as error:  # a config's values fail where they are used, as whatever that raises
+        raise HfcompressError(
+            f"{path}: transformers makes no model of its config.json: {_first_line(error)}", "use a complete one"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -99,10 +222,18 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = require_directory(path, "model directory") / "config.json"
     if not file.is_file():
+        if file.exists():
+            raise HfcompressError(f"{file} is not a file", "a model directory is what save_pretrained writes")
+        if (path / ADAPTER_CONFIG).is_file():
+            choose(names_in(path), str(path))
         raise HfcompressError(f"{path} holds no config.json", "a model directory is what save_pretrained writes")
+    if file.stat().st_size > CONFIG_BYTES:
+        raise HfcompressError(f"{file} has {file.stat().st_size:,} bytes, which no model's config has")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise HfcompressError(f"{file} is nested too deeply") from None
+    except ValueError as error:  # also for bytes that are not UTF-8, and numbers of too many digits
         raise HfcompressError(f"{file} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise HfcompressError(f"{file} is not a JSON object")
@@ -113,9 +244,9 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
     """The head's label names and ids; a config with transformers' default names does not spell them.
 
     Raises:
-        HfcompressError: for names that are not one for each id.
+        HfcompressError: for names that are not one for each id, or too many.
     """
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
+    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(label_count(config))}
     fix = "`id2label` in config.json gives each output, from 0 on, a name of its own"
     try:
         found = {str(name): int(index) for index, name in names.items()}
@@ -132,93 +263,14 @@ def require_weights(path: Path) -> None:
     Raises:
         HfcompressError: where it holds none, or pickles only.
     """
-    require_weight_names([p.name for p in path.iterdir()], str(path))
-
-
-def require_weight_names(names: list[str], path: str) -> None:
-    """Passes where one of the files of a model, by their names, holds safetensors, ONNX or OpenVINO weights.
-
-    Args:
-        names: The files.
-        path: Where they are; for the message.
-
-    Raises:
-        HfcompressError: where none does, or pickles only.
-    """
-    if any(name.endswith((".safetensors", ".onnx")) for name in names) or openvino_files(names):
-        return
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles:
-        raise HfcompressError(
-            f"{path} holds pickled weights only ({', '.join(pickles)}); a pickle can run code, so it is not loaded",
-            "convert them once where you trust the source: "
-            "AutoModel.from_pretrained(PATH).save_pretrained(PATH, safe_serialization=True); "
-            "for a Hub model, look for a converted revision and name it as `id@refs/pr/N`",
-        )
-    raise HfcompressError(f"{path} holds no weights", "a model.safetensors (or model.onnx) belongs beside config.json")
-
-
-def openvino_files(names: Iterable[str]) -> list[str]:
-    """OpenVINO's files among the names: `.xml` graphs and, each beside its own, the raw tensors in a `.bin`."""
-    known = set(names)
-    graphs = sorted(name.removesuffix(".xml") for name in known if name.endswith(".xml"))
-    return [graph + end for graph in graphs if f"{graph}.bin" in known for end in (".bin", ".xml")]
-
-
-def _openvino_graphs(path: Path) -> list[Path]:
-    return [path / name for name in openvino_files(p.name for p in path.iterdir()) if name.endswith(".xml")]
-
-
-def _torch_dtype(config: Mapping[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    if quantization:
-        if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
-            return str(quantization.get("bnb_4bit_quant_type", "fp4"))
-        # GPTQ and AWQ say the bits; torchao spells out a config, data types and all.
-        four = quantization.get("bits") == 4 or "'int4'" in str(quantization.get("quant_type"))
-        return "int4" if four else "int8"
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def _onnx_dtype(path: Path) -> str:
-    """What the linear layers' weights are stored as; where they are floats, what the embedding tables are."""
-    import onnx
-
-    kinds = onnx.TensorProto
-    graph = onnx.load(str(path), load_external_data=False).graph
-    # Scales and zero points have one axis at most.
-    stored = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
-    words = {node.input[0] for node in graph.node if node.op_type in ("Gather", "GatherBlockQuantized")}
-    if any(x.op_type == "MatMulNBits" and onnx.helper.get_node_attr_value(x, "bits") == 4 for x in graph.node):
-        return "int4"
-    for names in (stored.keys() - words, words & stored.keys()):
-        found = {stored[name] for name in names}
-        if found & {kinds.INT4, kinds.UINT4}:
-            return "int4"
-        if found & {kinds.INT8, kinds.UINT8}:
-            return "int8"
-    return "float16" if kinds.FLOAT16 in stored.values() else "float32"
-
-
-def _openvino_dtype(path: Path) -> str:
-    """The fewest bits that a tensor of more than one value is stored in."""
-    from xml.etree import ElementTree
-
-    kinds = {
-        data.get("element_type")
-        for data in ElementTree.parse(path).getroot().iterfind("layers/layer[@type='Const']/data")
-        if int(data.get("size", 0)) > 8
-    }
-    stored = (("int4", {"i4", "u4", "nf4"}), ("int8", {"i8", "u8"}), ("float16", {"f16"}), ("bfloat16", {"bf16"}))
-    return next((dtype for dtype, names in stored if kinds & names), "float32")
+    choose(names_in(path), str(path))
 
 
 def weights_hash(path: Path) -> str:
-    """A hash of the weights and config of a model directory."""
+    """A hash of the weights and config of a model directory, or of the weights of an adapter's."""
     digest = hashlib.sha256()
-    names = [p.name for p in path.iterdir()]
-    weights = {name for name in names if name.endswith((".safetensors", ".onnx"))} | {*openvino_files(names)}
-    files = [path / name for name in sorted(names) if name in weights or name == "config.json"]
+    names = [name for name in weight_files(path) if not name.startswith(f"{ADAPTER}/")]
+    files = [path / name for name in sorted({*names, "config.json"}) if (path / name).is_file()]
     files += sorted((path / ADAPTER).glob("adapter_*"))
     for file in files:
         digest.update(file.name.encode())
@@ -226,6 +278,12 @@ def weights_hash(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+@cache
+def _tell_widened(path: Path, dtype: str) -> None:
+    """Says once that a model's 16-bit weights are made float32."""
+    say(f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in")
 
 
 def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
@@ -238,34 +296,43 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
         **changes: Config values to set.
 
     Raises:
-        HfcompressError: where weights are missing from the checkpoint that are not a fresh head's.
+        HfcompressError: where it does not load, or weights did not come from the checkpoint that are not a fresh
+            head's.
     """
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    require_weights(path)
+    artifact, config = open_artifact(path), read_config(path)
+    if artifact.dtype in HALVES:
+        _tell_widened(path, artifact.dtype)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             path,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=fresh_head,
+            # What has another size is judged below, by name.
+            ignore_mismatched_sizes=not config.get("quantization_config"),
             **settled_config(path) | changes,
         )
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    body = f"{model.base_model_prefix}."
-    if any(name.startswith(body) and ".pooler." not in name for name in missing) or (missing and not fresh_head):
-        raise HfcompressError(
-            f"{path} lacks {len(missing)} of the weights that {auto_class} needs ({', '.join(missing[:4])}"
-            f"{', …' if len(missing) > 4 else ''}): its head was never trained",
-            "put a `finetune` stage first, or name a model that was fine-tuned for this task",
-        )
+    require_whole(path, auto_class, loading_report(model, info), config, fresh_head)
     return model.eval()
+
+
+def load_numbers(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
+    """`load_model` for who trains what it gives, or learns from it.
+
+    Raises:
+        HfcompressError: also where weights are NaN or infinite.
+    """
+    model = load_model(path, auto_class, fresh_head, **changes)
+    require_numbers(path, not_finite(model))
+    return model
 
 
 def _first_line(error: Exception) -> str:
@@ -309,10 +376,15 @@ def load_tokenizer(path: Path, task: Any = None) -> PreTrainedTokenizerBase:
 def _tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    fix = "put the tokenizer's files, as save_pretrained writes them, beside the model"
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise HfcompressError(f"{path} holds no tokenizer that loads: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
+        raise HfcompressError(f"{path} holds no tokenizer that loads: {_first_line(error)}", fix) from error
+    # Without files transformers makes one up that knows no word; tokenizers of bytes need none.
+    if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and len(tokenizer) < 256:
+        raise HfcompressError(f"{path} holds no tokenizer that loads: it has no vocabulary", fix)
+    return tokenizer
 
 
 def pad_token_of(path: Path) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.bounds import shown
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, Layer, Shape, head_of, shape_of
+from hfcompress.base.shape import HEADS, Layer, Shape, class_name, head_of, shape_of
 from hfcompress.model.family import FAMILIES, Family
 from hfcompress.model.surgery import empty_model
 
@@ -54,7 +55,7 @@ def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Rebuilt
     nominal = shape_of(told)
     stock, settings = _class_and_config(told, nominal)
     checkpoint = _Checkpoint(nominal, stock.base_model_prefix, dict(weights))
-    shape = checkpoint.shape(config.get("pruned_heads") or {})
+    shape = checkpoint.shape(_pruned_heads(config))
     checkpoint.close_gaps(shape)
     bound = checkpoint.narrow_pooler(shape.hidden)
     model = empty_model(stock.__name__, shape, settings)
@@ -62,11 +63,22 @@ def rebuild(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Rebuilt
     return Rebuilt(model.eval(), nominal, left_out, bound)
 
 
+def _pruned_heads(config: Mapping[str, Any]) -> dict[int, set[int]]:
+    """The heads of each layer that a config of transformers 4 says are gone."""
+    told = config.get("pruned_heads") or {}
+    try:
+        return {int(index): {int(head) for head in heads} for index, heads in told.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise HfcompressError(
+            f"the config says pruned_heads: {shown(told)}", "it maps layers, from 0, to lists of heads"
+        ) from None
+
+
 def _class_and_config(config: Mapping[str, Any], shape: Shape) -> tuple[type[PreTrainedModel], PretrainedConfig]:
     """The stock class of a checkpoint, whatever the old tool called its own, and a config of that class."""
     import transformers
 
-    name = str((config.get("architectures") or [""])[0])
+    name = class_name(config)
     head = head_of(name)
     if head is None:
         raise HfcompressError(
@@ -109,10 +121,9 @@ class _Checkpoint:
         self.base = f"{prefix}."
         self.layers = f"{self.base}{self.family.layers}."
 
-    def shape(self, pruned_heads: Mapping[str, Sequence[int]]) -> Shape:
+    def shape(self, gone: Mapping[int, set[int]]) -> Shape:
         """The shape of the tensors; layers that are missing whole go, and the others are renumbered."""
         stored = 1 if self.nominal.keys.shared else len(self.nominal.layers)
-        gone = {int(index): set(heads) for index, heads in pruned_heads.items()}
         layers, kept = [], []
         for index in range(stored):
             layer = self._layer(index, gone.get(index))

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hfcompress.base.bounds import LARGEST
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.model.artifact import load_model, load_tokenizer, save_model
 from hfcompress.model.axes import part_of
 from hfcompress.model.family import family_of
+from hfcompress.model.weights import weight_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +36,7 @@ class Lora(Strict):
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685. Needs `hfcompress[peft]`.
     """
 
-    r: int = Field(default=8, ge=1)
+    r: int = Field(default=8, ge=1, le=LARGEST["width"])
     """Rank of the adapters."""
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -244,7 +246,7 @@ def _saved_labels(saved: Mapping[str, list[int]], base: Path, auto_class: str) -
 
 def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, list[int]], base: Path, path: Path) -> None:
     """Passes where every weight of the head comes from the adapter or its base: peft saves what it is told to."""
-    found = {name for file in base.glob("*.safetensors") for name in _saved(file)} | set(saved)
+    found = {name for file in weight_files(base) for name in _saved(base / file)} | set(saved)
     head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
     lost = [name for name in head if not {name, name.removeprefix(f"{model.base_model_prefix}.")} & found]
     if lost:

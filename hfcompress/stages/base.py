@@ -221,10 +221,10 @@ def require_trainable(parent: Artifact, stage: str) -> Shape:
     Raises:
         HfcompressError: for a quantized or exported model, or an architecture that is only measured.
     """
-    if parent.runtime != "torch" or parent.quantized:
+    if not parent.trainable:
         raise HfcompressError(
-            f"{stage} needs a float32 PyTorch model, {parent.path} is {parent.runtime} {parent.dtype}",
-            "put quantize last",
+            f"{stage} needs a PyTorch model whose weights are floats, {parent.path} is {parent.runtime} {parent.dtype}",
+            "put quantize last, or name the model that this one was made from",
         )
     if parent.shape is None:
         raise HfcompressError(f"the architecture of {parent.path} is not supported by {stage}")

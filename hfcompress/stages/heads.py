@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import HEADS
+from hfcompress.base.shape import HEADS, class_name
 from hfcompress.data.labels import in_order, match_one_to_one
 from hfcompress.data.values import is_integer
-from hfcompress.model.artifact import Artifact, label_ids, load_model, read_config
+from hfcompress.model.artifact import Artifact, label_ids, load_numbers, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def has_head(config: Mapping[str, Any], task: Any) -> bool:
     """Whether a config.json says that its weights end in the task's kind of head."""
-    return str((config.get("architectures") or [""])[0]).endswith(HEADS[task.head])
+    return class_name(config).endswith(HEADS[task.head])
 
 
 def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
@@ -30,11 +30,11 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
     """
     config = read_config(artifact.path)
     if not fresh:
-        return load_model(artifact.path, task.auto_class)
+        return load_numbers(artifact.path, task.auto_class)
     if task.head in ("span", "mask"):
-        return load_model(artifact.path, task.auto_class, fresh_head=True)
+        return load_numbers(artifact.path, task.auto_class, fresh_head=True)
     names = _names(task, config, read_config(like.path) if like else None)
-    return load_model(
+    return load_numbers(
         artifact.path,
         task.auto_class,
         fresh_head=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from hfcompress.base.bounds import LARGEST
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Layer, Shape
@@ -45,25 +46,25 @@ class Prune(Stage):
     """Share of the FFN neurons to cut."""
     budget: Budget | None = None
     """What may stay of heads and neurons together, in place of `heads` and `ffn`."""
-    attention_blocks: int = Field(default=0, ge=0)
+    attention_blocks: int = Field(default=0, ge=0, le=LARGEST["layers"])
     """Attention blocks to cut whole: those whose heads' scores have the lowest sum."""
-    ffn_blocks: int = Field(default=0, ge=0)
+    ffn_blocks: int = Field(default=0, ge=0, le=LARGEST["layers"])
     """FFN blocks to cut whole: those whose neurons' scores have the lowest sum."""
-    layers: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0, le=LARGEST["layers"])
     """Whole layers to cut."""
     hidden: float = Field(default=0.0, ge=0, lt=1)
     """Share of the dimensions of the residual stream to cut, through embeddings, layers and head."""
     vocabulary: Literal["keep", "corpus"] = "keep"
     """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters; the tokenizer is
     made anew. A plan counts the whole vocabulary."""
-    embedding_rank: int | None = Field(default=None, ge=1)
+    embedding_rank: int | None = Field(default=None, ge=1, le=LARGEST["width"])
     """Make the word embeddings a product of two matrices with this inner width, the best one by the tokens' frequency
     in the train split; after `vocabulary`. What they lose, `recover` can train."""
     weights: Pattern | None = None
     """Single weights to set to zero, after everything else: `{share: 0.5}` or `{n_of_m: [2, 4]}`."""
     allocation: Literal["even", "uneven"] = "even"
     """`even` cuts the same number in every layer; `uneven` ranks all layers together, scores normalised by layer."""
-    multiple_of: int = Field(default=8, ge=1)
+    multiple_of: int = Field(default=8, ge=1, le=LARGEST["width"])
     """FFN widths, and the hidden width where it is cut, stay multiples of it, where hardware likes them."""
     empty_blocks: bool = False
     """Let a `budget` cut attention or FFN blocks whole."""

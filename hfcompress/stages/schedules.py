@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hfcompress.base.bounds import LARGEST
 from hfcompress.base.component import Strict
 from hfcompress.base.growth import Curve, done
 
@@ -20,7 +21,7 @@ class Iterative(Strict):
     """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
 
     use: Literal["iterative"]
-    rounds: int = Field(default=4, ge=2)
+    rounds: int = Field(default=4, ge=2, le=LARGEST["rounds"])
     curve: Curve = "cubic"
     """How the cut grows over the rounds."""
 
@@ -57,7 +58,7 @@ class Lottery(Strict):
     """
 
     use: Literal["lottery"]
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=LARGEST["rounds"])
     rewind_steps: int = Field(default=0, ge=0)
     """The optimizer step whose weights each round goes back to; 0 is the model as the stage gets it."""
 

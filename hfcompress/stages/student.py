@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
+from hfcompress.base.bounds import LARGEST
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem, did_you_mean
 from hfcompress.base.shape import Shape
@@ -55,11 +56,11 @@ class Student(Strict):
     preset: str | None = None
     """A published shape: tinybert-4-312, tinybert-6-768, minilm-6-384, minilm-12-384, distilbert-6-768, bert-tiny
     (2-128), bert-mini (4-256), bert-small (4-512) or bert-medium (8-512). The keys below override it."""
-    layers: int | None = Field(default=None, ge=1)
-    hidden: int | None = Field(default=None, ge=1)
-    heads: int | None = Field(default=None, ge=1)
-    ffn: int | None = Field(default=None, ge=1)
-    positions: int | None = Field(default=None, ge=4)
+    layers: int | None = Field(default=None, ge=1, le=LARGEST["layers"])
+    hidden: int | None = Field(default=None, ge=1, le=LARGEST["width"])
+    heads: int | None = Field(default=None, ge=1, le=LARGEST["heads"])
+    ffn: int | None = Field(default=None, ge=1, le=LARGEST["width"])
+    positions: int | None = Field(default=None, ge=4, le=LARGEST["positions"])
     """Rows of the position table; shorter inputs need fewer."""
     origin: str = Field(default="parent", alias="from")
     """The model that the weights come from: `parent` (of the stage before), `source`, `model` (the recipe's own), an

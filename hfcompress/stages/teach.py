@@ -10,7 +10,7 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.labels import require_same_labels
-from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, weights_hash
+from hfcompress.model.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
 from hfcompress.stages.base import Bench, process_state, require_trainable
 from hfcompress.stages.heads import has_head
 from hfcompress.stages.layer_map import pairs_of
@@ -145,7 +145,7 @@ def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrain
             replace(p, message=f"the teacher {artifact.stage}: {p.message}", key=()) for p in problems
         )
     fresh = not headed and not needs_logits and task.head == "mask"
-    return load_model(artifact.path, task.auto_class, fresh_head=fresh), headed
+    return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), headed
 
 
 def _require_understanding(member: Member, taught: Taught, task: Any, index: int, labels: Mapping[str, int]) -> None:

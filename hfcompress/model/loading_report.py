@@ -1,0 +1,34 @@
+"""What loading tells of a model's weights. The worker runs this file too, by its path: it imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """Lists of weights that `model/whole.py` judges, as JSON.
+
+    Args:
+        model: The loaded `PreTrainedModel`.
+        info: What its `output_loading_info` returned.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    return {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "mismatched": sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]),
+        "prefix": model.base_model_prefix,
+        "body": [name for name, _ in model.base_model.named_children()],
+        # Scales and the like, which a quantized layer takes in by itself.
+        "beside": sorted(key for key in info["unexpected_keys"] if key.rpartition(".")[0] in modules),
+        "not_finite": not_finite(model),
+    }
+
+
+def not_finite(model: Any) -> list[str]:
+    """The parameters of a model with values that are NaN or infinite, but those of quantized layers."""
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if type(weight.data).__name__ == "Tensor" and weight.is_floating_point() and not weight.isfinite().all()
+    ]

@@ -1,0 +1,127 @@
+"""Whether all that a model answers with came from its checkpoint: what loading reports is judged here, by one rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.shape import HEADS, class_name, head_of
+
+_COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
+"""Buffers that older versions of transformers stored, and that every version computes by itself."""
+_OTHER_HEADS = frozenset(
+    {
+        "cls", "lm_head", "vocab_transform", "vocab_layer_norm", "vocab_projector", "predictions", "mlm", "head",
+        "decoder", "classifier", "pre_classifier", "qa_outputs", "score", "sop_classifier", "seq_relationship",
+        "discriminator_predictions", "generator_predictions", "generator_lm_head", "lm_predictions", "mask_predictions",
+        "sequence_summary", "dropout",
+    }
+)  # fmt: skip
+"""Modules of heads that a checkpoint was trained with before: another head does not read them."""
+
+
+def require_whole(
+    path: Path, auto_class: str, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool = False
+) -> None:
+    """Passes where every weight that a loaded model answers with came from its checkpoint.
+
+    Not missed are buffers that are computed; nothing is thought of weights in the file of a pooler that the head does
+    not read, or of other heads.
+
+    Args:
+        path: The model directory, for messages.
+        auto_class: What it was loaded as.
+        report: What `loading_report.loading_report` lists.
+        config: Its config.json.
+        fresh_head: Whether a head that is missing, or has other sizes, is to be trained anyway.
+
+    Raises:
+        HfcompressError: where one did not.
+    """
+    body = _Body(report)
+    missing = [name for name in report["missing"] if not _COMPUTED.search(name)]
+    if any(name in body and ".pooler." not in name for name in missing) or (missing and not fresh_head):
+        headless = all(name not in body or ".pooler." in name for name in missing)
+        raise HfcompressError(
+            f"{path} lacks {_counted(missing)} of the weights that {auto_class} needs ({_listed(missing)}): "
+            + ("its head was never trained" if headless else "they would be random"),
+            "put a `finetune` stage first, or name a model that was fine-tuned for this task"
+            if headless
+            else "fetch or save the model again; names that differ from transformers' belong to another class",
+        )
+    mismatched = [name for name in report["mismatched"] if not fresh_head or name in body]
+    if mismatched:
+        raise HfcompressError(
+            f"{path} has {_counted(mismatched)} weights of other sizes than its config.json says "
+            f"({_listed(mismatched)})",
+            "use the config.json that belongs to the weights; `hfcompress convert` reads pruned checkpoints",
+        )
+    left = [name for name in report["unexpected"] if not _is_spare(name, body, report, config, fresh_head)]
+    if left:
+        raise HfcompressError(
+            f"{path} holds {_counted(left)} weights that {auto_class} has no place for ({_listed(left)}), so it would "
+            "answer otherwise than it was trained to",
+            "use the config.json that belongs to the weights; where they are known to do nothing, save the model once "
+            f"without them: {auto_class}.from_pretrained(OLD).save_pretrained(NEW)",
+        )
+    _require_own_head(path, auto_class, config, fresh_head)
+
+
+def require_numbers(path: Path, not_finite: Sequence[str]) -> None:
+    """Passes where every weight of a model is a number.
+
+    Args:
+        path: The model directory, for the message.
+        not_finite: What `loading_report.not_finite` lists.
+
+    Raises:
+        HfcompressError: where some are NaN or infinite.
+    """
+    if not_finite:
+        more = f", and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
+        raise HfcompressError(
+            f"{path}: {not_finite[0]}{more} has values that are NaN or infinite",
+            "train the model again, or start from an earlier checkpoint",
+        )
+
+
+def _require_own_head(path: Path, auto_class: str, config: Mapping[str, Any], fresh_head: bool) -> None:
+    """Passes where a config does not name another kind of head: the weights of two may have the same names."""
+    trained, wanted = head_of(class_name(config)), head_of(auto_class)
+    if trained is not None and wanted is not None and trained != wanted and not fresh_head:
+        raise HfcompressError(
+            f"{path} is a model {HEADS[trained].removeprefix('For')} and not {HEADS[wanted].removeprefix('For')}: "
+            f"config.json names {class_name(config)}, and its head means something else",
+            "put a `finetune` stage first, or name a model that was fine-tuned for this task",
+        )
+
+
+class _Body:
+    """The names of the weights that every head of a model reads."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self.prefix, self.children = f"{report['prefix']}.", set(report["body"])
+
+    def __contains__(self, name: str) -> bool:
+        return (self.prefix != "." and name.startswith(self.prefix)) or name.partition(".")[0] in self.children
+
+
+def _is_spare(name: str, body: _Body, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool) -> bool:
+    """Whether a model answers the same without a weight of its checkpoint."""
+    if _COMPUTED.search(name) or "pooler" in name.split("."):
+        return True
+    if config.get("quantization_config") and name in report["beside"]:
+        return True
+    return name not in body and (fresh_head or name.partition(".")[0] in _OTHER_HEADS)
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names):,}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
