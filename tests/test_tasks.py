@@ -207,6 +207,30 @@ def test_the_token_loss_is_the_mean_over_words_whatever_is_padded(tmp_path: Path
         assert float(task.loss(logits[:, :length], labels)) == pytest.approx(float(expected))
     nothing = torch.full((1, 3), -100)
     assert float(task.loss(logits[:1, :3], nothing)) == 0
+    assert float(task.row_loss(logits[:1, :3], nothing)) == 0
+
+
+@pytest.mark.parametrize("head", ["token", "span"])
+def test_what_a_criterion_sees_of_a_row_does_not_depend_on_its_batch(tmp_path: Path, head: str) -> None:
+    """Rows of one, two and three words: a mean over the batch's words would count the long rows' words for less."""
+    from hfcompress.model.gradients import unit_gradients
+
+    if head == "token":
+        rows = [(" ".join(["good", "film", "was"][:n]), ["B-PER", "O", "O"][:n]) for n in (1, 2, 3)]
+        task: Any = tagged(tmp_path, *rows)
+        labels = torch.tensor([[-100, 1, -100, -100, -100], [-100, 1, 0, -100, -100], [-100, 1, 0, 0, -100]])
+    else:
+        task = squad(tmp_path, ("was it", CONTEXT, ["very bad"], [START]))
+        labels = torch.tensor([[1, 1], [1, 2], [2, 3]])
+    model = world.model(head=head, labels=4 if head == "token" else 2)
+    mask = (torch.arange(5) < torch.tensor([3, 4, 5])[:, None]).long()
+    batch = {"input_ids": torch.randint(5, 20, (3, 5)) * mask, "attention_mask": mask, "labels": labels}
+    alone = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(3)]
+    (together,) = unit_gradients(model, [batch], task.row_loss)
+    apart = list(unit_gradients(model, alone, task.row_loss))
+    for part in (0, 1):
+        for layer, whole in enumerate(together[part]):
+            torch.testing.assert_close(torch.cat([row[part][layer] for row in apart]), whole, atol=1e-5, rtol=1e-3)
 
 
 def test_tag_names_come_from_the_train_split_with_o_first(tmp_path: Path) -> None:

@@ -34,6 +34,23 @@ def tokenizer(words: list[str] | None = None) -> Any:
     )  # fmt: skip
 
 
+def byte_level_tokenizer(folder: Path) -> Any:
+    """A byte-level BPE tokenizer over `WORDS`, of RoBERTa's class, which puts no space before a first word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import RobertaTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(  # pairs are merged in the order of their counts, and these differ
+        special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator([" ".join([word] * n) for n, word in enumerate(WORDS[5:], 2)], trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    inner.model.save(str(folder))
+    return RobertaTokenizerFast.from_pretrained(folder, model_max_length=32)
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "roberta": {"type_vocab_size": 1},
     "xlm-roberta": {"type_vocab_size": 1},

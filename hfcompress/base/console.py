@@ -48,3 +48,9 @@ def say(message: str, **style: Any) -> None:
     """One line of progress; silent on every process but the first of a distributed run."""
     if os.environ.get("RANK", "0") == "0":
         err().print(message, markup=False, **style)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Says a thing that is found again and again, the first time."""
+    say(message)

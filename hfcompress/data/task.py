@@ -409,6 +409,13 @@ class BaseTask(Strict):
         """
         raise NotImplementedError
 
+    def row_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean over rows of each row's own loss, so that a row's gradient is the same in any batch.
+
+        `loss` is that too, but where it is a mean over labelled tokens, of which rows have different numbers.
+        """
+        return row_token_loss(logits, labels) if self.by_token else self.loss(logits, labels, mask)
+
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         """Predictions and references, the first axis of both the judged unit.
 
@@ -496,3 +503,11 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     summed = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     return summed / (labels != IGNORED).sum().clamp(min=1)
+
+
+def row_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, the mean over a row's tokens that have a label (0 where none has), then over rows."""
+    from torch.nn import functional as F
+
+    losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return (losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).mean()

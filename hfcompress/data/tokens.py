@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from hfcompress.base.console import say_once
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.entities import MISSED, OUTSIDE
 from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
@@ -103,7 +104,14 @@ class TokenClassification(LabelledTask):
             )
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        return any([super().prepare_tokenizer(tokenizer), read_words(tokenizer)])
+        changed = super().prepare_tokenizer(tokenizer)
+        if not read_words(tokenizer):
+            return changed
+        say_once(
+            f"{tokenizer.name_or_path}: its tokenizer puts no space before a first word; words are read with one, as "
+            "in a text (add_prefix_space), and so does what a stage saves"
+        )
+        return True
 
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
+from hfcompress.base.console import say_once
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import ARCHITECTURES, PRUNED
 
@@ -87,7 +86,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
     changed = own is None
     if own is None:
         tokenizer.pad_token = token = _token(tokenizer, named, path)
-        _say_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
+        say_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
     elif reads_last_token(config):
         _require_one_pad_token(tokenizer, named, path)
     if tokenizer.padding_side != "right":
@@ -117,7 +116,7 @@ def _require_one_pad_token(tokenizer: PreTrainedTokenizerBase, named: int | None
                 "the token that its texts end in, which a classifier's answer is read at",
                 _NAMES_ONE,
             )
-        _say_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
+        say_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
     elif named != own:
         theirs = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
         raise HfcompressError(
@@ -132,8 +131,3 @@ def set_option(tokenizer: PreTrainedTokenizerBase, name: str, value: Any) -> Non
     """Sets an option of a tokenizer so that it is also saved."""
     setattr(tokenizer, name, value)
     tokenizer.init_kwargs[name] = value
-
-
-@cache
-def _say_once(message: str) -> None:
-    say(message)

@@ -285,7 +285,7 @@ class Cutting:
                 for tensor in tensors:
                     tensor.copy_(reduce(tensor, "sum"))
 
-        return Calibration(batches, self.bench.task.loss, self._seed, total)
+        return Calibration(batches, self.bench.task.row_loss, self._seed, total)
 
     def _batches(self, count: int) -> list[dict[str, Tensor]]:
         """At most so many rows of the train split, in batches."""
