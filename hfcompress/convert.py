@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import new_directory
 from hfcompress.base.shape import HEADS, PRUNED, Shape, shape_of
 from hfcompress.data.source import model_directory
 from hfcompress.measure.verify import verify
@@ -72,18 +72,13 @@ def convert(source: str, target: Path, base: str | None = None) -> Converted:
     folders = [model_directory(spec) for spec in (source, base) if spec is not None]
     small, converted = pruned_model(folders)
     tokenizer = _tokenizer(folders)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_directory(target) as partial:
         if tokenizer is None:
             save_weights(small, partial)
         else:
             save_model(small, tokenizer, partial)
         expected = logits_of(small, probe_inputs(partial))
         verify(open_artifact(partial), expected, "AutoModel" + HEADS[converted.shape.head])
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return replace(converted, tokenizer=tokenizer is not None)
 
 

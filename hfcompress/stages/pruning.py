@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
+from hfcompress.base.files import new_directory
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.criteria.base import LearnedCriterion
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
@@ -168,12 +169,10 @@ class Pruning:
         return load_model(path, self.bench.task.auto_class).to(process_state().device)
 
     def _keep(self, name: str, model: PreTrainedModel) -> None:
-        target = self.bench.directory / name
-        scratch = target.with_name(f"{name}.partial")
 
         def save() -> None:
-            save_model(model.cpu(), self.tokenizer, scratch)
-            scratch.rename(target)
+            with new_directory(self.bench.directory / name) as scratch:
+                save_model(model.cpu(), self.tokenizer, scratch)
 
         on_main_process(save)
 

@@ -1,0 +1,44 @@
+"""How a command ends when it is told to: ^C and SIGTERM let it put away what it has open, a second one does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Stop:
+    """The signal that came first; 0 as long as none has."""
+
+    signal: int = 0
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Turns the first signal into a KeyboardInterrupt; a second one ends the process at once.
+
+    Nothing is lost by that: a run is ready to be killed at any moment.
+    """
+    stop = Stop()
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.signal:
+            os._exit(128 + number)
+        stop.signal = number
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
