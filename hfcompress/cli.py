@@ -316,7 +316,7 @@ def main() -> None:
             sys.exit(2)
         except BaseException as error:
             # Typer turns an interrupt into an exit code; a library may turn it into an error of its own.
-            if stop.signal or isinstance(error, KeyboardInterrupt):
+            if stop.signal or isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130:
                 _complain([INTERRUPTED])
                 sys.exit(128 + (stop.signal or signal.SIGINT))
             if isinstance(error, SystemExit):
