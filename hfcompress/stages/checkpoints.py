@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: a seal says that one is whole, and what was in each of its files."""
+"""What a stage resumes from: a seal says that a directory is whole, and what was in each of its files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from hfcompress.base.files import hashes, remove, sync, write_text
 SEAL, STATE = "seal.json", "trainer_state.json"
 
 
-def seal(checkpoint: Path) -> None:
-    """Marks a checkpoint as whole, once all of its files are on the disk."""
-    sync(checkpoint)
-    write_text(checkpoint / SEAL, json.dumps(_contents(checkpoint), indent=1) + "\n")
+def seal(directory: Path) -> None:
+    """Marks a checkpoint, or another directory, as whole, once all of its files are on the disk."""
+    sync(directory)
+    write_text(directory / SEAL, json.dumps(_contents(directory), indent=1) + "\n")
 
 
-def sealed(checkpoint: Path) -> bool:
-    """Whether a checkpoint has every file that it was sealed with, unchanged."""
+def sealed(directory: Path) -> bool:
+    """Whether a directory has every file that it was sealed with, unchanged."""
     try:
-        return bool(json.loads((checkpoint / SEAL).read_text(encoding="utf-8")) == _contents(checkpoint))
+        return bool(json.loads((directory / SEAL).read_text(encoding="utf-8")) == _contents(directory))
     except (OSError, ValueError):
         return False
 
 
-def _contents(checkpoint: Path) -> dict[str, str]:
-    return {name: found for name, found in hashes(checkpoint).items() if name != SEAL}
+def _contents(directory: Path) -> dict[str, str]:
+    return {name: found for name, found in hashes(directory).items() if name != SEAL}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ in a second or two. The processes that load a saved model are forked too, in pla
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,7 @@ def prepare() -> Path:
     from hfcompress.measure import process
 
     process.subprocess = _Subprocess  # type: ignore[attr-defined]
+    gc.freeze()  # what is imported is not looked at again by each fork's garbage collection
     return folder
 
 
@@ -388,13 +391,16 @@ def _fact(path: Path) -> Any:
 
 def differences(place: Place, expected: dict[str, Any]) -> list[str]:
     """Where a run is not what an uninterrupted one is."""
-    found = facts(place)
-    names = [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
-    return [f"{name}: {_short(found.get(name))} in place of {_short(expected.get(name))}" for name in names]
+    return _unlike(facts(place), expected)
 
 
-def _short(value: Any) -> str:
-    return "nothing" if value is None else str(value)[:1500]
+def _unlike(found: Any, expected: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(found.keys() | expected.keys())
+        return [x for key in keys for x in _unlike(found.get(key), expected.get(key), f"{name} {key}".strip())]
+    if found == expected:
+        return []
+    return [f"{name}: {str(found)[:200]} in place of {str(expected)[:200]}"]
 
 
 def ends_alike(place: Place, arguments: Sequence[object], expected: dict[str, Any]) -> list[str]:
@@ -440,9 +446,40 @@ class World:
 def make(folder: Path) -> World:
     """The world, with an uninterrupted run in the place `reference`."""
     recipe, place = make_world(folder), Place(folder / "reference").filled(None)
+    _import_what(["run", recipe, "--output", place.run], place)
+    place.filled(None)
     code, used = wait(command(["run", recipe, "--output", place.run], place))
     assert code == 0, place.said()[-3000:]
     return World(folder, recipe, facts(place), used)
+
+
+def _import_what(arguments: Sequence[object], place: Place) -> None:
+    """Runs a command once, and imports here what it had to import, so that no trial has to."""
+    names = place.folder.with_name("imported")
+
+    def write_names() -> None:
+        names.write_text("\n".join(sys.modules), encoding="utf-8")
+
+    def before() -> None:
+        from hfcompress import cli
+
+        main = cli.main
+
+        def main_then_names() -> None:
+            try:
+                main()
+            finally:
+                write_names()
+
+        cli.main = main_then_names
+
+    code, _ = wait(command(arguments, place, before))
+    assert code == 0, place.said()[-3000:]
+    for name in names.read_text(encoding="utf-8").splitlines():
+        if name not in sys.modules and "transformers_modules" not in name:
+            with suppress(Exception):
+                importlib.import_module(name)
+    gc.freeze()
 
 
 def draw(seed: int, *of: object) -> random.Random:
