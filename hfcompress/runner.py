@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from hfcompress.base.files import (
     write_text,
 )
 from hfcompress.base.lock import HeldError, hold, require_free
+from hfcompress.base.stop import interrupt_main_thread
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
@@ -220,7 +220,7 @@ def exclusive(directory: Path) -> Iterator[None]:
         HfcompressError: at once, where another process writes to it; within seconds, where the directory is removed
             or moved meanwhile.
     """
-    stop = _thread.interrupt_main if threading.current_thread() is threading.main_thread() else None
+    stop = interrupt_main_thread if threading.current_thread() is threading.main_thread() else None
     with _one_writer(directory), hold(directory.resolve() / LOCK, on_loss=stop) as lock:
         _tidy(directory)
         failure = None

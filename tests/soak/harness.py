@@ -301,10 +301,8 @@ def wait(pid: int, seconds: float = LIMIT, at: float | None = None, number: int 
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _processor_time(pid: int) -> float:
@@ -381,7 +379,16 @@ def _fact(path: Path) -> Any:
         return {key: json.loads(content)[key] for key in ("recipe", "overrides", "revisions")}
     if path.name == "report.json":
         report = json.loads(content)
-        kept = ("stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes", "macs")
+        kept = (
+            "stage",
+            "kind",
+            "quality",
+            "quality_interval",
+            "parameters",
+            "encoder_parameters",
+            "disk_bytes",
+            "macs",
+        )
         rows = [{key: row[key] for key in kept} for row in report["rows"]]
         return {key: report[key] for key in ("recipe", "key", "cuts", "rounded", "task")} | {"rows": rows}
     if path.name in ("README.md", "report.md", "report.csv") or path.suffix == ".png":

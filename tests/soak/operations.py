@@ -27,10 +27,11 @@ def operation(event: str, args: Sequence[Any], roots: Sequence[str]) -> str | No
     if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
         return None
     named = args[: 1 if event in ("open", "os.mkdir", "os.remove", "os.rmdir", "os.truncate") else 2]
-    paths = [os.path.abspath(os.fsdecode(x)) for x in named if isinstance(x, str | bytes | os.PathLike)]
-    if event in ("os.remove", "os.rmdir") and paths and not os.path.isabs(os.fsdecode(args[0])):
-        return f"{event} {os.fsdecode(args[0])}"  # shutil.rmtree names a file by its directory's descriptor
-    return f"{event} {' '.join(paths)}" if any(path.startswith(tuple(roots)) for path in paths) else None
+    paths = [Path(os.fsdecode(x)) for x in named if isinstance(x, str | bytes | os.PathLike)]
+    if event in ("os.remove", "os.rmdir") and paths and not paths[0].is_absolute():
+        return f"{event} {paths[0]}"  # shutil.rmtree names a file by its directory's descriptor
+    told = [str(path.absolute()) for path in paths]
+    return f"{event} {' '.join(told)}" if any(path.startswith(tuple(roots)) for path in told) else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Recorder:
                 relative = os.path.relpath(place, self.place.folder)
                 folders.append(relative)
                 listing += [(f"{relative}/{name}/", "") for name in names]
-                listing += [(f"{relative}/{name}", self._kept(os.path.join(place, name))) for name in files]
+                listing += [(f"{relative}/{name}", self._kept(Path(place, name))) for name in files]
         state = tuple(sorted(listing))
         with open(self.store / "operations", "a", encoding="utf-8") as stream:  # noqa: PTH123
             new = state not in self.states
@@ -91,9 +92,9 @@ class _Recorder:
             if kept:
                 os.link(kept, target / name)
 
-    def _kept(self, path: str) -> str:
+    def _kept(self, path: Path) -> str:
         """A copy of a file as it is now; the same one as long as it does not change."""
-        found = os.stat(path)
+        found = path.stat()
         key = (found.st_ino, found.st_mtime_ns, found.st_size)
         if key not in self.known:
             kept = str(self.store / f"file-{len(self.known)}")

@@ -30,9 +30,7 @@ def _started(world: World, place: Place) -> list[int]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"ACCELERATE_USE_CPU": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    return [
-        command(world.run(place, *CHANGES), place, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")
-    ]
+    return [command(world.run(place, *CHANGES), place, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 def _both(world: World, place: Place) -> tuple[list[Any], float]:

@@ -32,9 +32,7 @@ def _two(world: World, changed: dict[str, Any], seed: int, number: int) -> list[
     arguments = world.run(place, *other)
     if link.exists():
         arguments = [link if argument == place.run else argument for argument in arguments]
-    second = command(
-        arguments, second_place, HFCOMPRESS_HOME=str(place.home), TMPDIR=str(place.folder / "tmp")
-    )
+    second = command(arguments, second_place, HFCOMPRESS_HOME=str(place.home), TMPDIR=str(place.folder / "tmp"))
     ended = wait(second)[0]
     code = wait(first)[0]
     link.unlink(missing_ok=True)
