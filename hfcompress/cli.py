@@ -344,9 +344,17 @@ FREE_SPACE = (
 )
 
 
+def _end_progress_bars() -> None:
+    """Ends the line on which a training that was cut off shows its progress."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(tqdm and tqdm.tqdm, "_instances", ())):
+        bar.close()
+
+
 def _complain(messages: list[str], everywhere: bool = False) -> None:
     if os.environ.get("RANK", "0") != "0" and not everywhere:
         return  # the first process of a distributed run says it
+    _end_progress_bars()
     for message in messages:
         err().print(f"error: {message}", markup=False, style="red")
 

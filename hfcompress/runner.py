@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from hfcompress.base.files import (
     restore,
     write_text,
 )
-from hfcompress.base.lock import HeldError, hold, require_free
+from hfcompress.base.lock import HeldError, Lock, hold, require_free
 from hfcompress.base.stop import interrupt_main_thread
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
@@ -49,6 +50,8 @@ ROUNDED = card_quantization.NOTES
 """The same of a quantize stage."""
 LOCK = ".lock"
 """The file in a run directory that says who writes to it, and is there for as long as somebody does."""
+KEY = "key"
+"""The file in a stage's working directory that says what it is an attempt at."""
 NOTES = "notes.json"
 """The file in a stage's working directory with what its stage.json will tell, once it is done."""
 SPACE_FACTOR = 5
@@ -228,7 +231,7 @@ def exclusive(directory: Path) -> Iterator[None]:
             yield
         except BaseException as error:
             failure = error
-        if not lock.intact():
+        if _lost(lock, failure):
             _remove_remade(directory)
             raise HfcompressError(
                 f"{directory} was removed or moved while this run wrote to it", "start the run again"
@@ -261,13 +264,22 @@ def _require_free(directory: Path) -> None:
         require_free(directory / LOCK)
 
 
+def _lost(lock: Lock, failure: BaseException | None) -> bool:
+    """Whether the directory is no longer this run's; one that is being removed loses its other files first, perhaps."""
+    for _ in range(10 if isinstance(failure, OSError | RuntimeError) else 1):
+        if not lock.intact():
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def _remove_remade(directory: Path) -> None:
     """Removes what this run wrote to its place after the directory was removed, unless another run has begun there."""
     if (directory / "recipe.lock.json").exists() or (directory / LOCK).exists() or not directory.is_dir():
         return
-    for path in directory.glob(f"*{PARTIAL}"):
-        remove(path)
-    with suppress(OSError):
+    with suppress(OSError):  # whoever removes it may still be at it
+        for path in directory.glob(f"*{PARTIAL}"):
+            remove(path)
         directory.rmdir()
 
 
@@ -390,7 +402,7 @@ def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str
 
 def _take(folder: Path, key: str) -> None:
     """Keeps an interrupted attempt at the same work, throws away one at other work, or whose notes are damaged."""
-    mark, notes = folder / "key", folder / NOTES
+    mark, notes = folder / KEY, folder / NOTES
     if folder.is_dir() and (_text(mark) != key or (notes.exists() and _record(notes) is None)):
         remove(folder)
     remove(folder / "model")
@@ -420,6 +432,9 @@ def _kept_notes(bench: Bench) -> Iterator[None]:
 
 def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, seconds: float) -> None:
     """Proves the saved model, then gives the stage its name."""
+    mark = bench.directory / KEY
+    if _text(mark) != key:  # saving made the directory again, in a run that was removed or moved
+        raise FileNotFoundError(errno.ENOENT, "the directory of the stage is gone", str(mark))
     model = open_artifact(bench.model_directory, name, stage.kind)
     assert bench.logits is not None
     device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"

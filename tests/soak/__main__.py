@@ -70,6 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 DEFAULTS: dict[str, tuple[float, float]] = {
     "kills": (50, 2),
     "interrupts": (10, 2),
+    "removals": (6, 1),
     "operations": (1, 0.02),
     "changes": (1, 0),
     "torn": (1, 0.02),
@@ -90,6 +91,7 @@ def _kinds(options: argparse.Namespace) -> dict[str, Callable[..., Outcome]]:
     kinds: dict[str, Callable[..., Outcome]] = {
         "kills": lambda world: kills.kills(world, int(options.kills), seed, jobs),
         "interrupts": lambda world: kills.interrupts(world, int(options.interrupts), seed, jobs),
+        "removals": lambda world: kills.removals(world, int(options.removals), seed, jobs),
         "operations": lambda world: operations.operations(world, options.operations, jobs),
         "changes": lambda world: operations.changes(world, options.changes, jobs),
         "torn": lambda world: torn.torn(world, _moments(world), options.torn, seed, jobs),

@@ -268,14 +268,21 @@ def command(arguments: Sequence[object], place: Place, before: Callable[[], None
     return fork(action, place.log)
 
 
-def wait(pid: int, seconds: float = LIMIT, at: float | None = None, number: int = signal.SIGKILL) -> tuple[Any, float]:
+def wait(
+    pid: int,
+    seconds: float = LIMIT,
+    at: float | None = None,
+    number: int = signal.SIGKILL,
+    action: Callable[[], None] | None = None,
+) -> tuple[Any, float]:
     """Waits for a process.
 
     Args:
         pid: A process that leads a group.
         seconds: After so many it counts as hanging, and is killed.
-        at: Send it a signal once it has used so many seconds of processor time.
+        at: Do something to it once it has used so many seconds of processor time: by default, send it a signal.
         number: The signal; SIGKILL goes to the whole group.
+        action: What to do in place of that.
 
     Returns:
         Its exit code, negative for a signal, or "hangs"; and the processor time that it used.
@@ -289,7 +296,9 @@ def wait(pid: int, seconds: float = LIMIT, at: float | None = None, number: int 
         used = _processor_time(pid) or used
         if at is not None and used >= at:
             at = None
-            if number == signal.SIGKILL:
+            if action is not None:
+                action()
+            elif number == signal.SIGKILL:
                 _kill_group(pid)
             else:
                 os.kill(pid, number)

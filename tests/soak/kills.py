@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -51,3 +52,31 @@ def _interrupted(world: World, seed: int, number: int) -> list[str]:
     if wrong:
         return [f"trial {number}, signal {sent}: {', '.join(wrong)}: {said[-1500:]}"]
     return [f"trial {number}, signal {sent}: {x}" for x in ends_alike(place, world.run(place), world.whole)]
+
+
+def removals(world: World, count: int, seed: int, jobs: int) -> Outcome:
+    """The run directory is removed or renamed at a random moment: it is said, and not made again."""
+    trials = [partial(_removed, world, seed, number) for number in range(count)]
+    return judged("the run directory removed or renamed meanwhile", trials, jobs)
+
+
+def _removed(world: World, seed: int, number: int) -> list[str]:
+    random, place = draw(seed, "remove", number), world.place(f"remove-{number}").filled(None)
+
+    def remove() -> None:
+        place.run.rename(place.folder / "moved")
+        if number % 2:
+            shutil.rmtree(place.folder / "moved")
+
+    at = random.uniform(0.2, 0.8) * world.seconds
+    code, _ = wait(command(world.run(place), place), at=at, action=remove)
+    said, moved = place.said(), place.folder / "moved"
+    wrong = []
+    if code != 2 or said.count("was removed or moved while this run wrote to it") != 1 or "Traceback" in said:
+        wrong.append(f"ended with {code}: {said[-1500:]}")
+    if place.run.exists():
+        wrong.append(f"there is a new directory with {sorted(x.name for x in place.run.iterdir())}")
+    if moved.exists():  # the same command goes on in the directory that was renamed
+        shutil.rmtree(place.run, ignore_errors=True)
+        moved.rename(place.run)
+    return [f"trial {number}: {x}" for x in wrong or ends_alike(place, world.run(place), world.whole)]
