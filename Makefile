@@ -21,7 +21,7 @@ PLAIN_X86 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INST
 	OPENBLAS_CORETYPE=Nehalem
 PLAIN := $(if $(filter x86_64,$(shell uname -m)),$(PLAIN_X86))
 
-.PHONY: help setup demo test lint unit test-portable test-optimum test-slow bench lock docs clean
+.PHONY: help setup demo test lint unit test-portable test-optimum soak test-slow bench lock docs clean
 
 help:  ## What there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ test-portable: $(STAMP)  ## The numerical tests as on another processor: fewer v
 
 test-optimum: $(OPTIMUM_STAMP)  ## Optimum's tests, and some of the quick ones, on the transformers that it needs.
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/pytest -n 2 --dist loadfile tests/optimum $(EITHER)
+
+soak: $(STAMP)  ## Kills, full disks, two runs at once, fuzzed input: everything that may befall a run, in about 40 minutes.
+	$(BIN)/python -m tests.soak --write docs/reliability.md
 
 test-slow: $(STAMP)  ## The tests that take longer.
 	$(BIN)/pytest -m slow

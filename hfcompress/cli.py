@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,8 @@ import typer
 
 from hfcompress.base.console import err, out, print_table
 from hfcompress.base.errors import HfcompressError, disk_problem, require_directory
+from hfcompress.base.launch import lost_process
+from hfcompress.base.stop import stoppable
 
 app = typer.Typer(
     name="hfcompress",
@@ -245,6 +249,7 @@ def report(
 ) -> None:
     """Print the report of a run again, and draw its plot anew."""
     from hfcompress.report import read, write
+    from hfcompress.runner import exclusive
 
     if measure:
         from hfcompress.runner import measure_again
@@ -252,8 +257,10 @@ def report(
         _only_our_progress()
         content = measure_again(run_directory)
     else:
-        content = read(run_directory)
-        write(content, run_directory)
+        read(run_directory)
+        with exclusive(run_directory):
+            content = read(run_directory)
+            write(content, run_directory)
     _show(content, run_directory)
 
 
@@ -263,18 +270,24 @@ def card(
     write_: Annotated[bool, typer.Option("--write", help="Write it into final/ instead of printing it.")] = False,
 ) -> None:
     """Render the model card of a run from its report."""
+    from hfcompress.base.files import write_text
+    from hfcompress.runner import exclusive, opened
+
+    opened(run_directory)
+    with exclusive(run_directory) if write_ else nullcontext():
+        text = _card(run_directory)
+        if write_:
+            write_text(run_directory / "final" / "README.md", text)
+    out().print(str(run_directory / "final" / "README.md") if write_ else text, markup=False)
+
+
+def _card(run_directory: Path) -> str:
     from hfcompress.card import render
     from hfcompress.model.artifact import open_artifact
-    from hfcompress.runner import opened, write
+    from hfcompress.runner import opened
 
     loaded, content = opened(run_directory)
-    final = open_artifact(run_directory / "final", content["rows"][-1]["stage"])
-    text = render(loaded, content, final)
-    if write_:
-        write(final.path / "README.md", text)
-        out().print(str(final.path / "README.md"), markup=False)
-    else:
-        out().print(text, markup=False)
+    return render(loaded, content, open_artifact(run_directory / "final", content["rows"][-1]["stage"]))
 
 
 @app.command()
@@ -299,30 +312,56 @@ def push(
 
 
 def main() -> None:
-    """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure."""
+    """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    try:
-        app()
-    except HfcompressError as error:
-        _complain([str(problem) for problem in error.problems])
-        sys.exit(2)
-    except SystemExit as finished:
-        # Typer turns Ctrl-C into this code, without a word.
-        if finished.code == 130:
-            _complain(["interrupted; the same command goes on from here"])
-        raise
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None:
-            raise
-        _complain([f"{problem}\n    free some space, or choose another directory with --output"])
-        sys.exit(2)
+    with stoppable() as stop:
+        try:
+            app()
+        except HfcompressError as error:
+            _complain([str(problem) for problem in error.problems])
+            sys.exit(2)
+        except BaseException as error:
+            # Typer turns an interrupt into an exit code; a library may turn it into an error of its own.
+            if stop.signal or isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130:
+                _complain([INTERRUPTED])
+                sys.exit(128 + (stop.signal or signal.SIGINT))
+            if isinstance(error, SystemExit):
+                raise
+            _fail(error)
 
 
-def _complain(messages: list[str]) -> None:
-    if os.environ.get("RANK", "0") != "0":
+def _fail(error: BaseException) -> None:
+    """Tells a failure that the machine has caused, and goes on raising any other."""
+    problem = disk_problem(error)
+    if problem is not None:
+        _complain([f"{problem}\n    {FREE_SPACE}"])
+        sys.exit(2)
+    if lost_process(error):
+        _complain([f"another process of this run ended or no longer answers; {AGAIN}"], everywhere=True)
+        sys.exit(1)
+    raise error
+
+
+AGAIN = "the same command goes on from here"
+INTERRUPTED = f"interrupted; {AGAIN}"
+FREE_SPACE = (
+    "free some space; --output, HFCOMPRESS_HOME, HF_DATASETS_CACHE and TMPDIR say where runs, caches and temporary "
+    "files go"
+)
+
+
+def _end_progress_bars() -> None:
+    """Ends the line on which a training that was cut off shows its progress."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(tqdm and tqdm.tqdm, "_instances", ())):
+        bar.close()
+
+
+def _complain(messages: list[str], everywhere: bool = False) -> None:
+    if os.environ.get("RANK", "0") != "0" and not everywhere:
         return  # the first process of a distributed run says it
+    _end_progress_bars()
     for message in messages:
         err().print(f"error: {message}", markup=False, style="red")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import new_directory
 from hfcompress.base.shape import HEADS, PRUNED, Shape, UnsupportedError, class_name, head_of, shape_of
 from hfcompress.data.source import model_directory, pickled_directory
 from hfcompress.measure.process import ModelProcess
@@ -78,13 +78,8 @@ def convert(source: str, target: Path, base: str | None = None, allow_pickle: bo
     folders = [directory(source), *([model_directory(base)] if base is not None else [])]
     weights, pickled = read_tensors(folders[0], allow_pickle)
     config, tokenizer = _config(folders), _tokenizer(folders)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_directory(target) as partial:
         converted = _rebuilt(folders[0], config, weights, pickled, tokenizer, partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return converted and replace(converted, tokenizer=tokenizer is not None)
 
 

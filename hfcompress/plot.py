@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hfcompress.base.files import new_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,9 +28,8 @@ def sheet(panels: int, width: float, height: float = 4.2, **options: Any) -> tup
 def written(figure: Figure, title: str, path: Path) -> None:
     """Titles the figure and writes it as a PNG, beside its place, then renamed there."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, dpi=150, format="png")
-    scratch.replace(path)
+    with new_file(path) as scratch:
+        figure.savefig(scratch, dpi=150, format="png")
 
 
 def tidy(axis: Axes, lines: Literal["x", "y"] = "y") -> None:

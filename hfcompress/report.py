@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,9 +43,7 @@ def write(content: Mapping[str, Any], directory: Path) -> None:
         "report.md": as_markdown(content),
     }
     for name, text in files.items():
-        scratch = directory / f".{name}.partial"
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(directory / name)
+        write_text(directory / name, text)
     if importlib.util.find_spec("matplotlib") is not None:
         (directory / "plots").mkdir(exist_ok=True)
         for name, draw in pictures(content).items():

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress import card, card_quantization, report
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import (
+    OLD,
+    PARTIAL,
+    file_hash,
+    hashes,
+    new_directory,
+    new_file,
+    remove,
+    remove_half_files,
+    replace_directory,
+    restore,
+    write_text,
+)
+from hfcompress.base.lock import HeldError, Lock, hold, require_free
+from hfcompress.base.stop import interrupt_main_thread
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
@@ -30,6 +48,12 @@ CUTS = ("kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitiv
 """Notes of a prune stage that the report shows."""
 ROUNDED = card_quantization.NOTES
 """The same of a quantize stage."""
+LOCK = ".lock"
+"""The file in a run directory that says who writes to it, and is there for as long as somebody does."""
+KEY = "key"
+"""The file in a stage's working directory that says what it is an attempt at."""
+NOTES = "notes.json"
+"""The file in a stage's working directory with what its stage.json will tell, once it is done."""
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
 
@@ -71,10 +95,17 @@ def run(
     Raises:
         HfcompressError: for whatever the user can mend.
     """
+    with ExitStack() as stack:
+        on_main_process(lambda: _require_free(directory))
+        on_main_process(lambda: _require_ours(loaded, directory, fresh))
+        shapes = check(loaded, download=True)
+        _require_stages(loaded, only, fresh)
+        on_main_process(lambda: _open(stack, loaded, directory, fresh, max(s.bytes for s in shapes)))
+        return _run(loaded, directory, only, callbacks)
+
+
+def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]) -> Run | None:
     state = process_state()
-    shapes = check(loaded, download=True)
-    _require_stages(loaded, only, fresh)
-    on_main_process(lambda: _open(loaded, directory, fresh, max(s.bytes for s in shapes)))
     artifacts = _run_stages(loaded, directory, only, callbacks)
     state.wait_for_everyone()
     # What is left is the first process's; those that leave before it must not abort its communication threads.
@@ -105,12 +136,13 @@ def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
         )
 
 
-def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
-    """Takes the run directory, or refuses one that belongs to something else."""
-    identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
-    lock = directory / "recipe.lock.json"
-    if lock.is_file():
-        held = _locked(lock)["recipe"]
+def _require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
+    """Refuses a directory that belongs to something else."""
+    if directory.exists() and not directory.is_dir():
+        raise HfcompressError(f"{directory} is a file, not a directory", "choose another one with --output")
+    if (directory / "recipe.lock.json").is_file():
+        held = _held_recipe(directory, loaded)
+        identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
         same = all(held.get(key) == value for key, value in identity.items())
         if not same and not (fresh and held.get("name") == loaded.recipe.name):
             differing = ", ".join(key for key, value in identity.items() if held.get(key) != value)
@@ -118,14 +150,32 @@ def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
                 f"{directory} belongs to another recipe (its {differing} differs)",
                 "choose another directory with --output, or start over with --fresh where the name is the same",
             )
-    elif directory.exists() and not directory.is_dir():
-        raise HfcompressError(f"{directory} is a file, not a directory", "choose another one with --output")
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and not all(map(_begun, directory.iterdir())):
         raise HfcompressError(
             f"{directory} is not empty and was not made by hfcompress", "choose another directory with --output"
         )
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file is what a run leaves that was killed before it wrote its recipe.lock.json."""
+    return path.name == LOCK or path.name.endswith(PARTIAL)
+
+
+def _held_recipe(directory: Path, loaded: Loaded) -> Mapping[str, Any]:
+    """The recipe of a run directory; where its lock is damaged, a verbatim copy of this recipe will do."""
+    try:
+        return locked(directory)["recipe"]
+    except HfcompressError:
+        kept = directory / "recipe.yaml"
+        if kept.is_file() and kept.read_bytes() == loaded.document.text.encode():
+            return resolved(loaded.recipe)
+        raise
+
+
+def _open(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
+    """Takes the run directory, for as long as the stack is open."""
     revisions = _revisions(loaded)
-    old = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) if fresh and lock.is_file() else 0
+    old = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) if fresh and directory.is_dir() else 0
     free = old + shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
     if free < SPACE_FACTOR * largest:
         raise HfcompressError(
@@ -133,14 +183,15 @@ def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
             f"{SPACE_FACTOR * largest / 1e6:,.0f} MB",
             "free some space, or choose another directory with --output",
         )
-    if fresh and lock.is_file():
-        shutil.rmtree(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         place = error.filename
         raise HfcompressError(f"{place} is a file, not a directory", "choose another one with --output") from None
-    write(directory / "recipe.yaml", loaded.document.text)
+    stack.enter_context(exclusive(directory))
+    _require_ours(loaded, directory, fresh)
+    if fresh:
+        _clear(directory)
     content = {
         "recipe": resolved(loaded.recipe),
         "overrides": list(loaded.document.overrides),
@@ -148,17 +199,104 @@ def _open(loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
         "environment": environment(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    write(lock, json.dumps(content, indent=2) + "\n")
+    write_text(directory / "recipe.lock.json", json.dumps(content, indent=2) + "\n")
+    write_text(directory / "recipe.yaml", loaded.document.text)
 
 
-def _locked(lock: Path) -> dict[str, Any]:
-    """The content of a recipe.lock.json."""
+def _clear(directory: Path) -> None:
+    """Empties a run directory that this process holds; last the file that says that it is one."""
+    mark = directory / "recipe.lock.json"
+    for path in directory.iterdir():
+        if path not in (mark, directory / LOCK):
+            remove(path)
+    remove(mark)
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """This process alone writes to a run directory, for as long as the block lasts.
+
+    What a killed process left is put in order first: half files go, a directory that was being replaced gets its name
+    back.
+
+    Raises:
+        HfcompressError: at once, where another process writes to it; within seconds, where the directory is removed
+            or moved meanwhile.
+    """
+    stop = interrupt_main_thread if threading.current_thread() is threading.main_thread() else None
+    with _one_writer(directory), hold(directory.resolve() / LOCK, on_loss=stop) as lock:
+        _tidy(directory)
+        failure = None
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+        if _lost(lock, failure):
+            _remove_remade(directory)
+            raise HfcompressError(
+                f"{directory} was removed or moved while this run wrote to it", "start the run again"
+            ) from failure
+        if failure is not None:
+            raise failure
+
+
+def _tidy(directory: Path) -> None:
+    for place in (directory, directory / "plots"):
+        remove_half_files(place)
+    for old in (directory / f"final{OLD}", *directory.glob(f"[0-9][0-9]-*{OLD}")):
+        restore(old.with_suffix(""))
+
+
+@contextmanager
+def _one_writer(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except HeldError as error:
+        raise HfcompressError(
+            f"another run writes to {directory}: {error}",
+            "wait until it has ended, or choose another directory with --output",
+        ) from None
+
+
+def _require_free(directory: Path) -> None:
+    """Refuses a directory that another process writes to, before any time is spent."""
+    with _one_writer(directory):
+        require_free(directory / LOCK)
+
+
+def _lost(lock: Lock, failure: BaseException | None) -> bool:
+    """Whether the directory is no longer this run's; one that is being removed loses its other files first, perhaps."""
+    for _ in range(10 if isinstance(failure, OSError | RuntimeError) else 1):
+        if not lock.intact():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _remove_remade(directory: Path) -> None:
+    """Removes what this run wrote to its place after the directory was removed, unless another run has begun there."""
+    if (directory / "recipe.lock.json").exists() or (directory / LOCK).exists() or not directory.is_dir():
+        return
+    with suppress(OSError):  # whoever removes it may still be at it
+        for path in directory.glob(f"*{PARTIAL}"):
+            remove(path)
+        directory.rmdir()
+
+
+def locked(directory: Path) -> dict[str, Any]:
+    """The content of a run's recipe.lock.json.
+
+    Raises:
+        HfcompressError: where it is damaged.
+    """
+    lock = directory / "recipe.lock.json"
+    fix = "the same `hfcompress run` as before writes it anew; for another recipe choose another directory"
     try:
         content = json.loads(lock.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HfcompressError(f"{lock} is not JSON: {error}", "choose another directory with --output") from None
+        raise HfcompressError(f"{lock} is not JSON: {error}", fix) from None
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
-        raise HfcompressError(f"{lock} was not written by hfcompress", "choose another directory with --output")
+        raise HfcompressError(f"{lock} was not written by hfcompress", fix)
     return content
 
 
@@ -174,13 +312,6 @@ def _revisions(loaded: Loaded) -> dict[str, str | None]:
     return found
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file beside its place, then renames it there."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
-
-
 def _run_stages(
     loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]
 ) -> list[Artifact]:
@@ -193,14 +324,15 @@ def _run_stages(
         bench = Bench(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
         key = _resume_key(stage, artifacts[-1], bench)
         done = _finished(directory / name, key, stage)
-        if done is None:
+        if done is not None:
+            say(f"{name}: done before")
+            on_main_process(partial(remove, bench.directory))
+        else:
             if only not in (None, stage.kind) and stage.compresses:
                 raise HfcompressError(
                     f"{name} comes first and is not done", f"run it: `hfcompress run RECIPE --only {stage.kind}`"
                 )
             done = _run_stage(name, stage, artifacts[-1], bench, key, directory)
-        else:
-            say(f"{name}: done before")
         made[name] = done
         if stage.compresses:
             artifacts.append(done)
@@ -228,10 +360,31 @@ def _resume_key(stage: Stage, parent: Artifact, bench: Bench) -> str:
 
 
 def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
-    record = path / "stage.json"
-    if not record.is_file() or json.loads(record.read_text(encoding="utf-8")).get("key") != key:
+    """What a stage made, where it is done.
+
+    Raises:
+        HfcompressError: where its files are no longer those that it made.
+    """
+    record = _record(path / "stage.json") or {}
+    if record.get("key") != key:
         return None
+    for name, expected in record.get("files", {}).items():
+        file = path / name
+        if not file.is_file() or file_hash(file) != expected:
+            raise HfcompressError(
+                f"{file} is {'damaged or was changed' if file.is_file() else 'missing'}",
+                f"remove {path}, and the same command makes it anew; or run with --output elsewhere",
+            )
     return open_artifact(path, path.name, stage.kind)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What a JSON file of a run says; None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str, directory: Path) -> Artifact:
@@ -247,31 +400,41 @@ def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str
     return open_artifact(directory / name, name, stage.kind)
 
 
-def _take(partial: Path, key: str) -> None:
-    """Keeps an interrupted attempt at the same work, throws away one at other work."""
-    mark = partial / "key"
-    if partial.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
-        shutil.rmtree(partial)
-    shutil.rmtree(partial / "model", ignore_errors=True)
-    partial.mkdir(exist_ok=True)
-    write(mark, key)
+def _take(folder: Path, key: str) -> None:
+    """Keeps an interrupted attempt at the same work, throws away one at other work, or whose notes are damaged."""
+    mark, notes = folder / KEY, folder / NOTES
+    if folder.is_dir() and (_text(mark) != key or (notes.exists() and _record(notes) is None)):
+        remove(folder)
+    remove(folder / "model")
+    folder.mkdir(exist_ok=True)
+    remove_half_files(folder)
+    write_text(mark, key)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager
 def _kept_notes(bench: Bench) -> Iterator[None]:
     """Notes survive an interruption, as the work they tell of does."""
-    path = bench.directory / "notes.json"
-    if path.is_file():
-        bench.notes.update(json.loads(path.read_text(encoding="utf-8")))
+    path = bench.directory / NOTES
+    bench.notes.update(_record(path) or {})
     try:
         yield
     finally:
         if os.environ.get("RANK", "0") == "0" and bench.directory.is_dir():
-            write(path, json.dumps(bench.notes))
+            write_text(path, json.dumps(bench.notes))
 
 
 def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, seconds: float) -> None:
     """Proves the saved model, then gives the stage its name."""
+    mark = bench.directory / KEY
+    if _text(mark) != key:  # saving made the directory again, in a run that was removed or moved
+        raise FileNotFoundError(errno.ENOENT, "the directory of the stage is gone", str(mark))
     model = open_artifact(bench.model_directory, name, stage.kind)
     assert bench.logits is not None
     device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
@@ -281,15 +444,12 @@ def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, 
         "stage": stage_options(stage),
         "seconds": round(seconds, 1),
         "reload": differences,
+        "files": hashes(bench.model_directory),
         **bench.notes,
     }
-    write(bench.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
-    target, old = directory / name, directory / f"{name}.old"
-    if target.exists():
-        target.rename(old)
-    bench.model_directory.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(bench.directory)
+    write_text(bench.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
+    replace_directory(bench.model_directory, directory / name)
+    remove(bench.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
     say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
@@ -318,7 +478,7 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
             "versions": versions(),
         }
     )
-    kept = report.read(directory) if (directory / "report.json").is_file() else {}
+    kept = _record(directory / "report.json") or {}
     if kept.get("key") == key:
         say("report: done before")
         return kept
@@ -341,7 +501,7 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
 
 def _noted(made: Artifact, keys: Sequence[str]) -> dict[str, Any]:
     """What a stage noted, of what the report keeps."""
-    record = json.loads((made.path / "stage.json").read_text(encoding="utf-8"))
+    record = _record(made.path / "stage.json") or {}
     return {key: record[key] for key in keys if key in record}
 
 
@@ -349,23 +509,28 @@ def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content:
     """Writes report, pictures, `final/` and its card."""
     report.write(content, directory)
     last = artifacts[-1]
-    scratch, final, old = directory / "final.partial", directory / "final", directory / "final.old"
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(last.path, scratch, ignore=shutil.ignore_patterns("stage.json", "README.md"))
-    write(scratch / "recipe.yaml", loaded.document.text)
-    _write_card(loaded, directory, replace(last, path=scratch), content)
-    if final.exists():
-        final.rename(old)
-    scratch.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_directory(directory / "final") as final:
+        shutil.copytree(last.path, final, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "README.md"))
+        write_text(final / "recipe.yaml", loaded.document.text)
+        _write_card(loaded, directory, replace(last, path=final), content)
+    _remove_leftovers(loaded, directory, {a.stage for a in artifacts})
+
+
+def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
+    """Removes attempts at stages that the recipe no longer has, or that are done."""
+    waiting = {f"{name}{PARTIAL}" for name in loaded.recipe.stage_names() if name not in done}
+    for path in directory.glob(f"*{PARTIAL}"):
+        if path.name not in waiting:
+            remove(path)
 
 
 def _write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
     """Writes the card beside a model, with its pictures."""
     for name in report.pictures(content):
         if (directory / "plots" / name).is_file():
-            shutil.copyfile(directory / "plots" / name, model.path / name)
-    write(model.path / "README.md", card.render(loaded, content, model))
+            with new_file(model.path / name) as scratch:
+                shutil.copyfile(directory / "plots" / name, scratch)
+    write_text(model.path / "README.md", card.render(loaded, content, model))
 
 
 def measure_again(directory: Path) -> dict[str, Any]:
@@ -379,6 +544,12 @@ def measure_again(directory: Path) -> dict[str, Any]:
     Raises:
         HfcompressError: where the directory is no finished run, or its models are not those that were measured.
     """
+    opened(directory)
+    with exclusive(directory):
+        return _measured_again(directory)
+
+
+def _measured_again(directory: Path) -> dict[str, Any]:
     loaded, content = opened(directory)
     final = directory / "final"
     if not (final / "config.json").is_file():
@@ -435,7 +606,7 @@ def opened(directory: Path) -> tuple[Loaded, dict[str, Any]]:
         )
     if not (directory / "report.json").is_file():
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
-    held, content = _locked(lock), report.read(directory)
+    held, content = locked(directory), report.read(directory)
     # The report of an earlier recipe stays until the run of this one ends.
     if content.get("recipe", digest(held["recipe"])) != digest(held["recipe"]):
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +15,24 @@ import pytest
 
 from hfcompress import runner
 from hfcompress.base.errors import HfcompressError, disk_problem
-from hfcompress.recipe import load
+from hfcompress.recipe import Loaded, load
 from tests import world
 from tests.world import run_cli, snapshot
 
 Refused = Callable[..., str]
 
 
+def opened(loaded: Loaded, directory: Path, fresh: bool = False, largest: int = 0) -> None:
+    """Takes a run directory and gives it back."""
+    with ExitStack() as stack:
+        runner._open(stack, loaded, directory, fresh, largest)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, recipe: Path) -> Path:
     """A run directory of the recipe, with something in it that took long to make."""
     directory = tmp_path / "runs"
-    runner._open(load(recipe), directory, fresh=False, largest=0)
+    opened(load(recipe), directory)
     (directory / "01-distill").mkdir()
     (directory / "01-distill" / "model.safetensors").write_bytes(b"hours of work")
     return directory
@@ -257,20 +264,29 @@ def test_a_run_of_the_same_name_on_another_model(refused: Refused, teacher: Path
 
 def test_fresh_takes_over_a_run_of_the_same_name(runs: Path, recipe: Path, teacher: Path, tmp_path: Path) -> None:
     model = without(teacher, tmp_path / "model")
-    runner._open(load(recipe, [f"model={model}"]), runs, fresh=True, largest=0)
+    opened(load(recipe, [f"model={model}"]), runs, fresh=True)
     assert set(snapshot(runs)) == {"recipe.yaml", "recipe.lock.json"}
     assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["model"] == str(model)
 
 
 def test_the_same_recipe_keeps_what_was_made(runs: Path, recipe: Path) -> None:
-    runner._open(load(recipe, ["stages.0.train.epochs=9"]), runs, fresh=False, largest=0)
+    opened(load(recipe, ["stages.0.train.epochs=9"]), runs)
     assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
 
 
 @pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "was not written by hfcompress")])
-def test_a_lock_that_cannot_be_read(refused: Refused, runs: Path, text: str, why: str) -> None:
+def test_a_lock_that_cannot_be_read_is_refused_to_other_recipes_and_written_anew_by_the_same(
+    refused: Refused, runs: Path, recipe: Path, tmp_path: Path, text: str, why: str
+) -> None:
     (runs / "recipe.lock.json").write_text(text)
-    assert why in refused()
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe.read_text() + "seed: 7\n")
+    said = refused(recipe_file=other)
+    assert why in said
+    assert "the same `hfcompress run` as before writes it anew" in said
+    opened(load(recipe), runs)
+    assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
+    assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["name"] == "tiny"
 
 
 # --- the disk
@@ -290,8 +306,8 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 def test_starting_over_counts_what_the_old_run_frees(runs: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=10, free=0))
     with pytest.raises(HfcompressError, match="the disk is full"):
-        runner._open(load(recipe), runs, fresh=False, largest=1)
-    runner._open(load(recipe), runs, fresh=True, largest=1)
+        opened(load(recipe), runs, largest=1)
+    opened(load(recipe), runs, fresh=True, largest=1)
     assert not (runs / "01-distill").exists()
 
 
@@ -310,7 +326,7 @@ def test_a_disk_that_takes_nothing(refused: Refused, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "write_text", refuses)
     said = refused(fresh=False)
     assert said.startswith(f"error: {why}: ")
-    assert "choose another directory with --output" in said
+    assert "--output" in said
 
 
 def test_a_disk_that_fills_up_while_a_model_is_saved(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

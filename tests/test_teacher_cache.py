@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.data.teacher_cache import RECORD, Answers, Writer, open_answers
+from hfcompress.base.errors import disk_problem
+from hfcompress.data.teacher_cache import RECORD, Answers, Writer, open_answers, why_not
 
 IDENTITY = {"teacher": "abc", "data": "def", "max_length": 16}
 LENGTHS = [3, 5, 1, 4]
@@ -18,7 +20,8 @@ LENGTHS = [3, 5, 1, 4]
 def filled(folder: Path, content: Any = "logits", by_token: bool = False, writers: int = 1) -> dict[str, Any]:
     """A cache of random answers; returns what was written, rows padded to five tokens."""
     draw = np.random.default_rng(0)
-    first = Writer(folder / "c.partial")
+    (folder / "c").mkdir()
+    first = Writer(folder / "c")
     first.create(LENGTHS, 2, by_token=by_token, content=content, layers=2, hidden=6)
     answers = {"logits": draw.normal(size=(4, 5, 2) if by_token else (4, 2)).astype(np.float32)}
     if content == "cls":
@@ -27,17 +30,16 @@ def filled(folder: Path, content: Any = "logits", by_token: bool = False, writer
         answers["hidden_states"] = draw.normal(size=(4, 5, 3, 6)).astype(np.float32)
     order = np.array([2, 0, 3, 1])
     for number in range(writers):
-        writer, rows = Writer(folder / "c.partial"), order[number::writers]
+        writer, rows = Writer(folder / "c"), order[number::writers]
         writer.write(rows, {name: values[rows] for name, values in answers.items()})
-        writer.flush()
-    first.finish(folder / "c", IDENTITY)
+        writer.close()
+    first.finish(IDENTITY)
     return answers
 
 
 def opened(folder: Path) -> Answers:
-    found = open_answers(folder / "c", IDENTITY)
-    assert found is not None
-    return found
+    assert why_not(folder / "c", IDENTITY) is None
+    return open_answers(folder / "c")
 
 
 @pytest.mark.parametrize("writers", [1, 2])
@@ -72,31 +74,24 @@ def test_the_arrays_are_mapped_not_loaded(tmp_path: Path) -> None:
     assert isinstance(opened(tmp_path).logits, np.memmap)
 
 
-def test_no_directory_is_no_cache(tmp_path: Path) -> None:
-    assert open_answers(tmp_path / "c", IDENTITY) is None
-
-
-def test_a_run_that_dies_while_writing_leaves_no_cache(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "c.partial")
+def test_a_cache_that_was_not_finished_is_none(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
     writer.create(LENGTHS, 2, by_token=False, content="logits")
     writer.write(np.array([0]), {"logits": np.ones((1, 2), np.float32)})
-    assert open_answers(tmp_path / "c", IDENTITY) is None
-    (tmp_path / "c.partial").rename(tmp_path / "c")
-    with pytest.raises(HfcompressError, match=f"{RECORD} is missing or damaged"):
-        open_answers(tmp_path / "c", IDENTITY)
+    assert why_not(tmp_path, IDENTITY) == f"its {RECORD} is missing or damaged"
 
 
-def test_answers_to_something_else_are_refused(tmp_path: Path) -> None:
+def test_answers_to_something_else_are_not_used(tmp_path: Path) -> None:
     filled(tmp_path)
     for key in IDENTITY:
-        with pytest.raises(HfcompressError, match="another teacher, tokenizer or data") as error:
-            open_answers(tmp_path / "c", {**IDENTITY, key: "other"})
-        assert "delete that directory" in str(error.value)
+        assert why_not(tmp_path / "c", {**IDENTITY, key: "other"}) == (
+            "it was made from another teacher, tokenizer or data"
+        )
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "offsets.npy", RECORD])
-@pytest.mark.parametrize("how", ["changed", "cut short", "removed"])
-def test_a_damaged_cache_is_refused(tmp_path: Path, name: str, how: str) -> None:
+@pytest.mark.parametrize("how", ["changed", "cut short", "empty", "removed"])
+def test_a_damaged_cache_is_not_used(tmp_path: Path, name: str, how: str) -> None:
     filled(tmp_path)
     path = tmp_path / "c" / name
     content = bytearray(path.read_bytes())
@@ -104,15 +99,32 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, name: str, how: str) -> None
     if how == "removed":
         path.unlink()
     else:
-        path.write_bytes(content if how == "changed" and name != RECORD else content[: len(content) // 2])
-    with pytest.raises(HfcompressError, match=f"{name} is missing or damaged"):
-        open_answers(tmp_path / "c", IDENTITY)
+        part = len(content) if how == "changed" and name != RECORD else 0 if how == "empty" else len(content) // 2
+        path.write_bytes(content[:part])
+    why = why_not(tmp_path / "c", IDENTITY)
+    assert why is not None
+    assert f"{name} is missing or damaged" in why
 
 
-def test_the_quicker_of_two_runs_wins(tmp_path: Path) -> None:
-    written = filled(tmp_path)
-    other = Writer(tmp_path / "d.partial")
-    other.create(LENGTHS, 2, by_token=False, content="logits")
-    other.finish(tmp_path / "c", IDENTITY)
-    assert np.array_equal(opened(tmp_path).logits, written["logits"])
-    assert not (tmp_path / "d.partial").exists()
+def test_room_for_all_answers_is_taken_before_the_teacher_is_asked(tmp_path: Path) -> None:
+    Writer(tmp_path).create([64] * 1000, 2, by_token=True, content="hidden_states", layers=2, hidden=16)
+    for file in tmp_path.glob("*.npy"):
+        assert file.stat().st_blocks * 512 >= file.stat().st_size
+
+
+def test_a_file_that_cannot_grow_is_an_error_that_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(tmp_path)
+    writer.create(LENGTHS, 2, by_token=False, content="logits")
+    room = [12]
+
+    def full(descriptor: int, content: Any, place: int) -> int:
+        count, room[0] = min(len(content), room[0]), 0
+        if not count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(descriptor, content[:count], place)
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        writer.write(np.array([0, 1]), {"logits": np.ones((2, 2), np.float32)})
+    assert disk_problem(error.value) == f"the disk is full: {tmp_path / 'logits.npy'}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
@@ -17,7 +19,7 @@ from hfcompress.data.fill_mask import FillMask
 from hfcompress.losses.hard_labels import HardLabels
 from hfcompress.model.artifact import open_artifact
 from hfcompress.recipe import load
-from hfcompress.stages import training
+from hfcompress.stages import checkpoints, training
 from hfcompress.stages.base import Bench
 from hfcompress.stages.teachers import Teaching
 from hfcompress.stages.train import Train
@@ -115,9 +117,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 
     with pytest.raises(KeyboardInterrupt):
         distil("parts", more=[Interrupt(10)], **options)
-    checkpoints = tmp_path / "parts" / "checkpoints"
-    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-8"
-    (checkpoints / "checkpoint-12").mkdir()  # one that was being written when the power went
+    folder = tmp_path / "parts" / "checkpoints"
+    assert checkpoints.last_checkpoint(folder) == folder / "checkpoint-8"
+    (folder / "checkpoint-12").mkdir()  # one that was being written when the power went
     watch.steps = 0
     distil("parts", **options)
     assert watch.steps == 18 - 8
@@ -140,14 +142,68 @@ def test_a_checkpoint_holds_a_tied_weight_once_and_gives_it_back(tmp_path: Path,
     assert decoder is table
 
 
+def checkpoint(folder: Path, step: int, best: str | None = None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (path / name).write_bytes(f"{name} of step {step}".encode())
+    checkpoints.seal(path)
+    return path
+
+
 def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path) -> None:
-    assert training.last_checkpoint(tmp_path / "nothing") is None
+    assert checkpoints.last_checkpoint(tmp_path / "nothing") is None
     for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()
-    (tmp_path / "checkpoint-11" / "model.safetensors").write_bytes(b"half")
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text("{}")
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "torn", "changed"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", checkpoints.SEAL],
+)
+def test_a_checkpoint_with_a_damaged_file_is_passed_over(tmp_path: Path, name: str, how: str) -> None:
+    before, damaged = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10) / name
+    content = damaged.read_bytes()
+    if how == "missing":
+        damaged.unlink()
+    else:
+        left = {"empty": b"", "torn": content[: len(content) // 2], "changed": content[:-3] + b"\0" + content[-2:]}
+        damaged.write_bytes(left[how])
+    assert checkpoints.last_checkpoint(tmp_path) == before
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    best = checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 8, str(best))
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    (best / "model.safetensors").write_bytes(b"")
+    assert checkpoints.last_checkpoint(tmp_path) is None
+
+
+def test_the_best_checkpoint_is_found_again_in_a_directory_that_was_moved(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "here", 8, str(checkpoint(tmp_path / "here", 4)))
+    (tmp_path / "here").rename(tmp_path / "there")
+    last = checkpoints.last_checkpoint(tmp_path / "there")
+    assert last == tmp_path / "there" / "checkpoint-8"
+    state = json.loads((last / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "there" / "checkpoint-4")
+    assert checkpoints.sealed(last)
+
+
+def test_a_checkpoint_is_not_written_to_a_directory_that_was_removed(distil: Distil, tmp_path: Path) -> None:
+    class Remove(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                shutil.rmtree(tmp_path / "gone")
+
+    with pytest.raises(FileNotFoundError, match="the directory of the checkpoints is gone"):
+        distil("gone", more=[Remove()], losses=["soft_labels"], train=TRAIN | {"checkpoint_steps": 4})
+    assert not (tmp_path / "gone").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(distil: Distil, watch: Watch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ _DISK_ERRORS = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
 }
+
+_FULL = (_DISK_ERRORS[errno.ENOSPC], _DISK_ERRORS[errno.EDQUOT])
+_WRITE_FAILED = r"inline_container.*(unexpected pos|file write failed)|Writer failed|\d+ requested and \d+ written"
+"""What torch.save and numpy say of a disk that fills up while they write."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,30 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, where `error` comes from a full or read-only one, else None."""
+    """What is wrong with the disk, where `error` comes from a full or read-only one, else None.
+
+    Libraries wrap the system's error, or tell it in words of their own; a full disk is also looked for in what an error
+    was raised from.
+    """
+    found, seen, link = _disk_problem(error), {id(error)}, error.__cause__ or error.__context__
+    while found is None and link is not None and id(link) not in seen:
+        seen.add(id(link))
+        told = _disk_problem(link)
+        found = told if told is not None and told.startswith(_FULL) else None
+        link = link.__cause__ or link.__context__
+    return found
+
+
+def _disk_problem(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return _DISK_ERRORS[error.errno] + (f": {error.filename}" if error.filename else "")
-    if type(error).__name__ == "SafetensorError" and (number := re.search(r"os error (\d+)", str(error))):
-        return _DISK_ERRORS.get(int(number[1]))
-    # What torch.save says of a disk that fills up while a checkpoint is written.
-    if isinstance(error, RuntimeError) and re.search(r"inline_container.*unexpected pos|Writer failed", str(error)):
-        return _DISK_ERRORS[errno.ENOSPC]
-    return None
+    text = str(error)
+    if number := re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", text):
+        return _DISK_ERRORS.get(int(number[1] or number[2]))
+    told = next((number for number in (errno.ENOSPC, errno.EDQUOT) if os.strerror(number) in text), None)
+    if told is None and re.search(_WRITE_FAILED, text):
+        told = errno.ENOSPC
+    return None if told is None else _DISK_ERRORS[told]
 
 
 def require_directory(path: Path, what: str) -> Path:

@@ -7,6 +7,7 @@ accelerate starts CPU processes through MPI only; without a hostfile it starts o
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -45,6 +46,14 @@ def left_alone(environment: Mapping[str, str]) -> bool:
     """Whether accelerate announced other processes that nobody starts."""
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return on_cpu and "MASTER_ADDR" in environment and not JOINED & environment.keys()
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether a distributed run's process failed because another one is gone."""
+    if not JOINED & os.environ.keys():
+        return False
+    told = "connection closed by peer|connection reset by peer|broken pipe|socket closed|timed? ?out"
+    return isinstance(error, RuntimeError) and re.search(told, str(error), re.IGNORECASE) is not None
 
 
 def asked_processes(command: Sequence[str]) -> int | None:

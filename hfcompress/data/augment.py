@@ -5,16 +5,16 @@ Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import file_hash, remove
+from hfcompress.base.lock import shared_directory
 from hfcompress.data.replacements import MaskedWords, Slots, propose
 
 if TYPE_CHECKING:
@@ -76,18 +76,15 @@ def augment(
         return counts
     if directory.exists():
         say(f"augmentation: {directory} is made anew: {why}")
+        remove(directory)
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
     glove = Path(options.glove).expanduser() if options.glove else None
     slots = propose((text for side in texts.values() for text in side), model, glove, options.batch_size)
-    scratch = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)
-    record = {"identity": dict(identity), "counts": counts, "sha256": file_hash(scratch / DATA)}
-    (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    scratch.rename(directory)
+    with shared_directory(directory) as scratch:
+        counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)
+        record = {"identity": dict(identity), "counts": counts, "sha256": file_hash(scratch / DATA)}
+        (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     say(f"augmentation: {_summary(counts)}, kept in {directory}")
     return counts
 
@@ -110,12 +107,6 @@ def why_not(directory: Path, identity: Mapping[str, Any]) -> str | None:
     if made_from != json.loads(json.dumps(dict(identity))):
         return "it was made from something else"
     return None if found == expected else f"{DATA} is damaged"
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _summary(counts: Mapping[str, int]) -> str:

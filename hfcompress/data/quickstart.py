@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.lock import shared_directory
 
 SIZES: dict[str, int] = {"train": 10000, "dev": 1000, "test": 1000}
 LABELS = ("negative", "positive")
@@ -220,10 +221,7 @@ def write_dataset(directory: Path, seed: int = 0, sizes: Mapping[str, int] | Non
     sizes = SIZES if sizes is None else sizes
     if _complete(directory, sizes):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        built = Path(scratch) / directory.name
-        built.mkdir()
+    with shared_directory(directory) as built:
         rng = random.Random(seed)
         sentences = _sentences(rng)
         for split, size in sizes.items():
@@ -231,11 +229,8 @@ def write_dataset(directory: Path, seed: int = 0, sizes: Mapping[str, int] | Non
             rng.shuffle(rows)
             lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in rows)]
             (built / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        try:
-            built.rename(directory)
-        except OSError as error:
-            if not _complete(directory, sizes):  # or else another process was faster, with the same bytes
-                raise HfcompressError(f"cannot write the data set: {error}", "name an empty directory") from error
+    if not _complete(directory, sizes):
+        raise HfcompressError(f"{directory} holds other files than the data set", "name an empty directory")
     return directory
 
 
@@ -278,14 +273,9 @@ def write_model(directory: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        built = Path(scratch) / directory.name
+    with shared_directory(directory) as built:
         model.save_pretrained(built)
         tokenizer.save_pretrained(built)
-        try:
-            built.rename(directory)
-        except OSError as error:
-            if not (directory / "config.json").is_file():  # or else another process was faster, with the same weights
-                raise HfcompressError(f"cannot write the model: {error}", "name an empty directory") from error
+    if not (directory / "config.json").is_file():
+        raise HfcompressError(f"{directory} holds other files than the model", "name an empty directory")
     return directory

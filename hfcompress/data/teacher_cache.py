@@ -2,20 +2,21 @@
 share it.
 
 A cache is a directory of `.npy` files and a `cache.json` that names what they were made from and their hashes. It is
-written beside its place and renamed there once it is whole.
+written beside its place and renamed there once it is whole. What is read is memory-mapped; what is written is not: on a
+full disk a write to mapped memory kills the process, one to a file is an error that can be told.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import file_hash, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,38 +66,33 @@ class Answers:
         return np.where(inside, taken, np.zeros((), flat.dtype))
 
 
-def open_answers(path: Path, identity: Mapping[str, Any]) -> Answers | None:
-    """The answers in a directory, or None where there is none.
+def why_not(path: Path, identity: Mapping[str, Any]) -> str | None:
+    """Why the answers in a directory cannot be used; None where they can.
 
     Args:
         path: The directory.
         identity: What they must have been made from.
-
-    Raises:
-        HfcompressError: where they were made from something else, or are damaged.
     """
-    import numpy as np
-
-    if not path.exists():
-        return None
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        files: dict[str, str] = dict(record["files"])
+        made_from, files = record["identity"], dict(record["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise _refused(path, f"its {RECORD} is missing or damaged") from None
-    if record.get("identity") != dict(identity):
-        raise _refused(path, "it was made from another teacher, tokenizer or data")
-    for name, expected in files.items():
-        if not (path / name).is_file() or _hash(path / name) != expected:
-            raise _refused(path, f"{name} is missing or damaged")
-    arrays = {Path(name).stem: np.load(path / name, mmap_mode="r", allow_pickle=False) for name in files}
-    return Answers(**arrays)
+        return f"its {RECORD} is missing or damaged"
+    if made_from != dict(identity):
+        return "it was made from another teacher, tokenizer or data"
+    damaged = (name for name, expected in files.items() if not _is(path / name, expected))
+    return next((f"{name} is missing or damaged" for name in damaged), None)
 
 
-def _refused(path: Path, why: str) -> HfcompressError:
-    return HfcompressError(
-        f"the teacher cache {path} is not used: {why}", "delete that directory, and the answers are made anew"
-    )
+def _is(file: Path, expected: str) -> bool:
+    return file.is_file() and file_hash(file) == expected
+
+
+def open_answers(path: Path) -> Answers:
+    """The answers in a directory that `why_not` has nothing against."""
+    import numpy as np
+
+    return Answers(**{file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in path.glob("*.npy")})
 
 
 class Writer:
@@ -105,12 +101,12 @@ class Writer:
     The first process calls `create` and, once all have written, `finish`; the others open what it created.
 
     Args:
-        scratch: The directory to write in, the same for every process.
+        folder: The directory to write in, the same for every process.
     """
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        self._open: dict[str, NDArray[Any]] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, _File] = {}
 
     def create(
         self, lengths: Sequence[int], labels: int, *, by_token: bool, content: Content, layers: int = 0, hidden: int = 0
@@ -124,11 +120,12 @@ class Writer:
             content: What is kept besides the logits.
             layers: Layers of the teacher.
             hidden: Its width.
+
+        Raises:
+            OSError: where the disk has no room for all of them.
         """
         import numpy as np
 
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
         offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
         rows, tokens = len(lengths), int(offsets[-1])
         shapes: dict[str, tuple[int, ...]] = {"logits": (tokens if by_token else rows, labels)}
@@ -136,9 +133,11 @@ class Writer:
             shapes["cls"] = (rows, layers + 1, hidden)
         elif content == "hidden_states":
             shapes["hidden_states"] = (tokens, layers + 1, hidden)
-        np.save(self.scratch / "offsets.npy", offsets)
+        _create(self.folder / "offsets.npy", offsets.dtype, offsets.shape)
+        with _File(self.folder / "offsets.npy") as file:
+            file.write(0, offsets)
         for name, shape in shapes.items():
-            np.lib.format.open_memmap(self.scratch / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape).flush()
+            _create(self.folder / f"{name}.npy", np.dtype(np.float32), shape)
 
     def write(self, rows: NDArray[Any], answers: Mapping[str, NDArray[Any]]) -> None:
         """Writes the answers to some rows.
@@ -147,51 +146,82 @@ class Writer:
             rows: Their numbers.
             answers: By file: `(batch, …)` of a row's answers, `(batch, length, …)` of its tokens'.
         """
-        offsets = self._array("offsets")
-        for name, values in answers.items():
-            target = self._array(name)
-            if len(target) == len(offsets) - 1:
-                target[rows] = values
-                continue
-            for row, value in zip(rows.tolist(), values, strict=True):
-                start, stop = int(offsets[row]), int(offsets[row + 1])
-                target[start:stop] = value[: stop - start]
-
-    def flush(self) -> None:
-        """Hands what was written to the file system."""
-        for array in self._open.values():
-            array.flush()  # type: ignore[attr-defined]
-        self._open.clear()
-
-    def finish(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Records what the answers were made from, and gives the directory its name.
-
-        Args:
-            path: Its name; where another run was quicker, its answers stay.
-            identity: What they were made from.
-        """
-        files = {file.name: _hash(file) for file in sorted(self.scratch.glob("*.npy"))}
-        record = {"identity": dict(identity), "files": files}
-        (self.scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        try:
-            self.scratch.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-            shutil.rmtree(self.scratch)
-
-    def _array(self, name: str) -> NDArray[Any]:
         import numpy as np
 
-        if name not in self._open:
-            mode = "r" if name == "offsets" else "r+"
-            self._open[name] = np.load(self.scratch / f"{name}.npy", mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
-        return self._open[name]
+        offsets = np.load(self.folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        for name, values in answers.items():
+            if name not in self._open:
+                self._open[name] = _File(self.folder / f"{name}.npy")
+            file = self._open[name]
+            by_row = file.shape[0] == len(offsets) - 1
+            for row, value in zip(rows.tolist(), values, strict=True):
+                start, stop = (row, row + 1) if by_row else (int(offsets[row]), int(offsets[row + 1]))
+                file.write(start, value[None] if by_row else value[: stop - start])
+
+    def close(self) -> None:
+        """Ends the writing of one process."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def finish(self, identity: Mapping[str, Any]) -> None:
+        """Records what the answers were made from, and the hash of each file.
+
+        Args:
+            identity: What they were made from.
+        """
+        hashes = {file.name: file_hash(file) for file in sorted(self.folder.glob("*.npy"))}
+        write_text(self.folder / RECORD, json.dumps({"identity": dict(identity), "files": hashes}, indent=2) + "\n")
 
 
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+    """A `.npy` file of zeros, with its room on the disk taken where the system can."""
+    import numpy as np
+
+    with path.open("wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.flush()
+        size = stream.tell() + math.prod(shape) * dtype.itemsize
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.truncate(size)
+
+
+class _File:
+    """An array in a `.npy` file, written to by its rows."""
+
+    def __init__(self, path: Path) -> None:
+        import numpy as np
+
+        self.path = path
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            self.shape, _, self._dtype = np.lib.format.read_array_header_1_0(stream)
+            self._start = stream.tell()
+        self._row = math.prod(self.shape[1:]) * self._dtype.itemsize
+        self._descriptor = os.open(path, os.O_WRONLY)
+
+    def write(self, row: int, values: NDArray[Any]) -> None:
+        """Puts values `(rows, …)` where row number `row` begins."""
+        import numpy as np
+
+        left = memoryview(np.ascontiguousarray(values, dtype=self._dtype).tobytes())
+        place = self._start + row * self._row
+        while left:
+            try:
+                count = os.pwrite(self._descriptor, left, place)
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
+            left, place = left[count:], place + count
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

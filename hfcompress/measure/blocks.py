@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.console import say
 from hfcompress.base.costs import Costs
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.lock import shared_file
 from hfcompress.base.processors import default_threads, thread_counts
 from hfcompress.base.shape import Layer, Shape, shape_of
 from hfcompress.data.source import cache_home
@@ -327,7 +327,5 @@ def _read(path: Path, identity: dict[str, Any]) -> Table | None:
 
 
 def _write(path: Path, identity: dict[str, Any], table: Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    scratch.write_text(json.dumps({"identity": identity, **asdict(table)}, indent=1), encoding="utf-8")
-    scratch.replace(path)
+    with shared_file(path) as scratch:
+        scratch.write_text(json.dumps({"identity": identity, **asdict(table)}, indent=1), encoding="utf-8")

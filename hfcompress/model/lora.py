@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from pydantic import Field, model_validator
 from hfcompress.base.bounds import LARGEST
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import HfcompressError, Problem
+from hfcompress.base.lock import shared_directory
 from hfcompress.model.artifact import load_model, load_tokenizer, save_model
 from hfcompress.model.axes import part_of
 from hfcompress.model.family import family_of
@@ -177,11 +177,9 @@ def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callabl
         model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
     except (RuntimeError, ValueError, KeyError) as error:
         raise HfcompressError(f"the adapter {path} does not fit {base}: {str(error).splitlines()[0]}") from error
-    scratch = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
     owner = path if (path / "tokenizer_config.json").is_file() else base
-    save_model(model, load_tokenizer(owner), scratch)
-    scratch.rename(directory)
+    with shared_directory(directory) as scratch:
+        save_model(model, load_tokenizer(owner), scratch)
 
 
 def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
+from hfcompress.base.files import remove
+from hfcompress.base.lock import shared_directory
 from hfcompress.data.source import cache_home
-from hfcompress.data.teacher_cache import Answers, Content, Writer, open_answers
+from hfcompress.data.teacher_cache import Answers, Content, Writer, open_answers, why_not
 from hfcompress.model.observe import observe
-from hfcompress.stages.base import digest, on_main_process, process_state
+from hfcompress.stages.base import agreed, digest, on_main_process, process_state
 
 if TYPE_CHECKING:
     import datasets
@@ -41,9 +45,6 @@ def answers_of(
         content: What is kept besides the logits.
         weights: A hash of the teacher's weights.
         fingerprint: A hash of the data.
-
-    Raises:
-        HfcompressError: for a cache that is damaged, or was made from something else.
     """
     identity = {
         "format": FORMAT,
@@ -55,30 +56,42 @@ def answers_of(
         "content": content,
     }
     path = cache_home() / "teachers" / digest(identity)
-    found = open_answers(path, identity)
-    if found is None:
-        scratch = path.with_name(f"{path.name}.{_shared(secrets.token_hex(4))}.partial")
+    if _usable(path, identity):
+        say(f"teacher: {len(rows):,} answers read from {path}")
+        return open_answers(path)
+    with ExitStack() as stack:
+        scratch = _scratch(stack, path)
         writer = Writer(scratch)
         on_main_process(lambda: _create(writer, model, rows, task, content))
         _fill(writer, model, tokenizer, rows, task, content)
         process_state().wait_for_everyone()
-        on_main_process(lambda: writer.finish(path, identity))
-        found = open_answers(path, identity)
-        assert found is not None
-        say(f"teacher: {len(rows):,} answers kept in {path}")
-    else:
-        say(f"teacher: {len(rows):,} answers read from {path}")
-    return found
+        on_main_process(lambda: writer.finish(identity))
+        on_main_process(stack.close)
+    say(f"teacher: {len(rows):,} answers kept in {path}")
+    return open_answers(path)
 
 
-def _shared(value: str) -> str:
-    """The first process's value, on all of them."""
-    from accelerate.utils import broadcast_object_list
+def _usable(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether there are answers to read, as the first process finds them; damaged ones are removed."""
 
-    values = [value]
-    if process_state().num_processes > 1:
-        broadcast_object_list(values)
-    return values[0]
+    def look() -> bool:
+        if not path.exists():
+            return False
+        why = why_not(path, identity)
+        if why is not None:
+            say(f"teacher: the answers in {path} are made anew: {why}")
+            remove(path)
+        return why is None
+
+    return bool(agreed(look() if process_state().is_main_process else None))
+
+
+def _scratch(stack: ExitStack, path: Path) -> Path:
+    """The directory that every process writes to; the first one makes it, and gives it its name when it is done."""
+    made: list[Path] = []
+    on_main_process(lambda: made.append(stack.enter_context(shared_directory(path))))
+    scratch: Path = agreed(made[0] if made else None)
+    return scratch
 
 
 def _create(writer: Writer, model: PreTrainedModel, rows: datasets.Dataset, task: Any, content: Content) -> None:
@@ -121,4 +134,4 @@ def _fill(
         elif content == "hidden_states":
             answers["hidden_states"] = torch.stack(seen.hidden_states, 2).float().cpu().numpy()
         writer.write(batch["index"].numpy(), answers)
-    writer.flush()
+    writer.close()

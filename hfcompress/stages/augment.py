@@ -9,7 +9,8 @@ from pydantic import Field
 
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem
-from hfcompress.data.augment import Keep, augment, augmented, file_hash
+from hfcompress.base.files import file_hash
+from hfcompress.data.augment import Keep, augment, augmented
 from hfcompress.data.source import cache_home
 from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash

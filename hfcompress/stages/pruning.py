@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
+from hfcompress.base.files import new_directory
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.criteria.base import LearnedCriterion
 from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
 from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
+from hfcompress.stages.checkpoints import seal, sealed
 from hfcompress.stages.cutting import Cutting
 from hfcompress.stages.prune import Prune
 from hfcompress.stages.recover import Recover
@@ -160,7 +162,7 @@ class Pruning:
 
     def _made(self, name: str) -> bool:
         """Whether a step was done before; the first process says it, so that all of them go the same way."""
-        return bool(agreed((self.bench.directory / name / "config.json").is_file()))
+        return bool(agreed(sealed(self.bench.directory / name)))
 
     def _load(self, name: str) -> PreTrainedModel:
         path = self.parent.path if name == "parent" else self.bench.directory / name
@@ -168,12 +170,10 @@ class Pruning:
         return load_model(path, self.bench.task.auto_class).to(process_state().device)
 
     def _keep(self, name: str, model: PreTrainedModel) -> None:
-        target = self.bench.directory / name
-        scratch = target.with_name(f"{name}.partial")
-
         def save() -> None:
-            save_model(model.cpu(), self.tokenizer, scratch)
-            scratch.rename(target)
+            with new_directory(self.bench.directory / name) as scratch:
+                save_model(model.cpu(), self.tokenizer, scratch)
+                seal(scratch)
 
         on_main_process(save)
 

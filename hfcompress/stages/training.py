@@ -5,6 +5,7 @@ Torch is imported with this file, so stages import it when they run, never when 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -24,7 +25,8 @@ from hfcompress.losses.base import Loss, Pairs, Step, Units
 from hfcompress.measure.worker import reduced
 from hfcompress.model.masks import STEADY, Masks
 from hfcompress.model.observe import Observed, observe
-from hfcompress.stages.base import process_state
+from hfcompress.stages.base import agreed, on_main_process, process_state
+from hfcompress.stages.checkpoints import best_of, last_checkpoint, remove_others, seal
 from hfcompress.stages.teachers import PREFIX, Teaching
 from hfcompress.stages.train import Train, row_count
 
@@ -273,6 +275,18 @@ class CompressionTrainer(Trainer):
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Seals a checkpoint once every process has written its share; those before it go only then."""
+        folder = Path(self.args.output_dir)
+        if not folder.is_dir():  # the Trainer would make it again, in a run directory that was removed
+            raise FileNotFoundError(errno.ENOENT, "the directory of the checkpoints is gone", str(folder))
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = folder / f"checkpoint-{self.state.global_step}"
+            seal(written)
+            remove_others(folder, written, self.state.best_model_checkpoint)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The model's optimizer, with the masks' own groups."""
         fresh = self.optimizer is None
@@ -420,13 +434,20 @@ def train(
         objective, arguments, options=options, rows=rows, tokenizer=tokenizer, teaching=teaching, callbacks=callbacks
     )
     if options.epochs > 0:
-        resumed = last_checkpoint(checkpoints)
+        resumed = _resumed_from(checkpoints)
         if resumed:
             say(f"resuming from {resumed.name}")
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     found = trainer.evaluate()[f"eval_{metric}"]
     objective.student.eval()
     return float(found)
+
+
+def _resumed_from(checkpoints: Path) -> Path | None:
+    """The last whole checkpoint, as the first process finds it; what else is there is removed."""
+    found: Path | None = agreed(last_checkpoint(checkpoints) if process_state().is_main_process else None)
+    on_main_process(lambda: remove_others(checkpoints, found, best_of(found) if found else None))
+    return found
 
 
 def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -486,12 +507,6 @@ def answers(
     return np.concatenate(outputs), order
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (the Trainer writes trainer_state.json last)."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def unused_parameters(objective: Objective) -> bool:
     """Whether some parameters get no gradient: the head, where no loss looks at the logits."""
     return not any(loss.needs_logits for loss in objective.losses.values())
@@ -519,7 +534,7 @@ def training_arguments(
         remove_unused_columns=False,
         save_strategy=strategy,
         save_steps=options.checkpoint_steps or 500,
-        save_total_limit=1,
+        save_total_limit=None,  # `_save_checkpoint` removes the older ones, once the new one is whole
         eval_strategy=strategy if options.keep_best else "no",
         eval_steps=options.checkpoint_steps,
         load_best_model_at_end=options.keep_best and strategy != "no",

@@ -1,0 +1,140 @@
+"""Files and directories that are whole or not there: written beside their place, forced to the disk, renamed there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PARTIAL, OLD = ".partial", ".old"
+"""Ends of the names of what is being written, and of what is being replaced."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    with new_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to; the file takes the name `path` when the block ends, and is removed where it fails."""
+    scratch = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        yield scratch
+        _sync_file(scratch)
+        scratch.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """An empty directory to fill; it takes the name `target` when the block ends, and is removed where it fails.
+
+    For a place that only this process writes to; `lock.shared_directory` is for others.
+    """
+    scratch = target.with_name(target.name + PARTIAL)
+    remove(scratch)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        replace_directory(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Gives a directory the name `target`, and removes the one that had it.
+
+    Two renames, since a directory cannot be renamed onto another: a process that is killed between them leaves
+    `target` under the name `target.old`, and `restore` gives it its name back.
+    """
+    sync(new)
+    restore(target)
+    old = target.with_name(target.name + OLD)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        restore(target)
+        raise
+    _sync_directory(target.parent)
+    remove(old)
+
+
+def restore(target: Path) -> None:
+    """Ends what a killed `replace_directory` left: the old directory gets its name back, or goes."""
+    old = target.with_name(target.name + OLD)
+    if not old.exists():
+        return
+    if target.exists():
+        remove(old)
+    else:
+        old.rename(target)
+
+
+def remove_half_files(folder: Path) -> None:
+    """Removes the files of a folder that a killed process had not finished; only this process may write to it."""
+    for scratch in folder.glob(f".*{PARTIAL}"):
+        if scratch.is_file():
+            scratch.unlink()
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a directory with what is in it, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or every file below a directory, to the disk, so that a power cut leaves none of them empty.
+
+    Raises:
+        OSError: also for a full disk that the file system had not noticed until now.
+    """
+    if not path.is_dir():
+        _sync_file(path)
+    for place, _, names in os.walk(path):
+        for name in names:
+            _sync_file(Path(place, name))
+        _sync_directory(Path(place))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    with suppress(OSError):  # some file systems, and Windows, have no such thing
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """The SHA-256 of each file below a directory, by its path in there."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): file_hash(path) for path in files}

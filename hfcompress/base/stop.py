@@ -1,0 +1,57 @@
+"""How a command ends when it is told to: ^C and SIGTERM let it put away what it has open, a second one does not."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Stop:
+    """The signal that came first; 0 as long as none has."""
+
+    signal: int = 0
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Turns the first signal into a KeyboardInterrupt; a second one ends the process at once.
+
+    Nothing is lost by that: a run is ready to be killed at any moment.
+    """
+    stop = Stop()
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.signal:
+            os._exit(128 + number)
+        stop.signal = number
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # A shell that starts a command in the background may tell it to ignore ^C.
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt_main_thread() -> None:
+    """Raises a KeyboardInterrupt in the main thread, also where it waits for something."""
+    if hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

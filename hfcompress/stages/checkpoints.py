@@ -1,0 +1,68 @@
+"""What a stage resumes from: a seal says that a directory is whole, and what was in each of its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hfcompress.base.files import hashes, remove, sync, write_text
+
+SEAL, STATE = "seal.json", "trainer_state.json"
+
+
+def seal(directory: Path) -> None:
+    """Marks a checkpoint, or another directory, as whole, once all of its files are on the disk."""
+    sync(directory)
+    write_text(directory / SEAL, json.dumps(_contents(directory), indent=1) + "\n")
+
+
+def sealed(directory: Path) -> bool:
+    """Whether a directory has every file that it was sealed with, unchanged."""
+    try:
+        return bool(json.loads((directory / SEAL).read_text(encoding="utf-8")) == _contents(directory))
+    except (OSError, ValueError):
+        return False
+
+
+def _contents(directory: Path) -> dict[str, str]:
+    return {name: found for name, found in hashes(directory).items() if name != SEAL}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that a training can go on from: whole, and so is the best one that it names."""
+    for path in reversed(_checkpoints(folder)):
+        best = best_of(path) if sealed(path) else None
+        if sealed(path) and (best is None or sealed(best)):
+            _name_best(path, best)
+            return path
+    return None
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint up to a whole one, in the same folder; None where none was looked for."""
+    named = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
+    return checkpoint.with_name(Path(named).name) if named else None
+
+
+def _name_best(checkpoint: Path, best: Path | None) -> None:
+    """Names the best checkpoint by where it is now: the Trainer forgets one whose path is no longer right."""
+    file = checkpoint / STATE
+    state = json.loads(file.read_text(encoding="utf-8"))
+    if best is not None and state["best_model_checkpoint"] != str(best):
+        write_text(file, json.dumps(state | {"best_model_checkpoint": str(best)}, indent=2) + "\n")
+        seal(checkpoint)
+
+
+def remove_others(folder: Path, *kept: Any) -> None:
+    """Removes all checkpoints of a folder but some, given by their paths."""
+    names = {Path(path).name for path in kept if path}
+    for path in _checkpoints(folder):
+        if path.name not in names:
+            remove(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a folder, the newest last."""
+    numbered = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
