@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.base.console import err, out, print_table
+from hfcompress.base.console import err, guard_terminal, out, print_table, print_traceback
 from hfcompress.base.errors import HfcompressError, disk_problem, require_directory
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) ->
 
     loaded = _load(recipe, overrides)
     text = dumped(resolved(loaded.recipe)) if full or overrides else loaded.document.text
-    out().print(text.rstrip("\n"), markup=False)
+    out().print(text.rstrip("\n"))
 
 
 @app.command()
@@ -75,7 +76,7 @@ def copy(
         raise HfcompressError(f"{path} exists, and is left as it is", "give another name")
     require_directory(path.parent, "the directory to copy into")
     path.write_text(source.text, encoding="utf-8")
-    out().print(f"{path}: edit it, then `hfcompress check {path}`", markup=False)
+    out().print(f"{path}: edit it, then `hfcompress check {path}`")
 
 
 @app.command()
@@ -87,8 +88,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     loaded = _load(recipe, overrides)
     check_(loaded)
     for warning in warnings(loaded.recipe):
-        err().print(f"warning: {warning}", markup=False, style="yellow")
-    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}", markup=False)
+        err().print(f"warning: {warning}", style="yellow")
+    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}")
 
 
 @app.command()
@@ -102,7 +103,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     loaded = _load(recipe, overrides)
     rows = plan_(loaded)
-    out().print(loaded.headline, markup=False)
+    out().print(loaded.headline)
     print_table(plan_table(rows, loaded.recipe.task.max_length))
 
 
@@ -150,9 +151,9 @@ def _show(content: dict[str, Any], directory: Path) -> None:
     from hfcompress.report import as_table, busy, conditions
 
     print_table(as_table(content))
-    out().print(conditions(content), markup=False)
+    out().print(conditions(content))
     if busy(content):
-        out().print(f"busy   time anew: hfcompress report {directory} --measure", markup=False)
+        out().print(f"busy   time anew: hfcompress report {directory} --measure")
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
         ("report", directory / "report.md"),
@@ -160,7 +161,7 @@ def _show(content: dict[str, Any], directory: Path) -> None:
         ("card", directory / "final" / "README.md"),
     ):
         if path.exists():
-            out().print(f"{label:7}{path}", markup=False)
+            out().print(f"{label:7}{path}")
 
 
 @app.command()
@@ -181,11 +182,11 @@ def evaluate(
     _only_our_progress()
     content = compare(models, _load(task, overrides))
     print_table(as_table(content))
-    out().print(conditions(content), markup=False)
+    out().print(conditions(content))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write(content, output)
-        out().print(f"report {output / 'report.md'}", markup=False)
+        out().print(f"report {output / 'report.md'}")
 
 
 @app.command()
@@ -204,7 +205,7 @@ def doctor(
     diagnosis = examine(model_config(model)) if model is not None else None
     facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
     for name, value in facts.items():
-        out().print(f"{name:16} {value}", markup=False)
+        out().print(f"{name:16} {value}")
     print_table(table(diagnosis) if diagnosis else backends_table())
 
 
@@ -222,8 +223,8 @@ def convert(
 
     _only_our_progress()
     for line in summary(convert_(source, target, base)):
-        out().print(line, markup=False)
-    out().print(f"model {target}", markup=False)
+        out().print(line)
+    out().print(f"model {target}")
 
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.")]
@@ -265,9 +266,9 @@ def card(
     text = render(loaded, content, final)
     if write_:
         write(final.path / "README.md", text)
-        out().print(str(final.path / "README.md"), markup=False)
+        out().print(str(final.path / "README.md"))
     else:
-        out().print(text, markup=False)
+        out().print(text)
 
 
 @app.command()
@@ -285,39 +286,53 @@ def push(
     files = push_.uploads(run_directory)
     repo, private = push_.target(run_directory, repo, private)
     for file in files:
-        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}", markup=False)
-    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}", markup=False)
+        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
+    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
     if not dry_run:
-        out().print(push_.push(run_directory, repo, private), markup=False)
+        out().print(push_.push(run_directory, repo, private))
 
 
 def main() -> None:
     """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry is a warning; what came of them is told once
+    guard_terminal()
     try:
-        app()
+        status = app(standalone_mode=False)
     except HfcompressError as error:
         _complain([str(problem) for problem in error.problems])
         sys.exit(2)
-    except SystemExit as finished:
-        # Typer turns Ctrl-C into this code, without a word.
-        if finished.code == 130:
-            _complain(["interrupted; the same command goes on from here"])
-        raise
     except Exception as error:
+        if (usage := _usage(error)) is not None:
+            err().print(usage)
+            sys.exit(2)
         problem = disk_problem(error)
         if problem is None:
+            sys.excepthook = print_traceback
             raise
         _complain([f"{problem}\n    free some space, or choose another directory with --output"])
         sys.exit(2)
+    # Typer turns Ctrl-C into this code, without a word.
+    if status == 130:
+        _complain(["interrupted; the same command goes on from here"])
+    sys.exit(status or 0)
+
+
+def _usage(error: Exception) -> str | None:
+    """What Typer's parser says of a command that is spelled wrong; None for any other error."""
+    if not (hasattr(error, "exit_code") and hasattr(error, "show")):  # click's own, or the copy inside of Typer
+        return None
+    text = io.StringIO()
+    error.show(file=text)
+    return text.getvalue().rstrip("\n")
 
 
 def _complain(messages: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # the first process of a distributed run says it
     for message in messages:
-        err().print(f"error: {message}", markup=False, style="red")
+        err().print(f"error: {message}", style="red")
 
 
 if __name__ == "__main__":
