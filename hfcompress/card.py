@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hfcompress import card_pruning, card_quantization, report
-from hfcompress.base.errors import HfcompressError, did_you_mean
+from hfcompress.base.card_metadata import TEMPLATES, require_hub_id, require_language, require_license
+from hfcompress.base.errors import HfcompressError
 from hfcompress.data.source import BUILTIN, is_local
 from hfcompress.measure.process import has_int8_layers
 from hfcompress.model.artifact import ADAPTER, MODELING_FILE, Artifact
@@ -16,7 +16,6 @@ from hfcompress.recipe import Loaded
 
 UNNAMED = "PATH_OR_REPO"
 """Stands in the snippet until `push` knows the repository."""
-TEMPLATES = Path(__file__).with_name("templates")
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
     "spearman": "Spearman", "mse": "Mean squared error", "precision": "Precision", "recall": "Recall",
@@ -67,6 +66,7 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe, metric = loaded.recipe, report.metric_of(content)
+    languages = recipe.hub.language
     base, dataset = base_model(loaded), dataset_name(loaded)
     local = is_local(recipe.task.dataset)
     result = EvalResult(
@@ -83,8 +83,10 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
     kinds = [stage.kind for stage in _stages_behind(loaded, artifact)]
     tags = ["hfcompress", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
     return ModelCardData(
-        language=recipe.hub.language[0] if len(recipe.hub.language) == 1 else recipe.hub.language,
+        language=(languages[0] if len(languages) == 1 else languages) or None,
         license=recipe.hub.license,
+        license_name=recipe.hub.license_name,
+        license_link=recipe.hub.license_link,
         library_name="onnx" if artifact.runtime == "onnx" else "transformers",
         pipeline_tag=PIPELINES.get(recipe.task.type, recipe.task.type),
         base_model=base,
@@ -295,23 +297,24 @@ def validate(text: str) -> None:
 
     data: Any = ModelCard(text).data
     problems = []
-    if data.license not in licenses():
-        problems.append(
-            f"hub.license '{data.license}' is no licence id of the Hub; {did_you_mean(str(data.license), licenses())}"
-        )
     languages = data.language if isinstance(data.language, list) else [data.language]
-    problems += [
-        f"hub.language '{code}' is no ISO 639 code" for code in languages if not re.fullmatch(r"[a-z]{2,3}", code)
+    datasets = data.datasets or []
+    proofs: list[tuple[str, Callable[[Any], object], list[Any]]] = [
+        ("license", require_license, [data.license]),
+        ("language", require_language, languages if data.language else []),
+        ("base_model", require_hub_id, [data.base_model] if data.base_model else []),
+        ("dataset", require_hub_id, [datasets] if isinstance(datasets, str) else datasets),
     ]
+    for key, require, values in proofs:
+        for value in values:
+            try:
+                require(str(value))
+            except ValueError as error:
+                problems.append(f"hub.{key}: {error}")
     for result in data.eval_results or []:
         if type(result.metric_value) is not float or not math.isfinite(result.metric_value):
             problems.append(f"the metric {result.metric_type} has the value {result.metric_value!r}")
     if "[More Information Needed]" in text:
         problems.append("the card has an empty section")
     if problems:
-        raise HfcompressError("the model card would be refused: " + "; ".join(problems), "mend `hub:` in the recipe")
-
-
-def licenses() -> frozenset[str]:
-    """The licence ids that the Hub's metadata takes."""
-    return frozenset((TEMPLATES / "licenses.txt").read_text(encoding="utf-8").split())
+        raise HfcompressError("the model card would be refused: " + "; ".join(problems), "fix `hub:` in the recipe")
