@@ -1,4 +1,4 @@
-"""What the Hub takes as the metadata of a model card: the rules that recipes are checked by, and cards are proved by."""
+"""What the Hub takes as the metadata of a model card: recipes are checked by these rules, and cards are proved."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ def require_hub_id(name: str, owner: bool = False) -> str:
     if name.startswith(("./", "../", "/", "~")) or "\\" in name:
         raise ValueError(f"'{name}' is a place on this machine, not an id on the Hub such as user/name")
     if len(parts) > 2 or name.endswith(".git") or not all(re.fullmatch(_PART, part) for part in parts):
-        rules = f"one / at most, parts of up to {_MAX_ID} letters, digits, - _ and ., with neither -- nor .., not at an end"
-        raise ValueError(f"'{name}' is no repository id such as user/name: {rules}")
+        rules = (
+            f"one / at most, parts of up to {_MAX_ID} letters, digits, - _ and ., with neither -- nor .., not at an end"
+        )
+        raise ValueError(f"'{name}' is no repository name such as user/name: {rules}")
     if owner and len(parts) == 1:
         raise ValueError(f"'{name}' does not say whose repository it is; write user/{name}")
     return name

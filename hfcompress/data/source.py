@@ -6,15 +6,15 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.base.errors import HfcompressError
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
+from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
 from hfcompress.model.artifact import MODELING_FILE, read_config, require_weight_names
 
@@ -63,7 +63,7 @@ def model_directory(spec: str) -> Path:
         folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX)
     if not any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
         require_weights(spec)
-        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
+        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     return folder
 
 
@@ -71,7 +71,7 @@ def _snapshot(spec: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IN_A_FOLDER))
 
 
@@ -95,7 +95,7 @@ def require_weights(spec: str) -> None:
     if HF_HUB_OFFLINE:
         return
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         names = HfApi().list_repo_files(repo, revision=revision)
     variants = {name for name in names if name.endswith(".safetensors")} - _matching(names, _SAFETENSORS)
     require_weight_names([name for name in names if "/" not in name and name not in variants], spec)
@@ -123,7 +123,7 @@ def model_config(spec: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
 
 
@@ -136,65 +136,6 @@ def refuse_a_path(spec: str, what: str) -> None:
     repo, _ = _split(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turns what the Hub's clients raise into an error that says what to do; any other error passes.
-
-    Args:
-        what: What is asked for, such as `model 'user/name'`.
-    """
-    try:
-        yield
-    except HfcompressError:
-        raise
-    except Exception as error:
-        problem = _hub_problem(error)
-        if problem is None:
-            raise
-        raise HfcompressError(f"{what}: {problem[0]}", problem[1]) from error
-
-
-_LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
-_OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
-_REASONS = {
-    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", _OFFLINE),
-    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub is not reached", _OFFLINE),
-    "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
-    "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
-    "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
-    "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
-    "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
-}  # fmt: skip
-_UNREACHABLE = ("the Hub cannot be reached", "check the connection and HF_ENDPOINT, or give a local directory")
-
-
-def _hub_problem(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and how to mend it; None where the error is not the Hub's."""
-    # By name, since the clients' errors sit elsewhere in each of their versions.
-    names = [kind.__name__ for kind in type(error).__mro__]
-    known = next((name for name in names if name in _REASONS), None)
-    if known:
-        return _REASONS[known]
-    if "DatasetNotFoundError" in names:
-        return _first_line(error), _LOG_IN
-    inner = error.__cause__ if "LocalEntryNotFoundError" in names or isinstance(error, RuntimeError) else None
-    if inner is not None and (told := _hub_problem(inner)) is not None:
-        return told
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the Hub refuses access ({status})", "log in with `hf auth login`, with a token that may do this"
-    if status is not None:
-        return f"the Hub answered {status}", "try again later"
-    clients = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
-    if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):
-        return _UNREACHABLE
-    return _UNREACHABLE if type(error).__module__.partition(".")[0] in clients and disk_problem(error) is None else None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def is_directory(spec: str) -> bool:
@@ -322,12 +263,12 @@ def _hub_splits(dataset: str, config: str | None, streaming: bool = False) -> An
 
     repo, revision = _split(dataset)
     what = f"data set '{dataset}'"
-    with hub_errors(what):
+    with hub_calls(what):
         try:
             return datasets.load_dataset(repo, config, revision=revision, streaming=streaming)
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             # An unknown or missing configuration: the library's message lists those that are there.
-            raise HfcompressError(f"{what}: {_first_line(error)}", "set `task.config`, or check the files") from error
+            raise HfcompressError(f"{what}: {first_line(error)}", "set `task.config`, or check the files") from error
         except RuntimeError as error:
             if "Dataset scripts" not in str(error):
                 raise
@@ -343,7 +284,7 @@ def data_revision(dataset: str, config: str | None, streaming: bool = False) -> 
         from huggingface_hub import HfApi
 
         repo, revision = _split(dataset)
-        with hub_errors(f"data set '{dataset}'"):
+        with hub_calls(f"data set '{dataset}'"):
             return HfApi().dataset_info(repo, revision=revision).sha
     files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)
     folders = (Path(file["filename"]).parent.name for file in files)
