@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hfcompress.base.console import err, guard_terminal, out, print_table, print_traceback
-from hfcompress.base.errors import HfcompressError, disk_problem, require_directory
+from hfcompress.base.errors import HfcompressError, Problem, disk_problem, require_directory
 
 app = typer.Typer(
     name="hfcompress",
@@ -268,7 +268,7 @@ def card(
         write(final.path / "README.md", text)
         out().print(str(final.path / "README.md"))
     else:
-        out().print(text)
+        out().print(text, end="")
 
 
 @app.command()
@@ -311,7 +311,7 @@ def main() -> None:
         if problem is None:
             sys.excepthook = print_traceback
             raise
-        _complain([f"{problem}\n    free some space, or choose another directory with --output"])
+        _complain([str(Problem(problem, "free some space, or choose another place with --output"))])
         sys.exit(2)
     # Typer turns Ctrl-C into this code, without a word.
     if status == 130:

@@ -25,6 +25,7 @@ from hfcompress.base.card_metadata import require_hub_id, require_language, requ
 from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.base.places import local_path
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
@@ -134,7 +135,7 @@ def shipped() -> dict[str, Path]:
 def find(name: str) -> Path:
     """A recipe file, by path or by the name of a shipped one."""
     path = Path(name)
-    return path if path.exists() or name not in shipped() else shipped()[name]
+    return path if name not in shipped() or path.exists() else shipped()[name]
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Loaded:
@@ -320,7 +321,7 @@ def _labels(task: Any, start: Shape, source: Shape) -> int:
 
 def _known_shape(spec: str) -> Shape | None:
     """The shape of a local directory that a stage names; None for a stage, a Hub id, or where there is no config."""
-    if not is_local(spec) or not (Path(spec).expanduser() / "config.json").is_file():
+    if not is_local(spec) or not (local_path(spec) / "config.json").is_file():
         return None
     try:
         return shape_of(model_config(spec))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.escape import markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -232,9 +233,9 @@ def _interval_sentences(content: Mapping[str, Any]) -> list[str]:
 def as_markdown(content: Mapping[str, Any]) -> str:
     """The table and its conditions, for people."""
     head = headings(content)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(content)]
-    return "\n".join(lines) + f"\n\n{conditions(content)}\n"
+    lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in cells(content)]
+    return "\n".join(lines) + f"\n\n{markdown(conditions(content))}\n"
 
 
 def as_csv(content: Mapping[str, Any]) -> str:

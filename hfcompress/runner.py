@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress import card, card_quantization, report
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.places import forget_places, without_places
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
@@ -352,7 +353,8 @@ def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content:
     scratch, final, old = directory / "final.partial", directory / "final", directory / "final.old"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(last.path, scratch, ignore=shutil.ignore_patterns("stage.json", "README.md"))
-    write(scratch / "recipe.yaml", loaded.document.text)
+    forget_places(scratch)
+    write(scratch / "recipe.yaml", without_places(loaded.document.text))
     _write_card(loaded, directory, replace(last, path=scratch), content)
     if final.exists():
         final.rename(old)

@@ -19,6 +19,9 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
+    errno.ENAMETOOLONG: "a name is too long for the file system",
+    errno.ELOOP: "a link leads back to itself",
+    errno.ENOTDIR: "a file stands where a directory has to be",
 }
 
 

@@ -17,7 +17,10 @@ _CONTROL = re.compile(
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_MARKUP = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$@]|^\s*[-=]|^\s*\d+[.)])", re.MULTILINE)
+# What begins something in Markdown wherever it stands; at the start of a line; and what makes an address a link.
+_MARKUP = re.compile(
+    r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|^\s*#|^\s*[-+=](?=[\s=-])|^\s*\d+[.)](?=\s|$)|(?<=www)\.|:(?=//)", re.IGNORECASE
+)
 
 
 def printable(text: str) -> str:
@@ -55,9 +58,9 @@ def _escaped(markup: str) -> str:
     return markup[:-1] + "\\" + markup[-1]
 
 
-def code(text: str) -> Markdown:
-    """A text as inline code, also one that holds backticks; safe inside a table."""
-    text = one_line(text).replace("|", "¦")
+def code(text: str, in_table: bool = False) -> Markdown:
+    """A text as inline code, also one that holds backticks; in a table a `|` would end the cell."""
+    text = one_line(text).replace("|", r"\|") if in_table else one_line(text)
     fence = "`" * (_longest_run(text) + 1)
     space = " " if len(fence) > 1 or text[:1] == text[-1:] == " " or not text.strip() else ""
     return Markdown(f"{fence}{space}{text}{space}{fence}")

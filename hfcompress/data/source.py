@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.places import is_directory, local_path
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
@@ -55,7 +56,7 @@ def model_directory(spec: str) -> Path:
 
         return write_model(_builtin_home() / "model")
     if is_directory(spec):
-        return Path(spec).expanduser()
+        return local_path(spec)
     refuse_a_path(spec, "model")
     # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
     folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS)
@@ -138,14 +139,6 @@ def refuse_a_path(spec: str, what: str) -> None:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
 
 
-def is_directory(spec: str) -> bool:
-    """Whether a text is the path of a directory on this machine; one that cannot be a path is not."""
-    try:
-        return Path(spec).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long for the file system, no such home, a NUL character
-        return False
-
-
 def is_local(dataset: str) -> bool:
     """Whether a data set lies on this machine (or in the package)."""
     return dataset == BUILTIN or is_directory(dataset)
@@ -181,7 +174,7 @@ def _local_folder(dataset: str) -> Path:
         from hfcompress.data.quickstart import write_dataset
 
         return write_dataset(_builtin_home() / "data")
-    return Path(dataset).expanduser()
+    return local_path(dataset)
 
 
 @dataclass(frozen=True)
