@@ -62,9 +62,7 @@ def _environment() -> Any:
     """Jinja, made so that every value is shown literally that is not Markdown on purpose."""
     from jinja2 import Environment, FileSystemLoader
 
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True
-    )
+    made = Environment(loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True)
     made.filters["code"] = code
     made.filters["paragraphs"] = lambda facts: Markdown("\n\n".join(map(markdown, facts)))
     return made

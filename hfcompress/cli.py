@@ -311,7 +311,7 @@ def main() -> None:
         if problem is None:
             sys.excepthook = print_traceback
             raise
-        _complain([str(Problem(problem, "free some space, or choose another place with --output"))])
+        _complain([str(Problem(problem, "free some space, or choose another directory with --output"))])
         sys.exit(2)
     # Typer turns Ctrl-C into this code, without a word.
     if status == 130:

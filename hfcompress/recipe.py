@@ -151,6 +151,15 @@ def load(path: Path, overrides: list[str] | None = None) -> Loaded:
     read = document.read(path)
     for assignment in overrides or []:
         read = document.override(read, assignment)
+    return validate(read)
+
+
+def validate(read: Document) -> Loaded:
+    """The recipe that a document holds.
+
+    Raises:
+        HfcompressError: with every mistake in it.
+    """
     try:
         return Loaded(Recipe.model_validate(read.data), read)
     except ValidationError as error:

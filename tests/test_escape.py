@@ -1,4 +1,4 @@
-"""What foreign strings cannot do: move the cursor of a terminal, put a tag or a line into a card, tell of this machine."""
+"""What foreign strings cannot do: move a terminal's cursor, put a tag or a line into a card, tell of this machine."""
 
 from __future__ import annotations
 

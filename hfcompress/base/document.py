@@ -13,8 +13,8 @@ from hfcompress.base.errors import HfcompressError, Key, Problem
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
-MAX_KEYS = 32
-"""Parts of a key that `--set` takes."""
+MAX_DEPTH = 32
+"""Brackets inside one another, and parts of a key that `--set` takes."""
 SHOWN = 60
 """Characters of a value that an error shows."""
 _TAG = "tag:yaml.org,2002:"
@@ -53,15 +53,22 @@ class _Loader(yaml.SafeLoader):
     As in YAML 1.2, `5e-5` is a number and `2024-01-01` a text.
     """
 
-    yaml_constructors = {  # noqa: RUF012  as PyYAML has it
+    yaml_constructors = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
     }
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {
         first: [(tag, shape) for tag, shape in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """An opening bracket, unless it is one of hundreds: PyYAML's time grows with the square of their number."""
+        if self.flow_level >= MAX_DEPTH:
+            reason = "the brackets are nested too deep"
+            raise yaml.scanner.ScannerError(None, None, reason, self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """What a node says; what it cannot say (`!!int x`, an integer of 5,000 digits) is refused at its line."""
@@ -198,7 +205,7 @@ def override(document: Document, assignment: str) -> Document:
     if not equals or not spelled:
         raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
     parts = spelled.split(".")
-    if not all(parts) or len(parts) > MAX_KEYS:
+    if not all(parts) or len(parts) > MAX_DEPTH:
         why = f"it has {len(parts)} parts" if all(parts) else "a part of it is empty"
         raise HfcompressError(f"--set {spelled[:SHOWN]}: not a key: {why}", "write --set stages.0.train.epochs=1")
     key: Key = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)

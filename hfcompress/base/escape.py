@@ -19,7 +19,10 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # What begins something in Markdown wherever it stands; at the start of a line; and what makes an address a link.
 _MARKUP = re.compile(
-    r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])|^\s*#|^\s*[-+=](?=[\s=-])|^\s*\d+[.)](?=\s|$)|(?<=www)\.|:(?=//)", re.IGNORECASE
+    r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])"
+    r"|^\s*#|^\s*[-+=](?=[\s=-])|^\s*\d+[.)](?=\s|$)"
+    r"|(?<=www)\.|:(?=//)",
+    re.IGNORECASE,
 )
 
 

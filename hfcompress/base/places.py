@@ -35,6 +35,14 @@ def is_directory(spec: str) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file lies there; of a name that no file system can hold: no."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_place(text: str) -> bool:
     """Whether a text is the place of a file on some machine, from a root or a home."""
     return "\n" not in text and _PLACE.match(text) is not None
@@ -64,6 +72,8 @@ def _values(text: str) -> list[tuple[int, int, str]]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.ScalarEvent) and is_place(event.value) and event.style not in ("|", ">"):
+                assert event.start_mark is not None
+                assert event.end_mark is not None
                 start, end = event.start_mark.index, event.end_mark.index
                 properties = re.match(r"(?:[&!]\S*\s+)*", text[start:end])[0]  # type: ignore[index]
                 found.append((start + len(properties), end, event.value))

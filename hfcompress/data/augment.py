@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.places import local_path
 from hfcompress.data.replacements import MaskedWords, Slots, propose
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def augment(
         say(f"augmentation: {directory} is made anew: {why}")
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
-    glove = Path(options.glove).expanduser() if options.glove else None
+    glove = local_path(options.glove) if options.glove else None
     slots = propose((text for side in texts.values() for text in side), model, glove, options.batch_size)
     scratch = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -12,8 +12,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.card_metadata import require_hub_id
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.places import is_directory, local_path
+from hfcompress.base.places import is_directory, is_file, local_path
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
@@ -137,6 +138,10 @@ def refuse_a_path(spec: str, what: str) -> None:
     repo, _ = _split(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
+    try:
+        require_hub_id(repo)
+    except ValueError as error:
+        raise HfcompressError(f"no such {what} directory, and {error}", "check the path or the id") from None
 
 
 def is_local(dataset: str) -> bool:
@@ -164,7 +169,7 @@ def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | No
             f"{folder} has more than one {split} file: {' and '.join(path.name for path in found)}",
             "keep the one that is meant, or rename the other; `splits:` says what a split's file is called",
         )
-    if found and not found[0].is_file():
+    if found and not is_file(found[0]):
         raise HfcompressError(f"{found[0]} is not a file that can be read", "a split is a regular file")
     return found[0] if found else None
 

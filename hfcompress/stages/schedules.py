@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from hfcompress.base.component import Strict
 from hfcompress.base.growth import Curve, done
 
+MAX_ROUNDS = 1000
+"""Each round scores, cuts and trains; a plan lists what each of them cuts."""
+
 
 class OneShot(Strict):
     """Score, cut, then recover."""
@@ -20,7 +23,7 @@ class Iterative(Strict):
     """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
 
     use: Literal["iterative"]
-    rounds: int = Field(default=4, ge=2)
+    rounds: int = Field(default=4, ge=2, le=MAX_ROUNDS)
     curve: Curve = "cubic"
     """How the cut grows over the rounds."""
 
@@ -57,7 +60,7 @@ class Lottery(Strict):
     """
 
     use: Literal["lottery"]
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=MAX_ROUNDS)
     rewind_steps: int = Field(default=0, ge=0)
     """The optimizer step whose weights each round goes back to; 0 is the model as the stage gets it."""
 
