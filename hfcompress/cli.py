@@ -280,7 +280,10 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Publish a run's model and card in one commit."""
+    """Publish a run's model and card in one commit.
+
+    A Hub with which nothing moves for a minute is given up; HFCOMPRESS_HUB_TIMEOUT sets another number of seconds.
+    """
     from hfcompress import push as push_
 
     files = push_.uploads(run_directory)

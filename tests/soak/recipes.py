@@ -34,8 +34,8 @@ SCALARS: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 10**6, 10**12, 2**63, -(2**63) - 1, 10**40, 0.0, 0.5, -0.5, 1e-9, 1e300, 1e-320,
     float("inf"), float("nan"), "", " ", "a", "x" * 300, "é" * 130, "../..", "./gone", "/", "/dev/null", "~",
     "~nobody/x", "user/name", "user/name@main", "a/b/c", "@", "a@", "builtin:quickstart", "builtin:", "source",
-    "parent", "model", "01-distill", "99-prune", "\x1b[2J", "a\nb", "\u202e", "💥", "no", "null", "1", "1e5", "2024-01-01", "en",
-    "other",
+    "parent", "model", "01-distill", "99-prune", "\x1b[2J", "a\nb", "\u202e", "💥", "no", "null", "1", "1e5",
+    "2024-01-01", "en", "other",
     "https://x/y", "[", "{", "${x}", "%s", "{0}", "\\", "'", '"', "`", "<b>", "|", "mit", "cpu", "float16", "onnx_int8",
     "soft_labels", "taylor", "accuracy", "f1", "train", "dev", "test", "sentence", "label",
 ]  # fmt: skip
