@@ -413,6 +413,20 @@ def test_what_the_hub_takes_is_taken(recipe: Path, hub: str) -> None:
     check(load(recipe, [f"hub={hub}"]))
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "why"),
+    [
+        ("schedule={use: iterative, rounds: 1000000000000}", "stages.1.schedule", "less than or equal to 1000"),
+        ("schedule={use: lottery, rounds: 1000000000000}", "stages.1.schedule", "less than or equal to 1000"),
+        ("layers=99", "stages.1.layers", "99 of 1 layers would leave none"),
+    ],
+)
+def test_a_number_beyond_all_models_is_told_at_once(recipe: Path, stage: str, key: str, why: str) -> None:
+    budget = "stages.1={kind: prune, criterion: taylor, budget: {macs: 0.5}, recover: {epochs: 1}}"
+    found = problems(recipe, budget, f"stages.1.{stage}")
+    assert why in next(p.message for p in found if ".".join(map(str, p.key)).startswith(key))
+
+
 # --- recipes at random: `python -m tests.soak.recipes` tries 100,000
 
 
