@@ -153,10 +153,12 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "share": row["quality"][metric] / base if base else None,
         "mb": lambda count: report.significant(count / 1e6),
         "busy": report.busy(content),
-        "measure_again": report.measure_again(content),
-        "speeds": [] if report.busy(content) else [_speed(entry) for entry in row["latency"] if entry["speedup"]],
+        "measure_again": Markdown(report.measure_again(content)),
+        "speeds": []
+        if report.busy(content)
+        else [Markdown(_speed(entry)) for entry in row["latency"] if entry["speedup"]],
         "table": Markdown(report.as_markdown(content).partition("\n\n")[0]),
-        "conditions": report.conditions(content),
+        "conditions": report.conditions_as_markdown(content),
         "made": [Markdown(_sentence(stage)) for stage in _stages_behind(loaded, artifact)],
         "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
         "by_batch": card_quantization.by_batch(_stages_behind(loaded, artifact)[-1]),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.escape import markdown
+from hfcompress.base.escape import Markdown, markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -235,7 +235,13 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     head = headings(content)
     lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in cells(content)]
-    return "\n".join(lines) + f"\n\n{markdown(conditions(content))}\n"
+    return "\n".join(lines) + f"\n\n{conditions_as_markdown(content)}\n"
+
+
+def conditions_as_markdown(content: Mapping[str, Any]) -> Markdown:
+    """`conditions`, whose names of machines are shown literally, and whose command as one."""
+    command = measure_again(content)
+    return Markdown(markdown(conditions(content)).replace(markdown(command), command))
 
 
 def as_csv(content: Mapping[str, Any]) -> str:
