@@ -84,6 +84,8 @@ def test_a_tag_that_builds_an_object_is_refused_and_nothing_is_run(monkeypatch: 
         ("name: a\nmodel: !!map x\n", ":2", "expected a mapping node"),
         ("name: a\nmodel: {<<: x}\n", ":2", "expected a mapping or list of mappings for merging"),
         (f"name: a\nseed: {'9' * 5000}\n", ":2", "not an int: 9999"),
+        (f"name: a\nseed: {'9' * 400}\n", ":2", "it has more than 64 bits"),
+        ("name: a\nseed: 0x1ffffffffffffffff\n", ":2", "it has more than 64 bits"),
         ('name: a\nmodel: "x\\0y"\n', ":2", "a character that no file can hold"),
         ('name: a\n"x\\ud800": y\n', ":2", "a character that no file can hold"),
         ("name: \x00\n", "", "special characters are not allowed"),

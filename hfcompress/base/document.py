@@ -13,6 +13,8 @@ from hfcompress.base.errors import HfcompressError, Key, Problem
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
+BITS = 64
+"""Of an integer: nothing in a recipe counts further."""
 MAX_DEPTH = 32
 """Brackets inside one another, and parts of a key that `--set` takes."""
 SHOWN = 60
@@ -73,7 +75,10 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """What a node says; what it cannot say (`!!int x`, an integer of 5,000 digits) is refused at its line."""
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > BITS:
+                raise ValueError(f"it has more than {BITS} bits")
+            return value
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             kind = node.tag.removeprefix(_TAG)
             reason = f"not {'an' if kind[0] in 'aeiou' else 'a'} {kind}: {str(node.value)[:SHOWN]} ({error})"

@@ -86,7 +86,8 @@ class _Meter:
         """
         with self.lock:
             self._settle()
-            if self.balance <= 0:
+            # Clocks differ by a little: what waited for all that was left may find a thousandth of a second left over.
+            if self.balance <= self.seconds / 100:
                 raise HubTimeoutError(f"waited {self.seconds:g} s")
             return self.balance
 
@@ -136,7 +137,8 @@ class _Meter:
         """An event hook of httpx: limits that each request has, whatever its caller forgot."""
         left = self.left()
         limits = request.extensions.get("timeout") or {}
-        kept = {key: left if limits.get(key) is None else limits[key] for key in ("connect", "read", "write", "pool")}
+        # Reading and writing are limited by the stream itself, which knows what is left by then.
+        kept = {**limits, **{key: left for key in ("connect", "pool") if limits.get(key) is None}}
         request.extensions = {**request.extensions, "timeout": kept, "trace": self.trace}
 
     def after(self, response: Any) -> None:
@@ -274,8 +276,8 @@ def _hub_problem(error: BaseException) -> tuple[str, str] | None:
     """What is wrong and how to fix it; None where the error is not the Hub's."""
     # By name, since the clients' errors sit elsewhere in each of their versions.
     names = [kind.__name__ for kind in type(error).__mro__]
-    if isinstance(error, HubTimeoutError):
-        why = f"the Hub did not answer in time ({error})"
+    if isinstance(error, HubTimeoutError) or {"ReadTimeout", "WriteTimeout"} & set(names):
+        why = "the Hub did not answer in time" + (f" ({error})" if isinstance(error, HubTimeoutError) else "")
         return why, f"try again; on a very slow connection set {VARIABLE} to more seconds"
     if isinstance(error, HubRedirectError):
         return f"the Hub sends us elsewhere, to {error}, where nothing is written", "check HF_ENDPOINT and the network"
