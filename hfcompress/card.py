@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfcompress import card_pruning, card_quantization, report
-from hfcompress.base.errors import HfcompressError, did_you_mean
-from hfcompress.data.source import BUILTIN, is_local
+from hfcompress.base.card_metadata import TEMPLATES, require_hub_id, require_language, require_license
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.escape import Markdown, code, fenced, markdown, one_line
+from hfcompress.base.places import is_place, name_of, without_places
+from hfcompress.data.source import is_local
 from hfcompress.measure.process import has_int8_layers
 from hfcompress.model.artifact import ADAPTER, MODELING_FILE, Artifact
 from hfcompress.recipe import Loaded
 
 UNNAMED = "PATH_OR_REPO"
 """Stands in the snippet until `push` knows the repository."""
-TEMPLATES = Path(__file__).with_name("templates")
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
     "spearman": "Spearman", "mse": "Mean squared error", "precision": "Precision", "recall": "Recall",
@@ -50,30 +50,36 @@ def render(loaded: Loaded, content: Mapping[str, Any], artifact: Artifact) -> st
         content: The report.
         artifact: The model that the card stands beside; its row is the last that has its stage.
     """
-    from huggingface_hub import ModelCard
-
     row = next(row for row in content["rows"] if row["stage"] == artifact.stage)
-    card = ModelCard.from_template(
-        _metadata(loaded, content, row, artifact),
-        template_path=str(TEMPLATES / "card.md"),
-        **_sections(loaded, content, row, artifact),
-    )
-    text = str(card)
+    metadata = Markdown(_metadata(loaded, content, row, artifact).to_yaml())
+    template = _environment().get_template("card.md")
+    text = template.render(card_data=metadata, **_sections(loaded, content, row, artifact)).strip() + "\n"
     validate(text)
     return text
+
+
+def _environment() -> Any:
+    """Jinja, made so that every value is shown literally that is not Markdown on purpose."""
+    from jinja2 import Environment, FileSystemLoader
+
+    made = Environment(loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True)
+    made.filters["code"] = code
+    made.filters["paragraphs"] = lambda facts: Markdown("\n\n".join(map(markdown, facts)))
+    return made
 
 
 def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe, metric = loaded.recipe, report.metric_of(content)
+    languages = recipe.hub.language
     base, dataset = base_model(loaded), dataset_name(loaded)
     local = is_local(recipe.task.dataset)
     result = EvalResult(
         task_type=PIPELINES.get(recipe.task.type, recipe.task.type),
         dataset_type=dataset or "local",
-        dataset_name=" ".join(filter(None, [dataset or Path(recipe.task.dataset).name, recipe.task.config])),
-        dataset_config=recipe.task.config,
+        dataset_name=one_line(" ".join(filter(None, [dataset or name_of(recipe.task.dataset), recipe.task.config]))),
+        dataset_config=recipe.task.config and one_line(recipe.task.config),
         # Local files called `test` need not be the Hub's test split.
         dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],
         metric_type=metric,
@@ -83,8 +89,10 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
     kinds = [stage.kind for stage in _stages_behind(loaded, artifact)]
     tags = ["hfcompress", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
     return ModelCardData(
-        language=recipe.hub.language[0] if len(recipe.hub.language) == 1 else recipe.hub.language,
+        language=(languages[0] if len(languages) == 1 else languages) or None,
         license=recipe.hub.license,
+        license_name=recipe.hub.license_name,
+        license_link=recipe.hub.license_link,
         library_name="onnx" if artifact.runtime == "onnx" else "transformers",
         pipeline_tag=PIPELINES.get(recipe.task.type, recipe.task.type),
         base_model=base,
@@ -110,14 +118,20 @@ def _stages_behind(loaded: Loaded, artifact: Artifact) -> list[Any]:
 
 def base_model(loaded: Loaded) -> str | None:
     """The Hub id of the model that this one comes from, where there is one."""
-    spec = loaded.recipe.model
-    return loaded.recipe.hub.base_model or (None if is_local(spec) or spec == BUILTIN else spec.partition("@")[0])
+    return loaded.recipe.hub.base_model or _hub_id(loaded.recipe.model)
 
 
 def dataset_name(loaded: Loaded) -> str | None:
     """The Hub id of the data set, where there is one."""
-    spec = loaded.recipe.task.dataset
-    return loaded.recipe.hub.dataset or (None if is_local(spec) else spec.partition("@")[0])
+    return loaded.recipe.hub.dataset or _hub_id(loaded.recipe.task.dataset)
+
+
+def _hub_id(spec: str) -> str | None:
+    """The id that a model or a data set was named by; None for a directory, also one that is gone by now."""
+    try:
+        return None if is_local(spec) else require_hub_id(spec.partition("@")[0])
+    except ValueError:
+        return None
 
 
 def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
@@ -128,7 +142,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
     return {
         "name": loaded.recipe.name,
         "version": __version__,
-        "base": base_model(loaded) or Path(loaded.recipe.model).name,
+        "base": base_model(loaded) or name_of(loaded.recipe.model),
         "row": row,
         "source": source,
         "metric": METRIC_NAMES[metric].lower(),
@@ -139,19 +153,21 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "share": row["quality"][metric] / base if base else None,
         "mb": lambda count: report.significant(count / 1e6),
         "busy": report.busy(content),
-        "measure_again": report.measure_again(content),
-        "speeds": [] if report.busy(content) else [_speed(entry) for entry in row["latency"] if entry["speedup"]],
-        "table": report.as_markdown(content).partition("\n\n")[0],
-        "conditions": report.conditions(content),
-        "made": [_sentence(stage) for stage in _stages_behind(loaded, artifact)],
+        "measure_again": Markdown(report.measure_again(content)),
+        "speeds": []
+        if report.busy(content)
+        else [Markdown(_speed(entry)) for entry in row["latency"] if entry["speedup"]],
+        "table": Markdown(report.as_markdown(content).partition("\n\n")[0]),
+        "conditions": report.conditions_as_markdown(content),
+        "made": [Markdown(_sentence(stage)) for stage in _stages_behind(loaded, artifact)],
         "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
         "by_batch": card_quantization.by_batch(_stages_behind(loaded, artifact)[-1]),
         "rounded": [card_quantization.result(stage, notes) for stage, notes in content.get("rounded", {}).items()],
         "plot": (artifact.path / "tradeoff.png").is_file(),
-        "recipe": loaded.document.text.rstrip("\n"),
-        "overrides": [_anywhere(assignment) for assignment in loaded.document.overrides],
-        "snippet": snippet(loaded, artifact, loaded.recipe.hub.repo or UNNAMED),
-        "dataset": dataset_name(loaded) or Path(loaded.recipe.task.dataset).name,
+        "recipe": fenced(without_places(loaded.document.text).rstrip("\n"), "yaml"),
+        "overrides": [_published(assignment) for assignment in loaded.document.overrides],
+        "snippet": fenced(snippet(loaded, artifact, loaded.recipe.hub.repo or UNNAMED), "python"),
+        "dataset": dataset_name(loaded) or name_of(loaded.recipe.task.dataset),
         "language": ", ".join(loaded.recipe.hub.language),
         "remote_code": (artifact.path / MODELING_FILE).is_file() and artifact.runtime == "torch",
         "runtime": artifact.runtime,
@@ -175,7 +191,7 @@ def _sentence(stage: Any) -> str:
         return f"**finetune**: {trained}"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        corpus = f" on `{_shown(stage.task.dataset)}`" if stage.task else ""
+        corpus = f" on {code(_shown(stage.task.dataset))}" if stage.task else ""
         more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
         return f"**distill** from {_teachers(stage)}{corpus}, {_epochs(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
@@ -193,18 +209,18 @@ def _training(training: Any) -> str:
 
 
 def _teachers(taught: Any) -> str:
-    return " and ".join(f"`{_shown(name)}`" for name in taught.teacher.models) if taught.asks else "labels"
+    return " and ".join(code(_shown(name)) for name in taught.teacher.models) if taught.asks else "labels"
 
 
 def _shown(name: str) -> str:
     """A Hub id or a stage as it is; of a directory its name alone, which is all that means anything elsewhere."""
-    return Path(name).name if is_local(name) else name
+    return name_of(name) if is_local(name) or is_place(name) else name
 
 
-def _anywhere(assignment: str) -> str:
-    """`KEY=VALUE` as it is; of the path from the root of a machine that is its value, the name alone."""
+def _published(assignment: str) -> str:
+    """`KEY=VALUE`, where places on this machine are their names alone."""
     key, _, value = assignment.partition("=")
-    return f"{key}={Path(value).name}" if Path(value).is_absolute() else assignment
+    return f"{key}={without_places(value)}"
 
 
 def _epochs(train: Any) -> str:
@@ -295,23 +311,24 @@ def validate(text: str) -> None:
 
     data: Any = ModelCard(text).data
     problems = []
-    if data.license not in licenses():
-        problems.append(
-            f"hub.license '{data.license}' is no licence id of the Hub; {did_you_mean(str(data.license), licenses())}"
-        )
     languages = data.language if isinstance(data.language, list) else [data.language]
-    problems += [
-        f"hub.language '{code}' is no ISO 639 code" for code in languages if not re.fullmatch(r"[a-z]{2,3}", code)
+    datasets = data.datasets or []
+    proofs: list[tuple[str, Callable[[Any], object], list[Any]]] = [
+        ("license", require_license, [data.license]),
+        ("language", require_language, languages if data.language else []),
+        ("base_model", require_hub_id, [data.base_model] if data.base_model else []),
+        ("dataset", require_hub_id, [datasets] if isinstance(datasets, str) else datasets),
     ]
+    for key, require, values in proofs:
+        for value in values:
+            try:
+                require(str(value))
+            except ValueError as error:
+                problems.append(f"hub.{key}: {error}")
     for result in data.eval_results or []:
         if type(result.metric_value) is not float or not math.isfinite(result.metric_value):
             problems.append(f"the metric {result.metric_type} has the value {result.metric_value!r}")
     if "[More Information Needed]" in text:
         problems.append("the card has an empty section")
     if problems:
-        raise HfcompressError("the model card would be refused: " + "; ".join(problems), "mend `hub:` in the recipe")
-
-
-def licenses() -> frozenset[str]:
-    """The licence ids that the Hub's metadata takes."""
-    return frozenset((TEMPLATES / "licenses.txt").read_text(encoding="utf-8").split())
+        raise HfcompressError("the model card would be refused: " + "; ".join(problems), "fix `hub:` in the recipe")

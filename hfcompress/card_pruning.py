@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress import report
+from hfcompress.base.escape import Markdown, markdown
 from hfcompress.plot_pruning import BARS, conditions, drawn, milliseconds, total
 
 CAPTIONS = {
@@ -94,9 +95,13 @@ def result(stage: str, notes: Mapping[str, Any], folder: Path) -> dict[str, Any]
     pictures = [{"name": key, "file": f"{stage}-{key}.png", "caption": CAPTIONS[key]} for key in drawn(notes)]
     return {
         "stage": stage,
-        "facts": list(filter(None, [_kept(notes), *(say(notes[key]) for key, say in _FACTS.items() if key in notes)])),
+        "facts": [Markdown(fact) for fact in (_kept(notes), *_told_of(notes)) if fact],
         "pictures": [picture for picture in pictures if (folder / picture["file"]).is_file()],
     }
+
+
+def _told_of(notes: Mapping[str, Any]) -> list[str]:
+    return [say(notes[key]) for key, say in _FACTS.items() if key in notes]
 
 
 def _kept(notes: Mapping[str, Any]) -> str:
@@ -117,7 +122,7 @@ def _latency(notes: Mapping[str, Any]) -> str:
     source, predicted, measured, target = (milliseconds(notes[f"{name}_ms"]) for name in (*BARS, "target"))
     return (
         f"The model took {source} before the cut; the target was {target}, the prediction {predicted}, and it takes "
-        f"{measured}: {conditions(notes)}."
+        f"{measured}: {markdown(conditions(notes))}."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress import report
+from hfcompress.base.escape import Markdown, code, markdown
 from hfcompress.model.odd_weights import ODD
 
 NOTES = ("mixed", "odd_weights", "loftq")
@@ -40,7 +41,7 @@ def by_batch(stage: Any) -> bool:
 
 
 def _spelled(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else markdown(value)
 
 
 def result(stage: str, notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def result(stage: str, notes: Mapping[str, Any]) -> dict[str, Any]:
         stage: The stage's name.
         notes: What the report keeps of it.
     """
-    facts = [fact for key, say in _FACTS.items() if key in notes for fact in say(notes[key])]
+    facts = [Markdown(fact) for key, say in _FACTS.items() if key in notes for fact in say(notes[key])]
     return {"stage": stage, "facts": facts}
 
 
@@ -67,7 +68,8 @@ def _mixed(notes: Mapping[str, Any]) -> list[str]:
     facts = [f"{goal}; {came}, with {left}. Float: {notes['float']:.4f}. What was tried:", tried]
     if notes["layers"]:
         worst = [
-            [f"`{' + '.join(x['layers'])}`", f"{x['error']:.3f}", f"{x['metric']:.4f}"] for x in notes["layers"][:SHOWN]
+            [code(" + ".join(x["layers"]), in_table=True), f"{x['error']:.3f}", f"{x['metric']:.4f}"]
+            for x in notes["layers"][:SHOWN]
         ]
         facts += ["Each layer quantized alone, those that disturb the answers most:"]
         facts += [_table(["layer", "relative error of the answers", f"{metric} on a sample of dev"], worst)]
@@ -75,7 +77,7 @@ def _mixed(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _odd(notes: list[Mapping[str, Any]]) -> list[str]:
-    told = "; ".join(f"`{x['layer']}`: {x['channels']} that {ODD[x['what']]}" for x in notes)
+    told = "; ".join(f"{code(x['layer'])}: {x['channels']} that {ODD[x['what']]}" for x in notes)
     return [f"Output channels that a grid holds badly, by layer: {told}."]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.base.console import err, out, print_table
-from hfcompress.base.errors import HfcompressError, disk_problem, require_directory
+from hfcompress.base.console import err, guard_terminal, out, print_table, print_traceback
+from hfcompress.base.errors import HfcompressError, Problem, disk_problem, require_directory
 from hfcompress.base.launch import lost_process
 from hfcompress.base.stop import stoppable
 
@@ -60,7 +61,7 @@ def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) ->
 
     loaded = _load(recipe, overrides)
     text = dumped(resolved(loaded.recipe)) if full or overrides else loaded.document.text
-    out().print(text.rstrip("\n"), markup=False)
+    out().print(text.rstrip("\n"))
 
 
 @app.command()
@@ -79,7 +80,7 @@ def copy(
         raise HfcompressError(f"{path} exists, and is left as it is", "give another name")
     require_directory(path.parent, "the directory to copy into")
     path.write_text(source.text, encoding="utf-8")
-    out().print(f"{path}: edit it, then `hfcompress check {path}`", markup=False)
+    out().print(f"{path}: edit it, then `hfcompress check {path}`")
 
 
 @app.command()
@@ -91,8 +92,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     loaded = _load(recipe, overrides)
     check_(loaded)
     for warning in warnings(loaded.recipe):
-        err().print(f"warning: {warning}", markup=False, style="yellow")
-    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}", markup=False)
+        err().print(f"warning: {warning}", style="yellow")
+    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}")
 
 
 @app.command()
@@ -106,7 +107,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     loaded = _load(recipe, overrides)
     rows = plan_(loaded)
-    out().print(loaded.headline, markup=False)
+    out().print(loaded.headline)
     print_table(plan_table(rows, loaded.recipe.task.max_length))
 
 
@@ -154,9 +155,9 @@ def _show(content: dict[str, Any], directory: Path) -> None:
     from hfcompress.report import as_table, busy, conditions
 
     print_table(as_table(content))
-    out().print(conditions(content), markup=False)
+    out().print(conditions(content))
     if busy(content):
-        out().print(f"busy   time anew: hfcompress report {directory} --measure", markup=False)
+        out().print(f"busy   time anew: hfcompress report {directory} --measure")
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
         ("report", directory / "report.md"),
@@ -164,7 +165,7 @@ def _show(content: dict[str, Any], directory: Path) -> None:
         ("card", directory / "final" / "README.md"),
     ):
         if path.exists():
-            out().print(f"{label:7}{path}", markup=False)
+            out().print(f"{label:7}{path}")
 
 
 @app.command()
@@ -188,11 +189,11 @@ def evaluate(
     _only_our_progress()
     content = compare(models, _load(task, overrides))
     print_table(as_table(content))
-    out().print(conditions(content), markup=False)
+    out().print(conditions(content))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write(content, output)
-        out().print(f"report {output / 'report.md'}", markup=False)
+        out().print(f"report {output / 'report.md'}")
 
 
 @app.command()
@@ -211,7 +212,7 @@ def doctor(
     diagnosis = examine(model_config(model)) if model is not None else None
     facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
     for name, value in facts.items():
-        out().print(f"{name:16} {value}", markup=False)
+        out().print(f"{name:16} {value}")
     print_table(table(diagnosis) if diagnosis else backends_table())
 
 
@@ -233,8 +234,8 @@ def convert(
 
     _only_our_progress()
     for line in summary(convert_(source, target, base, allow_pickle)):
-        out().print(line, markup=False)
-    out().print(f"model {target}", markup=False)
+        out().print(line)
+    out().print(f"model {target}")
 
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.")]
@@ -278,7 +279,10 @@ def card(
         text = _card(run_directory)
         if write_:
             write_text(run_directory / "final" / "README.md", text)
-    out().print(str(run_directory / "final" / "README.md") if write_ else text, markup=False)
+    if write_:
+        out().print(str(run_directory / "final" / "README.md"))
+    else:
+        out().print(text, end="")
 
 
 def _card(run_directory: Path) -> str:
@@ -299,47 +303,70 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Publish a run's model and card in one commit."""
+    """Publish a run's model and card in one commit.
+
+    A Hub with which nothing moves for a minute is given up; HFCOMPRESS_HUB_TIMEOUT sets another number of seconds.
+    """
     from hfcompress import push as push_
 
     files = push_.uploads(run_directory)
     repo, private = push_.target(run_directory, repo, private)
     for file in files:
-        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}", markup=False)
-    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}", markup=False)
+        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
+    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
     if not dry_run:
-        out().print(push_.push(run_directory, repo, private), markup=False)
+        out().print(push_.push(run_directory, repo, private))
 
 
 def main() -> None:
     """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry is a warning; what came of them is told once
+    guard_terminal()
     with stoppable() as stop:
         try:
-            app()
+            status = app(standalone_mode=False)
         except HfcompressError as error:
             _complain([str(problem) for problem in error.problems])
             sys.exit(2)
         except BaseException as error:
-            # Typer turns an interrupt into an exit code; a library may turn it into an error of its own.
-            if stop.signal or isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130:
+            # Typer turns an interrupt into an error or an exit code; a library may turn it into an error of its own.
+            interrupted = isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort"
+            if stop.signal or interrupted or getattr(error, "code", None) == 130:
                 _complain([INTERRUPTED])
                 sys.exit(128 + (stop.signal or signal.SIGINT))
             if isinstance(error, SystemExit):
                 raise
+            if (usage := _usage(error)) is not None:
+                err().print(usage)
+                sys.exit(2)
             _fail(error)
+        if status == 130:
+            _complain([INTERRUPTED])
+            sys.exit(128 + (stop.signal or signal.SIGINT))
+    sys.exit(status or 0)
+
+
+def _usage(error: BaseException) -> str | None:
+    """What Typer's parser says of a command that is spelled wrong; None for any other error."""
+    if not (hasattr(error, "exit_code") and hasattr(error, "show")):  # click's own, or the copy inside of Typer
+        return None
+    text = io.StringIO()
+    error.show(file=text)
+    return text.getvalue().rstrip("\n")
 
 
 def _fail(error: BaseException) -> None:
     """Tells a failure that the machine has caused, and goes on raising any other."""
     problem = disk_problem(error)
     if problem is not None:
-        _complain([f"{problem}\n    {FREE_SPACE}"])
+        _complain([str(Problem(problem, FREE_SPACE))])
         sys.exit(2)
     if lost_process(error):
         _complain([f"another process of this run ended or no longer answers; {AGAIN}"], everywhere=True)
         sys.exit(1)
+    sys.excepthook = print_traceback
     raise error
 
 
@@ -363,7 +390,7 @@ def _complain(messages: list[str], everywhere: bool = False) -> None:
         return  # the first process of a distributed run says it
     _end_progress_bars()
     for message in messages:
-        err().print(f"error: {message}", markup=False, style="red")
+        err().print(f"error: {message}", style="red")
 
 
 if __name__ == "__main__":

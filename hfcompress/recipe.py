@@ -5,16 +5,27 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from hfcompress.base import document
+from hfcompress.base.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.base.component import Strict
 from hfcompress.base.document import Document
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.base.places import local_path
 from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
@@ -28,29 +39,55 @@ from hfcompress.stages.finetune import Finetune
 from hfcompress.stages.prune import Prune
 from hfcompress.stages.quantize import Quantize
 
+MAX_NAME_BYTES = 200
+"""A file system takes 255 bytes; endings such as `.partial` come on top."""
 AnyStage = Annotated[Finetune | Distill | Prune | Quantize, Field(discriminator="kind")]
 
 
 class Hub(Strict):
     """What the model card says of the model, and where `push` puts it."""
 
-    repo: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    repo: Annotated[str, AfterValidator(partial(require_hub_id, owner=True))] | None = None
     """Such as `user/name`; `push --repo` overrides it."""
     private: bool = False
-    license: str = "apache-2.0"
+    license: Annotated[str, AfterValidator(require_license)] = "apache-2.0"
     """A licence id of the Hub's list."""
-    language: list[str] = ["en"]
-    """ISO 639 codes."""
-    base_model: str | None = None
+    license_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=96)
+    """What a licence is called that is not on the list: small letters, digits, `-` and `.`; with `license: other`."""
+    license_link: str | None = Field(default=None, pattern=r"^https://[^\s]+$", max_length=500)
+    """The address of that licence."""
+    language: list[Annotated[str, BeforeValidator(require_language)]] = ["en"]
+    """ISO 639 codes, or `multilingual`, or `code`."""
+    base_model: Annotated[str, AfterValidator(require_hub_id)] | None = None
     """The Hub id that the card names as base model, where the recipe's model is a local directory."""
-    dataset: str | None = None
+    dataset: Annotated[str, AfterValidator(require_hub_id)] | None = None
     """The Hub id that the card names as data set, where the task's is a local directory."""
+
+    @field_validator("license_name", "license_link")
+    @classmethod
+    def _of_another_license(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("license", "other") != "other":
+            raise ValueError("it belongs to `license: other`; a licence of the Hub's list has a name and a link")
+        return value
+
+
+def require_file_name(name: str) -> str:
+    """A name that a directory can have on every file system, with room for an ending.
+
+    Raises:
+        ValueError: for one that is too long, ends with a dot, or is a device of Windows.
+    """
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"it has {len(name.encode())} bytes; a directory's name has at most {MAX_NAME_BYTES} here")
+    if name.endswith(".") or re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
+        raise ValueError("no directory can have this name on every system; choose another")
+    return name
 
 
 class Recipe(Strict):
     """A list of stages that make a model smaller, the task it is for, and how the result is measured."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=96)
+    name: Annotated[str, AfterValidator(require_file_name)] = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=96)
     """Names the run directory; letters, digits, `-`, `_` and `.`."""
     model: str = Field(min_length=1)
     """Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
@@ -98,7 +135,7 @@ def shipped() -> dict[str, Path]:
 def find(name: str) -> Path:
     """A recipe file, by path or by the name of a shipped one."""
     path = Path(name)
-    return path if path.exists() or name not in shipped() else shipped()[name]
+    return path if name not in shipped() or path.exists() else shipped()[name]
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Loaded:
@@ -114,6 +151,15 @@ def load(path: Path, overrides: list[str] | None = None) -> Loaded:
     read = document.read(path)
     for assignment in overrides or []:
         read = document.override(read, assignment)
+    return validate(read)
+
+
+def validate(read: Document) -> Loaded:
+    """The recipe that a document holds.
+
+    Raises:
+        HfcompressError: with every mistake in it.
+    """
     try:
         return Loaded(Recipe.model_validate(read.data), read)
     except ValidationError as error:
@@ -284,7 +330,7 @@ def _labels(task: Any, start: Shape, source: Shape) -> int:
 
 def _known_shape(spec: str) -> Shape | None:
     """The shape of a local directory that a stage names; None for a stage, a Hub id, or where there is no config."""
-    if not is_local(spec) or not (Path(spec).expanduser() / "config.json").is_file():
+    if not is_local(spec) or not (local_path(spec) / "config.json").is_file():
         return None
     try:
         return shape_of(model_config(spec))

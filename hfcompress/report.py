@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.escape import Markdown, markdown
 from hfcompress.base.files import write_text
 
 if TYPE_CHECKING:
@@ -239,9 +240,15 @@ def _widened(content: Mapping[str, Any]) -> list[str]:
 def as_markdown(content: Mapping[str, Any]) -> str:
     """The table and its conditions, for people."""
     head = headings(content)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells(content)]
-    return "\n".join(lines) + f"\n\n{conditions(content)}\n"
+    lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in cells(content)]
+    return "\n".join(lines) + f"\n\n{conditions_as_markdown(content)}\n"
+
+
+def conditions_as_markdown(content: Mapping[str, Any]) -> Markdown:
+    """`conditions`, whose names of machines are shown literally, and whose command as one."""
+    command = measure_again(content)
+    return Markdown(markdown(conditions(content)).replace(markdown(command), command))
 
 
 def as_csv(content: Mapping[str, Any]) -> str:

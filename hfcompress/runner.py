@@ -32,6 +32,7 @@ from hfcompress.base.files import (
     write_text,
 )
 from hfcompress.base.lock import HeldError, Lock, hold, require_free
+from hfcompress.base.places import forget_places, without_places
 from hfcompress.base.stop import interrupt_main_thread
 from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
@@ -511,7 +512,8 @@ def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content:
     last = artifacts[-1]
     with new_directory(directory / "final") as final:
         shutil.copytree(last.path, final, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "README.md"))
-        write_text(final / "recipe.yaml", loaded.document.text)
+        forget_places(final)
+        write_text(final / "recipe.yaml", without_places(loaded.document.text))
         _write_card(loaded, directory, replace(last, path=final), content)
     _remove_leftovers(loaded, directory, {a.stage for a in artifacts})
 

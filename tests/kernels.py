@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-ADDING = {
-    "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "_softmax", "_log_softmax", "native_layer_norm", "gelu", "tanh", "sum",
-    "mean", "linalg_inv_ex", "linalg_cholesky_ex", "cholesky_inverse", "linalg_solve_triangular",
-    "linalg_triangular_solve", "_linalg_solve_ex", "_linalg_eigh", "_linalg_svd", "linalg_lstsq", "exp", "sqrt", "rsqrt", "var", "var_mean", "linalg_vector_norm", "nll_loss_forward", "silu", "sin", "cos", "erf", "cumsum",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "mse_loss",
-}  # fmt: skip
+ADDING = frozenset(
+    "_linalg_eigh _linalg_solve_ex _linalg_svd _log_softmax _scaled_dot_product_attention_math "
+    "_scaled_dot_product_flash_attention_for_cpu _softmax addmm baddbmm bmm cholesky_inverse cos cumsum dot erf exp "
+    "gelu linalg_cholesky_ex linalg_inv_ex linalg_lstsq linalg_solve_triangular linalg_triangular_solve "
+    "linalg_vector_norm mean mm mse_loss mv native_layer_norm nll_loss_forward rsqrt silu sin sqrt sum tanh var "
+    "var_mean".split()
+)
 """Operations whose results depend on the order of additions, or on an approximation of a function.
 
 Not `log`: MPNet's buckets of distances are whole numbers of exact logarithms, and no processor moves those.
@@ -60,7 +61,7 @@ def _moved(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Rounds as `OtherKernels` does, but where a graph is written: the exporter calls operations with what no mode takes."""
+    """Rounds as `OtherKernels` does, except while a graph is written: the exporter calls operations in its own way."""
     export = torch.onnx.export
 
     def plainly(*args: Any, **kwargs: Any) -> Any:

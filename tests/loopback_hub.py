@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,6 +62,8 @@ class LoopbackHub:
         repositories: By kind (`model`, `dataset`) and id.
         token: What a writer must send; None lets everybody write.
         refusals: Path patterns that are answered with a status instead.
+        faults: Path patterns that are answered by a fault of `FAULTS` instead.
+        elsewhere: Where the fault `redirect` sends a client.
     """
 
     def __init__(self) -> None:
@@ -69,6 +72,9 @@ class LoopbackHub:
         self.objects: dict[str, bytes] = {}
         self.token: str | None = None
         self.refusals: dict[str, int] = {}
+        self.faults: dict[str, str] = {}
+        self.elsewhere = ""
+        self.closed = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
 
@@ -104,9 +110,82 @@ def running() -> Iterator[LoopbackHub]:
     try:
         yield hub
     finally:
+        hub.closed.set()
         hub.server.shutdown()
         hub.server.server_close()
         thread.join()
+
+
+def _silent(hub: LoopbackHub, handler: Any) -> None:
+    hub.closed.wait()
+
+
+def _drip(hub: LoopbackHub, handler: Any, start: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n") -> None:
+    handler.wfile.write(start)
+    while not hub.closed.wait(0.05):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
+def _drip_headers(hub: LoopbackHub, handler: Any) -> None:
+    _drip(hub, handler, b"HTTP/1.1 200 OK\r\nX-Long: ")
+
+
+def _cut(hub: LoopbackHub, handler: Any) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _half(hub: LoopbackHub, handler: Any) -> None:
+    handler.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{"url": "x"')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _answer(status: int, content: bytes, kind: str = "application/json", **headers: str) -> Fault:
+    def fault(hub: LoopbackHub, handler: Any) -> None:
+        handler._send(status, content, {"Content-Type": kind} | headers)
+
+    return fault
+
+
+def _redirect(hub: LoopbackHub, handler: Any) -> None:
+    handler._send(307, b"", {"Location": hub.elsewhere})
+
+
+def _redirect_found(hub: LoopbackHub, handler: Any) -> None:
+    handler._send(302, b"", {"Location": hub.elsewhere})
+
+
+def _reflect(hub: LoopbackHub, handler: Any) -> None:
+    sent = handler.headers.get("Authorization", "nothing")
+    handler._send(400, json.dumps({"error": f"you sent {sent}"}).encode(), {"X-Error-Message": f"you sent {sent}"})
+
+
+Fault = Callable[[LoopbackHub, Any], None]
+_CONTROLS = "\x1b[2J\x1b[31mowned\x1b]0;title\x07\r\nerror: all is well\u202e"
+FAULTS: dict[str, Fault] = {
+    "silent": _silent,
+    "drip": _drip,
+    "drip of headers": _drip_headers,
+    "cut": _cut,
+    "half": _half,
+    "html": _answer(200, b"<html>log in</html>", "text/html"),
+    "an empty object": _answer(200, b"{}"),
+    "a list": _answer(200, b"[]"),
+    "a number": _answer(200, b"7"),
+    "bytes": _answer(200, b"\xff\xfe\x00"),
+    "conflict without a word": _answer(409, b""),
+    "conflict for ever": _answer(409, b"Cannot create repo: another conflicting operation is in progress"),
+    "huge": _answer(500, b"x" * 5_000_000, "text/plain"),
+    "controls": _answer(403, json.dumps({"error": _CONTROLS}).encode()),
+    "wait for a day": _answer(429, b"{}", **{"Retry-After": "86400", "RateLimit": '"api";r=0;t=86400'}),
+    "reflect": _reflect,
+    "redirect": _redirect,
+    "redirect (302)": _redirect_found,
+    "bad card": _answer(400, json.dumps({"errors": [{"message": "license \x1b[2J"}], "warnings": []}).encode()),
+    **{str(status): _answer(status, b"{}") for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)},
+}
+"""What a server can do instead of answering, by name."""
 
 
 class _AnswerError(Exception):
@@ -156,6 +235,12 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             path = unquote(parts.path)
             hub.requests.append(Request(self.command, path, {k.lower(): v for k, v in self.headers.items()}, body))
+            for pattern, name in hub.faults.items():
+                if re.search(pattern, f"{self.command} {path}"):
+                    self.close_connection = True
+                    with suppress(OSError):
+                        FAULTS[name](hub, self)
+                    return
             try:
                 for pattern, status in hub.refusals.items():
                     if re.search(pattern, path):

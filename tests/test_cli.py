@@ -269,3 +269,40 @@ def test_the_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
 
     assert version("hfcompress") == __version__
+
+
+# --- names that no file system can hold
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["check", LONG], "File name too long"),
+        (["run", "RECIPE", "-o", LONG], "too long for the file system"),
+        (["report", LONG], "too long for the file system"),
+        (["push", LONG], "too long for the file system"),
+        (["copy", "tinybert", f"{LONG}.yaml"], "too long for the file system"),
+        (["evaluate", "MODEL", "--task", "RECIPE", "-o", LONG], "too long for the file system"),
+        (["check", "RECIPE", "--set", f"model={LONG}"], "model"),
+        (["check", "RECIPE", "--set", "model=~nobody/x"], "no such model directory: ~nobody/x"),
+        (["check", "RECIPE", "--set", f"task.dataset={LONG}"], "task.dataset"),
+        (["check", "RECIPE", "--set", "task.dataset=~nobody/x"], "~nobody/x"),
+        (["check", "RECIPE", "--set", f"task.splits.dev={LONG}"], "task.dataset"),
+        (["check", "RECIPE", "--set", f"stages.0.teacher=./{LONG}"], "stages.0.teacher"),
+        (["check", "RECIPE", "--set", "stages.0.teacher=~nobody/x"], "stages.0.teacher"),
+        (["check", "RECIPE", "--set", f"stages.0.augment={{glove: ./{LONG}}}"], "glove"),
+        (["check", "RECIPE", "--set", "stages.0.augment={glove: ~nobody/x}"], "glove"),
+        (["doctor", LONG], "model"),
+        (["doctor", "~nobody/x"], "no such model directory"),
+        (["convert", "~nobody/x", "y"], "~nobody/x"),
+        (["convert", "MODEL", LONG], "too long for the file system"),
+    ],
+)
+def test_a_name_that_no_file_system_holds_is_a_mistake_of_the_user(
+    capsys: Capture, recipe: Path, teacher: Path, arguments: list[str], why: str
+) -> None:
+    named = {"RECIPE": str(recipe), "MODEL": str(teacher)}
+    assert why in refused(capsys, *(named.get(argument, argument) for argument in arguments))

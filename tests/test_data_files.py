@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.places import is_directory
 from hfcompress.data import source
 from hfcompress.data.files import data_file, streamed
 from hfcompress.data.fill_mask import FillMask
@@ -335,7 +336,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("dataset", ["x" * 300, "./" + "x" * 5000, "~nobody-of-that-name/data", "a\0b", "/a/" * 3000])
 def test_a_name_that_can_be_no_directory(dataset: str) -> None:
     assert not source.is_local(dataset)
-    assert not source.is_directory(dataset)
+    assert not is_directory(dataset)
     task = TextClassification(type="text-classification", dataset=dataset, text=["sentence"])
     if dataset.startswith((".", "/", "~")):
         assert "no such data directory" in task.problems()[0].message

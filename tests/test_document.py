@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def test_a_quoted_number_stays_a_text() -> None:
     assert parse("rate: '5e-5'").data == {"rate": "5e-5"}
 
 
+@pytest.mark.parametrize("text", ["2024-01-01", "2024-13-45", "2001-12-14t21:59:43.10-05:00", "="])
+def test_a_date_is_a_text(text: str) -> None:
+    assert parse(f"name: {text}").data == {"name": text}
+
+
+def test_a_key_is_the_word_that_stands_there() -> None:
+    text = "{null: 1, no: 2, 1.50: 3, 010: 4, ~: 5, 2024-01-01: 6, yes: 7, 1_0: 8, on: 9, 0x1: 10}"
+    words = [pair.partition(":")[0].strip() for pair in text.strip("{}").split(",")]
+    assert list(parse(text).data) == words
+
+
 def test_a_key_that_stands_twice_is_refused_with_both_lines() -> None:
     message = refused("name: a\ntask:\n  label: x\n  text: y\n  label: z\n")
     assert "recipe.yaml:5 task.label" in message
@@ -61,7 +73,21 @@ def test_a_tag_that_builds_an_object_is_refused_and_nothing_is_run(monkeypatch: 
         ("name: *nothing\n", ":1", "undefined alias 'nothing'"),
         ("name: a\n---\nname: b\n", ":2", "another document"),
         ("? [a, b]\n: 1\n", ":1", "a key is a word"),
-        ("name: 2024-13-45\n", "", "month must be in 1..12"),
+        ("name: a\nmodel: !!timestamp x\n", ":2", "could not determine a constructor for the tag"),
+        ("name: a\nmodel: !!int x\n", ":2", "not an int: x"),
+        ("name: a\nmodel: !!float x\n", ":2", "not a float: x"),
+        ("name: a\nmodel: !!bool x\n", ":2", "not a bool: x"),
+        ("name: a\nmodel: !!int ''\n", ":2", "not an int"),
+        ("name: a\nmodel: !!binary eA==\n", ":2", "could not determine a constructor"),
+        ("name: a\nmodel: !!set {a, b}\n", ":2", "could not determine a constructor"),
+        ("name: a\nmodel: !!omap [a: 1]\n", ":2", "could not determine a constructor"),
+        ("name: a\nmodel: !!map x\n", ":2", "expected a mapping node"),
+        ("name: a\nmodel: {<<: x}\n", ":2", "expected a mapping or list of mappings for merging"),
+        (f"name: a\nseed: {'9' * 5000}\n", ":2", "not an int: 9999"),
+        (f"name: a\nseed: {'9' * 400}\n", ":2", "it has more than 64 bits"),
+        ("name: a\nseed: 0x1ffffffffffffffff\n", ":2", "it has more than 64 bits"),
+        ('name: a\nmodel: "x\\0y"\n', ":2", "a character that no file can hold"),
+        ('name: a\n"x\\ud800": y\n', ":2", "a character that no file can hold"),
         ("name: \x00\n", "", "special characters are not allowed"),
         ("[" * 5000, "", "nested too deep"),
         ("- a\n- b\n", "", "a recipe is a mapping (name, model, task, stages), this is a list"),
@@ -108,6 +134,18 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes("name: caf\xe9\n".encode("latin-1"))
     with pytest.raises(HfcompressError, match=r"latin\.yaml is not UTF-8 text .* at byte 9"):
         document.read(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, why in (
+        (tmp_path, "is a directory, not a recipe"),
+        (tmp_path / "pipe", "is no regular file, not a recipe"),
+        (Path("/dev/zero"), "is no regular file, not a recipe"),
+        (tmp_path / ("x" * 300), "cannot be read: File name too long"),
+    ):
+        with pytest.raises(HfcompressError, match=why):
+            document.read(path)
 
 
 def test_a_file_that_is_not_there_names_the_next_command(tmp_path: Path) -> None:
@@ -200,7 +238,13 @@ def test_an_override_is_where_its_value_comes_from() -> None:
         ("name.first.second=1", "'first' cannot be set inside the value 'a'"),
         ("stages.0.train.epochs.more=1", "'more' cannot be set inside the value 1"),
         ("name=[1", "not YAML"),
-        ("name=2024-13-45", "not YAML"),
+        ("name=!!int x", "not an int: x"),
+        ("stages..kind=prune", "a part of it is empty"),
+        (".name=prune", "a part of it is empty"),
+        ("name.=prune", "a part of it is empty"),
+        (".".join("a" * 5000) + "=1", "it has 5000 parts"),
+        (f"stages.{'9' * 5000}.kind=1", "is not one of the 3 entries"),
+        ("stages.99999999999.kind=1", "is not one of the 3 entries"),
         ("name=!!python/object/apply:os.getcwd []", "tags that build objects are refused"),
         ("stages.0.train={epochs: 1, epochs: 2}", "the key 'epochs' stands twice"),
     ],

@@ -20,11 +20,13 @@ from huggingface_hub import ModelCard, constants
 from hfcompress import cli
 from hfcompress import push as push_
 from hfcompress.base.errors import HfcompressError
+from hfcompress.data import hub as hub_client
 from hfcompress.data import source
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import TextClassification
 from tests import loopback_hub
 from tests.loopback_hub import LoopbackHub
+from tests.soak import push as soak
 
 TOKEN = "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"
 TASK = {"type": "text-classification", "dataset": "user/tiny-data", "text": ["sentence"], "max_length": 16}
@@ -658,3 +660,134 @@ def test_a_pushed_model_is_fetched_again(hub: LoopbackHub, finished: Path) -> No
     push_.push(finished, "user/tiny")
     folder = source.model_directory("user/tiny")
     assert (folder / "model.safetensors").read_bytes() == (finished / "final" / "model.safetensors").read_bytes()
+
+
+# A Hub that fails: `python -m tests.soak.push` tries every fault at every request.
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        ("create", "silent"),
+        ("create", "conflict without a word"),
+        ("create", "conflict for ever"),
+        ("create", "html"),
+        ("create", "redirect (302)"),
+        ("card", "bad card"),
+        ("card", "huge"),
+        ("preupload", "drip of headers"),
+        ("preupload", "a list"),
+        ("batch", "wait for a day"),
+        ("upload", "silent"),
+        ("upload", "413"),
+        ("commit", "drip"),
+        ("commit", "half"),
+        ("commit", "controls"),
+        ("everything", "reflect"),
+        ("everything", "cut"),
+    ],
+)
+def test_a_push_to_a_hub_that_fails_ends_in_one_error(tmp_path: Path, place: str, fault: str) -> None:
+    assert soak.try_case(soak.finished_run(tmp_path), place, fault) == []
+
+
+def test_a_conflict_says_to_try_again(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    hub.faults["/commit/"] = "conflict without a word"
+    assert "try again" in refused_push(main, finished, "--repo", "user/tiny")
+
+
+def test_the_causes_of_an_error_hold_no_token(hub: LoopbackHub, finished: Path) -> None:
+    hub.faults["/api/"] = "reflect"
+    with pytest.raises(HfcompressError) as caught:
+        push_.push(finished, "user/tiny")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert TOKEN not in f"{error!s}{error!r}{vars(error)}"
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("fault", ["silent", "drip", "drip of headers", "html", "redirect"])
+@pytest.mark.parametrize("place", ["/api/models", "/resolve/"])
+def test_a_model_of_a_hub_that_fails(
+    hub: LoopbackHub, teacher: Path, fault: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFCOMPRESS_HUB_TIMEOUT", "0.3")
+    hub.add("user/tiny-teacher", model_files(teacher))
+    with loopback_hub.running() as elsewhere:
+        hub.elsewhere, hub.faults[place] = elsewhere.url, fault
+        with pytest.raises(HfcompressError, match="model 'user/tiny-teacher'"):
+            source.model_directory("user/tiny-teacher")
+        assert not [request for request in elsewhere.requests if TOKEN in str(request.headers)]
+
+
+def test_a_data_set_of_a_hub_that_drips(
+    hub: LoopbackHub, task: TextClassification, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFCOMPRESS_HUB_TIMEOUT", "0.3")
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    hub.faults["train.csv"] = "drip"
+    with pytest.raises(HfcompressError, match="the Hub"):
+        task.read("train")
+
+
+def test_a_transfer_that_goes_on_is_not_cut_off() -> None:
+    now = [0.0]
+    meter = hub_client._Meter(10.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: now[0])
+        for _ in range(1000):
+            with meter.waiting():
+                now[0] += 5.0
+            meter.earn(5 * hub_client.BYTES_PER_SECOND)
+        assert meter.left() == 10.0
+        with meter.waiting():
+            now[0] += 10.0
+        with pytest.raises(hub_client.HubTimeoutError):
+            meter.left()
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "0", "nan", "inf"])
+def test_a_limit_that_is_no_number_of_seconds(
+    hub: LoopbackHub, main: Main, finished: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFCOMPRESS_HUB_TIMEOUT", text)
+    assert "not a number of seconds" in refused_push(main, finished, "--repo", "user/tiny")
+
+
+# Files of a push.
+
+
+def test_weights_beside_a_graph_are_sent(finished: Path) -> None:
+    names = {"model.onnx", "model.onnx_data", "model.onnx.data", "model.onnx_data_1", "bpe.codes"}
+    for name in names | {"notes.onnx_database", "model.data"}:
+        (finished / "final" / name).write_bytes(b"x")
+    sent = {file.name for file in push_.uploads(finished)}
+    assert names < sent
+    assert not {"notes.onnx_database", "model.data"} & sent
+
+
+@pytest.mark.parametrize("what", ["changed", "vanished"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_not_the_one_that_was_listed(
+    hub: LoopbackHub, finished: Path, monkeypatch: pytest.MonkeyPatch, what: str, name: str
+) -> None:
+    file = finished / "final" / name
+
+    def meddle(*_: Any) -> None:
+        if what == "changed":
+            file.write_bytes(file.read_bytes() + b" ")
+        else:
+            file.unlink()
+
+    monkeypatch.setattr(push_, "SMALL", 2000)
+    monkeypatch.setattr(push_, "_require_repository", lambda *a: (hub.add("user/tiny", {}), meddle()))
+    with pytest.raises(HfcompressError, match=rf"{name} {what} while it was sent, so nothing was committed"):
+        push_.push(finished, "user/tiny")
+    assert len(hub.repositories["model", "user/tiny"].commits) == 1
+
+
+def test_a_file_that_vanishes_before_it_is_read(hub: LoopbackHub, finished: Path) -> None:
+    files = push_.uploads(finished)
+    (finished / "final" / "model.safetensors").unlink()
+    with pytest.raises(HfcompressError, match="vanished"):
+        push_._operations(files, "user/tiny")

@@ -14,6 +14,7 @@ from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.plan import plan
 from hfcompress.recipe import Loaded, check, find, load, resolved, shipped
 from tests import world
+from tests.soak import recipes
 
 BERT_BASE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
              "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}  # fmt: skip
@@ -350,3 +351,85 @@ def test_a_regression_recipe_plans_a_head_with_one_output(tmp_path: Path) -> Non
     _, rows = planned_with("stsb-distilbert", tmp_path, BERT_BASE)
     assert [row.shape.labels for row in rows[:2]] == [2, 1]
     assert rows[0].shape.parameters - rows[1].shape.parameters == 768 + 1
+
+
+# --- what the Hub takes
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "why"),
+    [
+        ("hub.license=proprietary", "hub.license", "write `other` for a licence that is not on the Hub's list"),
+        ("hub.license=apache2.0", "hub.license", "did you mean 'apache-2.0'?"),
+        ("hub.license=MIT", "hub.license", "did you mean 'mit'?"),
+        ("hub.license_name=my-licence", "hub.license_name", "it belongs to `license: other`"),
+        ("hub={license: other, license_name: My Licence}", "hub.license_name", "should match pattern"),
+        ("hub={license: other, license_link: LICENSE}", "hub.license_link", "should match pattern"),
+        ("hub.language=[no]", "hub.language.0", 'quote it: "no" is Norwegian'),
+        ("hub.language=[en, english]", "hub.language.1", "'english' is no language code"),
+        ("hub.language=[zh-CN]", "hub.language.0", "did you mean 'zh'?"),
+        ("hub.language=[EN]", "hub.language.0", "did you mean 'en'?"),
+        ("hub.language=[xx]", "hub.language.0", "'xx' is no language code"),
+        ("hub.base_model=./my model", "hub.base_model", "is a place on this machine"),
+        ("hub.base_model=/data/model", "hub.base_model", "is a place on this machine"),
+        ("hub.dataset=./data", "hub.dataset", "is a place on this machine"),
+        ("hub.dataset=a/b/c", "hub.dataset", "is no repository name"),
+        ("hub.dataset=https://huggingface.co/a/b", "hub.dataset", "is no repository name"),
+        ("hub.repo=../..", "hub.repo", "is a place on this machine"),
+        ("hub.repo=user/..", "hub.repo", "is no repository name"),
+        ("hub.repo=user/a--b", "hub.repo", "is no repository name"),
+        ("hub.repo=user/x.git", "hub.repo", "is no repository name"),
+        ("hub.repo=user/-x", "hub.repo", "is no repository name"),
+        ("hub.repo=user/x.", "hub.repo", "is no repository name"),
+        ("hub.repo=user/é", "hub.repo", "is no repository name"),
+        ("hub.repo=user/" + "x" * 97, "hub.repo", "is no repository name"),
+        ("hub.repo=name", "hub.repo", "write user/name"),
+        ("name=tiny.", "name", "no directory can have this name"),
+        ("name=CON", "name", "no directory can have this name"),
+        ("name=a" + "漢" * 80, "name", "it has 241 bytes"),
+    ],
+)
+def test_what_the_hub_or_a_file_system_does_not_take_is_told_at_its_line(
+    recipe: Path, override: str, key: str, why: str
+) -> None:
+    with pytest.raises(HfcompressError) as caught:
+        load(recipe, [override])
+    (problem,) = caught.value.problems
+    assert ".".join(map(str, problem.key)) == key
+    assert why in problem.message
+    assert problem.where.startswith("--set ")
+
+
+@pytest.mark.parametrize(
+    "hub",
+    [
+        "{language: [multilingual]}", "{language: [code]}", '{language: ["no", en, deu, ger, yue]}', "{language: []}",
+        "{license: other, license_name: my-licence-1.0, license_link: 'https://example.org/licence'}",
+        "{license: other}", "{license: cc-by-nc-sa-4.0}", "{base_model: bert-base-uncased, dataset: glue}",
+        "{repo: User_1/a.b-c_d, base_model: a/b, dataset: c/d}",
+    ],
+)  # fmt: skip
+def test_what_the_hub_takes_is_taken(recipe: Path, hub: str) -> None:
+    check(load(recipe, [f"hub={hub}"]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "why"),
+    [
+        ("schedule={use: iterative, rounds: 1000000000000}", "stages.1.schedule", "less than or equal to 1000"),
+        ("schedule={use: lottery, rounds: 1000000000000}", "stages.1.schedule", "less than or equal to 1000"),
+        ("layers=99", "stages.1.layers", "99 of 1 layers would leave none"),
+    ],
+)
+def test_a_number_beyond_all_models_is_told_at_once(recipe: Path, stage: str, key: str, why: str) -> None:
+    budget = "stages.1={kind: prune, criterion: taylor, budget: {macs: 0.5}, recover: {epochs: 1}}"
+    found = problems(recipe, budget, f"stages.1.{stage}")
+    assert why in next(p.message for p in found if ".".join(map(str, p.key)).startswith(key))
+
+
+# --- recipes at random: `python -m tests.soak.recipes` tries 100,000
+
+
+def test_a_recipe_at_random_is_sound_or_refused() -> None:
+    found: list[tuple[int, str]] = []
+    assert recipes.run(range(250), lambda *what: found.append(what)) == 0, found

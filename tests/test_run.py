@@ -60,7 +60,23 @@ def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
 def test_the_recipe_is_kept_verbatim(finished: Finished) -> None:
     original = finished.loaded.document.path.read_bytes()
     assert (finished.directory / "recipe.yaml").read_bytes() == original
-    assert (finished.directory / "final" / "recipe.yaml").read_bytes() == original
+
+
+def test_what_is_published_names_no_place_on_this_machine(finished: Finished) -> None:
+    recipe = finished.loaded.recipe
+    places = {str(Path(place).parent) for place in (recipe.model, recipe.task.dataset, finished.directory)}
+    places |= {str(Path.home()), str(Path(card.__file__).parent), sys.prefix}
+    files = [path for path in (finished.directory / "final").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [(f.name, p) for f in files for p in places if f"{p}/".encode() in f.read_bytes()]
+
+
+def test_the_published_recipe_differs_from_the_recipe_in_its_places_alone(finished: Finished) -> None:
+    recipe = finished.loaded.recipe
+    told = finished.loaded.document.text
+    for place in (recipe.model, recipe.task.dataset):
+        told = told.replace(place, Path(place).name)
+    assert (finished.directory / "final" / "recipe.yaml").read_text() == told
 
 
 def test_the_lock_resolves_defaults_and_names_versions_seed_and_hardware(finished: Finished) -> None:
@@ -217,9 +233,9 @@ def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
     assert str(finished.loaded.recipe.model) not in str(found.to_dict())  # a local path is no base model
 
 
-def test_the_card_embeds_the_recipe_verbatim(finished: Finished) -> None:
+def test_the_card_embeds_the_published_recipe(finished: Finished) -> None:
     blocks = re.findall(r"```yaml\n(.*?)\n```", finished.card, re.DOTALL)
-    assert blocks == [finished.loaded.document.text.rstrip("\n")]
+    assert blocks == [(finished.directory / "final" / "recipe.yaml").read_text().rstrip("\n")]
 
 
 def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
@@ -295,8 +311,8 @@ def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Fin
 @pytest.mark.parametrize(
     ("line", "wrong", "message"),
     [
-        ("license: apache-2.0", "license: apache-3.0", "hub.license 'apache-3.0' is no licence id"),
-        ("language: en", "language: english", "hub.language 'english' is no ISO 639 code"),
+        ("license: apache-2.0", "license: apache-3.0", "hub.license: 'apache-3.0' is no licence id"),
+        ("language: en", "language: english", "hub.language: 'english' is no language code"),
         ("# tiny", "# tiny [More Information Needed]", "the card has an empty section"),
     ],
 )

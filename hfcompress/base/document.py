@@ -13,6 +13,15 @@ from hfcompress.base.errors import HfcompressError, Key, Problem
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
+BITS = 64
+"""Of an integer: nothing in a recipe counts further."""
+MAX_DEPTH = 32
+"""Brackets inside one another, and parts of a key that `--set` takes."""
+SHOWN = 60
+"""Characters of a value that an error shows."""
+_TAG = "tag:yaml.org,2002:"
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+"""What no file name and no UTF-8 text can hold; YAML lets it be spelled as an escape."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,47 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `5e-5` is a number, not a string."""
+    """Plain values: texts, numbers, booleans, lists and mappings whose keys are words.
 
-    yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+    As in YAML 1.2, `5e-5` is a number and `2024-01-01` a text.
+    """
+
+    yaml_constructors = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
+    }
+    yaml_implicit_resolvers = {
+        first: [(tag, shape) for tag, shape in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """An opening bracket, unless it is one of hundreds: PyYAML's time grows with the square of their number."""
+        if self.flow_level >= MAX_DEPTH:
+            reason = "the brackets are nested too deep"
+            raise yaml.scanner.ScannerError(None, None, reason, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What a node says; what it cannot say (`!!int x`, an integer of 5,000 digits) is refused at its line."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > BITS:
+                raise ValueError(f"it has more than {BITS} bits")
+            return value
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            kind = node.tag.removeprefix(_TAG)
+            reason = f"not {'an' if kind[0] in 'aeiou' else 'a'} {kind}: {str(node.value)[:SHOWN]} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are words, also where YAML reads them as something else: `no`, `null`, `1.0`."""
+        if isinstance(node, yaml.MappingNode):
+            self.flatten_mapping(node)
+            for key, _ in node.value:
+                key.tag = f"{_TAG}str"
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -59,14 +106,18 @@ def read(path: Path) -> Document:
     Raises:
         HfcompressError: a file that is missing, too large, not UTF-8, not YAML, or not a mapping.
     """
-    if not path.is_file():
-        raise HfcompressError(f"no such recipe: {path}", "`hfcompress list recipes` names those that ship")
-    if path.stat().st_size > MAX_BYTES:
-        raise HfcompressError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}")
     try:
+        if not path.is_file():
+            what = "a directory" if path.is_dir() else "no regular file"
+            message = f"{path} is {what}, not a recipe" if path.exists() else f"no such recipe: {path}"
+            raise HfcompressError(message, "`hfcompress list recipes` names those that ship")
+        if path.stat().st_size > MAX_BYTES:
+            raise HfcompressError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise HfcompressError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise HfcompressError(f"{path} cannot be read: {error.strerror}") from None
     return parse(text, path)
 
 
@@ -111,6 +162,11 @@ def _yaml_fix(error: yaml.MarkedYAMLError) -> str:
     return "check the indentation, the colons and the quotes on that line"
 
 
+def _require_writable(text: str, place: str) -> None:
+    if _UNWRITABLE.search(text):
+        raise HfcompressError(Problem("a value holds a character that no file can hold", "leave it out", where=place))
+
+
 def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: set[int]) -> None:
     lines[key] = f"{path}:{node.start_mark.line + 1}"
     if len(lines) > MAX_NODES:
@@ -124,6 +180,7 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: s
             if not isinstance(name, yaml.ScalarNode):
                 place = f"{path}:{name.start_mark.line + 1}"
                 raise HfcompressError(Problem("a key is a word, not a list or a mapping", "", key, place))
+            _require_writable(name.value, f"{path}:{name.start_mark.line + 1}")
             if name.value in seen:
                 raise HfcompressError(
                     Problem(
@@ -139,6 +196,8 @@ def _walk(node: yaml.Node, key: Key, lines: dict[Key, str], path: Path, above: s
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _walk(value, (*key, index), lines, path, above)
+    else:
+        _require_writable(node.value, lines[key])
 
 
 def override(document: Document, assignment: str) -> Document:
@@ -150,7 +209,11 @@ def override(document: Document, assignment: str) -> Document:
     spelled, equals, text = assignment.partition("=")
     if not equals or not spelled:
         raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
-    key: Key = tuple(int(part) if part.isdecimal() else part for part in spelled.split("."))
+    parts = spelled.split(".")
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        why = f"it has {len(parts)} parts" if all(parts) else "a part of it is empty"
+        raise HfcompressError(f"--set {spelled[:SHOWN]}: not a key: {why}", "write --set stages.0.train.epochs=1")
+    key: Key = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
     value, _ = _constructed(text, Path(f"--set {spelled}"))
     lines = {k: v for k, v in document.lines.items() if k[: len(key)] != key} | {key: f"--set {spelled}"}
     data = _assigned(document.data, key, value, spelled)
@@ -170,5 +233,5 @@ def _assigned(data: Any, key: Key, value: Any, spelled: str) -> Any:
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise HfcompressError(f"--set {spelled}: '{head}' cannot be set inside the value {data!r}")
+        raise HfcompressError(f"--set {spelled}: '{head}' cannot be set inside the value {data!r:.60}")
     return {**data, str(head): _assigned(data.get(str(head)), rest, value, spelled)}

@@ -1,4 +1,4 @@
-"""Mistakes a user can mend, told as what, where and how to mend it."""
+"""Mistakes a user can fix, told as what, where and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfcompress.base.escape import one_line
+
 Key = tuple[str | int, ...]
 
 _DISK_ERRORS = {
@@ -18,6 +20,9 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
+    errno.ENAMETOOLONG: "a name is too long for the file system",
+    errno.ELOOP: "a link leads back to itself",
+    errno.ENOTDIR: "a file stands where a directory has to be",
 }
 
 _FULL = (_DISK_ERRORS[errno.ENOSPC], _DISK_ERRORS[errno.EDQUOT])
@@ -31,7 +36,7 @@ class Problem:
 
     Attributes:
         message: What is wrong.
-        fix: How to mend it.
+        fix: How to fix it.
         key: The path inside the recipe, such as `("stages", 0, "train", "epochs")`.
         where: File and line, filled in by whoever knows them.
     """
@@ -42,8 +47,10 @@ class Problem:
     where: str = ""
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (self.where, dotted(self.key)) if part)
-        return (f"{place}: " if place else "") + self.message + (f"\n    {self.fix}" if self.fix else "")
+        # Each part may quote a file: none of them can begin a line of its own.
+        place = " ".join(one_line(part) for part in (self.where, dotted(self.key)) if part)
+        fix = f"\n    {one_line(self.fix)}" if self.fix else ""
+        return (f"{place}: " if place else "") + one_line(self.message) + fix
 
 
 class HfcompressError(Exception):

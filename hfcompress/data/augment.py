@@ -15,6 +15,7 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.files import file_hash, remove
 from hfcompress.base.lock import shared_directory
+from hfcompress.base.places import local_path
 from hfcompress.data.replacements import MaskedWords, Slots, propose
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def augment(
         remove(directory)
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
-    glove = Path(options.glove).expanduser() if options.glove else None
+    glove = local_path(options.glove) if options.glove else None
     slots = propose((text for side in texts.values() for text in side), model, glove, options.batch_size)
     with shared_directory(directory) as scratch:
         counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.base.card_metadata import require_hub_id
+from hfcompress.base.errors import HfcompressError
+from hfcompress.base.places import is_directory, is_file, local_path
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
+from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
 from hfcompress.model.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
 from hfcompress.model.weights import PICKLED, choose, external_files, names_in, read_headers, torch_dtype, weight_files
@@ -82,7 +85,7 @@ def _directory(spec: str, graph: str = "") -> Path:
 
         return write_model(_builtin_home() / "model")
     if is_directory(spec):
-        return Path(spec).expanduser()
+        return local_path(spec)
     refuse_a_path(spec, "model")
     # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
     if graph:
@@ -94,7 +97,7 @@ def _directory(spec: str, graph: str = "") -> Path:
         return folder
     names = _listed(spec) or names_in(folder)
     if _offline() and not any(name.endswith((".onnx", ".xml")) for name in names):
-        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
+        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     chosen = choose(names, spec)
     tell_others(spec, chosen)
     return _graph_snapshot(spec, chosen.file)
@@ -107,7 +110,7 @@ def _graph_snapshot(spec: str, graph: str) -> Path:
     folder = _snapshot(spec, patterns)
     if not (folder / graph).is_file():
         choose(_listed(spec) or names_in(folder), spec, graph)
-        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", _OFFLINE)
+        raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     outside = external_files(folder, graph, required=False) if graph.endswith(".onnx") else []
     return _snapshot(spec, patterns + outside) if outside else folder
 
@@ -127,7 +130,7 @@ def _snapshot(spec: str, patterns: list[str], ignored: list[str] | None = None) 
     from huggingface_hub import snapshot_download
 
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
 
@@ -150,7 +153,7 @@ def _listed(spec: str) -> list[str]:
     if _offline():
         return []
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         return list(HfApi().list_repo_files(repo, revision=revision))
 
 
@@ -203,7 +206,7 @@ def model_config(spec: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     repo, revision = _split(spec)
-    with hub_errors(f"model '{spec}'"):
+    with hub_calls(f"model '{spec}'"):
         return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
 
 
@@ -216,73 +219,10 @@ def refuse_a_path(spec: str, what: str) -> None:
     repo, _ = _split(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turns what the Hub's clients raise into an error that says what to do; any other error passes.
-
-    Args:
-        what: What is asked for, such as `model 'user/name'`.
-    """
     try:
-        yield
-    except HfcompressError:
-        raise
-    except Exception as error:
-        problem = _hub_problem(error)
-        if problem is None:
-            raise
-        raise HfcompressError(f"{what}: {problem[0]}", problem[1]) from error
-
-
-_LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
-_OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
-_REASONS = {
-    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", _OFFLINE),
-    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub is not reached", _OFFLINE),
-    "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
-    "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
-    "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
-    "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
-    "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
-}  # fmt: skip
-_UNREACHABLE = ("the Hub cannot be reached", "check the connection and HF_ENDPOINT, or give a local directory")
-
-
-def _hub_problem(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and how to mend it; None where the error is not the Hub's."""
-    # By name, since the clients' errors sit elsewhere in each of their versions.
-    names = [kind.__name__ for kind in type(error).__mro__]
-    known = next((name for name in names if name in _REASONS), None)
-    if known:
-        return _REASONS[known]
-    if "DatasetNotFoundError" in names:
-        return _first_line(error), _LOG_IN
-    inner = error.__cause__ if "LocalEntryNotFoundError" in names or isinstance(error, RuntimeError) else None
-    if inner is not None and (told := _hub_problem(inner)) is not None:
-        return told
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the Hub refuses access ({status})", "log in with `hf auth login`, with a token that may do this"
-    if status is not None:
-        return f"the Hub answered {status}", "try again later"
-    clients = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
-    if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):
-        return _UNREACHABLE
-    return _UNREACHABLE if type(error).__module__.partition(".")[0] in clients and disk_problem(error) is None else None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def is_directory(spec: str) -> bool:
-    """Whether a text is the path of a directory on this machine; one that cannot be a path is not."""
-    try:
-        return Path(spec).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long for the file system, no such home, a NUL character
-        return False
+        require_hub_id(repo)
+    except ValueError as error:
+        raise HfcompressError(f"no such {what} directory, and {error}", "check the path or the id") from None
 
 
 def is_local(dataset: str) -> bool:
@@ -310,7 +250,7 @@ def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | No
             f"{folder} has more than one {split} file: {' and '.join(path.name for path in found)}",
             "keep the one that is meant, or rename the other; `splits:` says what a split's file is called",
         )
-    if found and not found[0].is_file():
+    if found and not is_file(found[0]):
         raise HfcompressError(f"{found[0]} is not a file that can be read", "a split is a regular file")
     return found[0] if found else None
 
@@ -320,7 +260,7 @@ def _local_folder(dataset: str) -> Path:
         from hfcompress.data.quickstart import write_dataset
 
         return write_dataset(_builtin_home() / "data")
-    return Path(dataset).expanduser()
+    return local_path(dataset)
 
 
 @dataclass(frozen=True)
@@ -402,12 +342,12 @@ def _hub_splits(dataset: str, config: str | None, streaming: bool = False) -> An
 
     repo, revision = _split(dataset)
     what = f"data set '{dataset}'"
-    with hub_errors(what):
+    with hub_calls(what):
         try:
             return datasets.load_dataset(repo, config, revision=revision, streaming=streaming)
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             # An unknown or missing configuration: the library's message lists those that are there.
-            raise HfcompressError(f"{what}: {_first_line(error)}", "set `task.config`, or check the files") from error
+            raise HfcompressError(f"{what}: {first_line(error)}", "set `task.config`, or check the files") from error
         except RuntimeError as error:
             if "Dataset scripts" not in str(error):
                 raise
@@ -423,7 +363,7 @@ def data_revision(dataset: str, config: str | None, streaming: bool = False) -> 
         from huggingface_hub import HfApi
 
         repo, revision = _split(dataset)
-        with hub_errors(f"data set '{dataset}'"):
+        with hub_calls(f"data set '{dataset}'"):
             return HfApi().dataset_info(repo, revision=revision).sha
     files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)
     folders = (Path(file["filename"]).parent.name for file in files)

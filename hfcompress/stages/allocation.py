@@ -23,7 +23,7 @@ def kept(units: int, share_cut: float, multiple: int = 1) -> int:
 
 def quota(units: list[int], share_cut: float, multiple: int, even: bool) -> list[int]:
     """How many units stay in each layer; where a global ranking decides, the total is exact and its spread is not."""
-    if even or share_cut == 0:
+    if even or share_cut == 0 or not units:
         return [kept(n, share_cut, multiple) for n in units]
     groups = max(kept(sum(units), share_cut, multiple) // multiple, len(units))
     each, more = divmod(groups, len(units))

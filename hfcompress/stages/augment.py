@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,6 +9,7 @@ from pydantic import Field
 from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem
 from hfcompress.base.files import file_hash
+from hfcompress.base.places import is_file, local_path
 from hfcompress.data.augment import Keep, augment, augmented
 from hfcompress.data.source import cache_home
 from hfcompress.measure.environment import cpu_flags, versions
@@ -74,7 +74,7 @@ class Augment(Strict):
             key = "tolerance" if self.minimum_confidence is None else "minimum_confidence"
             fix = "leave it out, or add a loss that needs one"
             found.append(Problem("there is no teacher to ask about the new rows", fix, ("augment", key)))
-        if self.glove is not None and not Path(self.glove).expanduser().is_file():
+        if self.glove is not None and not is_file(local_path(self.glove)):
             fix = "give the path of a text file such as glove.6B.300d.txt"
             found.append(Problem(f"no such file: {self.glove}", fix, ("augment", "glove")))
         return found
@@ -96,7 +96,7 @@ def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Be
     identity = {
         "options": options.model_dump(exclude={"batch_size", "precision", "glove"}),
         "model": weights_hash(mlm),
-        "glove": file_hash(Path(options.glove).expanduser()) if options.glove else None,
+        "glove": file_hash(local_path(options.glove)) if options.glove else None,
         "teacher": weights_hash(teacher.path) if teacher else None,
         "bfloat16": bfloat16,
         "task": bench.task.model_dump(include={"type", "text", "label", "max_length"}),

@@ -25,7 +25,7 @@ BEGIN, END = "<!-- the last run -->", "<!-- the end of the last run -->"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all kinds, or those that are named; prints a table, and returns 1 where anything is not as it should."""
     options = _options(arguments)
-    print(f"seed {options.seed}, {options.jobs} at once", flush=True)  # noqa: T201
+    print(f"seed {options.seed}, {options.jobs} at once", flush=True)
     outcomes: list[Outcome] = []
     folder = None
     try:
@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = run() if kind in OTHERS else run(world)
             outcome.seconds = outcome.seconds or time.monotonic() - start
             outcomes.append(outcome)
-            print(row(outcome), flush=True)  # noqa: T201
+            print(row(outcome), flush=True)
     finally:
         if folder is not None and not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     text = table(outcomes, options.seed)
-    print(f"\n{text}")  # noqa: T201
+    print(f"\n{text}")
     if options.write is not None:
         write(options.write, text)
     return 1 if any(outcome.wrong for outcome in outcomes) else 0
@@ -130,7 +130,7 @@ def program(name: str, title: str, arguments: Sequence[str]) -> Outcome:
     outcome = Outcome(title, counts[0] if counts else 0, seconds=time.monotonic() - start)
     wrong = counts[2] if len(counts) > 2 else 0
     if done.returncode != 0 or wrong:
-        print(f"NOT AS IT SHOULD ({title}):\n{printed[-6000:]}\n{done.stderr[-6000:]}", flush=True)  # noqa: T201
+        print(f"NOT AS IT SHOULD ({title}):\n{printed[-6000:]}\n{done.stderr[-6000:]}", flush=True)
         outcome.wrong = [printed[-2000:]] * max(wrong, 1)
     return outcome
 

@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     look()
     for made, fault in faults[:SHOWN]:
-        print(f"{made.suffix} ({made.encoding}) {made.content[:500]!r}\n{fault}\n")  # noqa: T201
+        print(f"{made.suffix} ({made.encoding}) {made.content[:500]!r}\n{fault}\n")
     right = tried - len(faults)
-    print(f"data files: {tried} tried, {right} as they should be, {len(faults)} not (seed {number})")  # noqa: T201
+    print(f"data files: {tried} tried, {right} as they should be, {len(faults)} not (seed {number})")
     return 1 if faults else 0
 
 

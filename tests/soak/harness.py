@@ -359,7 +359,7 @@ def judged(kind: str, trials: Sequence[Callable[[], list[str]]], jobs: int) -> O
         outcome.tried += 1
         if wrong:
             outcome.wrong.append("\n".join(wrong))
-            print(f"NOT AS IT SHOULD ({kind}): {outcome.wrong[-1]}", flush=True)  # noqa: T201
+            print(f"NOT AS IT SHOULD ({kind}): {outcome.wrong[-1]}", flush=True)
     outcome.seconds = time.monotonic() - start
     return outcome
 

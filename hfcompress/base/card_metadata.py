@@ -1,0 +1,81 @@
+"""What the Hub takes as the metadata of a model card: recipes are checked by these rules, and cards are proved."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from hfcompress.base.errors import did_you_mean
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+_PART = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_MAX_ID = 96
+"""Characters that the Hub takes for an owner, and for a name."""
+
+
+@cache
+def licenses() -> frozenset[str]:
+    """The licence ids that the Hub takes."""
+    return _words("licenses.txt")
+
+
+@cache
+def languages() -> frozenset[str]:
+    """The codes of ISO 639-1, 639-2, 639-3 and 639-5, and the Hub's own `multilingual` and `code`."""
+    return _words("languages.txt")
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset((TEMPLATES / name).read_text(encoding="utf-8").split())
+
+
+def require_license(license_id: str) -> str:
+    """The licence id.
+
+    Raises:
+        ValueError: where the Hub does not know it.
+    """
+    if license_id not in licenses():
+        hint = did_you_mean(license_id.lower(), licenses())
+        hint = hint if hint.startswith("did you mean") else "write `other` for a licence that is not on the Hub's list"
+        raise ValueError(f"'{license_id}' is no licence id of the Hub; {hint}")
+    return license_id
+
+
+def require_language(code: object) -> str:
+    """The language code.
+
+    Raises:
+        ValueError: where the Hub does not take it.
+    """
+    if code is False:
+        raise ValueError('YAML reads an unquoted no as false; quote it: "no" is Norwegian')
+    if not isinstance(code, str) or code not in languages():
+        word = re.split(r"[-_]", str(code).lower())[0]
+        hint = f"did you mean '{word}'?" if word in languages() else "write one such as en, or multilingual, or code"
+        raise ValueError(f"{str(code)!r} is no language code (ISO 639, in small letters) that the Hub takes; {hint}")
+    return code
+
+
+def require_hub_id(name: str, owner: bool = False) -> str:
+    """The id of a repository on the Hub.
+
+    Args:
+        name: `user/name`, or `name` alone, as a few old repositories have it.
+        owner: Whether the owner has to be named.
+
+    Raises:
+        ValueError: where it can be none.
+    """
+    parts = name.split("/")
+    if name.startswith(("./", "../", "/", "~")) or "\\" in name:
+        raise ValueError(f"'{name}' is a place on this machine, not an id on the Hub such as user/name")
+    if len(parts) > 2 or name.endswith(".git") or not all(re.fullmatch(_PART, part) for part in parts):
+        rules = (
+            f"one / at most, parts of up to {_MAX_ID} letters, digits, - _ and ., with neither -- nor .., not at an end"
+        )
+        raise ValueError(f"'{name}' is no repository name such as user/name: {rules}")
+    if owner and len(parts) == 1:
+        raise ValueError(f"'{name}' does not say whose repository it is; write user/{name}")
+    return name

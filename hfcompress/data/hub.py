@@ -1,0 +1,325 @@
+"""Calls to the Hub: what may take how long, and what its refusals mean.
+
+A server can be silent, send one byte a minute, answer in HTML or send a client elsewhere. The clients wait for ever by
+themselves, so every call is made inside `hub_calls`: it ends once a minute went by in which less than
+`BYTES_PER_SECOND` moved, and it ends in one error that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from hfcompress.base.errors import HfcompressError, disk_problem
+from hfcompress.base.escape import one_line, without_tokens
+
+WAIT_SECONDS = 60.0
+"""How long the Hub is waited for while nothing moves: what it is asked for takes it a second or two."""
+BYTES_PER_SECOND = 20_000
+"""What a slow connection still moves: that many bytes, sent or received, earn a call another second."""
+VARIABLE = "HFCOMPRESS_HUB_TIMEOUT"
+"""The environment variable that gives another number of seconds than `WAIT_SECONDS`."""
+SHOWN = 300
+"""Characters of a server's message that are shown."""
+
+
+def wait_seconds() -> float:
+    """`WAIT_SECONDS`, or what the environment says.
+
+    Raises:
+        HfcompressError: where that is no positive number.
+    """
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text or WAIT_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise HfcompressError(f"{VARIABLE} is '{text}', not a number of seconds", f"write such as {VARIABLE}=120")
+    return seconds
+
+
+class HubTimeoutError(Exception):
+    """The Hub was waited for long enough. No client takes it for a failure of the network, which it would try again."""
+
+
+class HubRedirectError(Exception):
+    """The Hub sends what is written to it to another host."""
+
+
+@dataclass
+class _Meter:
+    """What the calls inside one `hub_calls` may still wait for the network.
+
+    A token bucket: it starts with `seconds`, waiting takes from it, bytes that move give back to it, and it never holds
+    more than it started with. So a transfer that goes on is never cut off, and a server that stops, or sends a byte now
+    and then, is left after `seconds`.
+    """
+
+    seconds: float
+    balance: float = 0.0
+    active: int = 0
+    settled: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.balance = self.seconds
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        if self.active:
+            self.balance -= now - self.settled
+        self.settled = now
+
+    def left(self) -> float:
+        """Seconds that may still be waited.
+
+        Raises:
+            HubTimeoutError: where there are none.
+        """
+        with self.lock:
+            self._settle()
+            # Clocks differ by a little: what waited for all that was left may find a thousandth of a second left over.
+            if self.balance <= self.seconds / 100:
+                raise HubTimeoutError(f"waited {self.seconds:g} s")
+            return self.balance
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Takes the time inside; where several threads wait at once, it is taken once."""
+        with self.lock:
+            self._settle()
+            self.active += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._settle()
+                self.active -= 1
+
+    def earn(self, size: int) -> None:
+        """Gives back for bytes that moved."""
+        with self.lock:
+            self.balance = min(self.balance + size / BYTES_PER_SECOND, self.seconds)
+
+    def guard(self, stream: Any) -> None:
+        """Makes a network stream (of httpcore) wait no longer than what is left."""
+        read, write = stream.read, stream.write
+
+        def guarded_read(max_bytes: int, timeout: float | None = None) -> bytes:
+            left = self.left()
+            with self.waiting():
+                content: bytes = read(max_bytes, timeout=left if timeout is None else min(timeout, left))
+            self.earn(len(content))
+            return content
+
+        def guarded_write(buffer: bytes, timeout: float | None = None) -> None:
+            left = self.left()
+            with self.waiting():
+                write(buffer, timeout=left if timeout is None else min(timeout, left))
+            self.earn(len(buffer))
+
+        stream.read, stream.write = guarded_read, guarded_write
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """The `trace` extension of httpcore, which tells of each connection that is made."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self.guard(info["return_value"])
+
+    def before(self, request: Any) -> None:
+        """An event hook of httpx: limits that each request has, whatever its caller forgot."""
+        left = self.left()
+        limits = request.extensions.get("timeout") or {}
+        # Reading and writing are limited by the stream itself, which knows what is left by then.
+        kept = {**limits, **{key: left for key in ("connect", "pool") if limits.get(key) is None}}
+        request.extensions = {**request.extensions, "timeout": kept, "trace": self.trace}
+
+    def after(self, response: Any) -> None:
+        """An event hook of httpx: refuses to write elsewhere, and to sleep for as long as a server likes."""
+        here, there = str(response.request.url), response.headers.get("Location")
+        moved = there is not None and 300 <= response.status_code < 400
+        if moved and response.request.method not in ("GET", "HEAD") and _origin(urljoin(here, there)) != _origin(here):
+            raise HubRedirectError(urlsplit(urljoin(here, there)).netloc)
+        if response.status_code in (429, 503):
+            # The client sleeps for as long as these say, outside of any limit.
+            for name in ("Retry-After", "RateLimit"):
+                response.headers.pop(name, None)
+
+
+def _origin(address: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+@contextmanager
+def _limited(meter: _Meter) -> Iterator[None]:
+    """Makes huggingface_hub's client keep to a meter, inside of the `with` block."""
+    import huggingface_hub
+    from huggingface_hub.utils import _http
+
+    if not hasattr(huggingface_hub, "set_client_factory"):
+        with _limited_requests(meter):
+            yield
+        return
+    factory: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY
+
+    def guarded() -> Any:
+        client = factory()
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks.get("request", []), meter.before],
+            "response": [*hooks.get("response", []), meter.after],
+        }
+        return client
+
+    huggingface_hub.set_client_factory(guarded)
+    try:
+        yield
+    finally:
+        huggingface_hub.set_client_factory(factory)
+
+
+@contextmanager
+def _limited_requests(meter: _Meter) -> Iterator[None]:
+    """The same for huggingface_hub before 1, on requests: silence is limited; a server that drips is not."""
+    from huggingface_hub.utils import _http
+
+    factory: Any = _http._GLOBAL_BACKEND_FACTORY  # type: ignore[attr-defined]
+
+    def guarded() -> Any:
+        session = factory()
+        send = session.send
+
+        def limited_send(request: Any, **options: Any) -> Any:
+            left = meter.left()
+            with meter.waiting():
+                return send(request, **{**options, "timeout": options.get("timeout") or left})
+
+        session.send = limited_send
+        return session
+
+    _http.configure_http_backend(guarded)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        _http.configure_http_backend(factory)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def hub_calls(what: str) -> Iterator[None]:
+    """Limits how long the Hub is waited for, and turns what its clients raise into an error that says what to do.
+
+    Any error that is not the Hub's passes.
+
+    Args:
+        what: What is asked for, such as `model 'user/name'`.
+    """
+    try:
+        with _limited(_Meter(wait_seconds())):
+            yield
+    except HfcompressError:
+        raise
+    except Exception as error:
+        problem = _hub_problem(error)
+        if problem is None:
+            raise
+        _redact(error)
+        raise HfcompressError(f"{what}: {problem[0]}", problem[1]) from error
+
+
+def _redact(error: BaseException) -> None:
+    """Leaves tokens out of an error and its causes: a server may send back what it was sent."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        found = todo.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        found.args = tuple(without_tokens(arg) if isinstance(arg, str) else arg for arg in found.args)
+        for name, value in vars(found).items():
+            if isinstance(value, str):
+                setattr(found, name, without_tokens(value))
+        todo += [found.__cause__, found.__context__]
+
+
+_LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
+OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
+_REASONS = {
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", OFFLINE),
+    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub is not reached", OFFLINE),
+    "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
+    "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
+    "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
+    "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
+    "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
+}  # fmt: skip
+_UNREACHABLE = ("the Hub cannot be reached", "check the connection and HF_ENDPOINT, or give a local directory")
+_FIXES = {
+    401: "log in with `hf auth login`, with a token that may do this",
+    403: "log in with `hf auth login`, with a token that may do this",
+    409: "something else was written there at the same time: try again",
+    413: "it is larger than the Hub takes in one request",
+    429: "the Hub is asked too often: wait a few minutes, then try again",
+}
+_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+
+
+def _hub_problem(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong and how to fix it; None where the error is not the Hub's."""
+    # By name, since the clients' errors sit elsewhere in each of their versions.
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, HubTimeoutError) or {"ReadTimeout", "WriteTimeout"} & set(names):
+        why = "the Hub did not answer in time" + (f" ({error})" if isinstance(error, HubTimeoutError) else "")
+        return why, f"try again; on a very slow connection set {VARIABLE} to more seconds"
+    if isinstance(error, HubRedirectError):
+        return f"the Hub sends us elsewhere, to {error}, where nothing is written", "check HF_ENDPOINT and the network"
+    known = next((name for name in names if name in _REASONS), None)
+    if known:
+        return _REASONS[known]
+    if "DatasetNotFoundError" in names:
+        return first_line(error), _LOG_IN
+    wraps = "LocalEntryNotFoundError" in names or isinstance(error, (RuntimeError, FileNotFoundError))
+    inner = error.__cause__ if wraps else None
+    if inner is not None and (told := _hub_problem(inner)) is not None:
+        return told
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        told_by_server = _server_message(error)
+        refused = f"the Hub refuses access ({status})" if status in (401, 403) else f"the Hub answered {status}"
+        return refused + (f": {told_by_server}" if told_by_server else ""), _FIXES.get(status, "try again later")
+    if isinstance(error, json.JSONDecodeError) or _is_malformed(error):
+        return "the Hub's answer is not what it should be", "check HF_ENDPOINT, and whether a proxy asks for a login"
+    if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):
+        return _UNREACHABLE
+    own = type(error).__module__.partition(".")[0] in _CLIENTS
+    return _UNREACHABLE if own and disk_problem(error) is None else None
+
+
+def _is_malformed(error: BaseException) -> bool:
+    """Whether the Hub's client failed on an answer that has another shape than it knows."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace is not None else ""
+    shaped = isinstance(error, (KeyError, TypeError, AttributeError, IndexError, ValueError))
+    return shaped and module.partition(".")[0] in ("huggingface_hub", "json")
+
+
+def _server_message(error: BaseException) -> str:
+    """The server's own words, cut; empty where it sent none."""
+    text = without_tokens(str(getattr(error, "server_message", None) or ""))
+    text = " ".join(one_line(line) for line in text[: 10 * SHOWN].split("\n") if line.strip())
+    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
