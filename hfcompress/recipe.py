@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,13 @@ from hfcompress.data.source import is_local, model_config, model_directory, refu
 from hfcompress.data.tasks import Task
 from hfcompress.measure.measure import Measure
 from hfcompress.model.artifact import label_ids, load_tokenizer
+from hfcompress.model.lora import is_adapter
 from hfcompress.model.padding import plainly_agree, reads_last_token
 from hfcompress.stages.base import Stage
 from hfcompress.stages.distill import Distill
 from hfcompress.stages.finetune import Finetune
+from hfcompress.stages.heads import has_head
+from hfcompress.stages.local import Local, Locals
 from hfcompress.stages.prune import Prune
 from hfcompress.stages.quantize import Quantize
 
@@ -240,18 +244,60 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     try:
         config = model_config(recipe.model)
         problems += [] if _trains_head(recipe) else recipe.task.head_problems(config)
-        shapes = _planned(recipe, shape_of(config, head=recipe.task.head), problems)
+        shapes = _planned(recipe, config, shape_of(config, head=recipe.task.head), problems)
         readable = not any(p.key[:2] in (("task", "dataset"), ("task", "text"), ("task", "label")) for p in problems)
         if readable and (download or (weights and is_local(recipe.task.dataset))):
             problems += recipe.task.label_problems(None if _trains_head(recipe) else label_ids(config))
         if weights:
             require_weights(recipe.model)
             problems += _padding_problems(recipe, download)
+        if weights and not problems:
+            problems += _local_problems(recipe, readable=readable, download=download)
     except HfcompressError as error:
         problems += [replace(p, key=p.key or ("model",)) for p in error.problems]
     if problems:
         raise HfcompressError(replace(p, where=p.where or loaded.document.where(p.key)) for p in problems)
     return shapes
+
+
+def _local_problems(recipe: Recipe, readable: bool, download: bool) -> list[Problem]:
+    """What configs, tokenizers and the first rows say of each stage, of what lies on this machine."""
+    found = list[Problem]()
+    model = _local(recipe.model, recipe.task)
+    named = {"model": model, "source": model} if model else {}
+    parent = model
+    for index, (name, stage) in enumerate(zip(recipe.stage_names(), recipe.stages, strict=True)):
+        task = stage.task_of(recipe.task)
+        there = {spec: local for spec in stage.specs().values() if (local := _local(spec, task))}
+        here = {**there, **named, **({"parent": parent} if parent else {})}
+        first = model.directory if model and task is recipe.task else None
+        models = Locals(task, here, readable and (download or is_local(task.dataset)), first)
+        found += [replace(p, key=("stages", index, *p.key)) for p in stage.local_problems(models)]
+        parent = _made(stage, here.get(stage.starts_from), models)
+        changed = {name: parent} | ({} if stage.compresses else {"source": parent})
+        named = {spec: local for spec, local in {**named, **changed}.items() if local}
+    return found
+
+
+def _local(spec: str, task: Any) -> Local | None:
+    """A model on this machine, adapters excepted."""
+    if not is_local(spec) or not (model_directory(spec) / "config.json").is_file():
+        return None
+    config = model_config(spec)
+    return Local(model_directory(spec), label_ids(config) if has_head(config, task) else None, config)
+
+
+def _made(stage: Stage, start: Local | None, models: Locals) -> Local | None:
+    """What a stage makes of a model, as far as it is known: its tokenizer and labels."""
+    if start is None:
+        return None
+    labels = start.labels
+    if isinstance(stage, Distill):
+        source = models.named.get("source")
+        labels = source.labels if source else None
+    elif isinstance(stage, Finetune):
+        labels = stage.labels_of(start, models) if models.readable else None
+    return Local(start.directory, labels)
 
 
 def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
@@ -267,6 +313,8 @@ def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
     found: list[Problem] = []
     for spec, key in named.items():
         try:
+            if is_local(spec) and is_adapter(model_directory(spec)):
+                continue  # its base says what pads, and is looked at when both are merged
             if (download or is_local(spec)) and reads_last_token(config := model_config(spec)):
                 path = model_directory(spec)
                 if not plainly_agree(path, config):
@@ -281,12 +329,24 @@ def _trains_head(recipe: Recipe) -> bool:
     return any(isinstance(stage, Finetune) and stage.train.epochs > 0 for stage in recipe.stages)
 
 
-def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shape]:
+def _source_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
+    """That the model has no head for the task, and no stage makes one: it is measured, and teaches."""
+    named = config.get("architectures")
+    if not named or has_head(config, recipe.task) or _trains_head(recipe):
+        return []
+    message = f"the model is a {named[0]}, it has no head for {recipe.task.type}"
+    there = isinstance(recipe.stages[0], Finetune)
+    fix = "train it in its `finetune` stage" if there else "put a `finetune` stage first"
+    return [Problem(message, f"{fix}, or name a model that was fine-tuned", ("model",))]
+
+
+def _planned(recipe: Recipe, config: Mapping[str, Any], model: Shape, problems: list[Problem]) -> list[Shape]:
     shapes = [model]
     outputs = recipe.task.outputs
     if outputs is not None and model.labels != outputs and not _trains_head(recipe):
         message = f"the model's head has {model.labels} outputs, a {recipe.task.type} task needs {outputs}"
         problems.append(Problem(message, "put a `finetune` stage first", ("model",)))
+    problems += _source_problems(recipe, config)
     problems += _length_problems(recipe.task, model, ("task",))
     known = {"model": model, "source": model}
     for index, (name, stage) in enumerate(zip(recipe.stage_names(), recipe.stages, strict=True)):
@@ -299,6 +359,8 @@ def _planned(recipe: Recipe, model: Shape, problems: list[Problem]) -> list[Shap
             message = f"the model that {stage.kind} gets here has no head for {task.type}"
             fix = "put a `distill` stage on the recipe's task before it"
             problems.append(Problem(message, fix, ("stages", index)))
+        if ("student", "from") in specs and task is recipe.task and start is not known["model"]:
+            problems += _length_problems(task, start, ("task",))
         if task is not recipe.task:
             problems += _length_problems(task, start, ("stages", index, "task"))
             if task.head not in start.keys.kinds_of_head:

@@ -526,3 +526,23 @@ def test_gradients_reach_the_narrower_student_and_what_is_learned(name: str) -> 
     assert float(words.abs().max()) > 0
     if learned is not None:
         assert all(float(p.grad.abs().max()) > 0 for p in learned.parameters())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["minilm", "minilm_v2"])
+def test_a_last_layer_without_heads_is_passed_over(name: str) -> None:
+    """A cut may empty its attention: the last layer that attends is compared, and trained, instead of an error."""
+    cut = replace(shape(layers=2), layers=(Layer(4, 8), Layer(0, 8)))
+    assert loss(name).layers(cut, shape(layers=2), ()) == ((1, 2),)
+    none = replace(cut, layers=(Layer(0, 8), Layer(0, 8)))
+    assert "the student has no heads left" in loss(name).problems(none, shape(layers=2))[0]
+    assert "the teacher has no heads in layer 2" in loss(name, teacher_layer=2).problems(shape(layers=2), cut)[0]
+
+
+def test_relation_heads_fit_whatever_a_cut_leaves() -> None:
+    """A ranking over all layers decides how many heads the last one keeps: only what divides one head is sure."""
+    whole = replace(shape(hidden=64, heads=4), head_dim=16)
+    ranked = replace(whole.with_layers(2, 3, 8), even=False)
+    (found,) = loss("minilm_v2", relation_heads=12).problems(ranked, whole)
+    assert "not known before it" in found
+    assert "one of 1, 2, 4, 8, 16" in found
+    assert loss("minilm_v2", relation_heads=16).problems(ranked, whole) == []

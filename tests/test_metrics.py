@@ -18,6 +18,7 @@ from hfcompress.data.metrics import (
     REGRESSION,
     SPANS,
     TOKENS,
+    bootstrap_differences,
     bootstrap_interval,
     metric,
     objects,
@@ -348,3 +349,25 @@ def test_masked_tokens_are_averaged_over_tokens_not_blocks() -> None:
     nothing = np.zeros((2, 2)), np.zeros(2)
     assert (MASKED["accuracy"](*nothing), MASKED["perplexity"](*nothing)) == (0, 1)
     assert math.isfinite(MASKED["perplexity"](np.array([[0, 1e6]]), np.ones(1)))
+
+
+def test_a_paired_bootstrap_draws_the_same_units_for_both() -> None:
+    draw = np.random.default_rng(3)
+    references = draw.integers(0, 2, 80)
+    one, other = np.where(draw.random(80) < 0.8, references, 1 - references), draw.integers(0, 2, 80)
+    accuracy = CLASSIFICATION["accuracy"]
+    found = bootstrap_differences(accuracy, one, other, references, 50, seed=7)
+    generator = np.random.default_rng(7)
+    for value in found:
+        units = generator.integers(0, 80, 80)
+        assert value == pytest.approx(
+            (one[units] == references[units]).mean() - (other[units] == references[units]).mean()
+        )
+
+
+@pytest.mark.parametrize("name", ["f1", "matthews_correlation"])
+def test_a_paired_bootstrap_of_any_metric(name: str) -> None:
+    references = np.array([0, 1, 0, 1, 1, 0, 0, 1] * 4)
+    found = bootstrap_differences(CLASSIFICATION[name], references, 1 - references, references, 20)
+    assert found.shape == (20,)
+    assert (found > 0).all()

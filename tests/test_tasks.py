@@ -105,7 +105,7 @@ def test_classes_are_judged_in_the_order_of_the_features(classes: TextClassifica
     predictions, references = classes.judge(np.array([[0.0, 1], [0, 1], [0, 1]]), encoded)
     assert (predictions.tolist(), references.tolist()) == ([1, 1, 1], [1, 0, 1])
     assert classes.score(predictions, references) == pytest.approx(2 / 3)
-    assert classes.baseline(encoded) == pytest.approx(2 / 3)
+    assert classes.score(classes.blind(references, encoded), references) == pytest.approx(2 / 3)
     low, high = classes.interval(predictions, references, 100, 0)
     assert 0 <= low < 2 / 3 < high <= 1
 
@@ -116,7 +116,7 @@ def test_a_score_is_judged_against_the_mean(tmp_path: Path) -> None:
     encoded = task.encode(task.read("dev"), world.tokenizer(), None)
     predictions, references = task.judge(np.array([[1.0], [1], [2]]), encoded)
     assert task.score(predictions, references) == pytest.approx((1 + 0 + 9) / 3)
-    assert task.baseline(encoded) == pytest.approx((4 + 1 + 9) / 3)
+    assert task.score(task.blind(references, encoded), references) == pytest.approx((4 + 1 + 9) / 3)
 
 
 def test_where_the_data_names_its_ids_names_count(tmp_path: Path) -> None:
@@ -191,8 +191,10 @@ def test_a_word_that_gives_no_token_moves_no_other_s_tag(tmp_path: Path) -> None
 def test_the_best_blind_tagging_is_the_baseline(tmp_path: Path) -> None:
     task = tagged(tmp_path, ("the good film", ["O", "B-PER", "O"]), ("film", ["B-LOC"]))
     features = task.encode(task.read("train"), world.tokenizer(), TAGS)
-    assert task.baseline(features) == 0
-    assert task.model_copy(update={"metric": "accuracy"}).baseline(features) == 0.5
+    _, references = task.judge(np.zeros((sum(features["length"][:]), 4)), features)
+    blind = task.blind(references, features)
+    assert task.score(blind, references) == 0
+    assert task.model_copy(update={"metric": "accuracy"}).score(blind, references) == 0.5
 
 
 def test_the_token_loss_is_the_mean_over_words_whatever_is_padded(tmp_path: Path) -> None:
@@ -420,7 +422,8 @@ def test_unanswerable_questions_teach_cls_and_are_right_without_an_answer(tmp_pa
     task = squad(tmp_path, ("film", CONTEXT, [], []), ("film", CONTEXT, ["bad"], [START + 5]), unanswerable=True)
     features = task.encode(task.read("train"), world.tokenizer(), None)
     assert features[0]["labels"] == [0, 0]
-    assert task.baseline(features) == 0.5
+    _, references = task.judge(np.zeros((sum(features["length"][:]), 2)), features)
+    assert task.score(task.blind(references, features), references) == 0.5
     assert refusal(task) == ""
     strict = task.model_copy(update={"unanswerable": False})
     assert "train: row 0 has no answer in column 'answers'\nleave it out, or say `unanswerable: true`" in refusal(
@@ -659,8 +662,10 @@ def test_masked_tokens_are_judged_by_block(tmp_path: Path) -> None:
 def test_the_frequencies_are_the_baseline(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the the film good"] * 100, max_length=32)
     features = task.encode(task.read("train"), world.tokenizer(), None)
-    assert task.baseline(features) == pytest.approx(0.5, abs=0.01)
-    perplexity = task.model_copy(update={"metric": "perplexity"}).baseline(features)
+    references = np.array([3.0, 1, 2])
+    blind = task.blind(references, features)
+    assert task.score(blind, references) == pytest.approx(0.5, abs=0.01)
+    perplexity = task.model_copy(update={"metric": "perplexity"}).score(blind, references)
     assert perplexity == pytest.approx(2**0.5 * 4**0.5, rel=0.02)  # 2^entropy of a half and two quarters
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from hfcompress import recipe as recipes
 from hfcompress.base.errors import HfcompressError
 from hfcompress.base.shape import shape_of
+from hfcompress.data.reading import split_alike
 from hfcompress.data.sequence import TextClassification
 from hfcompress.losses.base import LOSSES
 from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
@@ -20,7 +21,8 @@ from hfcompress.model.observe import observe
 from hfcompress.stages import training
 from hfcompress.stages.answers import answers_of
 from hfcompress.stages.base import Bench
-from hfcompress.stages.teachers import AnyTeachers, Member, Teachers, Teaching, combined, same_tokenizer, translation
+from hfcompress.stages.teacher_problems import same_behaviour, same_inputs
+from hfcompress.stages.teachers import AnyTeachers, Member, Teachers, Teaching, combined
 from tests import world
 
 TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
@@ -129,8 +131,8 @@ def test_cached_answers_are_those_of_the_live_model_bit_for_bit(teacher: Path, d
     rows, model, words = encoded(data, teacher), load_model(teacher, task_of(data).auto_class), load_tokenizer(teacher)
     for content in ("logits", "cls", "hidden_states"):
         answers = answers_of(model, words, rows, task_of(data), content, weights="w", fingerprint="f")  # type: ignore[arg-type]
-        cached = Teaching([Member("t", None, words, answers=answers)], Teachers(models=["t"]), "sequence")
-        live = Teaching([Member("t", model, words)], Teachers(models=["t"]), "sequence")
+        cached = Teaching([Member("t", None, words, answers=answers)], Teachers(models=["t"]), task_of(data))
+        live = Teaching([Member("t", model, words)], Teachers(models=["t"]), task_of(data))
         for batch in training.batches(rows, words, task_of(data), 64):
             index, length = batch["index"], batch["input_ids"].shape[1]
             tokens = {**batch, **cached.attach(index, length)}
@@ -257,7 +259,7 @@ def renamed(path: Path, teacher: Path, words: list[str]) -> Path:
 def test_a_teacher_with_another_vocabulary_gives_its_answers(tmp_path: Path, teacher: Path, data: Path) -> None:
     words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
     other = renamed(tmp_path / "other", teacher, words)
-    assert not same_tokenizer(load_tokenizer(other), load_tokenizer(teacher))
+    assert not same_behaviour(load_tokenizer(other), load_tokenizer(teacher))
     ran(one_stage(tmp_path / "a.yaml", teacher, data), tmp_path / "a")
     ran(one_stage(tmp_path / "b.yaml", teacher, data, teacher=str(other)), tmp_path / "b")
     for name, tensor in weights(tmp_path / "a").items():
@@ -268,22 +270,140 @@ def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, dat
     words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
     other = renamed(tmp_path / "other", teacher, words)
     own, theirs = encoded(data, teacher), encoded(data, other)
-    ids = translation(load_tokenizer(teacher), load_tokenizer(other), own, theirs)
-    assert ids is not None
-    member = Member("t", load_model(other, "AutoModelForSequenceClassification"), load_tokenizer(other), ids=ids)
+    assert split_alike(load_tokenizer(teacher), load_tokenizer(other), own, theirs)
+    model = load_model(other, "AutoModelForSequenceClassification")
+    member = Member("t", model, load_tokenizer(other), rows=theirs)
     batch = task_of(data).batch([own[i] for i in range(8)], load_tokenizer(teacher))
-    seen = Teaching([member], Teachers(models=["t"]), "sequence").ask(batch, frozenset({"hidden_states"}))
+    teaching = Teaching([member], Teachers(models=["t"]), task_of(data))
+    carried = {**batch, **teaching.attach(batch["index"], batch["input_ids"].shape[1])}
+    seen = teaching.ask(carried, frozenset({"hidden_states"}))
     expected = observe(load_model(teacher, "AutoModelForSequenceClassification"), batch, frozenset({"hidden_states"}))
     assert torch.allclose(seen.hidden_states[-1], expected.hidden_states[-1], atol=1e-5)
 
 
-def test_texts_that_are_split_otherwise_have_no_translation(teacher: Path, data: Path) -> None:
+def test_texts_that_are_split_otherwise_are_told(teacher: Path, data: Path) -> None:
     fewer = [word for word in world.WORDS if word not in ("film", "story")]
     smaller, whole = world.tokenizer(fewer), load_tokenizer(teacher)
     task = task_of(data)
     own = task.encode(task.read("train"), smaller, {"LABEL_0": 0, "LABEL_1": 1})
-    assert translation(smaller, whole, own, encoded(data, teacher)) is None
-    assert translation(whole, smaller, encoded(data, teacher), own) is None
+    assert not split_alike(smaller, whole, own, encoded(data, teacher))
+    assert not split_alike(whole, smaller, encoded(data, teacher), own)
+
+
+def test_a_difference_outside_of_any_sample_is_seen_in_the_rows(data: Path) -> None:
+    """The same vocabulary, and one of the two gives a word of the data to another normalizer."""
+    from tokenizers import normalizers
+
+    plain, changed = world.tokenizer(), world.tokenizer()
+    inner = changed.backend_tokenizer
+    inner.normalizer = normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Replace("film", "story")])
+    task, labels = task_of(data), {"LABEL_0": 0, "LABEL_1": 1}
+    rows, others = ({s: task.encode(task.read(s), t, labels) for s in ("train", "dev")} for t in (plain, changed))
+    assert not same_behaviour(plain, changed)
+    assert not same_inputs(plain, changed, rows, others)
+    assert same_inputs(plain, world.tokenizer(), rows, rows)
+
+
+# ---- other inputs
+
+
+def reader(*inputs: str) -> Any:
+    """The tiny tokenizer, for a model that takes these inputs."""
+    return world.tokenizer(model_input_names=list(inputs))
+
+
+def labelled_by(teacher: Any, folder: Path) -> Path:
+    """Pairs of texts whose labels are what a teacher says of them, asked as its own tokenizer says."""
+    import json
+    import random
+
+    from hfcompress.model.observe import accepted
+
+    draw, splitter = random.Random(0), reader("input_ids", "token_type_ids", "attention_mask")
+    pairs = [tuple(" ".join(draw.choices(world.WORDS[5:], k=draw.randint(2, 5))) for _ in "ab") for _ in range(160)]
+    batch = splitter([a for a, _ in pairs], [b for _, b in pairs], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        teacher.bert.embeddings.token_type_embeddings.weight.mul_(8)
+        logits = teacher(**accepted(teacher, batch)).logits
+        teacher.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+        labels = teacher(**accepted(teacher, batch)).logits.argmax(-1).tolist()
+    folder.mkdir()
+    for split, rows in (("train", range(96)), ("dev", range(96, 160))):
+        lines = [json.dumps({"a": pairs[i][0], "b": pairs[i][1], "label": labels[i]}) for i in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def segments(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A BERT that looks at token types, pairs of texts that it labels, and a DistilBERT that has no token types."""
+    teacher = world.model("bert", hidden=32, seed=3)
+    pairs = labelled_by(teacher, tmp_path / "pairs")
+    student = tmp_path / "student"
+    world.model("distilbert", seed=4).save_pretrained(student)
+    reader("input_ids", "attention_mask").save_pretrained(student)
+    typed = world.save(teacher, tmp_path / "typed")
+    reader("input_ids", "token_type_ids", "attention_mask").save_pretrained(typed)
+    return typed, pairs, student
+
+
+@pytest.mark.parametrize("cache", ["off", "logits", "cls"])
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_a_teacher_is_asked_as_its_own_tokenizer_says(
+    tmp_path: Path, segments: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, cache: str, ensemble: bool
+) -> None:
+    """The student's tokenizer gives the same ids and no token types."""
+    typed, pairs, student = segments
+    monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
+    met: dict[str, Any] = {}
+    train = training.train
+    monkeypatch.setattr(
+        training, "train", lambda objective, options, **k: met.update(k) or train(objective, options, **k)
+    )
+    task = {"type": "text-classification", "dataset": str(pairs), "text": ["a", "b"], "max_length": 24}
+    losses = [*(["pkd"] if cache == "cls" else []), "soft_labels"]
+    stage = {"kind": "distill", "student": {"from": str(student), "layers": 1}, "losses": losses, "train": TRAIN,
+             "teacher": ["source", str(typed)] if ensemble else "source", "teacher_cache": cache}  # fmt: skip
+    record = ran(world.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
+    notes = record["teacher"] if ensemble else [record["teacher"]]
+    assert [note["dev"] for note in notes] == [1.0] * len(notes)
+    found = TypeAdapter(TextClassification).validate_python(task)
+    collate = training.Collator(found, met["tokenizer"], met["teaching"], on_gpu=False)
+    batch = collate([met["rows"]["train"][i] for i in range(16)])
+    assert "token_type_ids" not in batch
+    raw = found.read("train").select(range(16))
+    own = load_tokenizer(typed)(raw["a"][:], raw["b"][:], padding=True, return_tensors="pt")
+    assert "token_type_ids" in own
+    expected = observe(load_model(typed, found.auto_class), own)
+    assert torch.allclose(met["teaching"].ask(batch).logits, expected.logits, atol=1e-5)
+
+
+def test_layers_of_a_teacher_with_token_types_are_compared_token_by_token(
+    tmp_path: Path, segments: tuple[Path, Path, Path]
+) -> None:
+    typed, pairs, student = segments
+    task = {"type": "text-classification", "dataset": str(pairs), "text": ["a", "b"], "max_length": 24}
+    stage = {"kind": "distill", "student": {"from": str(student)}, "losses": ["hidden_states"], "train": TRAIN}
+    record = ran(world.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
+    assert record["teacher"]["dev"] == 1.0
+
+
+def test_answers_to_other_inputs_are_another_cache(segments: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    typed, pairs, student = segments
+    task = TextClassification(type="text-classification", dataset=str(pairs), text=["a", "b"], max_length=24)
+    model, labels = load_model(typed, task.auto_class), {"LABEL_0": 0, "LABEL_1": 1}
+    asked = []
+    for words in (load_tokenizer(student), load_tokenizer(typed)):
+        rows = task.encode(task.read("train"), words, labels)
+        asked.append(answers_of(model, words, rows, task, "logits", weights="w", fingerprint="f").logits)
+    assert not torch.allclose(*(torch.from_numpy(logits.copy()) for logits in asked), atol=1e-2)
+
+
+def test_a_teacher_with_too_few_positions_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
+    world.save(world.model(max_position_embeddings=12), tmp_path / "short")
+    recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(tmp_path / "short"))
+    with pytest.raises(HfcompressError, match="reads at most 12 tokens, and max_length is 16"):
+        ran(recipe, tmp_path / "run")
 
 
 def test_layers_of_a_teacher_that_reads_other_tokens_are_refused(tmp_path: Path, teacher: Path, data: Path) -> None:
@@ -380,7 +500,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teache
     shape = shape_of(model.config.to_dict())
     loss = [LOSSES.parse("hidden_states")]
     objective = training.Objective(load_model(teacher, task.auto_class), loss, task, shape, ((1, 1), (2, 2)))
-    teaching = Teaching([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), "sequence")
+    teaching = Teaching([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), task_of(data))
     with pytest.raises(HfcompressError, match="hidden_states is not finite on the first rows"):
         training.examine(objective, teaching, encoded(data, teacher), load_tokenizer(teacher))
 
@@ -390,7 +510,7 @@ def test_a_projection_that_nothing_trains_is_told(tmp_path: Path, teacher: Path,
     recipe = one_stage(
         tmp_path / "r.yaml", teacher, data, student={"hidden": 16}, losses=losses, layer_map=[[1, 2]], train=TRAIN
     )
-    with pytest.raises(HfcompressError, match="the projection of hidden_states gets no gradient"):
+    with pytest.raises(HfcompressError, match="nothing would train the projection of layer 2"):
         ran(recipe, tmp_path / "run")
 
 
@@ -436,3 +556,65 @@ def test_a_student_of_a_smaller_vocabulary_learns_from_layers(tmp_path: Path, te
     for name, tensor in weights(tmp_path / "whole").items():
         if "word_embeddings" not in name:
             assert torch.allclose(tensor, weights(tmp_path / "run")[name], atol=1e-5), name
+
+
+BYTES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def general(path: Path, kind: str) -> Path:
+    """A checkpoint as it was pre-trained: with a mask head, or with none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "bert without a head":
+        world.save(world.model("bert", layers=3).bert, path)
+        return path
+    world.save(world.model(kind, layers=3, head="mask", pad_token_id=1 if kind == "roberta" else 0), path)
+    if kind == "roberta":
+        ids = {word: index for index, word in enumerate([*BYTES, *(f"Ġ{w}" for w in world.WORDS[5:])])}
+        inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
+            mask_token="<mask>",
+        ).save_pretrained(path)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bert", "bert without a head", "distilbert", "roberta"])
+@pytest.mark.parametrize("layers", [3, 1])
+def test_a_student_from_a_general_checkpoint_gets_the_teachers_head(
+    tmp_path: Path, data: Path, kind: str, layers: int
+) -> None:
+    """Its config still names the class of the head that it was pre-trained with."""
+    named = world.fine_tuned(tmp_path / "named", data)
+    model = load_model(named, "AutoModelForSequenceClassification")
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    model.save_pretrained(named)
+    student = {"from": str(general(tmp_path / "general", kind)), "layers": layers}
+    for losses in (["soft_labels"], ["soft_labels", "hard_labels"]):
+        recipe = one_stage(tmp_path / "r.yaml", named, data, student=student, losses=losses)
+        record = ran(recipe, tmp_path / "-".join(losses))
+        assert record["student"]["head"] == "random"
+    made = load_model(tmp_path / "soft_labels" / "01-distill", "AutoModelForSequenceClassification")
+    assert made.config.label2id == {"bad": 0, "good": 1}
+    assert made.config.architectures == [type(made).__name__]
+    shape = recipes.check(recipes.load(recipe))[-1]
+    assert shape.parameters == sum(p.numel() for p in made.parameters())
+
+
+def test_a_new_head_has_the_labels_of_a_teacher_where_the_source_has_none(tmp_path: Path, data: Path) -> None:
+    named = world.fine_tuned(tmp_path / "named", data)
+    model = load_model(named, "AutoModelForSequenceClassification")
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    model.save_pretrained(named)
+    base = general(tmp_path / "base", "bert")
+    source = open_artifact(base)
+    stage = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "teacher": str(named)}
+    loaded = recipes.load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
+    (tmp_path / "run").mkdir()
+    bench = Bench(loaded.recipe.task, 0, source, {"model": source}, tmp_path / "run" / "work")
+    loaded.recipe.stages[0].run(source, bench)
+    assert open_artifact(bench.model_directory).shape is not None
+    assert load_model(bench.model_directory, "AutoModelForSequenceClassification").config.label2id["good"] == 1

@@ -16,7 +16,7 @@ NEUTRAL = ["the", "film", "was", "and", "story", "a", "plot", "cast", "very", "i
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL]
 
 
-def tokenizer(words: list[str] | None = None) -> Any:
+def tokenizer(words: list[str] | None = None, **options: Any) -> Any:
     """A fast WordPiece tokenizer over `WORDS`, or over another list that starts with the same five."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -30,7 +30,7 @@ def tokenizer(words: list[str] | None = None) -> Any:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=32,
+        mask_token="[MASK]", model_max_length=32, **options,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer
 from hfcompress.base.console import say
+from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
 from hfcompress.measure.process import Batch
 from hfcompress.model.probe import Probe
@@ -84,6 +85,15 @@ class Backend(Component):
 
     def problems(self, shape: Shape) -> list[str]:
         """Why a model of this shape cannot be quantized so; told before anything runs."""
+        return []
+
+    def module_problems(self, model: nn.Module, head_modules: Sequence[str]) -> list[Problem]:
+        """Why these options do not fit a model of this class; key paths inside the backend.
+
+        Args:
+            model: A model without weights, on the meta device.
+            head_modules: Those of its head, where they are trained whole beside adapters; else none.
+        """
         return []
 
     def unavailable(self) -> tuple[str, str] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.backends.bnb_8bit import Bnb8Bit
 from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Layer, Shape
+from hfcompress.base.shape import Shape
 from hfcompress.model.family import FAMILIES
+from hfcompress.model.linears import planned_linears
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class Bnb4Bit(Bnb8Bit):
         if not shape.even:
             return []  # which widths there will be is not known; `require_runnable` sees them
         for number, layer in enumerate(shape.layers):
-            for path, inputs, outputs in _linear_layers(shape, layer):
+            for path, inputs, outputs in planned_linears(shape, layer):
                 place = f"{FAMILIES[shape.architecture].layers}.{number}.{path}"
                 left = any(f".{name}." in f".{place}." for name in self.skip or [])
                 if _unblocked(inputs, outputs) and not left and not _gpu():
@@ -96,17 +96,6 @@ def _refusal(name: str, inputs: int, outputs: int) -> str:
         f"{name} has {inputs} inputs and {outputs} outputs; on a CPU bitsandbytes multiplies 4-bit layers in blocks of "
         f"{INPUTS} inputs and {OUTPUTS} outputs"
     )
-
-
-def _linear_layers(shape: Shape, layer: Layer) -> Iterator[tuple[str, int, int]]:
-    """The linear layers of a transformer layer: path, inputs, outputs; those without any weights are left out."""
-    family, heads = FAMILIES[shape.architecture], layer.heads * shape.head_dim
-    rows = {family.query: heads, family.key: heads // shape.group, family.value: heads // shape.group}
-    rows = {path: rows[path] * parts for path, parts in family.head_rows.items()}
-    rows |= {path: layer.ffn * parts for path, parts in family.neuron_rows.items()}
-    found = [(path, shape.hidden, outputs) for path, outputs in rows.items()]
-    found += [(family.attention_output, heads, shape.hidden), (family.ffn_out, layer.ffn, shape.hidden)]
-    yield from (linear for linear in found if linear[1] and linear[2])
 
 
 def _gpu() -> bool:

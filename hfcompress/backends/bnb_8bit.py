@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
+from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
 from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.model.probe import logits_of
 
@@ -43,6 +44,17 @@ class Bnb8Bit(Backend):
     def require_runnable(self, model: Any) -> None:
         """Passes where this machine's kernels can run the quantized layers."""
 
+    def module_problems(self, model: Any, head_modules: Sequence[str]) -> list[Problem]:
+        if self.skip is None:
+            return []
+        found = unknown_modules(self.skip, model)
+        left = [name for name in head_modules if not _named_in(name, self.skip)]
+        if left and not found:
+            message = f"the head's {left[0]} is quantized, and a head is trained whole beside adapters"
+            fix = "leave `skip` out of the backend, or name the head's modules there too"
+            found.append(Problem(message, fix, ("skip",)))
+        return found
+
     def rounded(self, weight: Tensor) -> Tensor:
         from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
 
@@ -72,7 +84,8 @@ class Bnb8Bit(Backend):
             local_files_only=True,
             **settled_config(work.source),
         )
-        _require_found(self.skip or [], model)
+        if problems := unknown_modules(self.skip or [], model):
+            raise HfcompressError(problems)
         self.require_runnable(model)
         save_weights(model.eval(), work.target)
         return logits_of(model, work.probe)
@@ -92,8 +105,12 @@ def _named_in(path: str, names: list[str]) -> bool:
     return any(f".{name}." in f".{path}." for name in names)
 
 
-def _require_found(names: list[str], model: Any) -> None:
+def unknown_modules(names: Sequence[str], model: Any) -> list[Problem]:
+    """The names of `skip` that no module of a model has."""
     paths = [path for path, _ in model.named_modules()]
-    for name in names:
-        if not any(_named_in(path, [name]) for path in paths):
-            raise HfcompressError(f"`skip` names '{name}', and the model has no such module")
+    ends = {part for path in paths for part in path.split(".")}
+    return [
+        Problem(f"`skip` names '{name}', and the model has no such module", did_you_mean(name, ends), ("skip", index))
+        for index, name in enumerate(names)
+        if not any(_named_in(path, [name]) for path in paths)
+    ]

@@ -68,8 +68,7 @@ def augment(
     Raises:
         HfcompressError: for a model that fills in no masks, a damaged file of word vectors, or augmented rows.
     """
-    if ORIGIN in rows.column_names:
-        raise HfcompressError(f"the data has a column '{ORIGIN}': it is augmented already", "leave out `augment`")
+    require_fresh(rows)
     why = why_not(directory, identity)
     if why is None:
         counts: dict[str, int] = json.loads((directory / RECORD).read_text(encoding="utf-8"))["counts"]
@@ -88,6 +87,16 @@ def augment(
         (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     say(f"augmentation: {_summary(counts)}, kept in {directory}")
     return counts
+
+
+def require_fresh(rows: datasets.Dataset) -> None:
+    """Passes where rows are not augmented yet.
+
+    Raises:
+        HfcompressError: where they are.
+    """
+    if ORIGIN in rows.column_names:
+        raise HfcompressError(f"the data has a column '{ORIGIN}': it is augmented already", "leave out `augment`")
 
 
 def augmented(directory: Path) -> datasets.Dataset:

@@ -212,8 +212,8 @@ class FillMask(BaseTask):
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         return outputs[:, 1:], outputs[:, 0]
 
-    def baseline(self, features: datasets.Dataset) -> float:
-        """What the tokens' frequencies alone score: always the most frequent one, or each by its share."""
+    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+        """What the tokens' frequencies alone tell: always the most frequent token, or each by its share."""
         import numpy as np
 
         # What begins and ends a row, and parts its documents, is never asked for.
@@ -222,7 +222,7 @@ class FillMask(BaseTask):
         _, counts = np.unique(tokens, return_counts=True)
         shares = counts / counts.sum()
         entropy = float(-(shares * np.log(shares)).sum())
-        return self.score(np.array([[shares.max(), entropy]]), np.ones(1))
+        return references[:, None] * np.array([[shares.max(), entropy]])
 
 
 def blocks(documents: Iterable[list[list[int]]], length: int, cls: int, sep: int) -> Iterator[list[int]]:

@@ -235,13 +235,36 @@ def bootstrap_interval(
     """
     import numpy as np
 
+    low, high = np.quantile(_resampled(function, predictions, references, samples, seed), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_differences(
+    function: Metric, predictions: Array, others: Array, references: Array, samples: int = 1000, seed: int = 0
+) -> Array:
+    """A metric of one set of predictions less that of another, on the same draws of judged units (paired bootstrap).
+
+    Args:
+        function: The metric.
+        predictions, others, references: One entry a unit.
+        samples: How often the units are drawn anew, with replacement.
+        seed: Decides the draws.
+
+    Returns:
+        `(samples,)`.
+    """
+    one, other = (_resampled(function, answers, references, samples, seed) for answers in (predictions, others))
+    return one - other
+
+
+def _resampled(function: Metric, predictions: Array, references: Array, samples: int, seed: int) -> Array:
+    """`(samples,)`: the metric of as many draws of the units."""
+    import numpy as np
+
     count = len(references)
     generator = np.random.default_rng(seed)
     draws = (generator.integers(0, count, count) for _ in range(samples))
     if isinstance(function, RowMetric):
         rows = function.rows(predictions, references)
-        values = [function.total(np.bincount(draw, minlength=count) @ rows) for draw in draws]
-    else:
-        values = [function(predictions[draw], references[draw]) for draw in draws]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+        return np.array([function.total(np.bincount(draw, minlength=count) @ rows) for draw in draws])
+    return np.array([function(predictions[draw], references[draw]) for draw in draws])

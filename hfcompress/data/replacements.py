@@ -76,6 +76,16 @@ def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_
     return found
 
 
+def require_masks(tokenizer: Any, path: Path) -> None:
+    """Passes where a tokenizer can be asked for words in the place of a mask.
+
+    Raises:
+        HfcompressError: where it has no mask, or cannot tell which characters a token stands for.
+    """
+    if tokenizer.mask_token_id is None or not tokenizer.is_fast:
+        raise HfcompressError(f"the tokenizer of {path} has no mask token, or is a slow one", _ANOTHER)
+
+
 class MaskedWords:
     """A masked-language model that is asked for one word at a time, many at once.
 
@@ -88,8 +98,7 @@ class MaskedWords:
 
         self.top_k = top_k
         self.tokenizer: Any = load_tokenizer(path)
-        if self.tokenizer.mask_token_id is None or not self.tokenizer.is_fast:
-            raise HfcompressError(f"the tokenizer of {path} has no mask token, or is a slow one", _ANOTHER)
+        require_masks(self.tokenizer, path)
         self.model: Any = _load(path).to(device)
         self.longest = _longest_input(self.model.config, self.tokenizer)
         self.words = whole_words(self.tokenizer)

@@ -62,12 +62,11 @@ class SequenceTask(LabelledTask):
 
         return self.predictions(outputs), np.asarray(features["labels"][:])
 
-    def baseline(self, features: datasets.Dataset) -> float:
-        """What always giving the same answer scores."""
+    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+        """Always the same answer, the best one."""
         import numpy as np
 
-        references = np.asarray(features["labels"][:])
-        return self.score(np.full_like(references, self.constant(references)), references)
+        return np.full_like(references, self.constant(references))
 
     def predictions(self, logits: Array) -> Array:
         """`(rows, labels)` logits to answers."""
@@ -125,16 +124,17 @@ class TextClassification(SequenceTask):
         return logits.argmax(-1)
 
     def constant(self, references: Array) -> int:
-        """The most frequent class."""
+        """The class that scores best when it is given to every row."""
         import numpy as np
 
-        return int(np.bincount(references).argmax())
+        classes = np.unique(references).tolist()
+        return int(max(classes, key=lambda index: self.score(np.full_like(references, index), references)))
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over rows."""
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy, the mean over rows, weighted by their classes' `weights` `(classes,)` where there are any."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(logits.float(), labels, weight=weights)
 
 
 class Regression(SequenceTask):

@@ -24,7 +24,7 @@ from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.data import source
 from hfcompress.data.files import require_columns
-from hfcompress.data.metrics import Metric, bootstrap_interval
+from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
 
 if TYPE_CHECKING:
@@ -425,9 +425,28 @@ class BaseTask(Strict):
         """
         raise NotImplementedError
 
-    def baseline(self, features: datasets.Dataset) -> float:
-        """What answering without looking scores."""
+    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+        """The best predictions that can be made without looking at the texts.
+
+        Args:
+            references: What `judge` gave for the features.
+            features: The encoded rows.
+
+        Returns:
+            Predictions for the same units.
+        """
         raise NotImplementedError
+
+    def gain(self, predictions: Array, others: Array, references: Array, samples: int = 1000, seed: int = 0) -> float:
+        """The least that one set of predictions scores above another with 95% certainty, by a paired bootstrap.
+
+        It is above 0 where they are better; of a metric of which less is better, where they score less.
+        """
+        import numpy as np
+
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1  # type: ignore[attr-defined]
+        gains = sign * bootstrap_differences(self._metric, predictions, others, references, samples, seed)
+        return float(np.quantile(gains, 0.05))
 
 
 class LabelledTask(BaseTask):
@@ -492,17 +511,22 @@ def _scratch() -> Path:
     return Path(folder)
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy, the mean over tokens that have a label; 0 where none has.
 
     Args:
         logits: `(batch, length, labels)`.
         labels: `(batch, length)`, `IGNORED` where there is none.
+        weights: `(labels,)`: how much a token of each label counts in the mean.
     """
     from torch.nn import functional as F
 
-    summed = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return summed / (labels != IGNORED).sum().clamp(min=1)
+    flat, given = logits.float().flatten(0, 1), labels.flatten()
+    summed = F.cross_entropy(flat, given, weight=weights, ignore_index=IGNORED, reduction="sum")
+    asked = given != IGNORED
+    if weights is None:
+        return summed / asked.sum().clamp(min=1)
+    return summed / weights[given[asked]].sum() if bool(asked.any()) else summed
 
 
 def row_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -160,9 +160,9 @@ class TokenClassification(LabelledTask):
         labels = padded([feature["labels"] for feature in features], tokens["input_ids"].shape[1], IGNORED)
         return {**tokens, "labels": labels}
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over words."""
-        return token_loss(logits, labels)
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy, the mean over words, weighted by their tags' `weights` `(tags,)` where there are any."""
+        return token_loss(logits, labels, weights)
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         import numpy as np
@@ -180,17 +180,13 @@ class TokenClassification(LabelledTask):
             references.append([names[tag] for tag in tags])
         return objects(predictions), objects(references)
 
-    def baseline(self, features: datasets.Dataset) -> float:
-        """What tagging every word with the most frequent tag scores."""
+    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+        """The most frequent tag for every word."""
         from collections import Counter
 
-        rows = features.with_format(None)
-        names = _names(rows, "tags") or []
-        references = [[names[tag] for tag in tags] for tags in rows["tags"][:]]
         counted = Counter(tag for tags in references for tag in tags)
         constant = counted.most_common(1)[0][0] if counted else OUTSIDE
-        predictions = [[constant] * len(tags) for tags in references]
-        return self.score(objects(predictions), objects(references))
+        return objects([[constant] * len(tags) for tags in references])
 
 
 def _names(rows: datasets.Dataset, column: str) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from hfcompress.base.component import Component, Drawer, Strict
+from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
 
 if TYPE_CHECKING:
+    import datasets
     from torch import Tensor, nn
 
     from hfcompress.model.observe import Observed
@@ -34,6 +36,7 @@ class Step:
         pairs: `(m, g)`: student layer `m` learns from teacher layer `g`, both from 1.
         task: The task: its `head`, and the loss that its labels give.
         dynamic: Whether `pairs` are only a start, and hidden states choose their own teacher layers.
+        state: What the loss was told of the train rows by its `state_of`.
     """
 
     student: Observed
@@ -43,6 +46,7 @@ class Step:
     pairs: Pairs
     task: Any
     dynamic: bool = False
+    state: Tensor | None = None
 
     def taught(self) -> Observed:
         """The teacher's forward pass."""
@@ -58,11 +62,13 @@ class Units:
         mask: `(batch, length)`, true at real tokens.
         labels: As in `Step`.
         task: The task.
+        state: As in `Step`.
     """
 
     mask: Tensor
     labels: Tensor | None
     task: Any
+    state: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -148,6 +154,28 @@ class Loss(Component):
         """Why this loss cannot compare these two models; empty where it can."""
         return []
 
+    def map_problems(self, student: Shape, teacher: Shape, pairs: Pairs) -> list[str]:
+        """Why this loss cannot be trained with these pairs of layers; empty where it can."""
+        return []
+
+    def task_problems(self, task: Any, labels: Mapping[str, int] | None = None) -> list[Problem]:
+        """Why this loss cannot be used for a task, with key paths inside of the loss; empty where it can.
+
+        Args:
+            task: The task.
+            labels: The head's label names and ids, where they are known.
+        """
+        return []
+
+    def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
+        """What the loss needs to know of the train rows; it gets it back in each `Step`.
+
+        Args:
+            rows: Encoded train rows.
+            labels: The head's label names and ids.
+        """
+        return None
+
     def units(self, batch: Units) -> Tensor:
         """What `compute` divides by, the weight of its mean in a larger batch's: by default the rows.
 
@@ -170,7 +198,7 @@ class Loss(Component):
 
 
 class LastLayer(Loss):
-    """A loss on the student's last layer and one of the teacher's."""
+    """A loss on the student's last layer that has attention heads, and one of the teacher's."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys", "values"})
     mapped: ClassVar[bool] = False
@@ -179,17 +207,27 @@ class LastLayer(Loss):
     """The teacher's layer, from 1; the last where nothing is said."""
 
     def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
-        return ((len(student.layers), self.teacher_layer or len(teacher.layers)),)
+        return ((_last_with_heads(student), self.teacher_layer or _last_with_heads(teacher)),)
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         have, layer = len(teacher.layers), self.teacher_layer or 1
-        if layer <= have:
-            return []
-        return [f"{self.name} looks at the teacher's layer {layer}, and it has {have}; lower `teacher_layer`"]
+        if layer > have:
+            return [f"{self.name} looks at the teacher's layer {layer}, and it has {have}; lower `teacher_layer`"]
+        for whose, shape, number in (("student", student, 0), ("teacher", teacher, self.teacher_layer or 0)):
+            heads = shape.layers[number - 1].heads if number else _last_with_heads(shape)
+            if not heads:
+                place = f"in layer {number}" if number else "left"
+                return [f"{self.name} looks at attention, and the {whose} has no heads {place}; use hidden_states"]
+        return []
 
     def compared(self, step: Step) -> tuple[int, int]:
         """The two layers, from 1."""
         return max(step.student.queries), self.teacher_layer or max(step.taught().queries)
+
+
+def _last_with_heads(shape: Shape) -> int:
+    """The number of the last layer that has attention heads; 0 where none has."""
+    return max((number for number, layer in enumerate(shape.layers, start=1) if layer.heads), default=0)
 
 
 LOSSES: Drawer[Loss] = Drawer("hfcompress.losses", Loss)

@@ -10,6 +10,7 @@ from hfcompress.base.shape import Shape
 from hfcompress.losses.base import (
     TINYBERT_PROJECTION,
     Loss,
+    Pairs,
     Step,
     Units,
     cosine_distance,
@@ -45,6 +46,15 @@ class HiddenStates(Loss):
         if self.tinybert_compat and (self.distance, self.projection) != ("mse", "shared"):
             raise ValueError("tinybert_compat is `distance: mse` with `projection: shared`")
         return self
+
+    def map_problems(self, student: Shape, teacher: Shape, pairs: Pairs) -> list[str]:
+        idle = {*range(1, len(student.layers) + 1)} - {m for m, _ in pairs}
+        if self.projection == "shared" or student.hidden == teacher.hidden or not idle:
+            return []
+        return [
+            f"nothing would train the projection of layer {min(idle)}, which the layer map does not name; "
+            "name it, or say `projection: shared`"
+        ]
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
         from torch import nn

@@ -38,12 +38,20 @@ class MiniLMv2(LastLayer):
             return found
         ((m, g),) = self.layers(student, teacher, ())
         heads = self.relation_heads or teacher.layers[g - 1].heads
-        # What divides the width of keys and values divides that of the queries, which come in groups.
-        widths = [s.layers[i - 1].heads // s.group * s.head_dim for s, i in ((student, m), (teacher, g))]
+        # What divides the width of keys and values divides that of the queries, which come in groups. How many heads a
+        # ranking over all layers will leave in the last one is not known: what divides one head's width divides theirs.
+        widths = [
+            (s.layers[i - 1].heads // s.group if s.even else 1) * s.head_dim for s, i in ((student, m), (teacher, g))
+        ]
         if all(width % heads == 0 for width in widths):
             return []
         common = math.gcd(*widths)
         fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        if not (student.even and teacher.even):
+            return [
+                f"how many heads the cut leaves is not known before it, and {heads} relation heads do not divide the "
+                f"width of one head; set `relation_heads` to one of {fitting}"
+            ]
         return [
             f"{heads} relation heads do not divide the student's width {widths[0]} and the teacher's {widths[1]}; "
             f"set `relation_heads` to one of {fitting}"

@@ -321,6 +321,7 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
     require_whole(path, auto_class, loading_report(model, info), config, fresh_head)
+    model.config.architectures = [type(model).__name__]  # of a checkpoint with another head it named that one's class
     return model.eval()
 
 

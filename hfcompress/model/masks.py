@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
 import torch
@@ -37,6 +37,8 @@ class Masks(nn.Module):
         seed: Decides what is sampled, together with the step; set by the training.
     """
 
+    closing: ClassVar[bool] = True
+    """Whether what the model gives changes with the step, so that an early model is not one of those to come."""
     seed: int = 0
 
     @contextmanager

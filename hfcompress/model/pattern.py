@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from hfcompress.base.component import Strict
+from hfcompress.base.errors import Problem
 
 
 def _pair(value: Any) -> Any:
@@ -47,6 +48,16 @@ class Pattern(Strict):
             return 1 - self.n_of_m[0] / self.n_of_m[1]
         assert self.share is not None
         return self.share
+
+    def untiled(self, name: str, height: int, width: int) -> Problem | None:
+        """Why groups or blocks do not tile a matrix of `height` outputs and `width` inputs; None where they do."""
+        rows, columns = (1, self.n_of_m[1]) if self.n_of_m else self.block
+        if height % rows == 0 and width % columns == 0:
+            return None
+        what = f"groups of {columns} along the input" if self.n_of_m else f"blocks of {rows} x {columns}"
+        return Problem(
+            f"{name} is {height} x {width}, which {what} do not tile", "choose sizes that divide every matrix"
+        )
 
     def at(self, done: float) -> Pattern:
         """The pattern when so much of the cutting is done; one of `n_of_m` is either whole or not there."""

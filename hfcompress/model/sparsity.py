@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -52,13 +52,10 @@ def zeros(model: PreTrainedModel, pattern: Pattern, scores: Mapping[str, Tensor]
 
 def must_tile(model: PreTrainedModel, pattern: Pattern) -> None:
     """Raises an HfcompressError where the pattern's groups or blocks do not tile a matrix of the layers."""
-    rows, columns = (1, pattern.n_of_m[1]) if pattern.n_of_m else pattern.block
-    what = f"groups of {columns} along the input" if pattern.n_of_m else f"blocks of {rows} x {columns}"
     for name, module in _linears(model).items():
         height, width = module.weight.shape
-        if height % rows or width % columns:
-            message = f"{name} is {height} x {width}, which {what} do not tile"
-            raise HfcompressError(message, "choose sizes that divide every matrix")
+        if problem := pattern.untiled(name, height, width):
+            raise HfcompressError(problem)
 
 
 def lowest(scores: Tensor, tile: tuple[int, int], share: float, by_row: bool) -> Tensor:
@@ -116,6 +113,8 @@ def with_zeros(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrained
 
 class KeptZeros(Masks):
     """The zeros that a model has when this is made are set back to zero after each step of its training."""
+
+    closing: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

@@ -79,6 +79,15 @@ def select_tokens(
     return small.train(model.training)
 
 
+def require_cuttable(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Passes where `prune_vocabulary` knows the kind of tokenizer.
+
+    Raises:
+        HfcompressError: where it does not.
+    """
+    _content(tokenizer)
+
+
 def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The tokenizer.json, of a kind that can be cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.console import say
 from hfcompress.base.files import remove
 from hfcompress.base.lock import shared_directory
+from hfcompress.data.reading import behaviour_of, inputs_hash
 from hfcompress.data.source import cache_home
 from hfcompress.data.teacher_cache import Answers, Content, Writer, open_answers, why_not
+from hfcompress.measure.environment import versions
 from hfcompress.model.observe import observe
 from hfcompress.stages.base import agreed, digest, on_main_process, process_state
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
+"""Of the identity and the files; answers of an earlier one are never used again."""
 
 
 def answers_of(
@@ -49,11 +52,13 @@ def answers_of(
     identity = {
         "format": FORMAT,
         "teacher": weights,
-        "tokenizer": digest([tokenizer.get_vocab(), tokenizer.pad_token_id]),
+        "tokenizer": digest(behaviour_of(tokenizer)),
         "data": fingerprint,
-        "rows": digest([rows["length"][:], task.model_dump(mode="json", exclude={"dataset", "metric"})]),
-        "max_length": task.max_length,
+        "inputs": inputs_hash(rows),
+        "task": digest(task.model_dump(mode="json", exclude={"dataset", "metric"})),
         "content": content,
+        "versions": {name: versions()[name] for name in ("torch", "transformers")},
+        "device": process_state().device.type,
     }
     path = cache_home() / "teachers" / digest(identity)
     if _usable(path, identity):

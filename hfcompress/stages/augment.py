@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import Problem
 from hfcompress.base.files import file_hash
 from hfcompress.base.places import is_file, local_path
+from hfcompress.base.shape import HEADS
 from hfcompress.data.augment import Keep, augment, augmented
 from hfcompress.data.source import cache_home
 from hfcompress.measure.environment import cpu_flags, versions
@@ -21,6 +23,8 @@ from hfcompress.stages.taught import Taught
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor
+
+    from hfcompress.stages.local import Locals
 
 
 class Augment(Strict):
@@ -78,6 +82,29 @@ class Augment(Strict):
             fix = "give the path of a text file such as glove.6B.300d.txt"
             found.append(Problem(f"no such file: {self.glove}", fix, ("augment", "glove")))
         return found
+
+
+def augment_problems(options: Augment, models: Locals) -> list[Problem]:
+    """What a run would say of the masked-language model and of the rows, where they lie on this machine."""
+    from hfcompress.data.augment import require_fresh
+    from hfcompress.data.replacements import require_masks
+    from hfcompress.stages.local import told
+
+    model, found = models.named.get(options.model), list[Problem]()
+    if model is not None:
+        found += told(lambda: require_masks(models.tokenizer(model), model.directory), ("augment", "model"))
+    if model is not None and model.config is not None and not _fills_masks(model.config):
+        message = f"the model {options.model} is a {model.config['architectures'][0]}, which fills in no masks"
+        fix = "name a masked-language model, such as google-bert/bert-base-uncased"
+        found.append(Problem(message, fix, ("augment", "model")))
+    if models.readable:
+        found += told(lambda: require_fresh(models.task.read("train")), ("augment",))
+    return found
+
+
+def _fills_masks(config: Mapping[str, Any]) -> bool:
+    named = config.get("architectures")
+    return not named or str(named[0]).endswith(HEADS["mask"])
 
 
 def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Bench) -> datasets.Dataset:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+    from hfcompress.stages.local import Locals
+
 
 @dataclass
 class Bench:
@@ -184,6 +186,19 @@ class Stage(Strict):
             task: The stage's task.
         """
         return []
+
+    def local_problems(self, models: Locals) -> list[Problem]:
+        """What cannot work as far as configs, tokenizers and rows here tell, with key paths inside the stage.
+
+        It is asked where `problems` found nothing; it reads files, and loads tokenizers.
+        """
+        start = models.named.get(self.starts_from)
+        return models.reading_problems(start) if start is not None and start.directory != models.read_first else []
+
+    @property
+    def starts_from(self) -> str:
+        """The name of the model whose tokenizer the stage's model has."""
+        return "parent"
 
     def steps(self, task: Any) -> int | None:
         """Optimizer steps on one process; None where the number of the task's rows is not known."""

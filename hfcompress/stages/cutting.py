@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,17 @@ class Cutting:
         shape: The model's as the stage gets it: shares are of this one, whatever was cut in earlier rounds.
         parent: That model.
         bench: The stage's bench.
+        kept_layers: The layers of the whole model, from 1, that no round has dropped.
     """
 
     options: Prune
     shape: Shape
     parent: Artifact
     bench: Bench
+    kept_layers: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.kept_layers = list(range(1, len(self.shape.layers) + 1))
         self.tokenizer = load_tokenizer(self.parent.path, self.bench.task)
         self.labels = label_ids(read_config(self.parent.path))
 
@@ -74,15 +77,8 @@ class Cutting:
         scores = self.options.criterion.layer_scores(model, self.calibration)
         bound = must_stay(shape_of(model.config.to_dict()))
         kept = sorted(sorted(range(len(scores)), key=lambda i: (i not in bound, -scores[i], i))[:want])
-        earlier = self.kept_layers
-        self.bench.notes["kept"] = {"layers": {"kept": [earlier[i] for i in kept], "of": len(self.shape.layers)}}
+        self.kept_layers = [self.kept_layers[i] for i in kept]
         return partial(drop_layers, kept=kept)
-
-    @property
-    def kept_layers(self) -> list[int]:
-        """The layers of the whole model, from 1, that no round has dropped."""
-        noted: list[int] | None = self.bench.notes.get("kept", {}).get("layers", {}).get("kept")
-        return noted or list(range(1, len(self.shape.layers) + 1))
 
     def _hidden(self, model: PreTrainedModel, done: float) -> Change | None:
         from hfcompress.model.narrow import cut_hidden
@@ -252,11 +248,11 @@ class Cutting:
             rows = self.bench.encoded("dev", self.tokenizer, self.labels).shuffle(seed=self.bench.seed)
             rows = rows.select(range(min(wanted.rows, len(rows))))
             group = self.options.multiple_of if self.options.ffn or self.options.budget else 1
-            self.bench.notes["sensitivity"] = sensitivity(
-                model, scores, rows, self.tokenizer, self.bench.task, wanted.shares, group
-            )
+            found.append(sensitivity(model, scores, rows, self.tokenizer, self.bench.task, wanted.shares, group))
 
+        found = list[dict[str, Any]]()
         on_main_process(look)
+        self.bench.notes["sensitivity"] = agreed(found[0] if found else None)
 
     def sparsity(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the zeros of a model come to, for its card."""

@@ -10,7 +10,7 @@ from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
 from hfcompress.data.tasks import Task
 from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
-from hfcompress.stages.augment import Augment, augmented_rows
+from hfcompress.stages.augment import Augment, augment_problems, augmented_rows
 from hfcompress.stages.base import Bench, Stage, require_trainable
 from hfcompress.stages.heads import has_head, load_for
 from hfcompress.stages.student import Student
@@ -22,6 +22,8 @@ from hfcompress.stages.train import Train
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfcompress.stages.local import Locals
 
 
 class Distill(Stage, Taught):
@@ -57,13 +59,29 @@ class Distill(Stage, Taught):
             found += self.taught_problems(self.plan(shape), known, task)
         return found
 
+    def local_problems(self, models: Locals) -> list[Problem]:
+        from hfcompress.stages.local import local_taught_problems
+
+        student, found = models.named.get(self.starts_from), super().local_problems(models)
+        if found or student is None:
+            return found
+        if self.student and self.student.vocabulary == "corpus":
+            found += models.vocabulary_problems(student, ("student", "vocabulary"))
+        if self.augment:
+            found += augment_problems(self.augment, models)
+        return [*found, *local_taught_problems(self, student, models)]
+
+    @property
+    def starts_from(self) -> str:
+        return self.student.origin if self.student else "parent"
+
     def steps(self, task: Any) -> int | None:
         rows = task.rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
 
     def unavailable(self) -> list[Problem]:
-        return self.student.unavailable() if self.student else []
+        return [*(self.student.unavailable() if self.student else []), *self.train.trackers_missing(("train",))]
 
     def specs(self) -> dict[Key, str]:
         named: dict[Key, str] = {("student", "from"): self.student.origin} if self.student else {}
@@ -80,16 +98,19 @@ class Distill(Stage, Taught):
         origin = bench.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
         raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
-        tokenizer, model = (
-            load_tokenizer(origin.path, bench.task),
-            load_for(bench.task, origin, fresh=True, like=bench.source),
-        )
+        tokenizer, model = load_tokenizer(origin.path, bench.task), self._with_head(origin, parent, bench)
         if self.student is not None:
             fresh_head = not has_head(read_config(origin.path), bench.task)
             model, tokenizer = self._student(self.student, model, tokenizer, bench, raw, fresh_head)
         lora = self.student.lora if self.student else None
         teach(add_lora(model, lora) if lora else model, self, self.train, parent, bench, tokenizer, raw)
         bench.finish(merged(model) if lora else model, tokenizer)
+
+    def _with_head(self, origin: Artifact, parent: Artifact, bench: Bench) -> PreTrainedModel:
+        """The model that the student starts from; a new head has the labels of the source, or of a teacher."""
+        teachers = [bench.artifact(name, parent) for name in self.teacher_specs().values()]
+        labelled = (model for model in (bench.source, *teachers) if has_head(read_config(model.path), bench.task))
+        return load_for(bench.task, origin, fresh=True, like=next(labelled, None))
 
     def _student(
         self,
@@ -108,7 +129,7 @@ class Distill(Stage, Taught):
 
         old = shape_of(origin.config.to_dict())
         new = wanted.shape(old)
-        report = dict[str, str]()
+        report = {"head": "random"} if fresh_head else dict[str, str]()
         layers = wanted.layers_of(old)
         if new != old or layers != list(range(len(old.layers))) or wanted.init == "random":
             importance = None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.base.errors import Problem
 from hfcompress.base.shape import Shape
+from hfcompress.data.class_weights import ClassWeights
 from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.model.artifact import Artifact, load_tokenizer
+from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.stages.base import Bench, Stage, require_trainable
-from hfcompress.stages.heads import load_for
+from hfcompress.stages.heads import label_names, load_for
 from hfcompress.stages.train import Train
+
+if TYPE_CHECKING:
+    from hfcompress.stages.local import Local, Locals
 
 
 class Finetune(Stage):
@@ -21,12 +25,35 @@ class Finetune(Stage):
 
     kind: Literal["finetune"]
     train: Train = Train()
+    class_weights: ClassWeights = None
+    """How much the rows of each class count: `balanced` (`n / (classes · count)`, from the train rows), or a mapping of
+    class names to weights, 1 where a class is not named. For tasks with classes, where some are rare."""
 
     def plan(self, shape: Shape) -> Shape:
         return shape
 
     def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
-        return self.train.problems(task)
+        return [*self.train.problems(task), *self._loss.task_problems(task)]
+
+    def local_problems(self, models: Locals) -> list[Problem]:
+        found = super().local_problems(models)
+        start = models.named.get(self.starts_from)
+        if not found and start is not None and models.readable:
+            found = self._loss.task_problems(models.task, self.labels_of(start, models))
+        return found
+
+    def labels_of(self, start: Local, models: Locals) -> Mapping[str, int]:
+        """The label names and ids of the head that the stage trains."""
+        if self.train.epochs == 0 and start.labels is not None:
+            return start.labels
+        return {name: index for index, name in enumerate(label_names(models.task, read_config(start.directory)))}
+
+    def unavailable(self) -> list[Problem]:
+        return self.train.trackers_missing(("train",))
+
+    @property
+    def _loss(self) -> HardLabels:
+        return HardLabels(class_weights=self.class_weights)
 
     def steps(self, task: Any) -> int | None:
         return self.train.steps(task.rows())
@@ -41,7 +68,7 @@ class Finetune(Stage):
         labels = dict(model.config.label2id)
         rows = {split: bench.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
         bench.notes["dev"] = training.train(
-            training.Objective(model, [HardLabels()], bench.task),
+            training.Objective(model, [self._loss], bench.task, states=[self._loss.state_of(rows["train"], labels)]),
             self.train,
             rows=rows,
             tokenizer=tokenizer,

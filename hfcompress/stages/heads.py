@@ -33,7 +33,7 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
         return load_numbers(artifact.path, task.auto_class)
     if task.head in ("span", "mask"):
         return load_numbers(artifact.path, task.auto_class, fresh_head=True)
-    names = _names(task, config, read_config(like.path) if like else None)
+    names = label_names(task, config, read_config(like.path) if like else None)
     return load_numbers(
         artifact.path,
         task.auto_class,
@@ -45,7 +45,8 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
     )
 
 
-def _names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None) -> list[str]:
+def label_names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> list[str]:
+    """The names of a new head's outputs, in the order of their ids; the arguments are those of `load_for`."""
     if like is not None and has_head(like, task):
         return in_order(label_ids(like))
     names: list[str] = task.label_names()

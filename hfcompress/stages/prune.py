@@ -14,6 +14,8 @@ from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Layer, Shape
 from hfcompress.criteria.base import CRITERIA, AnyCriterion
 from hfcompress.model.artifact import Artifact
+from hfcompress.model.family import FAMILIES
+from hfcompress.model.linears import planned_linears
 from hfcompress.model.pattern import Pattern
 from hfcompress.stages.allocation import kept, quota
 from hfcompress.stages.base import Bench, Stage, require_trainable
@@ -22,7 +24,7 @@ from hfcompress.stages.recover import Recover
 from hfcompress.stages.schedules import Gradual, Iterative, Lottery, OneShot, Schedule
 
 if TYPE_CHECKING:
-    pass
+    from hfcompress.stages.local import Locals
 
 
 class Sensitivity(Strict):
@@ -125,6 +127,8 @@ class Prune(Stage):
             if task.streamed and asked:
                 message = "a corpus that is streamed is not read through for the tokens that it uses"
                 found.append(Problem(message, f"leave `{key}` out, or `streaming`", (key,)))
+        if not found:
+            found += self._tile_problems(self.plan(shape))
         if found:
             return found
         for key in ("train", "recover"):
@@ -234,9 +238,8 @@ class Prune(Stage):
         if masked and {"units", "weights"} <= self.granularities.keys():
             message = "masks that train with the model lie on heads and neurons or on single weights, not on both"
             found.append(Problem(message, "cut one of them in a stage of its own", ("weights",)))
-        if masked and self.train and self.train.keep_best:
-            message = "the best epoch is one before the last cut"
-            found.append(Problem(message, "leave it out, or say it in `recover`", ("train", "keep_best")))
+        if masked and self.train:
+            found += [replace(problem, key=("train", *problem.key)) for problem in self.train.masked_problems()]
         if masked and self.train and self.train.lora:
             found.append(Problem("masks are learned with all weights", "use it in `recover`", ("train", "lora")))
         if masked and self.sensitivity:
@@ -251,6 +254,31 @@ class Prune(Stage):
             what = "rearrange" if self.rearrange else "tune" if self.tune else "criterion"
             message = "weights that take over from others are for one_shot and iterative"
             found.append(Problem(message, "leave it out, or say `tune: off`", (what,)))
+        return found
+
+    def _tile_problems(self, shape: Shape) -> list[Problem]:
+        """That a pattern does not tile the matrices that are left, where their sizes are known before the cut."""
+        if self.weights is None or not shape.even:
+            return []
+        for number, layer in enumerate(shape.layers):
+            for path, inputs, outputs in planned_linears(shape, layer):
+                name = f"{FAMILIES[shape.architecture].layers}.{number}.{path}.weight"
+                if problem := self.weights.untiled(name, outputs, inputs):
+                    return [replace(problem, key=("weights",))]
+        return []
+
+    def local_problems(self, models: Locals) -> list[Problem]:
+        from hfcompress.stages.local import local_taught_problems
+
+        start, found = models.named.get("parent"), super().local_problems(models)
+        if found or start is None:
+            return found
+        if self.vocabulary == "corpus":
+            found += models.vocabulary_problems(start, ("vocabulary",))
+        for key in ("train", "recover"):
+            training: Recover | None = getattr(self, key)
+            problems = local_taught_problems(training, start, models) if training else []
+            found += [replace(problem, key=(key, *problem.key)) for problem in problems]
         return found
 
     @property
@@ -285,7 +313,13 @@ class Prune(Stage):
         return named
 
     def unavailable(self) -> list[Problem]:
-        return next((found for x in (self.train, self.recover) if x and (found := x.unavailable())), [])
+        blocks = {"train": self.train, "recover": self.recover}
+        return [
+            replace(problem, key=(key, *problem.key))
+            for key, block in blocks.items()
+            if block
+            for problem in block.unavailable()
+        ]
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         from hfcompress.stages.pruning import Pruning

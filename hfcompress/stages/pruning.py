@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hfcompress.model.masks import Masks
+
+
+FACTS = "facts.json"
+"""Beside a model that is kept on the way: what stage.json will say of it, and which layers are left."""
 
 
 @dataclass
@@ -162,17 +167,26 @@ class Pruning:
 
     def _made(self, name: str) -> bool:
         """Whether a step was done before; the first process says it, so that all of them go the same way."""
-        return bool(agreed(sealed(self.bench.directory / name)))
+        return bool(agreed(sealed(place := self.bench.directory / name) and (place / FACTS).is_file()))
 
     def _load(self, name: str) -> PreTrainedModel:
+        """A model that was kept; what was noted and decided until then is known again."""
         path = self.parent.path if name == "parent" else self.bench.directory / name
+        if name != "parent":
+            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+            self.bench.notes.update(facts["notes"])
+            self.cutting.kept_layers = facts["layers"]
         self.tokenizer = load_tokenizer(path, self.bench.task)
         return load_model(path, self.bench.task.auto_class).to(process_state().device)
 
     def _keep(self, name: str, model: PreTrainedModel) -> None:
+        """Keeps a model with all that was noted and decided until then: a run that was killed goes on from both."""
+
         def save() -> None:
             with new_directory(self.bench.directory / name) as scratch:
                 save_model(model.cpu(), self.tokenizer, scratch)
+                facts = {"notes": self.bench.notes, "layers": self.cutting.kept_layers}
+                (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
                 seal(scratch)
 
         on_main_process(save)

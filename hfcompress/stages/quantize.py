@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from hfcompress.backends.base import BACKENDS, AnyBackend
 from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import Shape
-from hfcompress.model.artifact import Artifact
+from hfcompress.base.shape import Shape, shape_of
+from hfcompress.model.artifact import Artifact, read_config
+from hfcompress.model.family import FAMILIES
 from hfcompress.stages.aware import Aware
 from hfcompress.stages.base import Bench, Stage, require_trainable
+
+if TYPE_CHECKING:
+    from hfcompress.stages.local import Local, Locals
 
 
 class Quantize(Stage):
@@ -62,6 +66,8 @@ class Quantize(Stage):
         if trains == "fake_quantization" and train.lora:
             message = "quantization-aware training is of all weights"
             found.append(Problem(message, "leave it out, or use bnb_4bit", ("train", "lora")))
+        if trains == "fake_quantization":
+            found += [replace(problem, key=("train", *problem.key)) for problem in train.masked_problems()]
         if why := self.backend.untrainable():
             found.append(Problem(why, "leave `per_channel` or `train` out, or say `mode: static`", ("train",)))
         known_ranges = self.backend.trained_ranges
@@ -74,6 +80,26 @@ class Quantize(Stage):
             found.append(Problem(message, fix, ("train", "ranges")))
         return found
 
+    def local_problems(self, models: Locals) -> list[Problem]:
+        from hfcompress.stages.local import local_taught_problems
+
+        start, found = models.named.get("parent"), super().local_problems(models)
+        if found or start is None:
+            return found
+        found += self._module_problems(start, models)
+        problems = local_taught_problems(self.train, start, models) if self.train else []
+        return [*found, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
+
+    def _module_problems(self, start: Local, models: Locals) -> list[Problem]:
+        """What the backend says of modules that the recipe names."""
+        if not self.backend.says(*({"skip"} & {*type(self.backend).model_fields})):
+            return []
+        shape = shape_of(read_config(start.directory), head=models.task.head)
+        adapted = self.train is not None and self.backend.trains == "adapters"
+        head = FAMILIES[shape.architecture].head_modules[shape.head] if adapted else ()
+        problems = self.backend.module_problems(models.without_weights(start), head)
+        return [replace(problem, key=("backend", *problem.key)) for problem in problems]
+
     def steps(self, task: Any) -> int | None:
         return self.train.steps(task.rows()) if self.train else 0
 
@@ -82,7 +108,9 @@ class Quantize(Stage):
 
     def unavailable(self) -> list[Problem]:
         why = self.backend.unavailable()
-        return [*([Problem(*why, key=("backend",))] if why else []), *(self.train.unavailable() if self.train else [])]
+        own = [Problem(*why, key=("backend",))] if why else []
+        problems = self.train.unavailable() if self.train else []
+        return [*own, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
 
     def run(self, parent: Artifact, bench: Bench) -> None:
         from hfcompress.stages.quantizing import Quantizing

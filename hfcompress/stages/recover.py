@@ -38,4 +38,4 @@ class Recover(Train, Taught):
 
     def unavailable(self) -> list[Problem]:
         """Modules that are not installed."""
-        return uninstalled(missing_modules(), EXTRA) if self.lora else []
+        return [*(uninstalled(missing_modules(), EXTRA) if self.lora else []), *self.trackers_missing()]

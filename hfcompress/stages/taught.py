@@ -12,7 +12,8 @@ from hfcompress.base.component import Strict
 from hfcompress.base.errors import Key, Problem
 from hfcompress.base.shape import Shape
 from hfcompress.losses.base import AnyLoss, Loss
-from hfcompress.stages.layer_map import LayerMap, layer_map_problems
+from hfcompress.stages.layer_map import LayerMap, layer_map_problems, pairs_of
+from hfcompress.stages.teacher_problems import length_problems
 from hfcompress.stages.teachers import AnyTeachers, Teachers
 from hfcompress.stages.train import Train
 
@@ -62,17 +63,24 @@ class Taught(Strict):
     def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
         """What cannot work, of the teachers whose shapes are known."""
         found = [*cache_problems(self, task.head), *self._idle_problems()]
+        for index, loss in enumerate(self.losses):
+            found += [replace(p, key=("losses", index, *p.key)) for p in loss.task_problems(task)]
         if not self.asks:
             return found
         for index, name in enumerate(self.teacher.models):
             teacher = known.get(name)
             if teacher is not None:
+                if student.usable_positions >= task.max_length:
+                    found += [replace(p, key=("teacher",)) for p in length_problems(name, teacher, task)]
                 found += self.meeting_problems(student, teacher, first=index == 0)
         return found
 
     def _idle_problems(self) -> list[Problem]:
         """Options that would change nothing."""
         found = []
+        if not self.asks and self.says("teacher"):
+            message = f"no loss asks a teacher, so `teacher: {', '.join(self.teacher.models)}` changes nothing"
+            found.append(Problem(message, "leave it out, or add a loss that asks (soft_labels)", ("teacher",)))
         if self.layer_map != "uniform" and not self._layered:
             message = "no loss compares layers pair by pair, so `layer_map` changes nothing"
             found.append(Problem(message, "leave it out, or add such a loss (hidden_states)", ("layer_map",)))
@@ -91,15 +99,21 @@ class Taught(Strict):
 
     def meeting_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
         """Why this teacher cannot teach this student; all but the first are asked for their logits alone."""
-        teacher = replace(teacher, labels=teacher.labels if teacher.head == student.head else student.labels)
+        if teacher.head != student.head:  # what it lacks is told apart from this
+            teacher = replace(teacher, head=student.head, labels=student.labels)
         if not first:
             asked = [loss for loss in self.losses if loss.needs_logits]
             return [Problem(why, "", ("teacher",)) for loss in asked for why in loss.problems(student, teacher)]
         found = list[Problem]()
         if self._layered:
             found += layer_map_problems(self.layer_map, len(student.layers), len(teacher.layers))
+        fits = not found
         for index, loss in enumerate(self.losses):
-            found += [Problem(why, "", ("losses", index)) for why in loss.problems(student, teacher)]
+            why = loss.problems(student, teacher)
+            if fits and loss.mapped:
+                pairs = pairs_of(self.layer_map, len(student.layers), len(teacher.layers))
+                why = [*why, *loss.map_problems(student, teacher, pairs)]
+            found += [Problem(reason, "", ("losses", index)) for reason in why]
         if self.layer_map == "dynamic":
             found += [_not_dynamic(i, x) for i, x in enumerate(self.losses) if x.mapped and x.needs - {"hidden_states"}]
         return found

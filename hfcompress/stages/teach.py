@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.base.shape import Shape, shape_of
-from hfcompress.data.labels import require_same_labels
 from hfcompress.model.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
 from hfcompress.stages.base import Bench, process_state, require_trainable
+from hfcompress.stages.chance import examined
 from hfcompress.stages.heads import has_head
 from hfcompress.stages.layer_map import pairs_of
 from hfcompress.stages.taught import Taught
-from hfcompress.stages.teachers import Member, Teaching, same_tokenizer, translation
+from hfcompress.stages.teacher_problems import (
+    head_problems,
+    label_problems,
+    length_problems,
+    reading_problems,
+    same_behaviour,
+    same_inputs,
+)
+from hfcompress.stages.teachers import Member, Teaching
 from hfcompress.stages.train import Train, row_count
 
 if TYPE_CHECKING:
@@ -48,7 +55,7 @@ def teach(
         masks: What lies over the student while it trains.
 
     Raises:
-        HfcompressError: for a teacher that was never fine-tuned, or that cannot teach this student.
+        HfcompressError: for a teacher that is at chance, or that cannot teach this student.
     """
     from transformers import set_seed
 
@@ -60,13 +67,20 @@ def teach(
     if taught.asks:
         artifacts = [bench.artifact(name, parent) for name in taught.teacher.models]
         own = shape_of(student.config.to_dict())
-        _require_meeting(own, artifacts, taught)
+        _require_meeting(own, artifacts, taught, bench.task)
         teaching = _teaching(taught, train, artifacts, bench, tokenizer, rows, labels, raw)
         first = require_trainable(artifacts[0], "a teacher")
         pairs += pairs_of(taught.layer_map, len(own.layers), len(first.layers))
     set_seed(bench.seed)
     objective = training.Objective(
-        student, taught.losses, bench.task, first, tuple(pairs), dynamic=taught.layer_map == "dynamic", masks=masks
+        student,
+        taught.losses,
+        bench.task,
+        first,
+        tuple(pairs),
+        dynamic=taught.layer_map == "dynamic",
+        masks=masks,
+        states=[loss.state_of(rows["train"], labels) for loss in taught.losses],
     )
     _say_what_is_ahead(objective, teaching, train, rows["train"], bench)
     training.examine(objective, teaching, rows["train"], tokenizer)
@@ -82,10 +96,16 @@ def teach(
     )
 
 
-def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: Taught) -> None:
+def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: Taught, task: Any) -> None:
     problems = list[Problem]()
     for index, artifact in enumerate(artifacts):
-        problems += taught.meeting_problems(student, require_trainable(artifact, "a teacher"), first=index == 0)
+        teacher = require_trainable(artifact, "a teacher")
+        problems += length_problems(artifact.stage, teacher, task)
+        problems += taught.meeting_problems(student, teacher, first=index == 0)
+    _require_none(problems)
+
+
+def _require_none(problems: Sequence[Problem]) -> None:
     if problems:
         raise HfcompressError([Problem(p.message, p.fix) for p in problems])
 
@@ -102,88 +122,42 @@ def _teaching(
 ) -> Teaching:
     from hfcompress.stages.answers import answers_of
 
-    count = row_count(rows["train"])
-    kept = taught.kept(train, bench.task.head, count, process_state().num_processes)
+    kept = taught.kept(train, bench.task.head, row_count(rows["train"]), process_state().num_processes)
     fingerprint = bench.fingerprint(raw)
     members, notes = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
         model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
+        _require_none(label_problems(artifact.stage, label_ids(model.config.to_dict()), labels, bench.task))
         member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path, bench.task)), rows
-        if not same_tokenizer(member.tokenizer, tokenizer):
-            if count is None or bench.task.head == "mask":
-                raise HfcompressError(
-                    f"the teacher {member.stage} has another vocabulary than the student, and a task on raw text "
-                    "compares what they say of each token",
-                    "use a teacher with the same tokenizer, and `vocabulary: keep`",
-                )
+        if not same_behaviour(tokenizer, member.tokenizer):
             asked = {
                 "train": bench.encoded("train", member.tokenizer, labels, raw),
                 "dev": bench.encoded("dev", member.tokenizer, labels),
             }
-            member.ids = translation(tokenizer, member.tokenizer, rows["train"], asked["train"])
-            member.foreign = member.ids is None
-        _require_understanding(member, taught, bench.task, index, labels)
-        notes.append({"stage": artifact.stage, "dev": _examined(member, asked["dev"], bench.task) if headed else None})
-        content = (kept if index == 0 else "logits") if kept or member.foreign else None
-        if content is not None:
-            member.answers = answers_of(
-                model, member.tokenizer, asked["train"], bench.task, content,  # type: ignore[arg-type]
-                weights=weights_hash(artifact.path), fingerprint=fingerprint,
-            )  # fmt: skip
+        if not same_inputs(tokenizer, member.tokenizer, rows, asked):
+            read = rows["train"], asked["train"], taught, bench.task.head, index == 0
+            _require_none(reading_problems(member.stage, tokenizer, member.tokenizer, *read))
+            member.rows = asked["train"]
+        tuned = any(made.kind == "finetune" and made.path == artifact.path for made in bench.made.values())
+        score = examined(member, asked["dev"], bench.task, tuned) if headed else None
+        notes.append({"stage": artifact.stage, "dev": score})
+        content: Any = (kept if index == 0 else "logits") if kept else None
+        if content:
+            given = {"weights": weights_hash(artifact.path), "fingerprint": fingerprint}
+            member.answers = answers_of(model, member.tokenizer, asked["train"], bench.task, content, **given)
             member.model = None
         members.append(member)
     bench.notes["teacher"] = notes[0] if len(notes) == 1 else notes
-    return Teaching(members, taught.teacher, bench.task.head)
+    return Teaching(members, taught.teacher, bench.task)
 
 
 def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
     """The teacher, and whether it has the task's head; one that is asked about its layers alone needs none."""
     config = read_config(artifact.path)
-    headed = has_head(config, task)
-    if headed and (problems := task.head_problems(config)):
-        raise HfcompressError(
-            replace(p, message=f"the teacher {artifact.stage}: {p.message}", key=()) for p in problems
-        )
-    fresh = not headed and not needs_logits and task.head == "mask"
-    return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), headed
-
-
-def _require_understanding(member: Member, taught: Taught, task: Any, index: int, labels: Mapping[str, int]) -> None:
-    """Passes where teacher and student mean the same by a token, where that matters, and by a label."""
-    assert member.model is not None
-    if member.foreign and index == 0 and taught.needs:
-        raise HfcompressError(
-            f"the teacher {member.stage} has another tokenizer than the student, so their layers see other tokens",
-            "use losses on logits alone (soft_labels, hard_labels), or a teacher with the same tokenizer",
-        )
-    if member.foreign and task.head != "sequence":
-        raise HfcompressError(
-            f"the teacher {member.stage} has another tokenizer than the student, so its answers are for other tokens",
-            "use a teacher with the same tokenizer",
-        )
-    if task.head in ("sequence", "token") and len(labels) > 1:
-        require_same_labels(f"the teacher {member.stage}", label_ids(member.model.config.to_dict()), labels)
-
-
-def _examined(member: Member, dev: Any, task: Any) -> float | None:
-    """The teacher's dev score, where it is better than answering without looking."""
-    from hfcompress.data.metrics import LOWER_IS_BETTER
-    from hfcompress.stages import training
-
-    assert member.model is not None
-    if task.head == "mask" and not task.mask_probability:
-        return None
-    score, blind = training.score(member.model, dev, member.tokenizer, task), task.baseline(dev)
-    sign = -1 if task.metric in LOWER_IS_BETTER else 1
-    margin = 0.02 if sign > 0 else -0.02 * blind
-    if sign * score <= sign * (blind + margin):
-        raise HfcompressError(
-            f"the teacher scores {task.metric} {score:.4f} on the dev split, no better than answering without looking "
-            f"({blind:.4f}): it was never fine-tuned for this task",
-            "put a `finetune` stage first, or name a teacher that was",
-        )
-    say(f"teacher: {member.stage}, {task.metric} {score:.4f} on dev")
-    return score
+    if has_head(config, task):
+        _require_none(head_problems(artifact.stage, config, task))
+    fresh = not needs_logits and task.head == "mask" and not has_head(config, task)
+    return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), not fresh
 
 
 def _say_what_is_ahead(objective: Any, teaching: Teaching | None, train: Train, rows: Any, bench: Bench) -> None:

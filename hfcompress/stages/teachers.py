@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX = "taught"
+"""What begins the name of a tensor that travels with a batch for a teacher: `taught.0.logits`, `taught.1.input_ids`."""
+_NOT_ASKED = ("labels", "index")
 
 
 class Teachers(Strict):
@@ -59,62 +61,59 @@ class Member:
         stage: What the recipe calls it.
         model: The model; None where all that is asked of it is in `answers`.
         tokenizer: Its own.
-        foreign: Whether its tokenizer splits texts in another way than the student's.
-        ids: `(student vocabulary,)`: its id for each of the student's tokens, where the student's vocabulary is a part
-            of its own; None where the two are the same.
+        rows: The train rows as its own tokenizer encodes them; None where the student's rows are the same.
         answers: Its cached answers.
     """
 
     stage: str
     model: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
-    foreign: bool = False
-    ids: Tensor | None = None
+    rows: datasets.Dataset | None = None
     answers: Answers | None = None
 
     def look(self, tokens: Mapping[str, Tensor], needs: frozenset[str], layers: frozenset[int] | None) -> Observed:
-        """The live model's forward pass over a batch of the student's tokens."""
+        """The live model's forward pass over a batch that its own tokenizer made."""
         import torch
 
         assert self.model is not None
-        ids = tokens["input_ids"]
-        if self.ids is not None:
-            ids = self.ids[ids]
-        # The batch is padded for the student.
-        ids = ids.masked_fill(tokens["attention_mask"] == 0, self.tokenizer.pad_token_id)
-        tokens = {**tokens, "input_ids": ids}
         with torch.no_grad():
             return observe(self.model, tokens, needs, layers)
 
 
 class Teaching:
-    """The teachers of a training run, asked together about each batch."""
+    """The teachers of a training run, asked together about each batch.
 
-    def __init__(self, members: Sequence[Member], options: Teachers, head: str) -> None:
-        self.members, self.options, self.head = members, options, head
+    A teacher whose tokenizer makes other inputs of the rows than the student's is given its own.
+    """
+
+    def __init__(self, members: Sequence[Member], options: Teachers, task: Any) -> None:
+        self.members, self.options, self.task = members, options, task
 
     def to(self, device: Any) -> Teaching:
         """Moves the live teachers to a device."""
         for member in self.members:
             if member.model is not None:
                 member.model.to(device).eval()
-                member.ids = member.ids if member.ids is None else member.ids.to(device)
         return self
 
-    def attach(self, rows: Any, length: int) -> dict[str, Tensor]:
-        """The cached answers to some rows as tensors, to travel with the batch.
+    def attach(self, rows: Any, length: int, multiple: int | None = None) -> dict[str, Tensor]:
+        """What travels with a batch for each teacher: its cached answers, or its own tokens of the same rows.
 
         Args:
             rows: `(batch,)` row numbers, on the CPU.
-            length: Tokens the batch is padded to.
+            length: Tokens the student's batch is padded to.
+            multiple: The padded length of a batch is a multiple of it.
         """
         import torch
 
-        found = {}
+        found: dict[str, Tensor] = {}
         for index, member in enumerate(self.members):
+            own: Mapping[str, Tensor] = {}
             if member.answers is not None:
-                for name, values in member.answers.of(rows.numpy(), length).items():
-                    found[f"{PREFIX}.{index}.{name}"] = torch.from_numpy(values)
+                own = {name: torch.from_numpy(x) for name, x in member.answers.of(rows.numpy(), length).items()}
+            elif member.rows is not None:
+                own = self.task.batch(member.rows.__getitems__(rows.tolist()), member.tokenizer, multiple)
+            found |= {f"{PREFIX}.{index}.{name}": tensor for name, tensor in own.items() if name not in _NOT_ASKED}
         return found
 
     def ask(
@@ -130,17 +129,17 @@ class Teaching:
         tokens = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
         seen = []
         for index, member in enumerate(self.members):
-            kept = {
+            own = {
                 name.rpartition(".")[2]: value for name, value in batch.items() if name.startswith(f"{PREFIX}.{index}.")
             }
-            if kept:
-                states = kept.get("hidden_states", kept.get("cls"))
-                seen.append(Observed(kept["logits"], () if states is None else tuple(states.unbind(1))))
+            if "logits" in own:
+                states = own.get("hidden_states", own.get("cls"))
+                seen.append(Observed(own["logits"], () if states is None else tuple(states.unbind(1))))
             else:
-                seen.append(member.look(tokens, needs if index == 0 else frozenset(), layers))
+                seen.append(member.look(own or tokens, needs if index == 0 else frozenset(), layers))
         if len(seen) == 1:
             return seen[0]
-        return replace(seen[0], logits=combined([s.logits for s in seen], self.options, self.head))
+        return replace(seen[0], logits=combined([s.logits for s in seen], self.options, self.task.head))
 
 
 def combined(logits: Sequence[Tensor], options: Teachers, head: str) -> Tensor:
@@ -163,36 +162,3 @@ def combined(logits: Sequence[Tensor], options: Teachers, head: str) -> Tensor:
         entropy = -(stacked.softmax(axis) * stacked.log_softmax(axis)).sum(axis, keepdim=True)
         weights = weights / entropy.clamp(min=1e-6)
     return (stacked * weights).sum(0) / weights.expand_as(stacked).sum(0)
-
-
-def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give every text the same ids, as far as their vocabularies and a sample tell."""
-    sample = "Don't tokenizers differ? Naïve café — 3.14 UPPER lower, re-started [MASK] 東京."
-    return one.get_vocab() == other.get_vocab() and one(sample)["input_ids"] == other(sample)["input_ids"]
-
-
-def translation(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, own: datasets.Dataset, theirs: datasets.Dataset
-) -> Tensor | None:
-    """The teacher's id for each of the student's tokens, where both split these rows into the same tokens.
-
-    Args:
-        student, teacher: Their tokenizers.
-        own, theirs: The same rows, encoded with each.
-
-    Returns:
-        `(student vocabulary,)`; None where they split a row in different ways.
-    """
-    import torch
-
-    known = teacher.get_vocab()
-    table = torch.zeros(max(student.get_vocab().values()) + 1, dtype=torch.long)
-    for token, index in student.get_vocab().items():
-        if token not in known:
-            return None
-        table[index] = known[token]
-    ids = table.tolist()
-    same = own["length"][:] == theirs["length"][:] and all(
-        [ids[i] for i in row] == other for row, other in zip(own["input_ids"], theirs["input_ids"], strict=True)
-    )
-    return table if same else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from hfcompress.base.component import Strict
-from hfcompress.base.errors import Problem
+from hfcompress.base.errors import Key, Problem
+from hfcompress.stages.trackers import tracker_problems
 
 
 def row_count(rows: Any) -> int | None:
@@ -70,6 +72,22 @@ class Train(Strict):
             return []
         message = "a corpus that is streamed has no known number of rows"
         return [Problem(message, "say how many steps to take", ("train", "max_steps"))]
+
+    def masked_problems(self) -> list[Problem]:
+        """What cannot work while masks close over the model or its weights are rounded."""
+        if not self.keep_best:
+            return []
+        message = "the best model while masks close is one of the first, before they have closed"
+        fix = "leave `keep_best` out of this training; it is for the one after the cut"
+        return [Problem(message, fix, ("keep_best",))]
+
+    def trackers_missing(self, key: Key = ()) -> list[Problem]:
+        """Trackers that transformers does not know, or whose package is not installed.
+
+        Args:
+            key: The path to this block.
+        """
+        return [replace(p, key=(*key, *p.key)) for p in tracker_problems(self.report_to)] if self.report_to else []
 
     def rows_seen(self, rows: int, processes: int = 1) -> float:
         """Rows that training over `rows` rows looks at, each time it does."""

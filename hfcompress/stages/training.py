@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class Objective(nn.Module):
         pairs: Pairs = (),
         dynamic: bool = False,
         masks: Masks | None = None,
+        states: Sequence[Tensor | None] = (),
     ) -> None:
         super().__init__()
         self.student = student
@@ -63,6 +65,8 @@ class Objective(nn.Module):
         self.losses = dict(zip(keys, losses, strict=True))
         self.task, self.pairs, self.dynamic = task, pairs, dynamic
         self.needs = frozenset[str]().union(*(loss.needs for loss in losses))
+        for key, state in zip(keys, states, strict=bool(states)):
+            self.register_buffer(f"state_of_{key}", state, persistent=False)
         self.learned = nn.ModuleDict()
         self.layers = self.taught_layers = frozenset[int]()
         if teacher is not None:
@@ -104,7 +108,8 @@ class Objective(nn.Module):
         step = Step(observed, teacher, mask, labels, self.pairs, self.task, self.dynamic)
         learned = dict(self.learned.items())
         parts = {
-            key: loss.weight_at(progress) * loss.compute(step, learned.get(loss.learned_as(key)))
+            key: loss.weight_at(progress)
+            * loss.compute(replace(step, state=self._state(key)), learned.get(loss.learned_as(key)))
             for key, loss in self.losses.items()
         }
         if shares is not None:
@@ -116,7 +121,12 @@ class Objective(nn.Module):
     def units(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`(losses,)`: what each loss is the mean over, of a collated batch."""
         found = Units(batch["attention_mask"].bool(), batch.get("labels"), self.task)
-        return torch.stack([loss.units(found) for loss in self.losses.values()])
+        return torch.stack([loss.units(replace(found, state=self._state(key))) for key, loss in self.losses.items()])
+
+    def _state(self, key: str) -> Tensor | None:
+        """What a loss was told of the train rows."""
+        state: Tensor | None = getattr(self, f"state_of_{key}", None)
+        return state
 
     def masked(self, progress: float) -> AbstractContextManager[None]:
         """The masks lie over the student's forward passes while the context lasts."""
@@ -179,7 +189,7 @@ class Collator:
         index = batch.pop("index")
         if self.teaching is None:
             return batch
-        return {**batch, **self.teaching.attach(index, batch["input_ids"].shape[1])}
+        return {**batch, **self.teaching.attach(index, batch["input_ids"].shape[1], self.multiple)}
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]
@@ -420,11 +430,8 @@ def train(
     """
     torch.manual_seed(seed)
     if objective.masks is not None:
-        if options.keep_best:
-            raise HfcompressError(
-                "the best model while masks close is one of the first, before they have closed",
-                "leave `keep_best` out of this training; it is for the one after the cut",
-            )
+        if objective.masks.closing and (problems := options.masked_problems()):
+            raise HfcompressError(problems)
         objective.masks.seed = seed
     metric = objective.task.metric
     arguments = training_arguments(
@@ -480,9 +487,16 @@ def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenize
 
 def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any) -> float:
     """A model's metric on encoded rows; its mode stays as it was."""
+    return float(task.score(*judged(model, rows, tokenizer, task)[:2]))
+
+
+def judged(
+    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any
+) -> tuple[NDArray[Any], NDArray[Any], datasets.Dataset]:
+    """A model's predictions for encoded rows, the references, and the rows in that order."""
     outputs, order = answers(model, rows, tokenizer, task)
-    predictions, references = task.judge(outputs, rows.select(order))
-    return float(task.score(predictions, references))
+    features = rows.select(order)
+    return *task.judge(outputs, features), features
 
 
 def answers(

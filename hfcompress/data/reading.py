@@ -1,0 +1,84 @@
+"""How a tokenizer reads texts, and whether another one reads them in the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.data.task import IN_A_BATCH
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+_SET_BY_EACH_CALL = ("padding", "truncation")
+_PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
+"""What a tokenizer was loaded from; it changes nothing of what it does."""
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What each id stands for: the vocabulary, the special tokens, and what padding looks like."""
+    return {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "pad_type": getattr(tokenizer, "pad_token_type_id", 0),
+    }
+
+
+def splitting_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Everything that decides which ids a tokenizer gives a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
+        state: dict[str, Any] = {"class": type(tokenizer).__name__, "options": options}
+    else:
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in _SET_BY_EACH_CALL}
+    return {**words_of(tokenizer), "state": state, "cut": tokenizer.truncation_side}
+
+
+def behaviour_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Everything that decides what a model with this tokenizer is fed of a text, as JSON."""
+    return {**splitting_of(tokenizer), "inputs": list(tokenizer.model_input_names)}
+
+
+def inputs_hash(rows: datasets.Dataset) -> str:
+    """A hash of all that a model is fed of encoded rows, column by column, and of their order; not of their labels."""
+    import numpy as np
+    import pyarrow as pa
+
+    digest = hashlib.sha256()
+    for name in sorted({*rows.column_names} & {*IN_A_BATCH} - {"labels"}):
+        digest.update(f"{name}\x1f".encode())
+        for table in rows.select_columns([name]).with_format("arrow").iter(4096):
+            for chunk in table.column(name).chunks:
+                nested = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
+                values = (chunk.flatten() if nested else chunk).to_numpy(zero_copy_only=False)
+                digest.update(values.astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def split_alike(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, rows: datasets.Dataset, others: datasets.Dataset
+) -> bool:
+    """Whether two tokenizers split the same rows into the same tokens, whatever ids they give them.
+
+    Args:
+        one, other: The tokenizers.
+        rows, others: The same rows, encoded with each.
+    """
+    import numpy as np
+
+    if rows["length"][:] != others["length"][:]:
+        return False
+    known, vocabulary = other.get_vocab(), one.get_vocab()
+    ids = np.full(max(vocabulary.values()) + 1, -1)
+    for token, index in vocabulary.items():
+        ids[index] = known.get(token, -1)
+    pairs = zip(
+        rows.select_columns(["input_ids"]).iter(4096), others.select_columns(["input_ids"]).iter(4096), strict=True
+    )
+    return all(
+        np.array_equal(ids[np.concatenate(mine["input_ids"])], np.concatenate(theirs["input_ids"]))
+        for mine, theirs in pairs
+    )

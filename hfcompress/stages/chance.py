@@ -1,0 +1,64 @@
+"""Whether a teacher is better than chance, told with its uncertainty."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.base.console import say
+from hfcompress.base.errors import HfcompressError
+
+if TYPE_CHECKING:
+    from hfcompress.stages.teachers import Member
+
+RARE = 0.8
+"""The share of one class from which a data set is called imbalanced."""
+
+
+def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | None:
+    """The teacher's dev score, where a paired bootstrap over the judged units finds it better than chance.
+
+    Args:
+        member: The teacher.
+        dev: Dev rows, encoded with its own tokenizer.
+        task: The task.
+        tuned_here: Whether a `finetune` stage of this recipe made it.
+
+    Returns:
+        The score; None where the task asks for nothing (raw text without masks).
+
+    Raises:
+        HfcompressError: where the difference to the best blind answers is not above 0 with 95% certainty.
+    """
+    from hfcompress.stages import training
+
+    assert member.model is not None
+    if task.head == "mask" and not task.mask_probability:
+        return None
+    predictions, references, features = training.judged(member.model, dev, member.tokenizer, task)
+    blind = task.blind(references, features)
+    score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
+    if task.gain(predictions, blind, references) <= 0:
+        raise HfcompressError(
+            f"the teacher {member.stage} is at chance: it scores {task.metric} {score:.4f} on the dev split, answering "
+            f"without looking {chance:.4f}, and over {len(references):,} units the difference is not above 0 with 95% "
+            "certainty",
+            "\n    ".join(_ways_out(task, blind, references, tuned_here)),
+        )
+    say(f"teacher: {member.stage}, {task.metric} {score:.4f} on dev")
+    return score
+
+
+def _ways_out(task: Any, blind: Any, references: Any, tuned_here: bool) -> list[str]:
+    """What helps a teacher that is at chance, a line each."""
+    if tuned_here:
+        found = [
+            "its `finetune` stage did not teach it: train longer, with another learning rate, or another base model"
+        ]
+    else:
+        found = ["put a `finetune` stage first, or name a model that was fine-tuned for this task"]
+    if task.type != "text-classification" or (share := float((references == blind).mean())) < RARE:
+        return found
+    if task.metric == "accuracy":
+        found.append(f"{share:.1%} of the rows are of one class: `metric: matthews_correlation` or `f1` tells more")
+    found.append("`class_weights: balanced` in the `finetune` stage makes rare classes count")
+    return found
