@@ -32,6 +32,7 @@ from hfcompress.data.source import is_local, model_config, model_directory, refu
 from hfcompress.data.tasks import Task
 from hfcompress.measure.measure import Measure
 from hfcompress.model.artifact import label_ids, load_tokenizer
+from hfcompress.model.lora import is_adapter
 from hfcompress.model.padding import plainly_agree, reads_last_token
 from hfcompress.stages.base import Stage
 from hfcompress.stages.distill import Distill
@@ -267,10 +268,12 @@ def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
     found: list[Problem] = []
     for spec, key in named.items():
         try:
-            if (download or is_local(spec)) and reads_last_token(config := model_config(spec)):
-                path = model_directory(spec)
-                if not plainly_agree(path, config):
-                    load_tokenizer(path)
+            path = model_directory(spec) if download or is_local(spec) else None
+            if path is None or is_adapter(path):
+                continue
+            config = model_config(spec)
+            if reads_last_token(config) and not plainly_agree(path, config):
+                load_tokenizer(path)
         except HfcompressError as error:
             found += [replace(p, key=key) for p in error.problems]
     return found
