@@ -313,12 +313,12 @@ def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
     found: list[Problem] = []
     for spec, key in named.items():
         try:
-            if is_local(spec) and is_adapter(model_directory(spec)):
-                continue  # its base says what pads, and is looked at when both are merged
-            if (download or is_local(spec)) and reads_last_token(config := model_config(spec)):
-                path = model_directory(spec)
-                if not plainly_agree(path, config):
-                    load_tokenizer(path)
+            path = model_directory(spec) if download or is_local(spec) else None
+            if path is None or is_adapter(path):
+                continue
+            config = model_config(spec)
+            if reads_last_token(config) and not plainly_agree(path, config):
+                load_tokenizer(path)
         except HfcompressError as error:
             found += [replace(p, key=key) for p in error.problems]
     return found

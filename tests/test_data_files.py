@@ -183,7 +183,7 @@ def row(sentence: str = '"a"', label: str = "1") -> str:
         ("a.json", '[\n{"sentence": "a", "label": 1},\n\n{"sen\n]', "a.json:4 is not JSON"),
         ("a.json", '{"data":\n [{"sentence": "a"}]}', "not a list of rows\n    take the list out of 'data'"),
         ("a.json", '{"rows": [{"sentence": "a"}]}', "no column 'sentence'\n    take the list out of 'rows'"),
-        ("a.csv", gzip.compress(b"sentence,label\n"), "a.csv cannot be read: it is a gzip archive\n    unpack it"),
+        ("a.csv", gzip.compress(b"sentence\n", mtime=0), "a.csv cannot be read: it is a gzip archive\n    unpack it"),
         ("a.jsonl", '{"sentence": "a"}'.encode("utf-16"), "it is UTF-16 text\n    save it as UTF-8, or say"),
         ("a.csv", "sentence,label\na,1\n".encode("utf-16-le"), "it may be UTF-16"),
         ("a.jsonl", "\n".join([row(), row('"caf\xe9"')]).encode("latin-1"), "line 2 of it is not utf-8 (byte 0xe9"),

@@ -12,7 +12,7 @@ import torch
 
 from hfcompress.base.errors import HfcompressError
 from hfcompress.data.tasks import TextClassification
-from hfcompress.measure.measure import Rows, judged
+from hfcompress.measure.measure import Rows, require_padding_unread
 from hfcompress.measure.process import ModelProcess
 from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
 from hfcompress.model.observe import observe
@@ -153,10 +153,10 @@ def test_a_model_is_measured_with_its_tokenizers_pad_token_and_not_off_padding(t
     with ModelProcess(open_artifact(path), CLASSIFIER) as process:
         rows = Rows(task, tokenizer, task.read("dev"), labels)
         assert np.abs(process.logits(rows.batches([range(48)])) - alone.numpy()).max() < 1e-4
-        assert len(judged(process, rows)[0]) == 48
+        require_padding_unread(process, rows)
         tokenizer.pad_token = "film"
         with pytest.raises(HfcompressError, match="once a row is padded to the length of another"):
-            judged(process, Rows(task, tokenizer, task.read("dev"), labels))
+            require_padding_unread(process, Rows(task, tokenizer, task.read("dev"), labels))
 
 
 def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:

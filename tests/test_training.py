@@ -246,7 +246,7 @@ def test_a_teacher_that_was_never_fine_tuned_is_refused(distil: Distil, tmp_path
     untrained = world.save(world.model(), tmp_path / "untrained")
     with pytest.raises(
         HfcompressError,
-        match="is at chance: it scores accuracy 0.5000 on the dev split, answering without looking 0.5000",
+        match=r"is at chance: it scores accuracy 0\.5000 on the dev split, answering without looking 0\.5000",
     ):
         distil(source=untrained)
 

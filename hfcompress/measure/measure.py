@@ -74,6 +74,7 @@ def measure(
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
             energy = process.energy(ENERGY_SECONDS) if options.energy else None
+            require_padding_unread(process, data)
             quality, interval = _quality(process, data, options.bootstrap, seed)
             rows.append(_row(process, task, quality, interval, latency, memory, energy))
     return {"machine": _machine(state, options.latency), "rows": [_against(row, rows[0]) for row in rows]}
@@ -174,12 +175,11 @@ def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any
             f"{process.artifact.path} answers with values that are not finite{_odd_tensor(process.artifact)}",
             "train or quantize the model again, or start from an earlier checkpoint",
         )
-    _require_padding_unread(process, rows, order)
     predictions, references = task.judge(outputs, rows.encoded.select(order))
     return predictions, references
 
 
-def _require_padding_unread(process: ModelProcess, rows: Rows, order: Sequence[int]) -> None:
+def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
     """Passes where a float model gives a few rows, of all lengths, the same answers alone and padded to the longest.
 
     A quantized one may not: the grid of its inputs can depend on the whole batch.
@@ -187,7 +187,6 @@ def _require_padding_unread(process: ModelProcess, rows: Rows, order: Sequence[i
     Args:
         process: The model.
         rows: The judged rows.
-        order: Their numbers by length.
 
     Raises:
         HfcompressError: for a model whose answers are read off padding.
@@ -196,7 +195,8 @@ def _require_padding_unread(process: ModelProcess, rows: Rows, order: Sequence[i
 
     if process.artifact.dtype != "float32":
         return
-    few = [order[i] for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
+    order = np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable")
+    few = [int(order[i]) for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
     names = (*TOKENS, "labels")
     alone, together = (process.logits(rows.batches(groups, names)) for groups in ([[row] for row in few], [few]))
     if rows.task.head == "mask":  # how many answers are right is no matter of degree: a tie may fall either way
