@@ -144,6 +144,7 @@ def _require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
     if (directory / "recipe.lock.json").is_file():
         held = _held_recipe(directory, loaded)
         identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
+        held = {**held, "task": _with_later_options(held.get("task"), loaded.recipe.task)}
         same = all(held.get(key) == value for key, value in identity.items())
         if not same and not (fresh and held.get("name") == loaded.recipe.name):
             differing = ", ".join(key for key, value in identity.items() if held.get(key) != value)
@@ -211,6 +212,14 @@ def _clear(directory: Path) -> None:
         if path not in (mark, directory / LOCK):
             remove(path)
     remove(mark)
+
+
+def _with_later_options(held: Any, task: Any) -> Any:
+    """A task as it was recorded, with the options that a later version added, at their defaults."""
+    if not isinstance(held, dict):
+        return held
+    fields = type(task).model_fields.items()
+    return {**{name: x.get_default(call_default_factory=True) for name, x in fields if name not in held}, **held}
 
 
 @contextmanager

@@ -274,6 +274,16 @@ def test_the_same_recipe_keeps_what_was_made(runs: Path, recipe: Path) -> None:
     assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
 
 
+def test_a_run_that_was_begun_before_an_option_was_added_goes_on(runs: Path, recipe: Path) -> None:
+    lock = runs / "recipe.lock.json"
+    content = json.loads(lock.read_text())
+    del content["recipe"]["task"]["encoding"]
+    lock.write_text(json.dumps(content))
+    runner._require_ours(load(recipe), runs, fresh=False)
+    with pytest.raises(HfcompressError, match="its task differs"):
+        runner._require_ours(load(recipe, ["task.encoding=latin-1"]), runs, fresh=False)
+
+
 @pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "was not written by hfcompress")])
 def test_a_lock_that_cannot_be_read_is_refused_to_other_recipes_and_written_anew_by_the_same(
     refused: Refused, runs: Path, recipe: Path, tmp_path: Path, text: str, why: str
