@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.bounds import require_bounds
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, require_directory
-from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
+from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
 from hfcompress.model.loading_report import loading_report, not_finite
 from hfcompress.model.padding import pad_in_config, settle_padding
 from hfcompress.model.weights import ADAPTER as ADAPTER
@@ -160,7 +160,7 @@ def _made_by(path: Path) -> str:
 def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
     """Passes where transformers, or hfcompress, has the code of a model."""
     kind = str(config.get("model_type") or "")
-    if kind.startswith(PRUNED):
+    if kind.removeprefix(PRUNED) in ARCHITECTURES:  # transformers takes long to import, and `check` does without it
         return
     from transformers import CONFIG_MAPPING
 
