@@ -193,7 +193,7 @@ def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
     """
     import numpy as np
 
-    if process.artifact.dtype != "float32":
+    if process.dtype != "float32":
         return
     order = np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable")
     few = [int(order[i]) for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
