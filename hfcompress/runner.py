@@ -28,6 +28,7 @@ from hfcompress.base.files import (
     remove,
     remove_half_files,
     replace_directory,
+    require_space,
     restore,
     write_text,
 )
@@ -238,6 +239,8 @@ def exclusive(directory: Path) -> Iterator[None]:
                 f"{directory} was removed or moved while this run wrote to it", "start the run again"
             ) from failure
         if failure is not None:
+            if isinstance(failure, Exception) and not isinstance(failure, HfcompressError):
+                require_space(directory, failure)  # a library may not notice that a file was cut off
             raise failure
 
 
