@@ -369,8 +369,10 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
     Raises:
         HfcompressError: where its files are no longer those that it made.
     """
-    record = _record(path / "stage.json") or {}
-    if record.get("key") != key:
+    record = _record(path / "stage.json")
+    if record is None and path.is_dir():
+        say(f"{path.name} is made anew: its stage.json is missing or damaged")
+    if record is None or record.get("key") != key:
         return None
     for name, expected in record.get("files", {}).items():
         file = path / name

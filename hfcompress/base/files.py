@@ -141,7 +141,7 @@ def sync(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # the file may be read-only
     try:
         os.fsync(descriptor)
     finally:
