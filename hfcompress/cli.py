@@ -181,6 +181,7 @@ def evaluate(
     """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
     from hfcompress.comparison import compare
     from hfcompress.report import as_table, conditions, write
+    from hfcompress.runner import exclusive
 
     if output is not None and output.exists() and not output.is_dir():
         raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
@@ -192,7 +193,8 @@ def evaluate(
     out().print(conditions(content))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        write(content, output)
+        with exclusive(output):
+            write(content, output)
         out().print(f"report {output / 'report.md'}")
 
 

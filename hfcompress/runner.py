@@ -28,6 +28,7 @@ from hfcompress.base.files import (
     remove,
     remove_half_files,
     replace_directory,
+    require_space,
     restore,
     write_text,
 )
@@ -247,6 +248,8 @@ def exclusive(directory: Path) -> Iterator[None]:
                 f"{directory} was removed or moved while this run wrote to it", "start the run again"
             ) from failure
         if failure is not None:
+            if isinstance(failure, Exception) and not isinstance(failure, HfcompressError):
+                require_space(directory, failure)  # a library may not notice that a file was cut off
             raise failure
 
 
@@ -375,8 +378,10 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
     Raises:
         HfcompressError: where its files are no longer those that it made.
     """
-    record = _record(path / "stage.json") or {}
-    if record.get("key") != key:
+    record = _record(path / "stage.json")
+    if record is None and path.is_dir():
+        say(f"{path.name} is made anew: its stage.json is missing or damaged")
+    if record is None or record.get("key") != key:
         return None
     for name, expected in record.get("files", {}).items():
         file = path / name

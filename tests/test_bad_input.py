@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -375,3 +377,68 @@ def safetensor_error(text: str) -> Exception:
 )
 def test_what_is_a_problem_of_the_disk(error: Exception, said: str | None) -> None:
     assert disk_problem(error) == said
+
+
+def test_a_library_that_trips_over_a_file_that_was_cut_off_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime writes a graph, does not notice that there was no room for it, and cannot read it again."""
+    from hfcompress.base.files import scratch_directory
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def reads() -> None:
+        with scratch_directory() as folder:
+            assert folder.parent == tmp_path
+            raise RuntimeError("Wire format was corrupt")
+
+    with pytest.raises(RuntimeError, match="Wire format was corrupt"):
+        reads()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10, used=10, free=0))
+    with pytest.raises(OSError, match="No space left") as error:
+        reads()
+    assert (disk_problem(error.value) or "").startswith(f"the disk is full: {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "OSError: 96 requested and 0 written"])
+def test_a_process_that_has_no_room_for_its_answers(teacher: Path, said: str) -> None:
+    from hfcompress.measure.process import ModelProcess
+    from hfcompress.model.artifact import open_artifact
+
+    with ModelProcess(open_artifact(teacher), "AutoModelForSequenceClassification") as process:
+        process._process.stdout.close()  # type: ignore[union-attr]
+        process._process.stdout = io.StringIO(json.dumps({"ok": False, "error": said, "fix": ""}) + "\n")
+        with pytest.raises(OSError, match="No space left") as error:
+            process.peak_bytes()
+    assert (disk_problem(error.value) or "").startswith("the disk is full: ")
+
+
+def test_a_graph_for_which_there_is_no_room_is_not_one_that_cannot_be_exported(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfcompress.measure import verify
+    from hfcompress.model.artifact import open_artifact
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(verify, "export", full)
+    with pytest.raises(OSError, match="No space left"):
+        verify._exported(open_artifact(teacher, "02-prune", "prune"), "AutoModelForSequenceClassification").__enter__()
+
+
+def test_shutils_error_of_a_full_disk_is_told(tmp_path: Path) -> None:
+    error = shutil.Error(
+        [("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'final.partial/model.onnx'")]
+    )
+    assert disk_problem(error) == "the disk is full"
+
+
+def test_a_full_disk_is_found_in_what_an_error_was_raised_from() -> None:
+    wrapped, other = RuntimeError("cannot write"), RuntimeError("a bug")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "x", "a/file")
+    other.__context__ = PermissionError(errno.EACCES, "x")  # was dealt with
+    assert disk_problem(wrapped) == "the disk is full: a/file"
+    assert disk_problem(other) is None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.shape import Shape
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class OnnxFp16(Backend):
         model, graph = exported(work.source, work.auto_class, work.probe)
         _require_room(model)
         tie(graph)
-        with quiet(), TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
+        with quiet(), scratch_directory() as folder:
             given: Any = graph
             if is_large(graph):  # the converter infers shapes of a large graph from its file alone
-                given = str(Path(folder) / "model.onnx")
+                given = str(folder / "model.onnx")
                 save_graph(graph, Path(given))
             graph = convert_float_to_float16(given, keep_io_types=True)
         logits = stored(graph, model.config, work.target, work.probe)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.graphs.export import quiet
 from hfcompress.graphs.made import EXPORT_TOLERANCE, write_config
@@ -88,7 +88,7 @@ class OpenvinoInt8(Backend):
         from hfcompress.model.artifact import load_model
 
         model = load_model(work.source, work.auto_class)
-        with TemporaryDirectory(prefix="hfcompress-openvino-") as folder, redirect_stdout(StringIO()):
+        with scratch_directory() as folder, redirect_stdout(StringIO()):
             with quiet(), _of_stock_architecture(model):
                 export_from_model(model, folder, task=TASKS[head_of(work.auto_class) or "sequence"], preprocessors=[])
             auto = getattr(optimum.intel, work.auto_class.replace("Auto", "OV", 1))

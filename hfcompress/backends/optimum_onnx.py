@@ -9,13 +9,13 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hfcompress.backends.base import Backend, Work
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.shape import PRUNED, Shape, head_of
 from hfcompress.graphs.export import quiet, run_onnx
 from hfcompress.graphs.files import LIMIT
@@ -93,13 +93,13 @@ class OptimumOnnx(Backend):
         from hfcompress.model.artifact import load_model
 
         model = load_model(work.source, work.auto_class)
-        with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet(), redirect_stdout(StringIO()):
-            graph = Path(folder) / "model.onnx"
+        with scratch_directory() as folder, quiet(), redirect_stdout(StringIO()):
+            graph = folder / "model.onnx"
             _export(model, work.auto_class, graph)
             require_same(graph, model, work.probe)
             if self.embeddings:
                 # Alone and dynamic: a static table would be read through DequantizeLinear, whole, at each run.
-                graph = self._quantized(graph, Path(folder) / "tables", TABLES)
+                graph = self._quantized(graph, folder / "tables", TABLES)
             ranges = self._ranges(graph, work.rows(self.rows)) if self.mode == "static" else None
             self._quantized(graph, work.target, LINEAR, ranges)
         write_config(model.config, work.target)

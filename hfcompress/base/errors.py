@@ -98,10 +98,13 @@ def _disk_problem(error: BaseException) -> str | None:
     text = str(error)
     if number := re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", text):
         return _DISK_ERRORS.get(int(number[1] or number[2]))
-    told = next((number for number in (errno.ENOSPC, errno.EDQUOT) if os.strerror(number) in text), None)
-    if told is None and re.search(_WRITE_FAILED, text):
-        told = errno.ENOSPC
-    return None if told is None else _DISK_ERRORS[told]
+    return _DISK_ERRORS[errno.ENOSPC] if tells_of_a_full_disk(text) else None
+
+
+def tells_of_a_full_disk(text: str) -> bool:
+    """Whether a library's message says that there is no room left."""
+    said = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+    return any(words in text for words in said) or re.search(_WRITE_FAILED, text) is not None
 
 
 def require_directory(path: Path, what: str) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PARTIAL, OLD = ".partial", ".old"
 """Ends of the names of what is being written, and of what is being replaced."""
+LEAST = 2**18
+"""A disk with fewer bytes left is full."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,6 +53,31 @@ def new_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A temporary directory, in `TMPDIR`, for what a library can only write to a file.
+
+    Raises:
+        OSError: for a full disk, in place of whatever the library makes of a file that was cut off.
+    """
+    with TemporaryDirectory(prefix="hfcompress-") as folder:
+        try:
+            yield Path(folder)
+        except Exception as error:
+            require_space(Path(folder), error)
+            raise
+
+
+def require_space(folder: Path, cause: BaseException | None = None) -> None:
+    """Passes where the disk that holds a folder has some room.
+
+    Raises:
+        OSError: where it is full.
+    """
+    if shutil.disk_usage(folder).free < LEAST:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from cause
 
 
 def replace_directory(new: Path, target: Path) -> None:
@@ -112,7 +141,7 @@ def sync(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # the file may be read-only
     try:
         os.fsync(descriptor)
     finally:

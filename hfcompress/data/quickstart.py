@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.lock import shared_directory
 
 SIZES: dict[str, int] = {"train": 10000, "dev": 1000, "test": 1000}
@@ -254,8 +254,8 @@ def write_model(directory: Path, seed: int = 0) -> Path:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
-    with TemporaryDirectory() as scratch:
-        vocab_file = Path(scratch) / "vocab.txt"
+    with scratch_directory() as scratch:
+        vocab_file = scratch / "vocab.txt"
         vocab_file.write_text("\n".join(tokens) + "\n", encoding="utf-8")
         tokenizer = BertTokenizerFast(str(vocab_file), model_max_length=64)
     config = BertConfig(

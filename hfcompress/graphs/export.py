@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import head_of
 from hfcompress.graphs.files import save_graph
@@ -52,8 +52,8 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
     axes = {0: "batch"} if head == "sequence" else {0: "batch", 1: "sequence"}
     # torch puts each tensor of a large model into a file of its own, beside the graph.
-    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
-        file = Path(folder) / "model.onnx"
+    with scratch_directory() as folder:
+        file = folder / "model.onnx"
         with traced(model):
             torch.onnx.export(
                 Logits().eval(),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.base.files import scratch_directory
 from hfcompress.graphs.export import quiet
 from hfcompress.graphs.files import is_large, without_weights
 from hfcompress.graphs.fuse import paths_of
@@ -39,8 +38,8 @@ def dynamic(
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
-        path = Path(folder) / "model.onnx"
+    with scratch_directory() as folder, quiet():
+        path = folder / "model.onnx"
         quantize_dynamic(
             graph,
             path,

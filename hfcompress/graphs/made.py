@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.shape import PRUNED
 from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.graphs.files import save_graph
@@ -36,8 +36,8 @@ def exported(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedMod
 
     model = load_model(source, auto_class)
     require_finite(linears(model))
-    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder, quiet():
-        path = Path(folder) / "model.onnx"
+    with scratch_directory() as folder, quiet():
+        path = folder / "model.onnx"
         export(model, path, probe)
         require_same(path, model, probe)
         return model, onnx.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.base.errors import HfcompressError, tells_of_a_full_disk
+from hfcompress.base.files import require_space
 from hfcompress.base.processors import default_threads
 from hfcompress.base.shape import PRUNED, head_of, label_count
 from hfcompress.measure.machine import Turn
@@ -188,11 +190,19 @@ class ModelProcess:
         except BrokenPipeError:
             line = ""
         if not line:
+            self._require_space()
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
+            self._require_space(answer["error"])
             raise WorkerError(f"{self.artifact.path} in a fresh process: {_told(answer['error'])}", answer["fix"])
         return answer
+
+    def _require_space(self, said: str = "") -> None:
+        """Passes where the process did not fail for want of room on the disk for its answers and its log."""
+        if tells_of_a_full_disk(said):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._folder.name)
+        require_space(Path(self._folder.name))
 
     def _ended(self) -> WorkerError:
         """Why the process is no more, as far as can be told."""

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.console import say
+from hfcompress.base.errors import disk_problem
+from hfcompress.base.files import require_space, scratch_directory
 from hfcompress.graphs.export import export, quiet
 from hfcompress.graphs.made import EXPORT_TOLERANCE
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
@@ -89,17 +89,20 @@ def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
     if artifact.kind != "prune" or not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
         yield None
         return
-    with TemporaryDirectory(prefix="hfcompress-onnx-") as folder:
-        graph: Artifact | None = replace(artifact, path=Path(folder), runtime="onnx")
+    with scratch_directory() as folder:
+        graph: Artifact | None = replace(artifact, path=folder, runtime="onnx")
         try:
-            shutil.copyfile(artifact.path / "config.json", Path(folder) / "config.json")
+            shutil.copyfile(artifact.path / "config.json", folder / "config.json")
             with quiet():
                 export(
                     load_model(artifact.path, auto_class),
-                    Path(folder) / "model.onnx",
+                    folder / "model.onnx",
                     probe_inputs(artifact.path, rows=2, length=9),
                 )
         except Exception as error:  # the exporter raises whatever the operator that it does not know does
+            if disk_problem(error):
+                raise
+            require_space(folder, error)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"{artifact.path} cannot be exported to ONNX: {reason}")
             graph = None

@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.bounds import require_bounds
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, require_directory
+<<<<<<< HEAD
 from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
+||||||| f651da0
+from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
+=======
+from hfcompress.base.files import scratch_directory
+from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
+>>>>>>> runner
 from hfcompress.model.loading_report import loading_report, not_finite
 from hfcompress.model.padding import pad_in_config, settle_padding
 from hfcompress.model.weights import ADAPTER as ADAPTER
@@ -359,9 +365,9 @@ def load_tokenizer(path: Path, task: Any = None) -> PreTrainedTokenizerBase:
         changed = task.prepare_tokenizer(tokenizer) or changed
     if not changed:
         return tokenizer
-    with TemporaryDirectory(prefix="hfcompress-tokenizer-") as folder:
+    with scratch_directory() as folder:
         tokenizer.save_pretrained(folder)
-        found = _tokenizer_in(Path(folder))
+        found = _tokenizer_in(folder)
     if (found.pad_token_id, found.padding_side) != (tokenizer.pad_token_id, "right") or (
         task is not None and task.prepare_tokenizer(found)
     ):

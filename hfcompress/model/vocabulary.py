@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.base.errors import HfcompressError
+from hfcompress.base.files import scratch_directory
 from hfcompress.base.shape import shape_of
 from hfcompress.model.axes import axes_of
 from hfcompress.model.surgery import empty_model
@@ -175,18 +174,18 @@ def _reloaded(
     tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], new_ids: Mapping[int, int]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer as it loads from a directory with the new ids."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         tokenizer.save_pretrained(folder)
-        settings = Path(folder, "tokenizer_config.json")
+        settings = folder / "tokenizer_config.json"
         config = json.loads(settings.read_text(encoding="utf-8"))
         if "added_tokens_decoder" in config:
             added = config["added_tokens_decoder"]
             config["added_tokens_decoder"] = {str(new_ids[int(id_)]): token for id_, token in added.items()}
-        for file in Path(folder).iterdir():
+        for file in folder.iterdir():
             if file.name not in ("special_tokens_map.json", "chat_template.jinja"):
                 file.unlink()
         settings.write_text(json.dumps(config), encoding="utf-8")
-        Path(folder, "tokenizer.json").write_text(json.dumps(_renumbered(content, new_ids)), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(_renumbered(content, new_ids)), encoding="utf-8")
         found = type(tokenizer).from_pretrained(folder, local_files_only=True)
     found.name_or_path = tokenizer.name_or_path
     return found

@@ -451,9 +451,9 @@ class World:
         """The arguments of the run of the recipe, with overrides."""
         return ["run", self.recipe, "--output", place.run, *(x for change in changes for x in ("--set", change))]
 
-    def whole_with(self, *changes: str) -> dict[str, Any]:
-        """What an uninterrupted run of a changed recipe comes to."""
-        place = self.place("changed").filled(None)
+    def whole_with(self, name: str, *changes: str) -> dict[str, Any]:
+        """What an uninterrupted run of a changed recipe comes to, in a place of that name."""
+        place = self.place(name).filled(None)
         code, _ = wait(command(self.run(place, *changes), place))
         assert code == 0, place.said()[-3000:]
         return facts(place)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.soak.harness import Outcome, Place, World, command, ends_alike, facts, judged, wait
+from tests.soak.harness import STAGES, Outcome, Place, World, command, ends_alike, facts, judged, wait
 
 EVENTS = frozenset({"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"})
 
@@ -115,11 +115,12 @@ def recorded(place: Place, arguments: Sequence[object], store: Path) -> tuple[li
 
 
 def operations(world: World, share: float, jobs: int) -> Outcome:
-    """A kill at each file operation of a run; with a share below 1, at those around the ends of stages and some."""
+    """A kill at each file operation of a run; with a share below 1, at some, and at every other one of its end."""
     place = world.place("watched").filled(None)
     told, states = recorded(place, world.run(place), world.folder / "states")
     wrong = [f"the watched run differs: {x}" for x in _unlike(place, world)]
-    chosen = [state for state in states if share >= 1 or _completes(state) or state.number % round(1 / share) == 0]
+    last = next(state.number for state in states if f"{STAGES[-1]}.partial/model/.stage.json" in state.operation)
+    chosen = [x for x in states if share >= 1 or x.number % round(1 / share) == 0 or (x.number > last and x.number % 2)]
     trials = [partial(_resumed, world, state) for state in chosen]
     outcome = judged("killed at a file operation", trials, jobs)
     outcome.wrong = wrong + outcome.wrong
@@ -130,11 +131,6 @@ def operations(world: World, share: float, jobs: int) -> Outcome:
 def _unlike(place: Place, world: World) -> list[str]:
     found = facts(place)
     return [name for name in sorted(found.keys() | world.whole.keys()) if found.get(name) != world.whole.get(name)]
-
-
-def _completes(state: State) -> bool:
-    """Whether the operation belongs to what a run does last: a stage, the report or the final directory."""
-    return any(word in state.operation for word in ("rename", "final", "report", "stage.json", ".old"))
 
 
 def _resumed(world: World, state: State) -> list[str]:
@@ -155,7 +151,7 @@ def changes(world: World, share: float, jobs: int) -> Outcome:
     changed = facts(place)
     trials: list[Callable[[], list[str]]] = []
     for state in states:
-        if share >= 1 or _completes(state):
+        if share >= 1 or state.number % round(1 / share) == 0:
             trials.append(partial(_again, world, state, (CHANGE,), changed))
             trials.append(partial(_again, world, state, (), world.whole))
     return judged("killed while a finished run is changed; then the same or the first recipe", trials, jobs)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
 
-from tests.soak.harness import Outcome, World, command, differences, draw, ends_alike, judged, wait
+from tests.soak.harness import Outcome, Place, World, command, differences, draw, ends_alike, judged, wait
 
 CHANGE = "stages.1.train.learning_rate=0.002"
 REFUSED = "error: another run writes to"
@@ -14,12 +13,11 @@ REFUSED = "error: another run writes to"
 
 def twice(world: World, count: int, seed: int, jobs: int) -> Outcome:
     """The same command twice, and with another value, the second at a random moment of the first."""
-    changed = world.whole_with(CHANGE)
-    trials = [partial(_two, world, changed, seed, number) for number in range(count)]
+    trials = [partial(_two, world, seed, number) for number in range(count)]
     return judged("two runs at once in one directory", trials, jobs)
 
 
-def _two(world: World, changed: dict[str, Any], seed: int, number: int) -> list[str]:
+def _two(world: World, seed: int, number: int) -> list[str]:
     place = world.place(f"twice-{number}").filled(None)
     other = () if number % 2 else (CHANGE,)
     second_place = world.place(f"twice-{number}-log")  # a log of its own
@@ -38,7 +36,7 @@ def _two(world: World, changed: dict[str, Any], seed: int, number: int) -> list[
     link.unlink(missing_ok=True)
     said = second_place.said()
     if code == 2 and ended == 0 and REFUSED in place.said():  # the second was the quicker one
-        return _checked(number, place, world, other, changed)
+        return _checked(number, place, world, other)
     if code != 0:
         return [f"trial {number}: the first ended with {code}: {place.said()[-1500:]}"]
     if ended == 2:
@@ -47,11 +45,11 @@ def _two(world: World, changed: dict[str, Any], seed: int, number: int) -> list[
         wrong = [f"trial {number}: {x}" for x in differences(place, world.whole)]
         return wrong + [f"trial {number}, again: {x}" for x in ends_alike(place, world.run(place), world.whole)]
     if ended == 0 and "01-finetune: done before" in said:  # the first had ended before
-        return _checked(number, place, world, other, changed)
+        return _checked(number, place, world, other)
     return [f"trial {number}: the second ended with {ended}: {said[-1500:]}"]
 
 
-def _checked(number: int, place: Any, world: World, other: tuple[str, ...], changed: dict[str, Any]) -> list[str]:
+def _checked(number: int, place: Place, world: World, other: tuple[str, ...]) -> list[str]:
     """What is wrong after the second one ran to its end; caches of both recipes may be there."""
-    wrong = differences(place, changed if other else world.whole)
+    wrong = differences(place, world.whole_with(f"changed-{number}", *other) if other else world.whole)
     return [f"trial {number}: {x}" for x in wrong if not x.startswith("home/")]
