@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.base.bounds import require_bounds
 from hfcompress.base.console import say
 from hfcompress.base.errors import HfcompressError, require_directory
-<<<<<<< HEAD
-from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
-||||||| f651da0
-from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
-=======
 from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import PRUNED, Shape, UnsupportedError, label_count, shape_of
->>>>>>> runner
+from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
 from hfcompress.model.loading_report import loading_report, not_finite
 from hfcompress.model.padding import pad_in_config, settle_padding
 from hfcompress.model.weights import ADAPTER as ADAPTER
