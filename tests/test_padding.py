@@ -17,6 +17,7 @@ from hfcompress.measure.process import ModelProcess
 from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
 from hfcompress.model.observe import observe
 from hfcompress.stages import training
+from hfcompress.stages.teacher_problems import same_inputs
 from hfcompress.stages.teachers import Member, Teachers, Teaching
 from tests import world
 
@@ -132,17 +133,19 @@ def test_files_that_agree_are_not_loaded_by_check(tmp_path: Path, data: Path, mo
 
 
 def test_a_teacher_is_padded_as_its_own_config_says(tmp_path: Path, task: Any) -> None:
-    """The batch is padded for the student; a decoder of another pad token would read its answer off the padding."""
+    """Both read the same ids; a decoder of another pad token would read its answer off the student's padding."""
     path = saved(tmp_path / "teacher", pad=3, token="[SEP]")
-    teacher, tokenizer = load_model(path, CLASSIFIER), load_tokenizer(path, task)
     alone, _ = alone_and_together(path, task)
-    student = world.tokenizer()
-    student._tokenizer.post_processor = tokenizer._tokenizer.post_processor
-    rows = task.encode(task.read("dev"), student, {"0": 0, "1": 1})
-    batch = task.batch(rows.__getitems__(range(len(rows))), student)
-    assert int(batch["input_ids"][0, -1]) == 0
-    teaching = Teaching([Member("teacher", teacher, tokenizer)], Teachers(models=["teacher"]), "sequence")
-    torch.testing.assert_close(teaching.ask(batch).logits, alone, atol=1e-4, rtol=1e-4)
+    ours, theirs = load_tokenizer(saved(tmp_path / "student"), task), load_tokenizer(path, task)
+    own, other = ({"train": task.encode(task.read("dev"), words, {"0": 0, "1": 1})} for words in (ours, theirs))
+    assert own["train"]["input_ids"][:] == other["train"]["input_ids"][:]
+    assert not same_inputs(ours, theirs, own, other)
+    member = Member("teacher", load_model(path, CLASSIFIER), theirs, rows=other["train"])
+    teaching = Teaching([member], Teachers(models=["teacher"]), task)
+    batch = task.batch(own["train"].__getitems__(range(48)), ours)
+    index, length = batch.pop("index"), batch["input_ids"].shape[1]
+    found = teaching.ask({**batch, **teaching.attach(index, length)})
+    torch.testing.assert_close(found.logits, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_is_measured_with_its_tokenizers_pad_token_and_not_off_padding(tmp_path: Path, task: Any) -> None:
