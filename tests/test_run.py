@@ -361,7 +361,7 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def process(artifact: Any, *_: Any) -> Any:
         asked.append(artifact)
-        return nullcontext(artifact)
+        return nullcontext(SimpleNamespace(artifact=artifact, stage=artifact.stage, dtype=artifact.dtype))
 
     def times(processes: Any, *_: Any) -> Any:
         by_stage = {row["stage"]: row["latency"] for row in finished.report["rows"]}
