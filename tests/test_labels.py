@@ -16,7 +16,7 @@ from hfcompress.data.sequence import TextClassification
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.model.artifact import label_ids
 from hfcompress.recipe import check, load
-from hfcompress.stages.heads import _names
+from hfcompress.stages.heads import label_names
 from tests import world
 
 
@@ -205,7 +205,7 @@ class _Named:
     ],
 )
 def test_a_new_head_keeps_names_that_mean_the_same(own: list[str], found: list[str], expected: list[str]) -> None:
-    assert _names(_Named(*found), {"id2label": {str(i): name for i, name in enumerate(own)}}, None) == expected
+    assert label_names(_Named(*found), {"id2label": {str(i): name for i, name in enumerate(own)}}, None) == expected
 
 
 @pytest.mark.parametrize("names", [{"0": "a", "1": "a"}, {"0": "a", "2": "b"}, {"x": "a"}, ["a", "b"]])
