@@ -145,12 +145,15 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("heavy")
     wide = np.full((1024, 1024), 1e-4, dtype="float32")
     weights = [("first", wide[:16]), *[(f"w{i}", wide) for i in range(4)], ("last", wide[:, :2])]
-    nodes = [helper.make_node("Cast", ["input_ids"], ["x0"], to=TensorProto.FLOAT)]
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["real"]),
+        helper.make_node("Cast", ["real"], ["x0"], to=TensorProto.FLOAT),
+    ]
     nodes += [helper.make_node("MatMul", [f"x{i}", name], [f"x{i + 1}"]) for i, (name, _) in enumerate(weights)]
     nodes.append(helper.make_node("Identity", [f"x{len(weights)}"], ["logits"]))
     graph = helper.make_graph(
         nodes, "heavy",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", 16])],
+        [helper.make_tensor_value_info(x, TensorProto.INT64, ["b", "s"]) for x in ("input_ids", "attention_mask")],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights],
     )  # fmt: skip

@@ -108,6 +108,6 @@ def write_safetensors(weights: Mapping[str, Tensor], config: Mapping[str, Any], 
     """Writes tensors as they are, those that share their storage once, and the config beside them."""
     from huggingface_hub import save_torch_state_dict
 
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(dict(weights), target)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
