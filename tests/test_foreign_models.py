@@ -573,6 +573,9 @@ def test_a_16_bit_source_is_planned_by_its_bits_and_run_in_float32(
     assert [artifact.computed_on(device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
     (path / "stage.json").write_text('{"stage": {"kind": "quantize"}}')
     assert open_artifact(path).computed_on("cpu") == "bfloat16"  # what our stage made runs as it is stored
+    (path / "stage.json").unlink()  # a pushed model, and `final/`, have none: config.json says it
+    with_config(path, hfcompress_stored_as="bfloat16")
+    assert open_artifact(path).computed_on("cpu") == "bfloat16"
     worker.auto_class = AUTO
     worker.load(artifact, trust=False, register=None)
     assert worker.dtype == "float32"
@@ -601,6 +604,18 @@ def test_a_run_of_a_16_bit_source(teacher: Path, data: Path, tmp_path: Path) -> 
     assert "source (stored in bfloat16) in float32" in (tmp_path / "run" / "report.md").read_text()
     # What our stage made runs as it is stored, whoever asks.
     assert open_artifact(tmp_path / "run" / "02-quantize").computed_on("cpu") == "bfloat16"
+
+
+@pytest.mark.parametrize("backend", ["float16", "bfloat16"])
+def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_path: Path, backend: str) -> None:
+    from hfcompress.backends.base import BACKENDS, Work
+    from hfcompress.model.probe import probe_inputs
+
+    BACKENDS.parse(backend).quantize(Work(teacher, tmp_path, AUTO, probe_inputs(teacher)))
+    assert open_artifact(tmp_path).computed_on("cpu") == backend
+    widened = load_model(tmp_path, AUTO)  # what a later run makes of it is float32, and no longer ours to keep narrow
+    widened.save_pretrained(tmp_path / "wide")
+    assert open_artifact(tmp_path / "wide").kind == "model"
 
 
 def test_quantized_weights_are_not_trained(model: Path, said: Any) -> None:

@@ -25,7 +25,7 @@ class Float16(Backend):
     def quantize(self, work: Work) -> NDArray[Any]:
         import torch
 
-        from hfcompress.model.artifact import load_model, save_weights
+        from hfcompress.model.artifact import STORED_AS, load_model, save_weights
         from hfcompress.model.linears import linears
         from hfcompress.model.odd_weights import require_finite
 
@@ -33,5 +33,6 @@ class Float16(Backend):
         require_finite(linears(model))
         model = model.to(getattr(torch, self.dtype))
         require_finite(linears(model))  # float16 ends at 65504
+        setattr(model.config, STORED_AS, self.dtype)
         save_weights(model, work.target)
         return logits_of(model, work.probe)

@@ -45,6 +45,8 @@ CONFIG_BYTES = 64 << 20
 VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json", "bpe.codes")
 """Files that tokenizers keep their vocabulary in."""
 HALVES = ("float16", "bfloat16")
+STORED_AS = "hfcompress_stored_as"
+"""What config.json says, wherever the model goes, where a `quantize` stage chose the 16 bits of its weights."""
 FLOATS = ("float64", "float32", *HALVES)
 """What weights may be stored as and still be trained: they are loaded in float32."""
 
@@ -135,7 +137,8 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
         dtype = torch_dtype(config, tensors)
     else:
         dtype = (onnx_dtype if choice.runtime == "onnx" else openvino_dtype)(path / choice.file)
-    kind = "quantize" if kind == "model" and _made_by(path) == "quantize" else kind
+    ours = config.get(STORED_AS) == dtype or _made_by(path) == "quantize"
+    kind = "quantize" if kind == "model" and ours else kind
     return Artifact(path, stage, kind, shape, choice.runtime, dtype, graph)
 
 
