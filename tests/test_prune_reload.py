@@ -275,3 +275,11 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
     else:
         again = getattr(transformers, AUTO).from_pretrained(tmp_path, device_map="cpu", dtype=torch.float32)
         assert np.allclose(logits_of(again, probe), found, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_without_any_attention_head_the_graph_reads_no_mask_and_is_the_same_model(family: str, tmp_path: Path) -> None:
+    model = cut(world.model(family), [Keep((), ALL_NEURONS)] * 2)
+    save_model(model, world.tokenizer(), tmp_path / "m")
+    found = verify(open_artifact(tmp_path / "m", kind="prune"), logits_of(model, probe_inputs(tmp_path / "m")), AUTO)
+    assert set(found) == {"transformers", "hfcompress", "onnx"}

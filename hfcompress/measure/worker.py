@@ -94,6 +94,13 @@ class TorchModel:
         return resident_peak()
 
 
+def attends(config: dict[str, Any]) -> bool:
+    """Whether a model has an attention head left: in one that was pruned of all of them no token sees another."""
+    layers = config.get("per_layer_config") or {}
+    heads = [layer.get("num_attention_heads", layer.get("n_heads", 1)) for layer in layers.values()]
+    return not heads or any(heads)
+
+
 class GraphModel:
     """A graph of an exported model: which inputs it is fed, and which of its outputs are the answer."""
 
@@ -118,7 +125,8 @@ class GraphModel:
                 f"the graph wants the input '{unknown[0]}', and nothing here says what it is",
                 "export the model without a cache, with the inputs that its tokenizer gives",
             )
-        missing = [name for name in ("input_ids", "attention_mask") if name not in self.meanings.values()]
+        needed = ("input_ids", "attention_mask") if attends(self.config) else ("input_ids",)
+        missing = [name for name in needed if name not in self.meanings.values()]
         if missing:
             raise UnusableError(
                 f"the graph takes no '{missing[0]}'"
