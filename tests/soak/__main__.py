@@ -68,12 +68,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 DEFAULTS: dict[str, tuple[float, float]] = {
-    "kills": (50, 2),
-    "interrupts": (10, 2),
+    "kills": (50, 1),
+    "interrupts": (10, 1),
     "removals": (6, 1),
     "operations": (1, 0.01),
     "changes": (1, 0),
-    "torn": (1, 0.02),
+    "torn": (0.2, 0.01),
     "disk": (1, 0.05),
     "twice": (12, 2),
     "ranks": (10, 0),
