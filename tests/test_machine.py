@@ -39,6 +39,7 @@ def turn(waited: float | None = 0.0, wall: float = 1.0, threads: int = 2, cpu: f
         ([span(used=20.0, own=19.9)], [turn(0.0053)]),  # PyTorch on two threads, which spin
         ([span(used=17.3, own=17.3)], [turn(0.0079)]),  # ONNX Runtime, which wakes its threads for each operator
         ([span(used=10.2, own=10.0)], [turn(0.0071, threads=1)]),
+        ([span(used=9.0, own=9.0)], [turn(0.07)]),  # a model of 0.2 ms a batch, whose threads wake one another
         ([span(used=0.4, own=0.0)], []),  # all our processes are idle: the system's services alone
         ([span(used=12.8, own=13.5)], [turn(0.18, threads=4)]),  # four threads wait for each other
         ([span(used=17.7, own=17.6)], [turn(0.61, threads=4)]),
@@ -73,15 +74,15 @@ def test_other_work_is_seen(spans: list[Span], turns: list[Turn], why: str) -> N
 
 
 def test_the_state_tells_what_was_seen() -> None:
-    found = state([span(used=20.0, own=10.0)], [turn(0.3), turn(0.1, wall=3.0)], load=2.345)
+    found = state([span(used=20.0, own=10.0)], [turn(0.7), turn(0.1, wall=3.0)], load=2.345)
     assert found == {
         "busy": True,
         "why": [
             "other work took 50% of the processors' time",
-            "a model's threads waited for a processor 10% of the time",
+            "a model's threads waited for a processor 20% of the time",
         ],
         "other_share": 0.499,  # (20 - 10 - 2 ticks) of 20
-        "wait_share": 0.1,  # 0.4 of 4 seconds
+        "wait_share": 0.2,  # 0.8 of 4 seconds
         "stolen_share": 0.0,
         "throttled_share": 0.0,
         "involuntary_per_s": 6.0,
