@@ -26,10 +26,10 @@ most, whatever ran."""
 WAITED = 0.15
 """Share of the time that a model's thread waits for a processor from which a machine is busy.
 
-On a quiet machine of two processors it was 0.01 at most of a model of 20 million parameters. Of one whose batch takes
-0.2 ms it was up to 0.07: its threads and the process that asks it share two processors, and each wakes the other. Beside
-one busy process it was 0.45 to 0.5. Four threads on these two processors waited 0.17 to 0.6 of the time for
-each other: see `state`."""
+On a quiet machine of two processors it was 0.01 at most for a model of 20 million parameters. For one whose batch takes
+0.2 ms it was up to 0.07: its threads and the process that asks it share two processors, and wake each other. Beside one
+busy process it was 0.45 to 0.5. Four threads on these two processors waited 0.17 to 0.6 of the time for each other: see
+`state`."""
 STOLEN = 0.05
 """Share of the processors' busy time from which what the hypervisor gives to other machines makes this one busy."""
 THROTTLED = 0.05
