@@ -32,10 +32,10 @@ from hfcompress.base.files import (
     restore,
     write_text,
 )
-from hfcompress.base.lock import HeldError, Lock, hold, require_free
+from hfcompress.base.lock import HeldError, Lock, hold, remove_dead, require_free
 from hfcompress.base.places import forget_places, without_places
 from hfcompress.base.stop import interrupt_main_thread
-from hfcompress.data.source import data_revision, is_local, model_directory, revision_of
+from hfcompress.data.source import cache_home, data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
 from hfcompress.measure.verify import verify
@@ -227,8 +227,8 @@ def _with_later_options(held: Any, task: Any) -> Any:
 def exclusive(directory: Path) -> Iterator[None]:
     """This process alone writes to a run directory, for as long as the block lasts.
 
-    What a killed process left is put in order first: half files go, a directory that was being replaced gets its name
-    back.
+    What a killed process left is put in order first, here and in the caches: half files go, a directory that was being
+    replaced gets its name back.
 
     Raises:
         HfcompressError: at once, where another process writes to it; within seconds, where the directory is removed
@@ -258,6 +258,8 @@ def _tidy(directory: Path) -> None:
         remove_half_files(place)
     for old in (directory / f"final{OLD}", *directory.glob(f"[0-9][0-9]-*{OLD}")):
         restore(old.with_suffix(""))
+    for cache in cache_home().glob("*/"):
+        remove_dead(cache)
 
 
 @contextmanager

@@ -600,6 +600,18 @@ def test_a_model_that_reloads_as_another_fails_its_stage(swift: Swift, monkeypat
     assert swift(stages=[DISTILL]) == ["01-distill"]
 
 
+def test_what_a_killed_writer_left_in_a_cache_is_removed_by_the_next_run(
+    swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
+    cache = tmp_path / "home" / "teachers"
+    (cache / "whole").mkdir(parents=True)
+    (cache / "whole.1f.partial.lock").write_text("")  # killed after the directory got its name
+    (cache / "half.2e.partial").mkdir()
+    swift()
+    assert [path.name for path in cache.iterdir()] == ["whole"]
+
+
 def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
     swift: Swift, monkeypatch: pytest.MonkeyPatch
 ) -> None:

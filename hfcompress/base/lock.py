@@ -356,11 +356,14 @@ def _shared(target: Path) -> Iterator[Path]:
 
 
 def remove_dead(folder: Path) -> None:
-    """Removes what is unfinished in a shared folder and whose writer is dead; a living one's has a lock beside it."""
+    """Removes what is unfinished in a shared folder and whose writer is dead; a living one's has a lock beside it.
+
+    What may not be removed (another user's) stays.
+    """
     for lock in folder.glob(f"*{files.PARTIAL}{LOCK}"):
-        with suppress(HeldError, FileNotFoundError), hold(lock):
+        with suppress(HeldError, OSError), hold(lock):
             files.remove(lock.with_name(lock.name.removesuffix(LOCK)))
     for scratch in folder.glob(f"*{files.PARTIAL}"):
         if not scratch.with_name(scratch.name + LOCK).exists():
-            with suppress(FileNotFoundError):  # its owner ended just now
+            with suppress(OSError):  # its owner ended just now
                 files.remove(scratch)
