@@ -119,6 +119,11 @@ def test_a_key_that_is_missing_is_told(tmp_path: Path) -> None:
     assert "r.yaml:3 stages: " in told
 
 
+@pytest.mark.parametrize("sizes", ["[0]", "[-1]", "[1, 1000000000]"])
+def test_a_batch_has_a_size_that_can_be_run(recipe: Path, sizes: str) -> None:
+    assert "measure.latency.batch_sizes" in message(recipe, f"measure.latency.batch_sizes={sizes}")
+
+
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "'1'", "true", "null", "[1]"])
 def test_a_number_is_a_finite_number(recipe: Path, value: str) -> None:
     assert "stages.0.train.epochs" in message(recipe, f"stages.0.train.epochs={value}")

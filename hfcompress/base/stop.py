@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Turns the first signal into a KeyboardInterrupt; a second one ends the process at once.
 
-    Nothing is lost by that: a run is ready to be killed at any moment.
+    Nothing is lost by that: a run is ready to be killed at any moment. Python drops an exception that is raised in a
+    finalizer, such as `__del__`; the KeyboardInterrupt is then raised once more, just after it.
     """
-    stop = Stop()
+    stop, report_unraisable = Stop(), sys.unraisablehook
 
     def handle(number: int, _frame: Any) -> None:
         if stop.signal:
@@ -35,23 +37,32 @@ def stoppable() -> Iterator[Stop]:
         stop.signal = number
         raise KeyboardInterrupt
 
+    def raise_again(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            report_unraisable(unraisable)
+            return
+        number, stop.signal = stop.signal or signal.SIGINT, 0
+        threading.Timer(0.01, interrupt_main_thread, [number]).start()
+
     before = {}
     if threading.current_thread() is threading.main_thread():
         # A shell that starts a command in the background may tell it to ignore ^C.
         heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, handle) for number in heeded}
+        sys.unraisablehook = raise_again
     try:
         yield stop
     finally:
+        sys.unraisablehook = report_unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def interrupt_main_thread() -> None:
-    """Raises a KeyboardInterrupt in the main thread, also where it waits for something."""
+def interrupt_main_thread(number: int = signal.SIGINT) -> None:
+    """Raises a KeyboardInterrupt in the main thread, also where it waits for something; `number` is the signal."""
     if hasattr(signal, "pthread_kill"):
         main = threading.main_thread().ident
         assert main is not None
-        signal.pthread_kill(main, signal.SIGINT)
+        signal.pthread_kill(main, number)
     else:
         _thread.interrupt_main()

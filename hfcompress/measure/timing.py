@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_BATCHES = 64
+MAX_BATCH = 8192
+"""Largest batch size: far above what any use answers at once."""
 MAX_ROUNDS = 20
 """Rounds after which an interval that is still wide is reported as such."""
 NARROW = 0.05
@@ -38,7 +40,7 @@ class Latency(Strict):
     """How speed is measured."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    batch_sizes: list[int] = Field(default=[1, 32], min_length=1)
+    batch_sizes: list[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = Field(default=[1, 32], min_length=1)
     threads: int | None = Field(default=None, ge=1)
     """Threads of one operator. By default each PyTorch model runs, at each batch size, on the count at which it is
     fastest, of 1, 2, 4, … and the most that `OMP_NUM_THREADS`, CPU affinity and a container's CPU quota allow; graphs
