@@ -10,12 +10,14 @@ OPTIMUM_NEEDS := '.[optimum,onnx,bitsandbytes,plots,energy,peft]' onnxscript pyt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
+tests_named = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
+
 # Tests that tell whether transformers 4.57 does as 5 does.
-EITHER := $(addprefix tests/test_,backends.py surgery.py prune_reload.py student.py training.py)
+EITHER := $(call tests_named,backends surgery prune_reload student training)
 
 # Tests whose expectations a processor's arithmetic could decide.
-NUMERICAL := $(addprefix tests/test_,$(addsuffix .py,aware budget criteria decoders export families gram learned lora losses \
-	low_rank masks narrow obs onnx_int8 onnx_small qlora quantize sensitivity sparsity student surgery torch_int8 training tuning))
+NUMERICAL := $(call tests_named,aware budget criteria decoders export families gram learned lora losses low_rank masks narrow obs \
+	onnx_int8 onnx_small qlora quantize sensitivity sparsity student surgery torch_int8 training tuning)
 # Vector units turned down, as far as the libraries let one; on Arm these have no meaning and are left out.
 PLAIN_X86 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE \
 	OPENBLAS_CORETYPE=Nehalem

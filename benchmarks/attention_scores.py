@@ -18,10 +18,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from hfcompress.losses.attention_scores import AttentionScores
-from hfcompress.losses.base import Step
+from hfcompress.distillation.losses.attention_scores import AttentionScores
 from hfcompress.measure.worker import resident_peak
-from hfcompress.model.observe import Observed
+from hfcompress.models.forward import Observed
+from hfcompress.training.loss import Step
 
 ROWS, HEADS, LENGTH, WIDTH = 8, 12, 512, 64
 TIME_TARGET, MEMORY_TARGET = 0.60, 0.25

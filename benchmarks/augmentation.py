@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hfcompress.data.augment import rewritten
-from hfcompress.data.replacements import MaskedWords, propose, spans
-from hfcompress.stages.augment import Augment, computes_in_bfloat16
+from hfcompress.distillation.augmentation.augment import rewritten
+from hfcompress.distillation.augmentation.options import Augment, computes_in_bfloat16
+from hfcompress.distillation.augmentation.replacements import MaskedWords, propose, spans
 
 TARGET = 8.0
 VOCABULARY, PART = 30_522, 48

@@ -16,11 +16,11 @@ import torch
 from pruned_speed import GROUP, SHAPES
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfcompress.base.shape import shape_of
-from hfcompress.criteria.base import CRITERIA, Calibration
-from hfcompress.model.surgery import cut
-from hfcompress.stages.allocation import allocate
-from hfcompress.stages.budget import Budget, target_of
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import cut
+from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.budget import Budget, target_of
+from hfcompress.pruning.criteria.base import CRITERIA, Calibration
 
 BUDGETS = (0.5, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 BATCH, LENGTH, TARGET = 32, 64, 1.3

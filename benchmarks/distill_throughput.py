@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, BertConfig, BertForSequenceClassification
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from hfcompress.base.shape import shape_of
 from hfcompress.data.sequence import TextClassification
-from hfcompress.losses.base import LOSSES
-from hfcompress.stages import training
-from hfcompress.stages.layer_map import pairs_of
-from hfcompress.stages.teachers import Member, Teachers, Teaching
-from hfcompress.stages.train import Train
+from hfcompress.distillation.layer_map import pairs_of
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.distillation.teachers import Member, TeacherEnsemble, Teachers
+from hfcompress.models.shape import shape_of
+from hfcompress.training import trainer as training
+from hfcompress.training.options import Train
 
 # WordPiece lengths of SST-2's train split, at each twentieth: the median text has 10 tokens, the mean 13.3.
 SST2 = [3, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 11, 13, 14, 16, 18, 20, 23, 27, 33, 64]
@@ -148,7 +148,7 @@ class Ours:
             options=train,
             rows={"train": data, "dev": data},
             tokenizer=padding_tokenizer(),
-            teaching=Teaching([teacher], Teachers(models=["source"]), "sequence"),
+            teaching=TeacherEnsemble([teacher], Teachers(models=["source"]), "sequence"),
             callbacks=[],
         )
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets before its first step

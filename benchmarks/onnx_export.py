@@ -20,7 +20,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfcompress.graphs.export import export
+from hfcompress.onnx.export import export
 
 SHAPES = ((1, 24), (32, 40))
 TARGET = 1.0

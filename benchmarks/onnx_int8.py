@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.processors import default_threads
-from hfcompress.graphs.made import exported, stored
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.timing import fastest_threads
-from hfcompress.model.artifact import open_artifact, read_config
-from hfcompress.model.probe import probe_inputs
+from hfcompress.models.artifact import open_artifact, read_config
+from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.onnx.model_directory import exported, stored
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.utils.processors import default_threads
 
 AUTO = "AutoModelForSequenceClassification"
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

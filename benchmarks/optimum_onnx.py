@@ -19,13 +19,13 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.backends.optimum_onnx import OptimumOnnx, instructions_here
-from hfcompress.base.processors import default_threads
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.process import ModelProcess
-from hfcompress.model.artifact import open_artifact
-from hfcompress.model.probe import probe_inputs
+from hfcompress.models.artifact import open_artifact
+from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.optimum_onnx import OptimumOnnx, instructions_here
+from hfcompress.utils.processors import default_threads
 
 AUTO = "AutoModelForSequenceClassification"
 SETTINGS = ((1, 16), (1, 64), (32, 32))

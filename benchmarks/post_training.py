@@ -23,15 +23,15 @@ from distill_throughput import SIZES, bert
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hfcompress.base.shape import shape_of
-from hfcompress.criteria.base import Scores
-from hfcompress.model.frozen import frozen
-from hfcompress.model.gates import fold
-from hfcompress.model.gradients import unit_gradients
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.tuning import rearrange, tune
-from hfcompress.stages.allocation import allocate
-from hfcompress.stages.budget import Budget, target_of
+from hfcompress.models.frozen import frozen
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.budget import Budget, target_of
+from hfcompress.pruning.criteria.base import Scores
+from hfcompress.pruning.gates import fold
+from hfcompress.pruning.gradients import unit_gradients
+from hfcompress.pruning.mask_tuning import rearrange, tune
 
 LENGTH, BATCH, TURNS, TARGET = 64, 32, 2, 0.70
 ROWS = {"quick": (128, 256), "full": (128, 256), "cuda": (1024, 2048)}

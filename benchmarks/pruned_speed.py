@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from hfcompress.base.shape import shape_of
-from hfcompress.criteria.base import CRITERIA, Calibration
-from hfcompress.measure.blocks import Setting, measure_table, predict, timed
-from hfcompress.model.surgery import cut
-from hfcompress.stages.allocation import allocate
-from hfcompress.stages.budget import Budget, target_of
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import cut
+from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.budget import Budget, target_of
+from hfcompress.pruning.criteria.base import CRITERIA, Calibration
+from hfcompress.pruning.latency_table import Setting, measure_table, predict, timed
 
 SHAPES = {
     "full": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from distill_throughput import SIZES, Ours, bert, padding_tokenizer, rows
 
-from hfcompress.base.shape import shape_of
-from hfcompress.stages.teachers import Member
+from hfcompress.distillation.teachers import Member
+from hfcompress.models.shape import shape_of
 
 BATCH, LENGTH, TARGET = 32, 64, 0.05
 

@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 import torch
 from distill_throughput import SIZES, Ours, bert, in_turns, padding_tokenizer, rows
 
-from hfcompress.base.shape import shape_of
 from hfcompress.data.sequence import TextClassification
-from hfcompress.stages.answers import answers_of
-from hfcompress.stages.teachers import Member
+from hfcompress.distillation.answers import answers_of
+from hfcompress.distillation.teachers import Member
+from hfcompress.models.shape import shape_of
 
 BATCH, LENGTH, TARGET = 32, 64, 5.0
 

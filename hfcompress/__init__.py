@@ -15,12 +15,12 @@ def _wrap_auto_config(module: Any) -> None:
 
 
 def _register_pruned_first(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
-    importlib.import_module("hfcompress.model.pruned")
+    importlib.import_module("hfcompress.models.modeling_pruned")
     return wrapped(*args, **kwargs)
 
 
 def _register_int8(_module: Any) -> None:
-    importlib.import_module("hfcompress.model.int8_layers")
+    importlib.import_module("hfcompress.quantization.int8_modules")
 
 
 # `import hfcompress` is enough to load a pruned or an int8 checkpoint with transformers' own classes. It costs no

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.base.console import err, guard_terminal, out, print_table, print_traceback
-from hfcompress.base.errors import HfcompressError, Problem, disk_problem, require_directory
-from hfcompress.base.launch import lost_process
-from hfcompress.base.stop import stoppable
+from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, require_directory
+from hfcompress.utils.launch import lost_process
+from hfcompress.utils.logging import err, guard_terminal, out, print_table, print_traceback
+from hfcompress.utils.stop import stoppable
 
 app = typer.Typer(
     name="hfcompress",
@@ -34,7 +34,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run dir
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Any:
-    from hfcompress.recipe import find, load
+    from hfcompress.recipe.schema import find, load
 
     return load(find(recipe), overrides)
 
@@ -44,10 +44,10 @@ def list_(
     what: Annotated[str, typer.Argument(help="recipes, losses, criteria, backends or metrics; all if left out")] = "",
 ) -> None:
     """Shipped recipes and everything a recipe can name."""
-    from hfcompress.listing import SECTIONS, section
+    from hfcompress.report.listing import SECTIONS, section
 
     if what and what not in SECTIONS:
-        from hfcompress.base.errors import did_you_mean
+        from hfcompress.utils.errors import did_you_mean
 
         raise HfcompressError(f"nothing to list by the name '{what}'", did_you_mean(what, SECTIONS))
     for name in [what] if what else SECTIONS:
@@ -57,7 +57,7 @@ def list_(
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) -> None:
     """Print a recipe; with --full every default is spelled out."""
-    from hfcompress.recipe import dumped, resolved
+    from hfcompress.recipe.schema import dumped, resolved
 
     loaded = _load(recipe, overrides)
     text = dumped(resolved(loaded.recipe)) if full or overrides else loaded.document.text
@@ -70,8 +70,8 @@ def copy(
     target: Annotated[Path | None, typer.Argument(help="File or directory; default: here, under its own name.")] = None,
 ) -> None:
     """Copy a shipped recipe, to edit it; a file that is there is never overwritten."""
-    from hfcompress.base import document
-    from hfcompress.recipe import find
+    from hfcompress.recipe import document
+    from hfcompress.recipe.schema import find
 
     source = document.read(find(recipe))
     path = target or Path(source.path.name)
@@ -86,8 +86,8 @@ def copy(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake of a recipe, before anything is trained."""
-    from hfcompress.doctor import warnings
-    from hfcompress.recipe import check as check_
+    from hfcompress.recipe.schema import check as check_
+    from hfcompress.report.doctor import warnings
 
     loaded = _load(recipe, overrides)
     check_(loaded)
@@ -102,8 +102,8 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     Exact, but for what a budget or a corpus decides: that is marked with ~.
     """
-    from hfcompress.listing import plan_table
-    from hfcompress.plan import plan as plan_
+    from hfcompress.recipe.plan import plan as plan_
+    from hfcompress.report.listing import plan_table
 
     loaded = _load(recipe, overrides)
     rows = plan_(loaded)
@@ -120,15 +120,15 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
 ) -> None:
     """Run a recipe; the same command resumes at the first unfinished stage."""
-    from hfcompress.base.launch import hand_over_to_torchrun
+    from hfcompress.utils.launch import hand_over_to_torchrun
 
     hand_over_to_torchrun()
     loaded = _load(recipe, overrides)
     if only is not None and only not in KINDS:
-        from hfcompress.base.errors import did_you_mean
+        from hfcompress.utils.errors import did_you_mean
 
         raise HfcompressError(f"--only {only}: no such kind of stage", did_you_mean(only, KINDS))
-    from hfcompress.runner import run as run_
+    from hfcompress.run.runner import run as run_
 
     _only_our_progress()
     finished = run_(loaded, output or Path("runs") / loaded.recipe.name, only, fresh)
@@ -152,7 +152,7 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 
 
 def _show(content: dict[str, Any], directory: Path) -> None:
-    from hfcompress.report import as_table, busy, conditions
+    from hfcompress.report.report import as_table, busy, conditions
 
     print_table(as_table(content))
     out().print(conditions(content))
@@ -179,9 +179,9 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
 ) -> None:
     """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
-    from hfcompress.comparison import compare
-    from hfcompress.report import as_table, conditions, write
-    from hfcompress.runner import exclusive
+    from hfcompress.report.report import as_table, conditions, write
+    from hfcompress.run.compare import compare
+    from hfcompress.run.runner import exclusive
 
     if output is not None and output.exists() and not output.is_dir():
         raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
@@ -206,10 +206,10 @@ def doctor(
 ) -> None:
     """Say what this machine can do for each backend, or what of a model can be cut and how the result will load."""
     from hfcompress.data.source import model_config
-    from hfcompress.doctor import examine, table
-    from hfcompress.listing import backends_table
     from hfcompress.measure.hardware import abilities, described
     from hfcompress.measure.machine import just_now
+    from hfcompress.report.doctor import examine, table
+    from hfcompress.report.listing import backends_table
 
     diagnosis = examine(model_config(model)) if model is not None else None
     facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
@@ -231,8 +231,8 @@ def convert(
     ] = False,
 ) -> None:
     """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
-    from hfcompress.convert import convert as convert_
-    from hfcompress.convert import summary
+    from hfcompress.pruning.convert.convert import convert as convert_
+    from hfcompress.pruning.convert.convert import summary
 
     _only_our_progress()
     for line in summary(convert_(source, target, base, allow_pickle)):
@@ -251,11 +251,11 @@ def report(
     ] = False,
 ) -> None:
     """Print the report of a run again, and draw its plot anew."""
-    from hfcompress.report import read, write
-    from hfcompress.runner import exclusive
+    from hfcompress.report.report import read, write
+    from hfcompress.run.runner import exclusive
 
     if measure:
-        from hfcompress.runner import measure_again
+        from hfcompress.run.runner import measure_again
 
         _only_our_progress()
         content = measure_again(run_directory)
@@ -273,8 +273,8 @@ def card(
     write_: Annotated[bool, typer.Option("--write", help="Write it into final/ instead of printing it.")] = False,
 ) -> None:
     """Render the model card of a run from its report."""
-    from hfcompress.base.files import write_text
-    from hfcompress.runner import exclusive, opened
+    from hfcompress.run.runner import exclusive, opened
+    from hfcompress.utils.files import write_text
 
     opened(run_directory)
     with exclusive(run_directory) if write_ else nullcontext():
@@ -288,9 +288,9 @@ def card(
 
 
 def _card(run_directory: Path) -> str:
-    from hfcompress.card import render
-    from hfcompress.model.artifact import open_artifact
-    from hfcompress.runner import opened
+    from hfcompress.models.artifact import open_artifact
+    from hfcompress.report.card import render
+    from hfcompress.run.runner import opened
 
     loaded, content = opened(run_directory)
     return render(loaded, content, open_artifact(run_directory / "final", content["rows"][-1]["stage"]))
@@ -309,7 +309,7 @@ def push(
 
     A Hub with which nothing moves for a minute is given up; HFCOMPRESS_HUB_TIMEOUT sets another number of seconds.
     """
-    from hfcompress import push as push_
+    from hfcompress.run import push as push_
 
     files = push_.uploads(run_directory)
     repo, private = push_.target(run_directory, repo, private)

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError, Key, Problem
-from hfcompress.base.launch import JOINED, LEFT_ALONE, left_alone
-from hfcompress.base.shape import Shape
 from hfcompress.data.source import cache_home, model_directory
 from hfcompress.data.task import Split
 from hfcompress.measure.plain_texts import Reading
-from hfcompress.model.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
-from hfcompress.model.lora import base_of, is_adapter, merge_adapter
-from hfcompress.model.probe import logits_of, probe_inputs
+from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
+from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.shape import Shape
+from hfcompress.utils.distributed import on_main_process
+from hfcompress.utils.errors import HfcompressError, Key, Problem
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import datasets
-    from accelerate import PartialState
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from hfcompress.stages.local import Locals
+    from hfcompress.distillation.local_checks import Locals
 
 
 @dataclass
-class Bench:
+class StageContext:
     """What a stage works with: the task, the models made so far, a directory of its own.
 
     Attributes:
@@ -68,7 +65,7 @@ class Bench:
         """Where a training run keeps the state that it resumes from."""
         return self.directory / "checkpoints"
 
-    def at(self, name: str) -> Bench:
+    def at(self, name: str) -> StageContext:
         """The same bench in a directory of its own below this one, for one of several trainings of a stage."""
         inner = copy(self)
         inner.directory = self.directory / name
@@ -162,7 +159,7 @@ def uninstalled(modules: Sequence[str], extra: str) -> list[Problem]:
     return [Problem(f"{', '.join(modules)} is not installed", f"pip install 'hfcompress[{extra}]'")] if modules else []
 
 
-class Stage(Strict):
+class Stage(StrictModel):
     """One step of a recipe; it is its own configuration.
 
     `plan` and `problems` read shapes only: no weights, no torch.
@@ -220,14 +217,9 @@ class Stage(Strict):
         """The stage with its defaults resolved, as JSON."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
-    def run(self, parent: Artifact, bench: Bench) -> None:
-        """Writes the stage's model into `bench.model_directory`, on every process of a distributed run."""
+    def run(self, parent: Artifact, context: StageContext) -> None:
+        """Writes the stage's model into `context.model_directory`, on every process of a distributed run."""
         raise NotImplementedError
-
-
-def digest(value: Any) -> str:
-    """A short hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def require_trainable(parent: Artifact, stage: str) -> Shape:
@@ -244,51 +236,3 @@ def require_trainable(parent: Artifact, stage: str) -> Shape:
     if parent.shape is None:
         raise HfcompressError(f"the architecture of {parent.path} is not supported by {stage}")
     return parent.shape
-
-
-def process_state() -> PartialState:
-    """This process among those of a distributed run.
-
-    accelerate joins processes on a CPU only where it is told that a CPU is wanted, and the first call decides.
-
-    Raises:
-        HfcompressError: where several processes were asked for and one was started.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-    from torch import cuda
-
-    wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
-    if left_alone(os.environ):
-        raise HfcompressError(*LEFT_ALONE)
-    return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
-
-
-def agreed(value: Any) -> Any:
-    """What the first process of a distributed run says, on all of them."""
-    from accelerate.utils import broadcast_object_list
-
-    held = [value]
-    if process_state().num_processes > 1:
-        broadcast_object_list(held)
-    return held[0]
-
-
-def on_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` on the first process of a distributed run while the others wait; all fail if it fails."""
-    from accelerate.utils import broadcast_object_list
-
-    state = process_state()
-    failure: list[str | None] = [None]
-    error: BaseException | None = None
-    if state.is_main_process:
-        try:
-            action()
-        except BaseException as caught:
-            error, failure = caught, [f"{type(caught).__name__}: {caught}"]
-    if state.num_processes > 1:
-        broadcast_object_list(failure)
-    if error is not None:
-        raise error
-    if failure[0] is not None:
-        raise HfcompressError(f"the first process failed: {failure[0]}")

@@ -9,28 +9,29 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from hfcompress.backends.base import BACKENDS
-from hfcompress.base.component import Component, Drawer
-from hfcompress.criteria.base import CRITERIA
 from hfcompress.data.task import Splits
 from hfcompress.data.tasks import TASKS
-from hfcompress.losses.base import LOSSES, Ramp
+from hfcompress.distillation.augmentation.options import Augment
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.distillation.recovery import Recover
+from hfcompress.distillation.stage import Distill
+from hfcompress.distillation.student import Student
+from hfcompress.distillation.teachers import Teachers
+from hfcompress.finetuning.stage import Finetune
 from hfcompress.measure.measure import Measure
 from hfcompress.measure.timing import Latency
-from hfcompress.model.lora import Lora
-from hfcompress.model.pattern import Pattern
-from hfcompress.recipe import Hub, Recipe
-from hfcompress.stages.augment import Augment
-from hfcompress.stages.budget import Budget
-from hfcompress.stages.distill import Distill
-from hfcompress.stages.finetune import Finetune
-from hfcompress.stages.prune import Prune, Sensitivity
-from hfcompress.stages.quantize import Quantize
-from hfcompress.stages.recover import Recover
-from hfcompress.stages.schedules import Gradual, Iterative, Lottery, OneShot
-from hfcompress.stages.student import Student
-from hfcompress.stages.teachers import Teachers
-from hfcompress.stages.train import Train
+from hfcompress.pruning.budget import Budget
+from hfcompress.pruning.criteria.base import CRITERIA
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.schedules import Gradual, Iterative, Lottery, OneShot
+from hfcompress.pruning.stage import Prune, Sensitivity
+from hfcompress.quantization.backends.base import BACKENDS
+from hfcompress.quantization.stage import Quantize
+from hfcompress.recipe.schema import Hub, Recipe
+from hfcompress.training.lora import Lora
+from hfcompress.training.loss import Ramp
+from hfcompress.training.options import Train
+from hfcompress.utils.registry import Component, Registry
 
 HEAD = """# The recipe
 
@@ -49,7 +50,7 @@ BLOCKS: dict[str, list[type[BaseModel]]] = {
     "`measure`": [Measure, Latency],
     "`hub`": [Hub],
 }
-DRAWERS: dict[str, Drawer[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, "Backends": BACKENDS}
+DRAWERS: dict[str, Registry[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, "Backends": BACKENDS}
 
 
 def reference() -> str:

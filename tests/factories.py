@@ -71,7 +71,7 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
     import torch
     import transformers as t
 
-    from hfcompress.base.shape import ARCHITECTURES, HEADS
+    from hfcompress.models.shape import ARCHITECTURES, HEADS
 
     keys = ARCHITECTURES[family]
     sizes = {keys.layers: layers, keys.hidden: hidden, keys.heads: heads, keys.ffn: ffn}
@@ -89,7 +89,7 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
 
 def headed() -> list[tuple[str, str]]:
     """Every family with each kind of head that it can have."""
-    from hfcompress.base.shape import ARCHITECTURES
+    from hfcompress.models.shape import ARCHITECTURES
 
     return [(family, head) for family, keys in sorted(ARCHITECTURES.items()) for head in keys.kinds_of_head]
 
@@ -132,7 +132,7 @@ def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, wo
     """A teacher that has learnt the data; `words` are those of its tokenizer."""
     import torch
 
-    from hfcompress.model.observe import accepted
+    from hfcompress.models.forward import accepted
 
     built, splitter = model(family, **shape).train(), tokenizer(words)
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]

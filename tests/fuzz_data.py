@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.files import data_file, streamed
 from hfcompress.data.sequence import TextClassification
 from hfcompress.data.values import LABEL, TEXT
+from hfcompress.utils.errors import HfcompressError
 
 Rows = list[tuple[Any, Any]]
 TYPES = {"text": TEXT, "label": LABEL}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcompress.losses.base import Step
+from hfcompress.training.loss import Step
 from tests.seen import LENGTHS, rows
 
 Pairwise = Callable[[Tensor, Tensor], Tensor]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.costs import Costs, Target
-from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.recipe import load
-from hfcompress.stages import training
-from hfcompress.stages.train import Train
-from tests import world
+from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.pruning.costs import Costs, Target
+from hfcompress.recipe.schema import load
+from hfcompress.training import trainer as training
+from hfcompress.training.options import Train
+from tests import factories as world
 
 LABELS = {"LABEL_0": 0, "LABEL_1": 1}
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfcompress.base.shape import Layer, Shape
-from hfcompress.losses.base import LOSSES, Loss, Pairs, Step
-from hfcompress.model.observe import Observed
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.models.forward import Observed
+from hfcompress.models.shape import Layer, Shape
+from hfcompress.training.loss import Loss, Pairs, Step
 
 LENGTHS = (7, 4, 1, 5)
 ROWS, LONGEST = len(LENGTHS), max(LENGTHS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hfcompress.measure.environment import versions
-from tests import world
+from tests import factories as world
 
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text(encoding="utf-8"))
@@ -27,7 +27,7 @@ def _torch_logits(path: Path) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    import hfcompress.model.artifact  # noqa: F401  # makes `hfcompress_int8` known to transformers
+    import hfcompress.models.artifact  # noqa: F401  # makes `hfcompress_int8` known to transformers
 
     model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)
     if (path / "adapter").is_dir():

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from hfcompress import __version__
-from hfcompress.recipe import load, shipped
-from tests.world import run_cli, snapshot
+from hfcompress.recipe.schema import load, shipped
+from tests.factories import run_cli, snapshot
 
 Capture = pytest.CaptureFixture[str]
 
@@ -93,7 +93,7 @@ def test_a_bug_keeps_its_traceback(recipe: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("hfcompress.recipe.load", broken)
+    monkeypatch.setattr("hfcompress.recipe.schema.load", broken)
     with pytest.raises(ZeroDivisionError):
         run_cli("check", recipe)
 
@@ -102,7 +102,7 @@ def test_control_c_says_how_to_go_on(capsys: Capture, recipe: Path, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hfcompress.runner.run", interrupted)
+    monkeypatch.setattr("hfcompress.run.runner.run", interrupted)
     assert run_cli("run", recipe) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ def test_check_tells_every_mistake_on_a_line_of_its_own(capsys: Capture, recipe:
 
 
 def test_plan_shows_exact_counts(capsys: Capture, recipe: Path) -> None:
-    from tests import world
+    from tests import factories as world
 
     text = printed(capsys, "plan", recipe)
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hfcompress.card import validate
-from hfcompress.recipe import shipped
+from hfcompress.recipe.schema import shipped
+from hfcompress.report.card import validate
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -49,8 +49,8 @@ def test_a_recipe_says_what_it_makes_needs_and_takes(name: str) -> None:
 def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from hfcompress.losses.base import Step
-    from hfcompress.model.observe import Observed
+    from hfcompress.models.forward import Observed
+    from hfcompress.training.loss import Step
 
     text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
     source = re.search(r"```python\n(.*?)```", text, re.DOTALL)

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from hfcompress import runner
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import Worker
-from hfcompress.model.artifact import load_tokenizer
-from hfcompress.plan import plan
-from hfcompress.recipe import Loaded, load, shipped
-from tests import world
+from hfcompress.models.artifact import load_tokenizer
+from hfcompress.recipe.plan import plan
+from hfcompress.recipe.schema import Loaded, load, shipped
+from hfcompress.run import runner
+from tests import factories as world
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
 LEARNS, GOES_ON = (f"{{batch_size: 32, learning_rate: 5.0e-3, max_steps: {steps}}}" for steps in (60, 24))

@@ -1,1 +1,1 @@
-"""Tasks, metrics, and where models and data come from."""
+"""Tasks and metrics, and where models and data come from."""

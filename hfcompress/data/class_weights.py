@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
 from hfcompress.data.task import IGNORED
+from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     import datasets

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hfcompress.base.errors import HfcompressError, did_you_mean, disk_problem
 from hfcompress.data.values import SHOWN, ColumnType, Number, Repeated, features_of, read_column, shown, typed
+from hfcompress.utils.errors import HfcompressError, did_you_mean, disk_problem
 
 if TYPE_CHECKING:
     import datasets

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
 from hfcompress.data.task import IGNORED, BaseTask, PlainText, Split, numbered, token_loss
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     import datasets

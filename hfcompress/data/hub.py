@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from hfcompress.base.errors import HfcompressError, disk_problem
-from hfcompress.base.escape import one_line, without_tokens
+from hfcompress.utils.errors import HfcompressError, disk_problem
+from hfcompress.utils.escape import one_line, without_tokens
 
 WAIT_SECONDS = 60.0
 """How long the Hub is waited for while nothing moves: what it is asked for takes it a second or two."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.values import is_integer, shown
+from hfcompress.utils.errors import HfcompressError
 
 LISTED = 20
 """Labels that a message lists."""

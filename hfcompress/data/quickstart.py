@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.lock import shared_directory
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
+from hfcompress.utils.lock import shared_directory
 
 SIZES: dict[str, int] = {"train": 10000, "dev": 1000, "test": 1000}
 LABELS = ("negative", "positive")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.base.errors import HfcompressError, Problem
 from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
 from hfcompress.data.task import LabelledTask, PlainText, mapped, numbered
 from hfcompress.data.values import SCORE, ColumnType, shown
+from hfcompress.utils.errors import HfcompressError, Problem
 
 if TYPE_CHECKING:
     import datasets

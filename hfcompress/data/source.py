@@ -12,14 +12,22 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.card_metadata import require_hub_id
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.places import is_directory, is_file, local_path
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
-from hfcompress.model.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
-from hfcompress.model.weights import PICKLED, choose, external_files, names_in, read_headers, torch_dtype, weight_files
+from hfcompress.models.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
+from hfcompress.models.weights import (
+    PICKLED,
+    choose,
+    external_files,
+    names_in,
+    read_headers,
+    torch_dtype,
+    weight_files,
+)
+from hfcompress.utils.card_metadata import require_hub_id
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.places import is_directory, is_file, local_path
 
 if TYPE_CHECKING:
     import datasets

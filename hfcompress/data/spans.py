@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.metrics import SPANS, Metric, objects
 from hfcompress.data.task import IN_A_BATCH, LabelledTask, PlainText, Split, mapped, numbered
 from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, shown
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     import datasets

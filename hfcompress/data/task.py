@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hfcompress.base.component import Strict
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.data import source
 from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
+from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.utils.logging import say
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import datasets
@@ -44,7 +44,7 @@ IN_MEMORY = 2**25
 """Bytes of texts whose tokens are kept in memory."""
 
 
-class Splits(Strict):
+class Splits(StrictModel):
     """What a data set calls its splits, where it is not `train`, `dev` (or `validation`) and `test`."""
 
     train: str | None = None
@@ -72,7 +72,7 @@ class PlainText:
     features: Mapping[str, Any]
 
 
-class BaseTask(Strict):
+class BaseTask(StrictModel):
     """Texts, a head that reads them, and a metric that judges it.
 
     Attributes:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hfcompress.base.console import say_once
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.entities import MISSED, OUTSIDE
 from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import TOKENS, Metric, objects
 from hfcompress.data.task import IGNORED, LabelledTask, PlainText, mapped, numbered, padded, token_loss
 from hfcompress.data.values import TAGS, WORDS, ColumnType
-from hfcompress.model.padding import set_option
+from hfcompress.models.padding import set_option
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import say_once
 
 if TYPE_CHECKING:
     import datasets

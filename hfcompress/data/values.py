@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     import datasets

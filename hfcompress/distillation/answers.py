@@ -7,15 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.files import remove
-from hfcompress.base.lock import shared_directory
 from hfcompress.data.reading import behaviour_of, inputs_hash
 from hfcompress.data.source import cache_home
-from hfcompress.data.teacher_cache import Answers, Content, Writer, open_answers, why_not
+from hfcompress.distillation.teacher_cache import Answers, Content, Writer, open_answers, why_not
 from hfcompress.measure.environment import versions
-from hfcompress.model.observe import observe
-from hfcompress.stages.base import agreed, digest, on_main_process, process_state
+from hfcompress.models.forward import observe
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.files import remove
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.lock import shared_directory
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets
@@ -122,7 +123,7 @@ def _fill(
     """Every process answers its share of the batches."""
     import torch
 
-    from hfcompress.stages.training import batches
+    from hfcompress.training.trainer import batches
 
     state = process_state()
     model = model.to(state.device).eval()

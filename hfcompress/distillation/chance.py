@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
-    from hfcompress.stages.teachers import Member
+    from hfcompress.distillation.teachers import Member
 
 RARE = 0.8
 """The share of one class from which a data set is called imbalanced."""
@@ -29,7 +29,7 @@ def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | N
     Raises:
         HfcompressError: where the difference to the best blind answers is not above 0 with 95% certainty.
     """
-    from hfcompress.stages import training
+    from hfcompress.training import trainer as training
 
     assert member.model is not None
     if task.head == "mask" and not task.mask_probability:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError, Problem
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
-from hfcompress.stages.base import Bench, process_state, require_trainable
-from hfcompress.stages.chance import examined
-from hfcompress.stages.heads import has_head
-from hfcompress.stages.layer_map import pairs_of
-from hfcompress.stages.taught import Taught
-from hfcompress.stages.teacher_problems import (
+from hfcompress.context import StageContext, require_trainable
+from hfcompress.distillation.chance import examined
+from hfcompress.distillation.layer_map import pairs_of
+from hfcompress.distillation.options import DistillationOptions
+from hfcompress.distillation.teacher_checks import (
     head_problems,
     label_problems,
     length_problems,
@@ -22,25 +17,31 @@ from hfcompress.stages.teacher_problems import (
     same_behaviour,
     same_inputs,
 )
-from hfcompress.stages.teachers import Member, Teaching
-from hfcompress.stages.train import Train, row_count
+from hfcompress.distillation.teachers import Member, TeacherEnsemble
+from hfcompress.models.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.training.options import Train, row_count
+from hfcompress.training.task_heads import has_head
+from hfcompress.utils.distributed import process_state
+from hfcompress.utils.errors import HfcompressError, Problem
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfcompress.model.masks import Masks
+    from hfcompress.training.overlay import TrainingOverlay
 
 
 def teach(
     student: PreTrainedModel,
-    taught: Taught,
+    taught: DistillationOptions,
     train: Train,
     parent: Artifact,
-    bench: Bench,
+    context: StageContext,
     tokenizer: PreTrainedTokenizerBase,
     raw: datasets.Dataset | None = None,
-    masks: Masks | None = None,
+    masks: TrainingOverlay | None = None,
 ) -> None:
     """Trains the student in place; notes its dev score and the teachers'.
 
@@ -49,7 +50,7 @@ def teach(
         taught: Losses and teachers.
         train: How to train.
         parent: What `teacher: parent` means.
-        bench: The stage's bench.
+        context: The stage's context.
         tokenizer: The student's.
         raw: Rows to train on in place of the train split.
         masks: What lies over the student while it trains.
@@ -59,44 +60,44 @@ def teach(
     """
     from transformers import set_seed
 
-    from hfcompress.stages import training
+    from hfcompress.training import trainer as training
 
     labels = dict(student.config.label2id or {})
-    rows = {"train": bench.encoded("train", tokenizer, labels, raw), "dev": bench.encoded("dev", tokenizer, labels)}
+    rows = {"train": context.encoded("train", tokenizer, labels, raw), "dev": context.encoded("dev", tokenizer, labels)}
     teaching, first, pairs = None, None, list[tuple[int, int]]()
     if taught.asks:
-        artifacts = [bench.artifact(name, parent) for name in taught.teacher.models]
+        artifacts = [context.artifact(name, parent) for name in taught.teacher.models]
         own = shape_of(student.config.to_dict())
-        _require_meeting(own, artifacts, taught, bench.task)
-        teaching = _teaching(taught, train, artifacts, bench, tokenizer, rows, labels, raw)
+        _require_meeting(own, artifacts, taught, context.task)
+        teaching = _teaching(taught, train, artifacts, context, tokenizer, rows, labels, raw)
         first = require_trainable(artifacts[0], "a teacher")
         pairs += pairs_of(taught.layer_map, len(own.layers), len(first.layers))
-    set_seed(bench.seed)
+    set_seed(context.seed)
     objective = training.Objective(
         student,
         taught.losses,
-        bench.task,
+        context.task,
         first,
         tuple(pairs),
         dynamic=taught.layer_map == "dynamic",
         masks=masks,
         states=[loss.state_of(rows["train"], labels) for loss in taught.losses],
     )
-    _say_what_is_ahead(objective, teaching, train, rows["train"], bench)
+    _say_what_is_ahead(objective, teaching, train, rows["train"], context)
     training.examine(objective, teaching, rows["train"], tokenizer)
-    bench.notes["dev"] = training.train(
+    context.notes["dev"] = training.train(
         objective,
         train,
         rows=rows,
         tokenizer=tokenizer,
-        checkpoints=bench.checkpoints,
-        seed=bench.seed,
+        checkpoints=context.checkpoints,
+        seed=context.seed,
         teaching=teaching,
-        callbacks=bench.callbacks,
+        callbacks=context.callbacks,
     )
 
 
-def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: Taught, task: Any) -> None:
+def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: DistillationOptions, task: Any) -> None:
     problems = list[Problem]()
     for index, artifact in enumerate(artifacts):
         teacher = require_trainable(artifact, "a teacher")
@@ -111,44 +112,44 @@ def _require_none(problems: Sequence[Problem]) -> None:
 
 
 def _teaching(
-    taught: Taught,
+    taught: DistillationOptions,
     train: Train,
     artifacts: Sequence[Artifact],
-    bench: Bench,
+    context: StageContext,
     tokenizer: PreTrainedTokenizerBase,
     rows: Mapping[str, Any],
     labels: Mapping[str, int],
     raw: datasets.Dataset | None,
-) -> Teaching:
-    from hfcompress.stages.answers import answers_of
+) -> TeacherEnsemble:
+    from hfcompress.distillation.answers import answers_of
 
-    kept = taught.kept(train, bench.task.head, row_count(rows["train"]), process_state().num_processes)
-    fingerprint = bench.fingerprint(raw)
+    kept = taught.kept(train, context.task.head, row_count(rows["train"]), process_state().num_processes)
+    fingerprint = context.fingerprint(raw)
     members, notes = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
-        model, headed = _loaded(artifact, bench.task, any(loss.needs_logits for loss in taught.losses))
-        _require_none(label_problems(artifact.stage, label_ids(model.config.to_dict()), labels, bench.task))
-        member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path, bench.task)), rows
+        model, headed = _loaded(artifact, context.task, any(loss.needs_logits for loss in taught.losses))
+        _require_none(label_problems(artifact.stage, label_ids(model.config.to_dict()), labels, context.task))
+        member, asked = Member(artifact.stage, model, load_tokenizer(artifact.path, context.task)), rows
         if not same_behaviour(tokenizer, member.tokenizer):
             asked = {
-                "train": bench.encoded("train", member.tokenizer, labels, raw),
-                "dev": bench.encoded("dev", member.tokenizer, labels),
+                "train": context.encoded("train", member.tokenizer, labels, raw),
+                "dev": context.encoded("dev", member.tokenizer, labels),
             }
         if not same_inputs(tokenizer, member.tokenizer, rows, asked):
-            read = rows["train"], asked["train"], taught, bench.task.head, index == 0
+            read = rows["train"], asked["train"], taught, context.task.head, index == 0
             _require_none(reading_problems(member.stage, tokenizer, member.tokenizer, *read))
             member.rows = asked["train"]
-        tuned = any(made.kind == "finetune" and made.path == artifact.path for made in bench.made.values())
-        score = examined(member, asked["dev"], bench.task, tuned) if headed else None
+        tuned = any(made.kind == "finetune" and made.path == artifact.path for made in context.made.values())
+        score = examined(member, asked["dev"], context.task, tuned) if headed else None
         notes.append({"stage": artifact.stage, "dev": score})
         content: Any = (kept if index == 0 else "logits") if kept else None
         if content:
             given = {"weights": weights_hash(artifact.path), "fingerprint": fingerprint}
-            member.answers = answers_of(model, member.tokenizer, asked["train"], bench.task, content, **given)
+            member.answers = answers_of(model, member.tokenizer, asked["train"], context.task, content, **given)
             member.model = None
         members.append(member)
-    bench.notes["teacher"] = notes[0] if len(notes) == 1 else notes
-    return Teaching(members, taught.teacher, bench.task)
+    context.notes["teacher"] = notes[0] if len(notes) == 1 else notes
+    return TeacherEnsemble(members, taught.teacher, context.task)
 
 
 def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
@@ -160,11 +161,13 @@ def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrain
     return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), not fresh
 
 
-def _say_what_is_ahead(objective: Any, teaching: Teaching | None, train: Train, rows: Any, bench: Bench) -> None:
+def _say_what_is_ahead(
+    objective: Any, teaching: TeacherEnsemble | None, train: Train, rows: Any, context: StageContext
+) -> None:
     """Steps and memory, before any epoch."""
     count = row_count(rows)
     steps = train.steps(count, process_state().num_processes)
-    lengths = rows["length"][:] if count is not None else [bench.task.max_length]
+    lengths = rows["length"][:] if count is not None else [context.task.max_length]
     live = [m.model for m in teaching.members if m.model is not None] if teaching is not None else []
     needed = expected_bytes(objective, live, train.batch_size, max(lengths))
     say(

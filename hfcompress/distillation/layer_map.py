@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from hfcompress.base.errors import Problem, did_you_mean
-from hfcompress.losses.base import Pairs
+from hfcompress.training.loss import Pairs
+from hfcompress.utils.errors import Problem, did_you_mean
 
 Named = Literal["uniform", "last", "top", "bottom", "dynamic"]
 Pair = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]

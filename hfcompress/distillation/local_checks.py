@@ -12,21 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError, Key, Problem
-from hfcompress.base.shape import shape_of
-from hfcompress.model.artifact import load_tokenizer, read_config
-from hfcompress.stages.teacher_problems import (
+from hfcompress.distillation.teacher_checks import (
     head_problems,
     label_problems,
     reading_problems,
     same_behaviour,
     same_inputs,
 )
+from hfcompress.models.artifact import load_tokenizer, read_config
+from hfcompress.models.shape import shape_of
+from hfcompress.utils.errors import HfcompressError, Key, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfcompress.stages.taught import Taught
+    from hfcompress.distillation.options import DistillationOptions
 
 ROWS = 1000
 """Rows of the train split that are looked at."""
@@ -107,7 +107,7 @@ class Locals:
         import torch
         import transformers
 
-        from hfcompress.model.surgery import empty_model
+        from hfcompress.models.surgery import empty_model
 
         config = read_config(model.directory)
         shape = shape_of(config, head=self.task.head)
@@ -118,7 +118,7 @@ class Locals:
 
     def vocabulary_problems(self, model: Local, key: Key) -> list[Problem]:
         """Why a model's vocabulary cannot be cut."""
-        from hfcompress.model.vocabulary import require_cuttable
+        from hfcompress.models.vocabulary import require_cuttable
 
         return told(lambda: require_cuttable(self.tokenizer(model)), key)
 
@@ -153,7 +153,7 @@ def told(ask: Callable[[], Any], key: Key = ()) -> list[Problem]:
     return []
 
 
-def local_taught_problems(taught: Taught, student: Local, models: Locals) -> list[Problem]:
+def local_taught_problems(taught: DistillationOptions, student: Local, models: Locals) -> list[Problem]:
     """Why teachers that lie on this machine cannot teach a student that starts from one that does.
 
     The keys are those of a block with losses and a teacher.
@@ -180,7 +180,9 @@ def local_taught_problems(taught: Taught, student: Local, models: Locals) -> lis
     return found
 
 
-def _require_reading(name: str, teacher: Local, student: Local, models: Locals, taught: Taught, first: bool) -> None:
+def _require_reading(
+    name: str, teacher: Local, student: Local, models: Locals, taught: DistillationOptions, first: bool
+) -> None:
     tokenizers = models.tokenizer(student), models.tokenizer(teacher)
     if same_behaviour(*tokenizers):
         return

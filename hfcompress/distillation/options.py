@@ -8,19 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import AnyLoss, Loss
-from hfcompress.stages.layer_map import LayerMap, layer_map_problems, pairs_of
-from hfcompress.stages.teacher_problems import length_problems
-from hfcompress.stages.teachers import AnyTeachers, Teachers
-from hfcompress.stages.train import Train
+from hfcompress.distillation.layer_map import LayerMap, layer_map_problems, pairs_of
+from hfcompress.distillation.losses.base import AnyLoss
+from hfcompress.distillation.teacher_checks import length_problems
+from hfcompress.distillation.teachers import AnyTeachers, Teachers
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Loss
+from hfcompress.training.options import Train
+from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.strict_model import StrictModel
 
 Losses = Annotated[list[AnyLoss], Field(min_length=1)]
 
 
-class Taught(Strict):
+class DistillationOptions(StrictModel):
     """Learning from a teacher."""
 
     losses: Losses
@@ -124,7 +125,7 @@ def _not_dynamic(index: int, loss: Loss) -> Problem:
     return Problem(message, "leave it out, or name another map", ("losses", index))
 
 
-def cache_problems(taught: Taught, head: str) -> list[Problem]:
+def cache_problems(taught: DistillationOptions, head: str) -> list[Problem]:
     """Why the answers cannot be kept as the recipe says."""
     kept, key = taught.teacher_cache, ("teacher_cache",)
     if kept in ("auto", "off"):

@@ -8,17 +8,18 @@ from typing import Any
 
 from pydantic import Field
 
-from hfcompress.base.errors import Problem
-from hfcompress.base.shape import Shape
-from hfcompress.losses.soft_labels import SoftLabels
-from hfcompress.model.lora import EXTRA, Lora, init_problems, missing_modules
-from hfcompress.stages.base import uninstalled
-from hfcompress.stages.taught import Losses, Taught
-from hfcompress.stages.teachers import AnyTeachers, Teachers
-from hfcompress.stages.train import Train
+from hfcompress.context import uninstalled
+from hfcompress.distillation.losses.soft_labels import SoftLabels
+from hfcompress.distillation.options import DistillationOptions, Losses
+from hfcompress.distillation.teachers import AnyTeachers, Teachers
+from hfcompress.models.adapters import EXTRA, missing_modules
+from hfcompress.models.shape import Shape
+from hfcompress.training.lora import Lora, init_problems
+from hfcompress.training.options import Train
+from hfcompress.utils.errors import Problem
 
 
-class Recover(Train, Taught):
+class Recover(Train, DistillationOptions):
     """A `train:` block with losses and a teacher."""
 
     epochs: float = Field(default=1.0, ge=0)

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import Shape
+from hfcompress.context import Stage, StageContext, require_trainable
 from hfcompress.data.tasks import Task
-from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
-from hfcompress.stages.augment import Augment, augment_problems, augmented_rows
-from hfcompress.stages.base import Bench, Stage, require_trainable
-from hfcompress.stages.heads import has_head, load_for
-from hfcompress.stages.student import Student
-from hfcompress.stages.taught import Taught
-from hfcompress.stages.teach import teach
-from hfcompress.stages.texts import texts_of
-from hfcompress.stages.train import Train
+from hfcompress.data.texts import texts_of
+from hfcompress.distillation.augmentation.options import Augment, augment_problems, augmented_rows
+from hfcompress.distillation.engine import teach
+from hfcompress.distillation.options import DistillationOptions
+from hfcompress.distillation.student import Student
+from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
+from hfcompress.models.shape import Shape
+from hfcompress.training.options import Train
+from hfcompress.training.task_heads import has_head, load_for
+from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfcompress.stages.local import Locals
+    from hfcompress.distillation.local_checks import Locals
 
 
-class Distill(Stage, Taught):
+class Distill(Stage, DistillationOptions):
     """Trains a student on what a teacher shows it.
 
     Without `student` the model of the stage before goes on learning, which is how TinyBERT's prediction phase follows
@@ -60,7 +60,7 @@ class Distill(Stage, Taught):
         return found
 
     def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.stages.local import local_taught_problems
+        from hfcompress.distillation.local_checks import local_taught_problems
 
         student, found = models.named.get(self.starts_from), super().local_problems(models)
         if found or student is None:
@@ -92,40 +92,40 @@ class Distill(Stage, Taught):
     def task_of(self, task: Any) -> Any:
         return self.task or task
 
-    def run(self, parent: Artifact, bench: Bench) -> None:
-        from hfcompress.model.lora import add_lora, merged
+    def run(self, parent: Artifact, context: StageContext) -> None:
+        from hfcompress.training.lora import add_lora, merged
 
-        origin = bench.artifact(self.student.origin, parent) if self.student else parent
+        origin = context.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
-        raw = augmented_rows(self.augment, self, parent, bench) if self.augment else None
-        tokenizer, model = load_tokenizer(origin.path, bench.task), self._with_head(origin, parent, bench)
+        raw = augmented_rows(self.augment, self, parent, context) if self.augment else None
+        tokenizer, model = load_tokenizer(origin.path, context.task), self._with_head(origin, parent, context)
         if self.student is not None:
-            fresh_head = not has_head(read_config(origin.path), bench.task)
-            model, tokenizer = self._student(self.student, model, tokenizer, bench, raw, fresh_head)
+            fresh_head = not has_head(read_config(origin.path), context.task)
+            model, tokenizer = self._student(self.student, model, tokenizer, context, raw, fresh_head)
         lora = self.student.lora if self.student else None
-        teach(add_lora(model, lora) if lora else model, self, self.train, parent, bench, tokenizer, raw)
-        bench.finish(merged(model) if lora else model, tokenizer)
+        teach(add_lora(model, lora) if lora else model, self, self.train, parent, context, tokenizer, raw)
+        context.finish(merged(model) if lora else model, tokenizer)
 
-    def _with_head(self, origin: Artifact, parent: Artifact, bench: Bench) -> PreTrainedModel:
+    def _with_head(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
         """The model that the student starts from; a new head has the labels of the source, or of a teacher."""
-        teachers = [bench.artifact(name, parent) for name in self.teacher_specs().values()]
-        labelled = (model for model in (bench.source, *teachers) if has_head(read_config(model.path), bench.task))
-        return load_for(bench.task, origin, fresh=True, like=next(labelled, None))
+        teachers = [context.artifact(name, parent) for name in self.teacher_specs().values()]
+        labelled = (model for model in (context.source, *teachers) if has_head(read_config(model.path), context.task))
+        return load_for(context.task, origin, fresh=True, like=next(labelled, None))
 
     def _student(
         self,
         wanted: Student,
         origin: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        bench: Bench,
+        context: StageContext,
         raw: datasets.Dataset | None,
         fresh_head: bool,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The student before its training, and its tokenizer; notes where its weights come from."""
-        from hfcompress.base.shape import shape_of
-        from hfcompress.model import vocabulary
-        from hfcompress.model.student import build_student
-        from hfcompress.model.width import rank_dimensions
+        from hfcompress.distillation.student_weights import build_student
+        from hfcompress.distillation.width_importance import rank_dimensions
+        from hfcompress.models import vocabulary
+        from hfcompress.models.shape import shape_of
 
         old = shape_of(origin.config.to_dict())
         new = wanted.shape(old)
@@ -134,20 +134,20 @@ class Distill(Stage, Taught):
         if new != old or layers != list(range(len(old.layers))) or wanted.init == "random":
             importance = None
             if wanted.width == "activation":
-                importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, bench))
+                importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, context))
             origin, report = build_student(origin, new, layers, wanted.init, importance, fresh_head)
         if wanted.vocabulary == "corpus":
-            words = [bench.rows("train") if raw is None else raw, bench.rows("dev")]
+            words = [context.rows("train") if raw is None else raw, context.rows("dev")]
             before = len(tokenizer)
-            tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, bench.task.text))
+            tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, context.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
             report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
-        bench.notes["student"] = report
+        context.notes["student"] = report
         say("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
         return origin, tokenizer
 
-    def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, bench: Bench) -> Any:
-        from hfcompress.stages import training
+    def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:
+        from hfcompress.training import trainer as training
 
-        rows = bench.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))
-        return training.batches(rows, tokenizer, bench.task)
+        rows = context.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))
+        return training.batches(rows, tokenizer, context.task)

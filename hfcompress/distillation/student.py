@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from hfcompress.base.bounds import LARGEST
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Problem, did_you_mean
-from hfcompress.base.shape import Shape
-from hfcompress.model.lora import EXTRA, Lora, init_problems, missing_modules
-from hfcompress.stages.base import uninstalled
-from hfcompress.stages.layer_map import pairs_of
+from hfcompress.context import uninstalled
+from hfcompress.distillation.layer_map import pairs_of
+from hfcompress.models.adapters import EXTRA, missing_modules
+from hfcompress.models.bounds import LARGEST
+from hfcompress.models.shape import Shape
+from hfcompress.training.lora import Lora, init_problems
+from hfcompress.utils.errors import Problem, did_you_mean
+from hfcompress.utils.strict_model import StrictModel
 
 
 class Preset(NamedTuple):
@@ -46,7 +47,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class Student(Strict):
+class Student(StrictModel):
     """The student's shape and first weights; what is not said stays as it is in the model it comes from.
 
     The architecture always stays. A bottleneck as MobileBERT's is none of its shapes: layers narrower than the

@@ -6,11 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.axes import Axis, axes_of, part_of
-from hfcompress.model.family import family_of
-from hfcompress.model.surgery import empty_model
-from hfcompress.model.width import Importance, Narrowing
+from hfcompress.distillation.width_importance import Importance, Narrowing
+from hfcompress.models.architectures import family_of
+from hfcompress.models.axes import Axis, axes_of, part_of
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.models.surgery import empty_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.files import file_hash, write_text
+from hfcompress.utils.files import file_hash, write_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError, Problem
-from hfcompress.base.shape import Shape
 from hfcompress.data.labels import require_same_labels
 from hfcompress.data.reading import behaviour_of, inputs_hash, split_alike, splitting_of, words_of
-from hfcompress.stages.heads import has_head
+from hfcompress.models.shape import Shape
+from hfcompress.training.task_heads import has_head
+from hfcompress.utils.errors import HfcompressError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hfcompress.stages.taught import Taught
+    from hfcompress.distillation.options import DistillationOptions
 
 
 def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Any) -> list[Problem]:
@@ -82,7 +82,7 @@ def reading_problems(
     teacher: PreTrainedTokenizerBase,
     rows: Any,
     theirs: Any,
-    taught: Taught,
+    taught: DistillationOptions,
     head: str,
     first: bool,
 ) -> list[Problem]:

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfcompress.base.component import Strict
-from hfcompress.data.teacher_cache import Answers
-from hfcompress.model.observe import Observed, observe
+from hfcompress.distillation.teacher_cache import Answers
+from hfcompress.models.forward import Observed, observe
+from hfcompress.training.loss import TAUGHT
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PREFIX = "taught"
-"""What begins the name of a tensor that travels with a batch for a teacher: `taught.0.logits`, `taught.1.input_ids`."""
 _NOT_ASKED = ("labels", "index")
 
 
-class Teachers(Strict):
+class Teachers(StrictModel):
     """One teacher or an ensemble.
 
     The student learns from the combined logits; losses that look at layers look at those of the first.
@@ -80,7 +79,7 @@ class Member:
             return observe(self.model, tokens, needs, layers)
 
 
-class Teaching:
+class TeacherEnsemble:
     """The teachers of a training run, asked together about each batch.
 
     A teacher whose tokenizer makes other inputs of the rows than the student's is given its own.
@@ -89,7 +88,7 @@ class Teaching:
     def __init__(self, members: Sequence[Member], options: Teachers, task: Any) -> None:
         self.members, self.options, self.task = members, options, task
 
-    def to(self, device: Any) -> Teaching:
+    def to(self, device: Any) -> TeacherEnsemble:
         """Moves the live teachers to a device."""
         for member in self.members:
             if member.model is not None:
@@ -113,7 +112,7 @@ class Teaching:
                 own = {name: torch.from_numpy(x) for name, x in member.answers.of(rows.numpy(), length).items()}
             elif member.rows is not None:
                 own = self.task.batch(member.rows.__getitems__(rows.tolist()), member.tokenizer, multiple)
-            found |= {f"{PREFIX}.{index}.{name}": tensor for name, tensor in own.items() if name not in _NOT_ASKED}
+            found |= {f"{TAUGHT}.{index}.{name}": tensor for name, tensor in own.items() if name not in _NOT_ASKED}
         return found
 
     def ask(
@@ -126,11 +125,11 @@ class Teaching:
             needs: What is looked at besides logits, of the first teacher.
             layers: The layers whose projections are kept.
         """
-        tokens = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+        tokens = {name: value for name, value in batch.items() if not name.startswith(TAUGHT)}
         seen = []
         for index, member in enumerate(self.members):
             own = {
-                name.rpartition(".")[2]: value for name, value in batch.items() if name.startswith(f"{PREFIX}.{index}.")
+                name.rpartition(".")[2]: value for name, value in batch.items() if name.startswith(f"{TAUGHT}.{index}.")
             }
             if "logits" in own:
                 states = own.get("hidden_states", own.get("cls"))

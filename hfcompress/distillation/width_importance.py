@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.axes import Axis
-from hfcompress.model.family import family_of
-from hfcompress.model.observe import observe
+from hfcompress.models.architectures import family_of
+from hfcompress.models.axes import Axis
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

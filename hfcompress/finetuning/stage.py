@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.base.errors import Problem
-from hfcompress.base.shape import Shape
+from hfcompress.context import Stage, StageContext, require_trainable
 from hfcompress.data.class_weights import ClassWeights
-from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.model.artifact import Artifact, load_tokenizer, read_config
-from hfcompress.stages.base import Bench, Stage, require_trainable
-from hfcompress.stages.heads import label_names, load_for
-from hfcompress.stages.train import Train
+from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
+from hfcompress.models.shape import Shape
+from hfcompress.training.options import Train
+from hfcompress.training.task_heads import label_names, load_for
+from hfcompress.utils.errors import Problem
 
 if TYPE_CHECKING:
-    from hfcompress.stages.local import Local, Locals
+    from hfcompress.distillation.local_checks import Local, Locals
 
 
 class Finetune(Stage):
@@ -58,22 +58,22 @@ class Finetune(Stage):
     def steps(self, task: Any) -> int | None:
         return self.train.steps(task.rows())
 
-    def run(self, parent: Artifact, bench: Bench) -> None:
+    def run(self, parent: Artifact, context: StageContext) -> None:
         require_trainable(parent, self.kind)
-        from hfcompress.stages import training
+        from hfcompress.training import trainer as training
 
-        tokenizer = load_tokenizer(parent.path, bench.task)
+        tokenizer = load_tokenizer(parent.path, context.task)
         # Nothing is trained where epochs is 0: the model's own head is taken.
-        model = load_for(bench.task, parent, fresh=self.train.epochs > 0)
+        model = load_for(context.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
-        rows = {split: bench.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
-        bench.notes["dev"] = training.train(
-            training.Objective(model, [self._loss], bench.task, states=[self._loss.state_of(rows["train"], labels)]),
+        rows = {split: context.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
+        context.notes["dev"] = training.train(
+            training.Objective(model, [self._loss], context.task, states=[self._loss.state_of(rows["train"], labels)]),
             self.train,
             rows=rows,
             tokenizer=tokenizer,
-            checkpoints=bench.checkpoints,
-            seed=bench.seed,
-            callbacks=bench.callbacks,
+            checkpoints=context.checkpoints,
+            seed=context.seed,
+            callbacks=context.callbacks,
         )
-        bench.finish(model, tokenizer)
+        context.finish(model, tokenizer)

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.processors import default_threads
+from hfcompress.utils.processors import default_threads
 
 PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum",
             "optimum-intel", "openvino", "nncf")  # fmt: skip

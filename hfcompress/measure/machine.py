@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.base.processors import permitted, throttled_seconds
+from hfcompress.utils.processors import permitted, throttled_seconds
 
 OTHERS = 0.10
 """Share of the processors' time from which other work makes a machine busy.

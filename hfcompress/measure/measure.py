@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.processors import default_threads, thread_counts
 from hfcompress.measure.environment import device_facts
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.sizes import sizes
 from hfcompress.measure.timing import Latency, timings
-from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, read_config
-from hfcompress.model.weights import first_not_finite
+from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
+from hfcompress.models.weights import first_not_finite
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.processors import default_threads, thread_counts
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import datasets
@@ -37,7 +37,7 @@ PADDING_TOLERANCE = 1e-3
 """By how much their outputs may differ, relative to the largest or 1: kernels round differently for other lengths."""
 
 
-class Measure(Strict):
+class Measure(StrictModel):
     """What the report measures."""
 
     latency: Latency = Latency()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
 from hfcompress.data.task import PlainText
 from hfcompress.measure.process import Batch, ModelProcess
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets

@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError, tells_of_a_full_disk
-from hfcompress.base.files import require_space
-from hfcompress.base.processors import default_threads
-from hfcompress.base.shape import PRUNED, head_of, label_count
 from hfcompress.measure.machine import Turn
-from hfcompress.model.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
-from hfcompress.model.whole import require_numbers, require_whole
+from hfcompress.models.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
+from hfcompress.models.shape import PRUNED, head_of, label_count
+from hfcompress.models.whole import require_numbers, require_whole
+from hfcompress.utils.errors import HfcompressError, tells_of_a_full_disk
+from hfcompress.utils.files import require_space
+from hfcompress.utils.processors import default_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfcompress.base.shape import PRUNED
-from hfcompress.model.artifact import Artifact, read_config
-from hfcompress.model.family import FAMILIES, Family
-from hfcompress.model.weights import load_graph, read_header
+from hfcompress.models.architectures import FAMILIES, Family
+from hfcompress.models.artifact import Artifact, read_config
+from hfcompress.models.shape import PRUNED
+from hfcompress.models.weights import load_graph, read_header
 
 if TYPE_CHECKING:
     from onnx import TensorProto

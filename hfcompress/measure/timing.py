@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
-from hfcompress.base.processors import thread_counts
 from hfcompress.measure import machine
 from hfcompress.measure.machine import Span, Turn
 from hfcompress.measure.process import Batch, ModelProcess
+from hfcompress.utils.processors import thread_counts
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ TRIALS, TRIAL_BATCHES = 3, 8
 """How often each thread count is tried, and on how many batches."""
 
 
-class Latency(Strict):
+class Latency(StrictModel):
     """How speed is measured."""
 
     device: Literal["cpu", "cuda"] = "cpu"

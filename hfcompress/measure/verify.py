@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import disk_problem
-from hfcompress.base.files import require_space, scratch_directory
-from hfcompress.graphs.export import export, quiet
-from hfcompress.graphs.made import EXPORT_TOLERANCE
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
-from hfcompress.model.artifact import Artifact, load_model
-from hfcompress.model.probe import probe_inputs
+from hfcompress.models.artifact import Artifact, load_model
+from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.onnx.export import export, quiet
+from hfcompress.onnx.model_directory import EXPORT_TOLERANCE
+from hfcompress.utils.errors import disk_problem
+from hfcompress.utils.files import require_space, scratch_directory
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -57,7 +57,7 @@ class TorchModel:
             **placed,
             **changes,
         )
-        self.loading = beside("../model/loading_report.py")["loading_report"](model, info)
+        self.loading = beside("../models/loading_report.py")["loading_report"](model, info)
         if (Path(path) / "adapter").is_dir():
             model.load_adapter(str(Path(path) / "adapter"))
         self.model = (model if placed else model.to(device)).eval()

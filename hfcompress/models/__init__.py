@@ -1,1 +1,1 @@
-"""Model directories, and what is done inside a model: observing, gating, cutting, building a student."""
+"""Model directories, architectures and shapes, and what is done inside a model."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import PRUNED
+from hfcompress.models.shape import PRUNED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,3 +151,15 @@ def head_dim_of(config: Any) -> int:
 def family_of(model: nn.Module) -> Family:
     """The family of a loaded model."""
     return FAMILIES[str(model.config.model_type).removeprefix(PRUNED)]  # type: ignore[union-attr]
+
+
+def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Head groups and neurons of each layer's weights, read from the tensors."""
+    family, head_dim = family_of(model), head_dim_of(model.config)
+
+    def rows(layer: Any, path: str, parts: int) -> int:
+        return int(layer.get_submodule(path).out_features) // parts
+
+    stack = family.stack(model)
+    heads = [rows(layer, family.key, family.head_rows[family.key]) // head_dim for layer in stack]
+    return heads, [rows(layer, family.ffn_in, family.neuron_rows[family.ffn_in]) for layer in stack]

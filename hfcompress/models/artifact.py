@@ -11,15 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.bounds import require_bounds
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError, require_directory
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
-from hfcompress.model.loading_report import loading_report, not_finite
-from hfcompress.model.padding import pad_in_config, settle_padding
-from hfcompress.model.weights import ADAPTER as ADAPTER
-from hfcompress.model.weights import (
+from hfcompress.models.bounds import require_bounds
+from hfcompress.models.loading_report import loading_report, not_finite
+from hfcompress.models.padding import pad_in_config, settle_padding
+from hfcompress.models.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
+from hfcompress.models.weights import ADAPTER as ADAPTER
+from hfcompress.models.weights import (
     ADAPTER_CONFIG,
     Choice,
     Runtime,
@@ -33,8 +30,11 @@ from hfcompress.model.weights import (
     torch_dtype,
     weight_files,
 )
-from hfcompress.model.weights import openvino_files as openvino_files
-from hfcompress.model.whole import require_numbers, require_whole
+from hfcompress.models.weights import openvino_files as openvino_files
+from hfcompress.models.whole import require_numbers, require_whole
+from hfcompress.utils.errors import HfcompressError, require_directory
+from hfcompress.utils.files import scratch_directory
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -440,4 +440,4 @@ def note_problem_type(path: Path, problem_type: str | None) -> None:
 
 def modeling_source() -> Path:
     """The modeling file that is copied beside a pruned model."""
-    return Path(__file__).with_name("pruned.py")
+    return Path(__file__).with_name("modeling_pruned.py")

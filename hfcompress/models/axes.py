@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfcompress.base.shape import shape_of
-from hfcompress.model.family import Family, family_of
-from hfcompress.model.surgery import empty_model
+from hfcompress.models.architectures import Family, family_of
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import empty_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError
 
 LARGEST = {
     "layers": 4_096,  # DeepNet (arXiv:2203.00555) has 1,000, published models at most about 130

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import shape_of
-from hfcompress.model.artifact import pad_token_of, read_config
-from hfcompress.model.observe import accepted, logits_of_output
+from hfcompress.models.artifact import pad_token_of, read_config
+from hfcompress.models.forward import accepted, logits_of_output
+from hfcompress.models.shape import shape_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from hfcompress.base.shape import shape_of
-from hfcompress.model.surgery import empty_model
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import empty_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of, head_dim_of
+from hfcompress.models.architectures import family_of, head_dim_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

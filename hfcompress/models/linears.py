@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hfcompress.base.shape import Layer, Shape
-from hfcompress.model.family import FAMILIES, family_of
+from hfcompress.models.architectures import FAMILIES, family_of
+from hfcompress.models.shape import Layer, Shape
 
 if TYPE_CHECKING:
     from torch import nn

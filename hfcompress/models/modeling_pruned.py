@@ -291,5 +291,5 @@ def _register() -> None:
             auto.register(config, _class(f"Pruned{prefix}{ending}"), exist_ok=True)
 
 
-if __name__ == "hfcompress.model.pruned":  # not the copy that stands beside a checkpoint
+if __name__ == "hfcompress.models.modeling_pruned":  # not the copy that stands beside a checkpoint
     _register()

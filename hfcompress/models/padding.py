@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say_once
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, PRUNED
+from hfcompress.models.shape import ARCHITECTURES, PRUNED
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import say_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hfcompress.base.bounds import LARGEST, is_count, require_bound, shown
-from hfcompress.base.errors import HfcompressError, did_you_mean
+from hfcompress.models.bounds import LARGEST, is_count, require_bound, shown
+from hfcompress.utils.errors import HfcompressError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Keys:
+class ArchitectureSpec:
     """What an architecture's config.json calls the parts of its shape, and which parts it has.
 
     Attributes:
@@ -81,33 +81,33 @@ class Keys:
 _ABSOLUTE = {"position_embedding_type": "absolute"}
 _BERT = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
          "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2}  # fmt: skip
-_LLAMA = Keys(
+_LLAMA = ArchitectureSpec(
     types="", kv_heads="num_key_value_heads", head_dim="head_dim", position_table=False, plain_attention=False,
     decoder=True,
 )  # fmt: skip
 _QWEN = {"vocab_size": 151_936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 32, "intermediate_size": 22_016, "max_position_embeddings": 32_768,
          "tie_word_embeddings": False}  # fmt: skip
-ARCHITECTURES: dict[str, Keys] = {
-    "bert": Keys(defaults=_BERT, required=_ABSOLUTE),
-    "distilbert": Keys(
+ARCHITECTURES: dict[str, ArchitectureSpec] = {
+    "bert": ArchitectureSpec(defaults=_BERT, required=_ABSOLUTE),
+    "distilbert": ArchitectureSpec(
         "n_layers", "n_heads", "dim", "hidden_dim", types="",
         defaults={"vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
                   "max_position_embeddings": 512},
     ),
-    "roberta": Keys(defaults=_BERT | {"vocab_size": 50265}, required=_ABSOLUTE, position_offset=2),
-    "xlm-roberta": Keys(defaults=_BERT, required=_ABSOLUTE, position_offset=2),
-    "electra": Keys(
+    "roberta": ArchitectureSpec(defaults=_BERT | {"vocab_size": 50265}, required=_ABSOLUTE, position_offset=2),
+    "xlm-roberta": ArchitectureSpec(defaults=_BERT, required=_ABSOLUTE, position_offset=2),
+    "electra": ArchitectureSpec(
         embedding="embedding_size", required=_ABSOLUTE,
         defaults=_BERT | {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4,
                           "intermediate_size": 1024},
     ),
-    "mpnet": Keys(
+    "mpnet": ArchitectureSpec(
         types="", relative="relative_attention_num_buckets", position_offset=2, plain_attention=False,
         shared_bias=True,
         defaults=_BERT | {"vocab_size": 30527, "relative_attention_num_buckets": 32},
     ),
-    "deberta-v2": Keys(
+    "deberta-v2": ArchitectureSpec(
         embedding="embedding_size", relative="position_buckets", position_table=False, plain_attention=False,
         disentangled=True,
         defaults={"vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
@@ -117,13 +117,13 @@ ARCHITECTURES: dict[str, Keys] = {
         required={"relative_attention": True, "position_biased_input": False, "share_att_key": True,
                   "pos_att_type": "c2p|p2c", "norm_rel_ebd": "layer_norm", "conv_kernel_size": 0},
     ),
-    "albert": Keys(
+    "albert": ArchitectureSpec(
         embedding="embedding_size", shared=True,
         required=_ABSOLUTE | {"num_hidden_groups": 1, "inner_group_num": 1},
         defaults=_BERT | {"vocab_size": 30000, "embedding_size": 128, "hidden_size": 4096, "num_attention_heads": 64,
                           "intermediate_size": 16384},
     ),
-    "modernbert": Keys(
+    "modernbert": ArchitectureSpec(
         types="", position_table=False, plain_attention=False, modern=True,
         defaults=_BERT | {"vocab_size": 50368, "num_hidden_layers": 22, "intermediate_size": 1152,
                           "max_position_embeddings": 8192},
@@ -229,7 +229,7 @@ class Shape:
             object.__setattr__(self, "embedding", 0)
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> ArchitectureSpec:
         """What the architecture's config calls its parts."""
         return ARCHITECTURES[self.architecture]
 
@@ -446,7 +446,7 @@ def class_name(config: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _require_sizes(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> None:
+def _require_sizes(kind: str, keys: ArchitectureSpec, sizes: Mapping[str, Any]) -> None:
     """Passes where the sizes of a config are whole numbers that a model may have."""
     needed = {
         keys.layers: "layers", keys.heads: "heads", keys.hidden: "width", keys.ffn: "width",
@@ -473,7 +473,7 @@ def _require_sizes(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> None:
         require_bound(key, sizes[key], bound)
 
 
-def _head_dim(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
+def _head_dim(kind: str, keys: ArchitectureSpec, sizes: Mapping[str, Any]) -> int:
     """The width of a head: a pruned config says it, since its heads may no longer fill the hidden width."""
     says = keys.head_dim or str(sizes["model_type"]).startswith(PRUNED)
     if says and sizes.get("head_dim"):
@@ -486,7 +486,7 @@ def _head_dim(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
     return int(sizes[keys.hidden] // sizes[keys.heads])
 
 
-def _kv_heads(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
+def _kv_heads(kind: str, keys: ArchitectureSpec, sizes: Mapping[str, Any]) -> int:
     """Key and value heads; as many as heads where the config says none."""
     heads = sizes[keys.heads]
     count = sizes.get(keys.kv_heads) or heads
@@ -498,13 +498,13 @@ def _kv_heads(kind: str, keys: Keys, sizes: Mapping[str, Any]) -> int:
     return int(count)
 
 
-def _own_head(keys: Keys, config: Mapping[str, Any]) -> str:
+def _own_head(keys: ArchitectureSpec, config: Mapping[str, Any]) -> str:
     """The head of the class that a config names, where it is one of the architecture's; else that of sequences."""
     head = head_of(class_name(config))
     return head if head in keys.kinds_of_head else "sequence"
 
 
-def _layers(keys: Keys, sizes: Mapping[str, Any]) -> Iterator[Layer]:
+def _layers(keys: ArchitectureSpec, sizes: Mapping[str, Any]) -> Iterator[Layer]:
     overrides = _overrides(keys, sizes)
     for index in range(sizes[keys.layers]):
         own = overrides.get(index, {})
@@ -512,7 +512,7 @@ def _layers(keys: Keys, sizes: Mapping[str, Any]) -> Iterator[Layer]:
         yield Layer(heads, ffn, tuple(own.get("kept_heads", ())))
 
 
-def _overrides(keys: Keys, sizes: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+def _overrides(keys: ArchitectureSpec, sizes: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """What `per_layer_config` says of each layer, by its index.
 
     Raises:

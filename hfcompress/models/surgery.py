@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import Layer, Shape, config_of, shape_of
-from hfcompress.model.family import Family, family_of
-from hfcompress.model.gates import unit_counts
+from hfcompress.models.architectures import Family, family_of, unit_counts
+from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +77,7 @@ def empty_model(class_name: str, shape: Shape, config: Any) -> PreTrainedModel:
     """A model of `shape` with fresh weights and everything else as in `config`."""
     import transformers
 
-    from hfcompress.model import pruned
+    from hfcompress.models import modeling_pruned as pruned
 
     stock = class_name.removeprefix("Pruned")
     cls = getattr(transformers, stock) if shape.stock else getattr(pruned, "Pruned" + stock)

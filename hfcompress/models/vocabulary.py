@@ -10,11 +10,11 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import shape_of
-from hfcompress.model.axes import axes_of
-from hfcompress.model.surgery import empty_model
+from hfcompress.models.axes import axes_of
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import empty_model
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.errors import HfcompressError, did_you_mean
+from hfcompress.utils.errors import HfcompressError, did_you_mean
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, class_name, head_of
+from hfcompress.models.shape import HEADS, class_name, head_of
+from hfcompress.utils.errors import HfcompressError
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
 """Buffers that older versions of transformers stored, and that every version computes by itself."""

@@ -1,1 +1,1 @@
-"""ONNX graphs: a model exported, fused, and stored in fewer bits."""
+"""ONNX graphs: export, fusion, reading and writing."""

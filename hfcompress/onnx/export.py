@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.processors import default_threads
-from hfcompress.base.shape import head_of
-from hfcompress.graphs.files import save_graph
-from hfcompress.model.probe import Probe
+from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.shape import head_of
+from hfcompress.onnx.graph_files import save_graph
+from hfcompress.utils.files import scratch_directory
+from hfcompress.utils.processors import default_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,9 +33,9 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     import torch
     from torch import nn
 
-    from hfcompress.graphs.fuse import DOMAIN, fuse
-    from hfcompress.graphs.trace import traced
-    from hfcompress.model.observe import accepted, logits_of_output
+    from hfcompress.models.forward import accepted, logits_of_output
+    from hfcompress.onnx.fuse import DOMAIN, fuse
+    from hfcompress.onnx.trace import traced
 
     class Logits(nn.Module):
         def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfcompress.model.weights import tensors_of
+from hfcompress.models.weights import tensors_of
 
 if TYPE_CHECKING:
     import onnx

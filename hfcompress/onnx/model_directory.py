@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import PRUNED
-from hfcompress.graphs.export import export, quiet, run_onnx
-from hfcompress.graphs.files import save_graph
-from hfcompress.model.artifact import load_model
-from hfcompress.model.probe import Probe, logits_of
+from hfcompress.models.artifact import load_model
+from hfcompress.models.dummy_inputs import Probe, logits_of
+from hfcompress.models.shape import PRUNED
+from hfcompress.onnx.export import export, quiet, run_onnx
+from hfcompress.onnx.graph_files import save_graph
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     import onnx
@@ -31,8 +31,8 @@ def exported(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedMod
     """
     import onnx
 
-    from hfcompress.model.linears import linears
-    from hfcompress.model.odd_weights import require_finite
+    from hfcompress.models.linears import linears
+    from hfcompress.models.odd_weights import require_finite
 
     model = load_model(source, auto_class)
     require_finite(linears(model))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hfcompress.base.shape import ARCHITECTURES, PRUNED
-from hfcompress.graphs.fuse import DOMAIN
+from hfcompress.models.shape import ARCHITECTURES, PRUNED
+from hfcompress.onnx.fuse import DOMAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

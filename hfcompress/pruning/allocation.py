@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfcompress.base.costs import Target, solve
-from hfcompress.criteria.base import Scores
+from hfcompress.pruning.costs import Target, solve
+from hfcompress.pruning.criteria.base import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
 
 
 def kept(units: int, share_cut: float, multiple: int = 1) -> int:
@@ -62,7 +62,7 @@ def allocate(scores: Scores, target: Target, normalise: bool) -> list[Keep]:
     Raises:
         HfcompressError: where the least that must stay costs more than the budget.
     """
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
 
     values = [_values(s, 1, normalise) for s in scores.heads]
     group_values = [_values(s, target.costs.group, normalise) for s in scores.neurons]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hfcompress.base.component import Strict
-from hfcompress.base.costs import Costs, Target
-from hfcompress.base.shape import Layer, Shape, shape_of
 from hfcompress.measure import machine
-from hfcompress.measure.blocks import Setting, Table, costs_in_time, predict, timed
+from hfcompress.models.shape import Layer, Shape, shape_of
+from hfcompress.pruning.costs import Costs, Target
+from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, predict, timed
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ KINDS = ("parameters", "macs", "bytes", "latency")
 _SETTING = ("device", "batch_size", "length", "threads", "dtype")
 
 
-class Budget(Strict):
+class Budget(StrictModel):
     """How much may stay; one of `parameters`, `macs`, `bytes` and `latency`.
 
     The first three are shares of what the transformer layers have; the embeddings and the head are not counted, since

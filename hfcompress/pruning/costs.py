@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.knapsack import best_counts
+from hfcompress.pruning.knapsack import best_counts
+from hfcompress.utils.errors import HfcompressError
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.files import new_directory
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.criteria.base import LearnedCriterion
-from hfcompress.model.artifact import Artifact, load_model, load_tokenizer, save_model
-from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
-from hfcompress.stages.checkpoints import seal, sealed
-from hfcompress.stages.cutting import Cutting
-from hfcompress.stages.prune import Prune
-from hfcompress.stages.recover import Recover
-from hfcompress.stages.schedules import Gradual, Iterative, Lottery
-from hfcompress.stages.teach import teach
-from hfcompress.stages.texts import texts_of
+from hfcompress.context import StageContext
+from hfcompress.data.texts import texts_of
+from hfcompress.distillation.engine import teach
+from hfcompress.distillation.recovery import Recover
+from hfcompress.models.artifact import Artifact, load_model, load_tokenizer, save_model
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.pruning.criteria.base import LearnedCriterion
+from hfcompress.pruning.schedules import Gradual, Iterative, Lottery
+from hfcompress.pruning.select import Cutting
+from hfcompress.training.checkpoints import seal, sealed
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.files import new_directory
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.model.masks import Masks
+    from hfcompress.pruning.stage import Prune
+    from hfcompress.training.overlay import TrainingOverlay
 
 
 FACTS = "facts.json"
@@ -40,16 +41,16 @@ class Pruning:
         options: The stage.
         shape: The model's as the stage gets it.
         parent: That model.
-        bench: The stage's bench.
+        context: The stage's context.
     """
 
     options: Prune
     shape: Shape
     parent: Artifact
-    bench: Bench
+    context: StageContext
 
     def __post_init__(self) -> None:
-        self.tokenizer = load_tokenizer(self.parent.path, self.bench.task)
+        self.tokenizer = load_tokenizer(self.parent.path, self.context.task)
 
     def run(self) -> None:
         """Cuts and trains as the schedule says, and saves."""
@@ -62,7 +63,7 @@ class Pruning:
             ends_in_training = isinstance(schedule, Gradual) or self.options.criterion.learned
             model = self._recovered(self._under_masks() if ends_in_training else self._cut("parent", 1.0, "cut"), "")
         self._note(model)
-        self.bench.finish(model, self.tokenizer)
+        self.context.finish(model, self.tokenizer)
 
     def _rounds(self, shares: Sequence[float]) -> PreTrainedModel:
         last = "parent"
@@ -97,7 +98,7 @@ class Pruning:
 
     def _under_masks(self) -> PreTrainedModel:
         """The model trained under masks, and cut to what they came to."""
-        from hfcompress.model.surgery import cut
+        from hfcompress.models.surgery import cut
 
         train = self.options.train
         assert train is not None
@@ -110,7 +111,7 @@ class Pruning:
             self._keep("cut", self._with_words(small, 1.0))
         return self._load("cut")
 
-    def _masks(self, model: PreTrainedModel) -> Masks:
+    def _masks(self, model: PreTrainedModel) -> TrainingOverlay:
         criterion, schedule, pattern = self.options.criterion, self.options.schedule, self.options.weights
         if isinstance(schedule, Gradual):
             return self.cutting.closing(schedule, model)
@@ -128,21 +129,21 @@ class Pruning:
 
     def _with_words(self, model: PreTrainedModel, share: float) -> PreTrainedModel:
         """The model with the words of its corpus alone, and factored, where the stage says so, once all is cut."""
-        from hfcompress.model.low_rank import factor_embeddings, token_counts
-        from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
+        from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
+        from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 
         if share < 1:
             return model
         if self.options.vocabulary == "corpus":
-            splits, before = [self.bench.rows("train"), self.bench.rows("dev")], len(self.tokenizer)
-            self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.bench.task.text))
-            self.bench.notes["vocabulary"] = [len(ids), before]
+            splits, before = [self.context.rows("train"), self.context.rows("dev")], len(self.tokenizer)
+            self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.context.task.text))
+            self.context.notes["vocabulary"] = [len(ids), before]
             say(f"prune: {len(ids):,} of {before:,} tokens stay")
             model = select_tokens(model, ids, self.tokenizer)
         if self.options.embedding_rank:
-            texts = texts_of([self.bench.rows("train")], self.bench.task.text)
+            texts = texts_of([self.context.rows("train")], self.context.task.text)
             model, kept = factor_embeddings(model, self.options.embedding_rank, token_counts(self.tokenizer, texts))
-            self.bench.notes["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
+            self.context.notes["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
             say(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
         return model
 
@@ -151,41 +152,41 @@ class Pruning:
         return self._trained(model, recover, name) if recover else model
 
     def _trained(
-        self, model: PreTrainedModel, training: Recover, name: str, masks: Masks | None = None
+        self, model: PreTrainedModel, training: Recover, name: str, masks: TrainingOverlay | None = None
     ) -> PreTrainedModel:
         """The model after a training, which keeps its checkpoints in a directory of this name; its zeros stay zero."""
-        from hfcompress.model.lora import add_lora, merged
-        from hfcompress.model.sparsity import KeptZeros
+        from hfcompress.pruning.sparsity import KeptZeros
+        from hfcompress.training.lora import add_lora, merged
 
         if masks is None and self.options.weights:
             masks = KeptZeros(model)
-        bench = self.bench.at(name) if name else self.bench
+        context = self.context.at(name) if name else self.context
         if training.lora:
             add_lora(model, training.lora)
-        teach(model, training, training, self.parent, bench, self.tokenizer, masks=masks)
+        teach(model, training, training, self.parent, context, self.tokenizer, masks=masks)
         return merged(model) if training.lora else model
 
     def _made(self, name: str) -> bool:
         """Whether a step was done before; the first process says it, so that all of them go the same way."""
-        return bool(agreed(sealed(place := self.bench.directory / name) and (place / FACTS).is_file()))
+        return bool(agreed(sealed(place := self.context.directory / name) and (place / FACTS).is_file()))
 
     def _load(self, name: str) -> PreTrainedModel:
         """A model that was kept; what was noted and decided until then is known again."""
-        path = self.parent.path if name == "parent" else self.bench.directory / name
+        path = self.parent.path if name == "parent" else self.context.directory / name
         if name != "parent":
             facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-            self.bench.notes.update(facts["notes"])
+            self.context.notes.update(facts["notes"])
             self.cutting.kept_layers = facts["layers"]
-        self.tokenizer = load_tokenizer(path, self.bench.task)
-        return load_model(path, self.bench.task.auto_class).to(process_state().device)
+        self.tokenizer = load_tokenizer(path, self.context.task)
+        return load_model(path, self.context.task.auto_class).to(process_state().device)
 
     def _keep(self, name: str, model: PreTrainedModel) -> None:
         """Keeps a model with all that was noted and decided until then: a run that was killed goes on from both."""
 
         def save() -> None:
-            with new_directory(self.bench.directory / name) as scratch:
+            with new_directory(self.context.directory / name) as scratch:
                 save_model(model.cpu(), self.tokenizer, scratch)
-                facts = {"notes": self.bench.notes, "layers": self.cutting.kept_layers}
+                facts = {"notes": self.context.notes, "layers": self.cutting.kept_layers}
                 (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
                 seal(scratch)
 
@@ -194,11 +195,11 @@ class Pruning:
     @cached_property
     def cutting(self) -> Cutting:
         """What decides; it reads the data with the tokenizer that the stage starts with."""
-        return Cutting(self.options, self.shape, self.parent, self.bench)
+        return Cutting(self.options, self.shape, self.parent, self.context)
 
     def _note(self, model: PreTrainedModel) -> None:
         """What stayed, for stage.json and the card."""
-        notes, final = self.bench.notes, shape_of(model.config.to_dict())
+        notes, final = self.context.notes, shape_of(model.config.to_dict())
         layers = self.cutting.kept_layers
         before = [self.shape.layers[number - 1] for number in layers]
         kept: dict[str, Any] = {

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of, head_dim_of
+from hfcompress.models.architectures import family_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,15 +63,3 @@ def fold(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -
                 weight = layer.get_parameter(f"{path}.weight")
                 if len(gate):
                     weight.mul_(gate.to(weight).repeat_interleave(weight.shape[1] // len(gate)))
-
-
-def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
-    """Head groups and neurons of each layer's weights, read from the tensors."""
-    family, head_dim = family_of(model), head_dim_of(model.config)
-
-    def rows(layer: Any, path: str, parts: int) -> int:
-        return int(layer.get_submodule(path).out_features) // parts
-
-    stack = family.stack(model)
-    heads = [rows(layer, family.key, family.head_rows[family.key]) // head_dim for layer in stack]
-    return heads, [rows(layer, family.ffn_in, family.neuron_rows[family.ffn_in]) for layer in stack]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of
-from hfcompress.model.frozen import frozen
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.observe import observe
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.forward import observe
+from hfcompress.models.frozen import frozen
+from hfcompress.models.linears import layer_linears
 
 if TYPE_CHECKING:
     import torch

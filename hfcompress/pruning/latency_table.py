@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.costs import Costs
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.lock import shared_file
-from hfcompress.base.processors import default_threads, thread_counts
-from hfcompress.base.shape import Layer, Shape, shape_of
 from hfcompress.data.source import cache_home
 from hfcompress.measure import machine
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.timing import TRIALS
-from hfcompress.model.frozen import frozen
-from hfcompress.model.observe import accepted
+from hfcompress.models.forward import accepted
+from hfcompress.models.frozen import frozen
+from hfcompress.models.shape import Layer, Shape, shape_of
+from hfcompress.pruning.costs import Costs
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.lock import shared_file
+from hfcompress.utils.logging import say
+from hfcompress.utils.processors import default_threads, thread_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +199,7 @@ def _probe_model(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
 
 
 def _random_model(model: PreTrainedModel, shape: Shape, **changes: Any) -> PreTrainedModel:
-    from hfcompress.model.surgery import empty_model
+    from hfcompress.models.surgery import empty_model
 
     config = deepcopy(model.config)
     config.update(changes)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import family_of
-from hfcompress.model.frozen import frozen
-from hfcompress.model.observe import observe
+from hfcompress.models.architectures import family_of
+from hfcompress.models.forward import observe
+from hfcompress.models.frozen import frozen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

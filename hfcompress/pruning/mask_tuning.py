@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfcompress.base.shape import shape_of
-from hfcompress.model.family import family_of
-from hfcompress.model.frozen import frozen
-from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.layerwise import Rows, Run, runs, start
-from hfcompress.model.surgery import Keep, cut
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.frozen import frozen
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.gates import gated
+from hfcompress.pruning.layerwise import Rows, Run, runs, start
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

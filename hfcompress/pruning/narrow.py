@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.axes import Axis, axes_of, part_of
-from hfcompress.model.family import family_of
-from hfcompress.model.surgery import empty_model
-from hfcompress.model.width import best
+from hfcompress.distillation.width_importance import best
+from hfcompress.models.architectures import family_of
+from hfcompress.models.axes import Axis, axes_of, part_of
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.models.surgery import empty_model
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Problem
+from hfcompress.utils.errors import Problem
+from hfcompress.utils.strict_model import StrictModel
 
 
 def _pair(value: Any) -> Any:
@@ -17,7 +17,7 @@ def _pair(value: Any) -> Any:
 Pair = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_pair)]
 
 
-class Pattern(Strict):
+class Pattern(StrictModel):
     """Which weights of the layers' linear modules become zero."""
 
     share: float | None = Field(default=None, gt=0, lt=1)

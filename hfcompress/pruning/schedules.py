@@ -6,18 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfcompress.base.bounds import LARGEST
-from hfcompress.base.component import Strict
-from hfcompress.base.growth import Curve, done
+from hfcompress.models.bounds import LARGEST
+from hfcompress.pruning.growth import Curve, done
+from hfcompress.utils.strict_model import StrictModel
 
 
-class OneShot(Strict):
+class OneShot(StrictModel):
     """Score, cut, then recover."""
 
     use: Literal["one_shot"] = "one_shot"
 
 
-class Iterative(Strict):
+class Iterative(StrictModel):
     """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
 
     use: Literal["iterative"]
@@ -31,7 +31,7 @@ class Iterative(Strict):
         return [done(self.curve, number / self.rounds) for number in range(1, self.rounds + 1)]
 
 
-class Gradual(Strict):
+class Gradual(StrictModel):
     """Gates close while the model trains (`train`), then what they closed is cut out."""
 
     use: Literal["gradual"]
@@ -50,7 +50,7 @@ class Gradual(Strict):
         return self
 
 
-class Lottery(Strict):
+class Lottery(StrictModel):
     """Train, cut what matters least, go back to early weights with what is left, and train again.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding to a step: Frankle et al. 2020, arXiv:1912.05671; on

@@ -7,25 +7,26 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.costs import Target
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.criteria.obs import Obs
-from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config
-from hfcompress.stages.allocation import allocate, choose, kept
-from hfcompress.stages.base import Bench, agreed, on_main_process, process_state
-from hfcompress.stages.budget import latency_note, target_of
-from hfcompress.stages.prune import Prune
-from hfcompress.stages.schedules import Gradual
+from hfcompress.context import StageContext
+from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.pruning.allocation import allocate, choose, kept
+from hfcompress.pruning.budget import latency_note, target_of
+from hfcompress.pruning.costs import Target
+from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
+from hfcompress.pruning.criteria.obs import Obs
+from hfcompress.pruning.schedules import Gradual
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hfcompress.measure.blocks import Table
-    from hfcompress.model.masks import Masks
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
+    from hfcompress.pruning.latency_table import Table
+    from hfcompress.pruning.stage import Prune
+    from hfcompress.training.overlay import TrainingOverlay
 
 Change = Callable[["PreTrainedModel"], "PreTrainedModel"]
 """What was decided of one model; it can be done to any model of the same shape."""
@@ -43,19 +44,19 @@ class Cutting:
         options: The stage.
         shape: The model's as the stage gets it: shares are of this one, whatever was cut in earlier rounds.
         parent: That model.
-        bench: The stage's bench.
+        context: The stage's context.
         kept_layers: The layers of the whole model, from 1, that no round has dropped.
     """
 
     options: Prune
     shape: Shape
     parent: Artifact
-    bench: Bench
+    context: StageContext
     kept_layers: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.kept_layers = list(range(1, len(self.shape.layers) + 1))
-        self.tokenizer = load_tokenizer(self.parent.path, self.bench.task)
+        self.tokenizer = load_tokenizer(self.parent.path, self.context.task)
         self.labels = label_ids(read_config(self.parent.path))
 
     def decided(self, model: PreTrainedModel, done: float) -> tuple[PreTrainedModel, list[Change]]:
@@ -69,7 +70,7 @@ class Cutting:
         return model, changes
 
     def _layers(self, model: PreTrainedModel, done: float) -> Change | None:
-        from hfcompress.model.narrow import drop_layers, must_stay
+        from hfcompress.pruning.narrow import drop_layers, must_stay
 
         if not self.options.layers:
             return None
@@ -81,7 +82,7 @@ class Cutting:
         return partial(drop_layers, kept=kept)
 
     def _hidden(self, model: PreTrainedModel, done: float) -> Change | None:
-        from hfcompress.model.narrow import cut_hidden
+        from hfcompress.pruning.narrow import cut_hidden
 
         if not self.options.hidden:
             return None
@@ -91,7 +92,7 @@ class Cutting:
         return partial(cut_hidden, dims=dims)
 
     def _units(self, model: PreTrainedModel, done: float) -> Change | None:
-        from hfcompress.model.surgery import cut
+        from hfcompress.models.surgery import cut
 
         if "units" not in self.options.granularities:
             return None
@@ -109,7 +110,7 @@ class Cutting:
         return partial(cut, keep=keep)
 
     def _weights(self, model: PreTrainedModel, done: float) -> Change | None:
-        from hfcompress.model.sparsity import kept_weights, with_zeros
+        from hfcompress.pruning.sparsity import kept_weights, with_zeros
 
         if self.options.weights is None:
             return None
@@ -119,7 +120,7 @@ class Cutting:
 
     def chosen(self, scores: Scores, model: PreTrainedModel, done: float) -> list[Keep]:
         """The heads and neurons that stay when so much of the cutting is done."""
-        from hfcompress.model.surgery import Keep
+        from hfcompress.models.surgery import Keep
 
         if self.options.budget is not None:
             return allocate(scores, self.target(model, done), normalise=not self.options.criterion.comparable)
@@ -158,13 +159,13 @@ class Cutting:
         budget, options = self.options.budget, self.options
         assert budget is not None
         now = shape_of(model.config.to_dict())
-        length, empty = self.bench.task.max_length, options.empty_blocks
+        length, empty = self.context.task.max_length, options.empty_blocks
         return target_of(budget, self.shape, now, options.multiple_of, length, self.table, done, empty)
 
     @cached_property
     def table(self) -> Table | None:
         """Timings of the source's blocks on this device, where a budget is a latency."""
-        from hfcompress.measure.blocks import table_of
+        from hfcompress.pruning.latency_table import table_of
 
         budget = self.options.budget
         if budget is None or budget.latency is None:
@@ -184,11 +185,12 @@ class Cutting:
 
     def whole(self) -> PreTrainedModel:
         """The model as the stage gets it."""
-        return load_model(self.parent.path, self.bench.task.auto_class)
+        return load_model(self.parent.path, self.context.task.auto_class)
 
-    def closing(self, schedule: Gradual, model: PreTrainedModel) -> Masks:
+    def closing(self, schedule: Gradual, model: PreTrainedModel) -> TrainingOverlay:
         """Masks that close as the schedule says; the model is scored anew each time."""
-        from hfcompress.model import masks, weight_masks
+        from hfcompress.pruning.masks import units as masks
+        from hfcompress.pruning.masks import weights as weight_masks
 
         criterion = self.options.criterion
         due = masks.Due(schedule.begin, schedule.end, schedule.every, schedule.curve)
@@ -205,9 +207,9 @@ class Cutting:
         """As many units of each block, of which some are swapped for others that go better together."""
         import torch
 
-        from hfcompress.model.gates import unit_counts
-        from hfcompress.model.gradients import unit_gradients
-        from hfcompress.model.tuning import rearrange
+        from hfcompress.models.architectures import unit_counts
+        from hfcompress.pruning.gradients import unit_gradients
+        from hfcompress.pruning.mask_tuning import rearrange
 
         calibration = self.calibration
         # A process without rows has matrices without rows, and sums up with the others.
@@ -222,13 +224,13 @@ class Cutting:
 
     def _scale(self, model: PreTrainedModel, keep: list[Keep]) -> None:
         """Scales what stays, in place; notes each block's error before and after."""
-        from hfcompress.model.gates import fold
-        from hfcompress.model.tuning import tune
+        from hfcompress.pruning.gates import fold
+        from hfcompress.pruning.mask_tuning import tune
 
         say("prune: scaling what stays")
         gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
         fold(model, gates.heads, gates.neurons)
-        self.bench.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
+        self.context.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
 
     @property
     def _rows(self) -> int:
@@ -238,25 +240,25 @@ class Cutting:
 
     def _look_at_sensitivity(self, model: PreTrainedModel, scores: Scores) -> None:
         """Notes how the metric falls with each block's units, the first time that there are scores."""
-        from hfcompress.stages.sensitivity import sensitivity
+        from hfcompress.pruning.sensitivity import sensitivity
 
         wanted = self.options.sensitivity
-        if wanted is None or "sensitivity" in self.bench.notes:
+        if wanted is None or "sensitivity" in self.context.notes:
             return
 
         def look() -> None:
-            rows = self.bench.encoded("dev", self.tokenizer, self.labels).shuffle(seed=self.bench.seed)
+            rows = self.context.encoded("dev", self.tokenizer, self.labels).shuffle(seed=self.context.seed)
             rows = rows.select(range(min(wanted.rows, len(rows))))
             group = self.options.multiple_of if self.options.ffn or self.options.budget else 1
-            found.append(sensitivity(model, scores, rows, self.tokenizer, self.bench.task, wanted.shares, group))
+            found.append(sensitivity(model, scores, rows, self.tokenizer, self.context.task, wanted.shares, group))
 
         found = list[dict[str, Any]]()
         on_main_process(look)
-        self.bench.notes["sensitivity"] = agreed(found[0] if found else None)
+        self.context.notes["sensitivity"] = agreed(found[0] if found else None)
 
     def sparsity(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the zeros of a model come to, for its card."""
-        from hfcompress.model.sparsity import share_of_zeros, sparse_bytes
+        from hfcompress.pruning.sparsity import share_of_zeros, sparse_bytes
 
         dense = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values())
         found = {"share": share_of_zeros(model), "dense_bytes": dense, "sparse_bytes": sparse_bytes(model)}
@@ -281,23 +283,23 @@ class Cutting:
                 for tensor in tensors:
                     tensor.copy_(reduce(tensor, "sum"))
 
-        return Calibration(batches, self.bench.task.row_loss, self._seed, total)
+        return Calibration(batches, self.context.task.row_loss, self._seed, total)
 
     def _batches(self, count: int) -> list[dict[str, Tensor]]:
         """At most so many rows of the train split, in batches."""
-        from hfcompress.stages import training
+        from hfcompress.training import trainer as training
 
         if count not in self._kept:
-            rows = self.bench.sample(count, self.tokenizer, self.labels, self._seed)
+            rows = self.context.sample(count, self.tokenizer, self.labels, self._seed)
             criterion = self.options.criterion
             size = criterion.batch_size if isinstance(criterion, DataCriterion) else BATCH
-            self._kept[count] = list(training.batches(rows, self.tokenizer, self.bench.task, size))
+            self._kept[count] = list(training.batches(rows, self.tokenizer, self.context.task, size))
         return self._kept[count]
 
     @property
     def _seed(self) -> int:
         seed: int | None = getattr(self.options.criterion, "seed", None)
-        return self.bench.seed if seed is None else seed
+        return self.context.seed if seed is None else seed
 
     @cached_property
     def _kept(self) -> dict[int, list[dict[str, Tensor]]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfcompress.criteria.base import Scores
+    from hfcompress.pruning.criteria.base import Scores
 
 
 def sensitivity(
@@ -41,8 +41,8 @@ def sensitivity(
         `metric`, `split`, `rows`, `whole` (the metric of the model as it is), `shares`, and under `heads` and `ffn`,
         for each layer's weights, the metric at each share.
     """
-    from hfcompress.model.gates import gated
-    from hfcompress.stages.training import score
+    from hfcompress.pruning.gates import gated
+    from hfcompress.training.trainer import score
 
     depth = len(scores.heads)
     say(f"prune: sensitivity of {depth} layers, {2 * depth * len(shares) + 1} scorings of {len(rows)} dev rows")

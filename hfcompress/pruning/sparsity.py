@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.masks import Masks
-from hfcompress.model.pattern import Pattern
+from hfcompress.models.linears import layer_linears
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.training.overlay import TrainingOverlay
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,7 +111,7 @@ def with_zeros(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrained
     return model
 
 
-class KeptZeros(Masks):
+class KeptZeros(TrainingOverlay):
     """The zeros that a model has when this is made are set back to zero after each step of its training."""
 
     closing: ClassVar[bool] = False

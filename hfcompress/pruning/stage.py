@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.base.bounds import LARGEST
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import Layer, Shape
-from hfcompress.criteria.base import CRITERIA, AnyCriterion
-from hfcompress.model.artifact import Artifact
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.linears import planned_linears
-from hfcompress.model.pattern import Pattern
-from hfcompress.stages.allocation import kept, quota
-from hfcompress.stages.base import Bench, Stage, require_trainable
-from hfcompress.stages.budget import Budget
-from hfcompress.stages.recover import Recover
-from hfcompress.stages.schedules import Gradual, Iterative, Lottery, OneShot, Schedule
+from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.distillation.recovery import Recover
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.artifact import Artifact
+from hfcompress.models.bounds import LARGEST
+from hfcompress.models.linears import planned_linears
+from hfcompress.models.shape import Layer, Shape
+from hfcompress.pruning.allocation import kept, quota
+from hfcompress.pruning.budget import Budget
+from hfcompress.pruning.criteria.base import CRITERIA, AnyCriterion
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.schedules import Gradual, Iterative, Lottery, OneShot, Schedule
+from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
-    from hfcompress.stages.local import Locals
+    from hfcompress.distillation.local_checks import Locals
 
 
-class Sensitivity(Strict):
+class Sensitivity(StrictModel):
     """How the metric falls when one block alone loses its least important units, for the card's picture."""
 
     shares: list[float] = Field(default=[0.25, 0.5, 0.75, 1.0], min_length=1)
@@ -268,7 +268,7 @@ class Prune(Stage):
         return []
 
     def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.stages.local import local_taught_problems
+        from hfcompress.distillation.local_checks import local_taught_problems
 
         start, found = models.named.get("parent"), super().local_problems(models)
         if found or start is None:
@@ -321,10 +321,10 @@ class Prune(Stage):
             for problem in block.unavailable()
         ]
 
-    def run(self, parent: Artifact, bench: Bench) -> None:
-        from hfcompress.stages.pruning import Pruning
+    def run(self, parent: Artifact, context: StageContext) -> None:
+        from hfcompress.pruning.engine import Pruning
 
-        Pruning(self, require_trainable(parent, self.kind), parent, bench).run()
+        Pruning(self, require_trainable(parent, self.kind), parent, context).run()
 
 
 _WHAT = {"units": "heads and neurons", "layers": "whole layers", "hidden": "hidden dimensions", "weights": "weights"}

@@ -1,1 +1,1 @@
-"""The steps of a recipe, and the one training path."""
+"""Quantization: after training or while training, by one of several backends."""

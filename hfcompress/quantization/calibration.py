@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.observe import accepted
-from hfcompress.model.ranges import Ranges
+from hfcompress.models.forward import accepted
+from hfcompress.quantization.grids.ranges import Ranges
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

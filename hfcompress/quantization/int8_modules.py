@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hfcompress.model.embedding_grid import row_codes
+from hfcompress.quantization.grids.embeddings import row_codes
 
 METHOD = "hfcompress_int8"
 

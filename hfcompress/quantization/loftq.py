@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.lora import Lora
+from hfcompress.training.lora import Lora
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,23 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.backends.base import Work
-from hfcompress.base.console import say
+from hfcompress.context import StageContext
 from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
-from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
-from hfcompress.model.family import family_of
-from hfcompress.model.linears import linears
-from hfcompress.stages.base import Bench
-from hfcompress.stages.quantize import Quantize
+from hfcompress.models.architectures import family_of
+from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
+from hfcompress.models.linears import linears
+from hfcompress.quantization.backends.base import Work
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from hfcompress.quantization.stage import Quantize
+
 
 @dataclass(frozen=True)
-class Suffering:
+class LayerSensitivity:
     """What happens where one linear layer alone is quantized, or those together that the backend makes one.
 
     Attributes:
@@ -55,7 +56,7 @@ class Attempt:
     bytes: int
 
 
-def mixed(options: Quantize, work: Work, bench: Bench) -> NDArray[Any]:
+def mixed(options: Quantize, work: Work, context: StageContext) -> NDArray[Any]:
     """Writes the quantized model that keeps within the budget with the fewest layers in float32.
 
     The layers are ranked by what quantizing each alone does to the answers. Then models that leave 0, 1, 2, 4, … of
@@ -65,8 +66,8 @@ def mixed(options: Quantize, work: Work, bench: Bench) -> NDArray[Any]:
     Returns:
         The written model's logits on the probe.
     """
-    search = _Search(options, work, bench)
-    ranked: list[Suffering] = []
+    search = _Search(options, work, context)
+    ranked: list[LayerSensitivity] = []
     first = search.attempt(())
     if search.holds(first):
         say(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
@@ -76,8 +77,8 @@ def mixed(options: Quantize, work: Work, bench: Bench) -> NDArray[Any]:
     chosen = search.best()
     if not search.holds(chosen):
         say(f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}")
-    bench.notes["mixed"] = {
-        "metric": bench.task.metric,
+    context.notes["mixed"] = {
+        "metric": context.task.metric,
         "float": search.float_metric,
         "max_drop": options.max_drop,
         "holds": search.holds(chosen),
@@ -108,11 +109,11 @@ def fewest(most: int, holds: Callable[[int], bool]) -> None:
 class _Search:
     """Models made and judged; each lies in a directory of its own until one is chosen."""
 
-    def __init__(self, options: Quantize, work: Work, bench: Bench) -> None:
-        self.options, self.work, self.bench = options, work, bench
-        self.tokenizer = load_tokenizer(work.source, bench.task)
+    def __init__(self, options: Quantize, work: Work, context: StageContext) -> None:
+        self.options, self.work, self.context = options, work, context
+        self.tokenizer = load_tokenizer(work.source, context.task)
         labels = label_ids(read_config(work.source))
-        self.rows = Rows(bench.task, self.tokenizer, bench.rows("dev"), labels)
+        self.rows = Rows(context.task, self.tokenizer, context.rows("dev"), labels)
         self.tried: list[Attempt] = []
         self._logits: list[NDArray[Any]] = []
         self._notes: list[dict[str, Any]] = []
@@ -135,10 +136,12 @@ class _Search:
         work = replace(self.work, target=target, keep=frozenset(keep), notes=self._notes[-1])
         self._logits.append(self.options.backend.quantize(work))
         metric = self._judge(target)
-        sign = -1 if self.bench.task.metric in LOWER_IS_BETTER else 1
+        sign = -1 if self.context.task.metric in LOWER_IS_BETTER else 1
         drop = round(100 * sign * (self.float_metric - metric), 6)
         self.tried.append(Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes))
-        say(f"quantize: {len(keep)} layers in float32, {self.bench.task.metric} {metric:.4f}, {drop:+.2f} points lost")
+        say(
+            f"quantize: {len(keep)} layers in float32, {self.context.task.metric} {metric:.4f}, {drop:+.2f} points lost"
+        )
         return self.tried[-1]
 
     def best(self) -> Attempt:
@@ -149,20 +152,20 @@ class _Search:
     def write(self, chosen: Attempt) -> NDArray[Any]:
         """Moves the chosen model to where the stage's model goes, with what was noted of it, and drops the others."""
         index = self.tried.index(chosen)
-        self.bench.notes.update(self._notes[index])
+        self.context.notes.update(self._notes[index])
         for file in self._directory(index).iterdir():
             file.rename(self.work.target / file.name)
         shutil.rmtree(self._directory(index).parent)
         return self._logits[index]
 
-    def sensitivity(self) -> list[Suffering]:
+    def sensitivity(self) -> list[LayerSensitivity]:
         """Each linear layer quantized alone, the one that disturbs the answers most first."""
         import numpy as np
 
-        from hfcompress.stages.training import answers
+        from hfcompress.training.trainer import answers
 
-        task, count = self.bench.task, min(self.options.rows, len(self.rows.encoded))
-        rows = self.rows.encoded.shuffle(seed=self.bench.seed).select(range(count))
+        task, count = self.context.task, min(self.options.rows, len(self.rows.encoded))
+        rows = self.rows.encoded.shuffle(seed=self.context.seed).select(range(count))
         model = load_model(self.work.source, task.auto_class)
         groups = together(model) if self.options.backend.fuses else [(path,) for path in linears(model)]
         say(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
@@ -172,16 +175,16 @@ class _Search:
             with self.options.backend.simulated(model, paths, self.work):
                 outputs, _ = answers(model, rows, self.tokenizer, task)
             error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
-            found.append(Suffering(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
+            found.append(LayerSensitivity(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
         return sorted(found, key=lambda x: -x.error)
 
     def _judge(self, path: Path) -> float:
-        task = self.bench.task
+        task = self.context.task
         with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
             return float(task.score(*judged(process, self.rows)))
 
     def _directory(self, index: int) -> Path:
-        return self.bench.directory / "attempts" / str(index)
+        return self.context.directory / "attempts" / str(index)
 
 
 def together(model: Any) -> list[tuple[str, ...]]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.console import say
-from hfcompress.model.artifact import (
+from hfcompress.context import StageContext
+from hfcompress.distillation.engine import teach
+from hfcompress.models.adapters import WEIGHTS
+from hfcompress.models.artifact import (
     ADAPTER,
     Artifact,
     label_ids,
@@ -18,17 +19,18 @@ from hfcompress.model.artifact import (
     read_config,
     save_weights,
 )
-from hfcompress.model.lora import WEIGHTS, Lora, add_lora, save_adapter, targets_of
-from hfcompress.model.probe import logits_of
-from hfcompress.stages.aware import Aware
-from hfcompress.stages.base import Bench, on_main_process, process_state
-from hfcompress.stages.teach import teach
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.qat.options import QatTraining
+from hfcompress.training.lora import Lora, add_lora, save_adapter, targets_of
+from hfcompress.utils.distributed import on_main_process, process_state
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: Work) -> None:
+def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: StageContext, work: Work) -> None:
     """Quantizes the model, trains adapters and head on it, and writes model and adapters; on every process.
 
     `work.target` then is what stock `from_pretrained` loads, with the trained head in it, and `adapter/` inside of it
@@ -41,7 +43,7 @@ def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: 
         train: With `lora`.
         backend: Its `trains` says `adapters`.
         parent: The float model, by default the teacher.
-        bench: The stage's bench.
+        context: The stage's context.
         work: What the backend gets.
 
     Raises:
@@ -50,23 +52,23 @@ def qlora(train: Aware, backend: Backend, parent: Artifact, bench: Bench, work: 
     from transformers import set_seed
 
     assert train.lora is not None
-    options, tokenizer = train.lora, load_tokenizer(work.source, bench.task)
-    first = replace(work, target=bench.directory / "base")
+    options, tokenizer = train.lora, load_tokenizer(work.source, context.task)
+    first = replace(work, target=context.directory / "base")
     on_main_process(lambda: _quantize(backend, first))
     if options.init == "loftq" and options.iterations > 1:
-        less = replace(first, source=bench.directory / "less")
+        less = replace(first, source=context.directory / "less")
         on_main_process(lambda: _leave_to_adapters(backend, first, options, less.source))
         first = less
         on_main_process(lambda: _quantize(backend, first))
     model = _loaded(first)
     _train_exactly(model)
-    set_seed(bench.seed)  # adapters are drawn
+    set_seed(context.seed)  # adapters are drawn
     add_lora(model, options)
     if options.init == "loftq":
-        bench.notes["loftq"] = _fit(model, work, options)
-    teach(model, train, train, parent, bench, tokenizer)
-    on_main_process(lambda: _save(model, backend, first, work, bench))
-    on_main_process(lambda: bench.keep_reading(tokenizer, label_ids(read_config(work.source))))
+        context.notes["loftq"] = _fit(model, work, options)
+    teach(model, train, train, parent, context, tokenizer)
+    on_main_process(lambda: _save(model, backend, first, work, context))
+    on_main_process(lambda: context.keep_reading(tokenizer, label_ids(read_config(work.source))))
 
 
 def _quantize(backend: Backend, work: Work) -> None:
@@ -75,12 +77,12 @@ def _quantize(backend: Backend, work: Work) -> None:
     backend.quantize(work)
 
 
-def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, bench: Bench) -> None:
+def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, context: StageContext) -> None:
     """Quantizes what was quantized first, with the trained head, and writes the adapters beside it.
 
     transformers cannot save a quantized model that it has loaded. The same weights become the same bytes.
     """
-    whole, path = load_model(first.source, work.auto_class), bench.directory / "headed"
+    whole, path = load_model(first.source, work.auto_class), context.directory / "headed"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
             whole.get_parameter(name).data.copy_(parameter.detach())
@@ -89,13 +91,13 @@ def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, ben
     save_adapter(model, work.target / ADAPTER)
     final = _loaded(work)
     final.load_adapter(str(work.target / ADAPTER))
-    bench.logits = logits_of(final, work.probe)
-    bench.notes["adapter"] = {"bytes": (work.target / ADAPTER / WEIGHTS).stat().st_size}
+    context.logits = logits_of(final, work.probe)
+    context.notes["adapter"] = {"bytes": (work.target / ADAPTER / WEIGHTS).stat().st_size}
 
 
 def _leave_to_adapters(backend: Backend, work: Work, options: Lora, path: Path) -> None:
     """Writes the float model with, in each adapted layer, what LoftQ's adapters leave to quantize."""
-    from hfcompress.model.loftq import to_quantize
+    from hfcompress.quantization.loftq import to_quantize
 
     model, quantized = load_model(work.source, work.auto_class), _loaded(work)
     for name, layer in targets_of(model, options).items():
@@ -128,7 +130,7 @@ def _train_exactly(model: PreTrainedModel) -> None:
 
 def _fit(model: PreTrainedModel, work: Work, options: Lora) -> dict[str, float]:
     """Starts the adapters from what quantizing took; how far off the layers are without and with them."""
-    from hfcompress.model.loftq import fit
+    from hfcompress.quantization.loftq import fit
 
     whole = load_model(work.source, work.auto_class)
     weights: dict[str, Any] = {name: layer.weight for name, layer in targets_of(whole, options).items()}

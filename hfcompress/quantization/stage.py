@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.backends.base import BACKENDS, AnyBackend
-from hfcompress.base.errors import Key, Problem
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.artifact import Artifact, read_config
-from hfcompress.model.family import FAMILIES
-from hfcompress.stages.aware import Aware
-from hfcompress.stages.base import Bench, Stage, require_trainable
+from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.artifact import Artifact, read_config
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.quantization.backends.base import BACKENDS, AnyBackend
+from hfcompress.quantization.qat.options import QatTraining
+from hfcompress.utils.errors import Key, Problem
 
 if TYPE_CHECKING:
-    from hfcompress.stages.local import Local, Locals
+    from hfcompress.distillation.local_checks import Local, Locals
 
 
 class Quantize(Stage):
@@ -25,7 +25,7 @@ class Quantize(Stage):
 
     kind: Literal["quantize"]
     backend: AnyBackend
-    train: Aware | None = None
+    train: QatTraining | None = None
     """Training first: quantization-aware, where the backend's rounding can be felt while the model trains; of LoRA
     adapters on the quantized model (QLoRA) with `lora` and a bitsandbytes backend. None where it is left out."""
     max_drop: float | None = Field(default=None, gt=0, le=100)
@@ -81,7 +81,7 @@ class Quantize(Stage):
         return found
 
     def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.stages.local import local_taught_problems
+        from hfcompress.distillation.local_checks import local_taught_problems
 
         start, found = models.named.get("parent"), super().local_problems(models)
         if found or start is None:
@@ -112,8 +112,8 @@ class Quantize(Stage):
         problems = self.train.unavailable() if self.train else []
         return [*own, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
 
-    def run(self, parent: Artifact, bench: Bench) -> None:
-        from hfcompress.stages.quantizing import Quantizing
+    def run(self, parent: Artifact, context: StageContext) -> None:
+        from hfcompress.quantization.engine import Quantizing
 
         require_trainable(parent, self.kind)
-        Quantizing(self, parent, bench).run()
+        Quantizing(self, parent, context).run()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hfcompress.base.errors import HfcompressError, Key, Problem
+from hfcompress.utils.errors import HfcompressError, Key, Problem
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000

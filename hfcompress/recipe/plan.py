@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hfcompress.base.shape import Shape
 from hfcompress.data.source import stored_dtype
-from hfcompress.model.artifact import HALVES
-from hfcompress.recipe import Loaded, check
+from hfcompress.models.artifact import HALVES
+from hfcompress.models.shape import Shape
+from hfcompress.recipe.schema import Loaded, check
 
 
 @dataclass(frozen=True)

@@ -21,34 +21,34 @@ from pydantic import (
     field_validator,
 )
 
-from hfcompress.base import document
-from hfcompress.base.card_metadata import require_hub_id, require_language, require_license
-from hfcompress.base.component import Strict
-from hfcompress.base.document import Document
-from hfcompress.base.errors import HfcompressError, Key, Problem, did_you_mean
-from hfcompress.base.places import local_path
-from hfcompress.base.shape import Shape, shape_of
+from hfcompress.context import Stage
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
 from hfcompress.data.tasks import Task
+from hfcompress.distillation.local_checks import Local, Locals
+from hfcompress.distillation.stage import Distill
+from hfcompress.finetuning.stage import Finetune
 from hfcompress.measure.measure import Measure
-from hfcompress.model.artifact import label_ids, load_tokenizer
-from hfcompress.model.lora import is_adapter
-from hfcompress.model.padding import plainly_agree, reads_last_token
-from hfcompress.stages.base import Stage
-from hfcompress.stages.distill import Distill
-from hfcompress.stages.finetune import Finetune
-from hfcompress.stages.heads import has_head
-from hfcompress.stages.local import Local, Locals
-from hfcompress.stages.prune import Prune
-from hfcompress.stages.quantize import Quantize
+from hfcompress.models.adapters import is_adapter
+from hfcompress.models.artifact import label_ids, load_tokenizer
+from hfcompress.models.padding import plainly_agree, reads_last_token
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.pruning.stage import Prune
+from hfcompress.quantization.stage import Quantize
+from hfcompress.recipe import document
+from hfcompress.recipe.document import Document
+from hfcompress.training.task_heads import has_head
+from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
+from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.utils.places import local_path
+from hfcompress.utils.strict_model import StrictModel
 
 MAX_NAME_BYTES = 200
 """A file system takes 255 bytes; endings such as `.partial` come on top."""
 AnyStage = Annotated[Finetune | Distill | Prune | Quantize, Field(discriminator="kind")]
 
 
-class Hub(Strict):
+class Hub(StrictModel):
     """What the model card says of the model, and where `push` puts it."""
 
     repo: Annotated[str, AfterValidator(partial(require_hub_id, owner=True))] | None = None
@@ -88,7 +88,7 @@ def require_file_name(name: str) -> str:
     return name
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """A list of stages that make a model smaller, the task it is for, and how the result is measured."""
 
     name: Annotated[str, AfterValidator(require_file_name)] = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=96)
@@ -127,8 +127,9 @@ def headline(text: str) -> str:
 
 def recipes_directory() -> Path:
     """Where the shipped recipes lie: in the wheel, or at the top of a checkout."""
-    inside = Path(__file__).with_name("recipes")
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def shipped() -> dict[str, Path]:
@@ -448,12 +449,12 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def stage_options(stage: Stage) -> dict[str, Any]:
     """A stage with every default spelled out, components by name."""
-    from hfcompress.base.component import Component
+    from hfcompress.utils.registry import Component
 
     def spelled(value: Any) -> Any:
         if isinstance(value, Component):
             return value.spelled()
-        if isinstance(value, Strict):
+        if isinstance(value, StrictModel):
             fields = type(value).model_fields.items()
             return {field.alias or name: spelled(getattr(value, name)) for name, field in fields}
         return [spelled(entry) for entry in value] if isinstance(value, list) else value

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from hfcompress import card_pruning, card_quantization, report
-from hfcompress.base.card_metadata import TEMPLATES, require_hub_id, require_language, require_license
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.escape import Markdown, code, fenced, markdown, one_line
-from hfcompress.base.places import is_place, name_of, without_places
 from hfcompress.data.source import is_local
 from hfcompress.measure.process import has_int8_layers
-from hfcompress.model.artifact import ADAPTER, MODELING_FILE, Artifact
-from hfcompress.recipe import Loaded
+from hfcompress.models.artifact import ADAPTER, MODELING_FILE, Artifact
+from hfcompress.recipe.schema import Loaded
+from hfcompress.report import card_pruning, card_quantization, report
+from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.escape import Markdown, code, fenced, markdown, one_line
+from hfcompress.utils.places import is_place, name_of, without_places
 
 UNNAMED = "PATH_OR_REPO"
 """Stands in the snippet until `push` knows the repository."""
@@ -62,7 +63,8 @@ def _environment() -> Any:
     """Jinja, made so that every value is shown literally that is not Markdown on purpose."""
     from jinja2 import Environment, FileSystemLoader
 
-    made = Environment(loader=FileSystemLoader(TEMPLATES), finalize=markdown, keep_trailing_newline=True)
+    templates = FileSystemLoader(Path(__file__).with_name("templates"))
+    made = Environment(loader=templates, finalize=markdown, keep_trailing_newline=True)
     made.filters["code"] = code
     made.filters["paragraphs"] = lambda facts: Markdown("\n\n".join(map(markdown, facts)))
     return made

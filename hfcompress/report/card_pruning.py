@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfcompress import report
-from hfcompress.base.escape import Markdown, markdown
-from hfcompress.plot_pruning import BARS, conditions, drawn, milliseconds, total
+from hfcompress.report import report
+from hfcompress.report.plots_pruning import BARS, conditions, drawn, milliseconds, total
+from hfcompress.utils.escape import Markdown, markdown
 
 CAPTIONS = {
     "kept": "Attention heads and FFN neurons that each layer keeps.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hfcompress import report
-from hfcompress.base.escape import Markdown, code, markdown
-from hfcompress.model.odd_weights import ODD
+from hfcompress.models.odd_weights import ODD
+from hfcompress.report import report
+from hfcompress.utils.escape import Markdown, code, markdown
 
 NOTES = ("mixed", "odd_weights", "loftq")
 """What of a quantize stage's notes the card tells."""

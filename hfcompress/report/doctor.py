@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import Layer, Shape, UnsupportedError, shape_of
 from hfcompress.measure.hardware import abilities, advice
-from hfcompress.model.family import FAMILIES
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.shape import Layer, Shape, UnsupportedError, shape_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hfcompress.recipe import Recipe
+    from hfcompress.recipe.schema import Recipe
 
 STOCK = "stock class"
 PRUNED_CLASS = "per_layer_config and modeling file"

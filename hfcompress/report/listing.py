@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from hfcompress.backends.base import BACKENDS, Backend
-from hfcompress.criteria.base import CRITERIA
 from hfcompress.data.metrics import OF_TASK
-from hfcompress.losses.base import LOSSES
-from hfcompress.plan import PlannedRow, layers_text
-from hfcompress.recipe import headline, shipped
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.pruning.criteria.base import CRITERIA
+from hfcompress.quantization.backends.base import BACKENDS, Backend
+from hfcompress.recipe.plan import PlannedRow, layers_text
+from hfcompress.recipe.schema import headline, shipped
 
 if TYPE_CHECKING:
-    from hfcompress.base.component import Component, Drawer
+    from hfcompress.utils.registry import Component, Registry
 
-_DRAWERS: dict[str, Drawer] = {"losses": LOSSES, "criteria": CRITERIA, "backends": BACKENDS}  # type: ignore[type-arg]
+_DRAWERS: dict[str, Registry] = {"losses": LOSSES, "criteria": CRITERIA, "backends": BACKENDS}  # type: ignore[type-arg]
 SECTIONS = ("recipes", *_DRAWERS, "metrics")
 
 
@@ -36,7 +36,7 @@ def section(name: str) -> Table:
     return _table(name, ["name", "what it is", "source", "options"], _components(_DRAWERS[name]))
 
 
-def _components(drawer: Drawer) -> list[list[str]]:  # type: ignore[type-arg]
+def _components(drawer: Registry) -> list[list[str]]:  # type: ignore[type-arg]
     found = [drawer.get(name) for name in drawer.names()]
     return [[cls().name, _what(cls), cls.source, _options(cls)] for cls in found]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.base.files import new_file
+from hfcompress.utils.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

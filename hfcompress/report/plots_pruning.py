@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcompress.plot import ACCENT, FAINT, INK, sheet, tidy, written
+from hfcompress.report.plots import ACCENT, FAINT, INK, sheet, tidy, written
 
 UNITS = {"heads": "attention heads", "ffn": "FFN neurons"}
 """The blocks of a layer: as the notes call their units, and as people do."""

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.escape import Markdown, markdown
-from hfcompress.base.files import write_text
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.escape import Markdown, markdown
+from hfcompress.utils.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,8 +53,8 @@ def write(content: Mapping[str, Any], directory: Path) -> None:
 
 def pictures(content: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
     """What can be drawn of a report: by the name of its file, what writes it there."""
-    from hfcompress.plot import tradeoff
-    from hfcompress.plot_pruning import PICTURES, drawn
+    from hfcompress.report.plots import tradeoff
+    from hfcompress.report.plots_pruning import PICTURES, drawn
 
     found: dict[str, Callable[[Path], None]] = {"tradeoff.png": partial(tradeoff, content)}
     for stage, notes in content.get("cuts", {}).items():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.source import open_model
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
-from hfcompress.model.artifact import read_config
-from hfcompress.recipe import Loaded
+from hfcompress.models.artifact import read_config
+from hfcompress.recipe.schema import Loaded
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import say
 
 
 def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:

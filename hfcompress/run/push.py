@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.card_metadata import require_hub_id
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.escape import without_tokens
-from hfcompress.card import UNNAMED
 from hfcompress.data.hub import SHOWN, hub_calls
-from hfcompress.model.artifact import ADAPTER, openvino_files
+from hfcompress.models.artifact import ADAPTER, openvino_files
+from hfcompress.report.card import UNNAMED
+from hfcompress.utils.card_metadata import require_hub_id
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.escape import without_tokens
 
 SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".codes", ".spm", ".tiktoken", ".md", ".png",
                       ".py", ".yaml", ".jinja"})  # fmt: skip

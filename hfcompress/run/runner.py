@@ -15,10 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress import card, card_quantization, report
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import (
+from hfcompress.context import Stage, StageContext
+from hfcompress.data.source import cache_home, data_revision, is_local, model_directory, revision_of
+from hfcompress.measure.environment import environment, versions
+from hfcompress.measure.measure import measure, time_again
+from hfcompress.measure.verify import verify
+from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
+from hfcompress.recipe.schema import Loaded, check, load, resolved, stage_options
+from hfcompress.report import card, card_quantization, report
+from hfcompress.utils.distributed import on_main_process, process_state
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import (
     OLD,
     PARTIAL,
     file_hash,
@@ -32,16 +39,11 @@ from hfcompress.base.files import (
     restore,
     write_text,
 )
-from hfcompress.base.lock import HeldError, Lock, hold, remove_dead, require_free
-from hfcompress.base.places import forget_places, without_places
-from hfcompress.base.stop import interrupt_main_thread
-from hfcompress.data.source import cache_home, data_revision, is_local, model_directory, revision_of
-from hfcompress.measure.environment import environment, versions
-from hfcompress.measure.measure import measure, time_again
-from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import Artifact, open_artifact, weights_hash
-from hfcompress.recipe import Loaded, check, load, resolved, stage_options
-from hfcompress.stages.base import Bench, Stage, digest, on_main_process, process_state
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.lock import HeldError, Lock, hold, remove_dead, require_free
+from hfcompress.utils.logging import say
+from hfcompress.utils.places import forget_places, without_places
+from hfcompress.utils.stop import interrupt_main_thread
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -336,18 +338,18 @@ def _run_stages(
     last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
     for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
         task = stage.task_of(recipe.task)
-        bench = Bench(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
-        key = _resume_key(stage, artifacts[-1], bench)
+        context = StageContext(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
+        key = _resume_key(stage, artifacts[-1], context)
         done = _finished(directory / name, key, stage)
         if done is not None:
             say(f"{name}: done before")
-            on_main_process(partial(remove, bench.directory))
+            on_main_process(partial(remove, context.directory))
         else:
             if only not in (None, stage.kind) and stage.compresses:
                 raise HfcompressError(
                     f"{name} comes first and is not done", f"run it: `hfcompress run RECIPE --only {stage.kind}`"
                 )
-            done = _run_stage(name, stage, artifacts[-1], bench, key, directory)
+            done = _run_stage(name, stage, artifacts[-1], context, key, directory)
         made[name] = done
         if stage.compresses:
             artifacts.append(done)
@@ -358,16 +360,16 @@ def _run_stages(
     return [artifact for artifact in artifacts if artifact.stage not in elsewhere]
 
 
-def _resume_key(stage: Stage, parent: Artifact, bench: Bench) -> str:
+def _resume_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
     """A hash of everything that a stage's result depends on."""
     return digest(
         {
             "stage": stage_options(stage),
             "parent": weights_hash(parent.path),
-            "named": [weights_hash(bench.artifact(spec, parent).path) for spec in stage.specs().values()],
-            "task": bench.task.model_dump(exclude={"dataset"}),
-            "data": bench.fingerprint(),
-            "seed": bench.seed,
+            "named": [weights_hash(context.artifact(spec, parent).path) for spec in stage.specs().values()],
+            "task": context.task.model_dump(exclude={"dataset"}),
+            "data": context.fingerprint(),
+            "seed": context.seed,
             "versions": versions(),
             "device": process_state().device.type,
         }
@@ -404,16 +406,16 @@ def _record(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _run_stage(name: str, stage: Stage, parent: Artifact, bench: Bench, key: str, directory: Path) -> Artifact:
+def _run_stage(name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path) -> Artifact:
     from transformers import set_seed
 
     say(f"{name}: {stage.kind}")
     start = time.perf_counter()
-    on_main_process(lambda: _take(bench.directory, key))
-    set_seed(bench.seed)
-    with _kept_notes(bench):
-        stage.run(parent, bench)
-    on_main_process(lambda: _complete(name, stage, bench, key, directory, time.perf_counter() - start))
+    on_main_process(lambda: _take(context.directory, key))
+    set_seed(context.seed)
+    with _kept_notes(context):
+        stage.run(parent, context)
+    on_main_process(lambda: _complete(name, stage, context, key, directory, time.perf_counter() - start))
     return open_artifact(directory / name, name, stage.kind)
 
 
@@ -436,37 +438,37 @@ def _text(path: Path) -> str | None:
 
 
 @contextmanager
-def _kept_notes(bench: Bench) -> Iterator[None]:
+def _kept_notes(context: StageContext) -> Iterator[None]:
     """Notes survive an interruption, as the work they tell of does."""
-    path = bench.directory / NOTES
-    bench.notes.update(_record(path) or {})
+    path = context.directory / NOTES
+    context.notes.update(_record(path) or {})
     try:
         yield
     finally:
-        if os.environ.get("RANK", "0") == "0" and bench.directory.is_dir():
-            write_text(path, json.dumps(bench.notes))
+        if os.environ.get("RANK", "0") == "0" and context.directory.is_dir():
+            write_text(path, json.dumps(context.notes))
 
 
-def _complete(name: str, stage: Stage, bench: Bench, key: str, directory: Path, seconds: float) -> None:
+def _complete(name: str, stage: Stage, context: StageContext, key: str, directory: Path, seconds: float) -> None:
     """Proves the saved model, then gives the stage its name."""
-    mark = bench.directory / KEY
+    mark = context.directory / KEY
     if _text(mark) != key:  # saving made the directory again, in a run that was removed or moved
         raise FileNotFoundError(errno.ENOENT, "the directory of the stage is gone", str(mark))
-    model = open_artifact(bench.model_directory, name, stage.kind)
-    assert bench.logits is not None
+    model = open_artifact(context.model_directory, name, stage.kind)
+    assert context.logits is not None
     device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
-    differences = verify(model, bench.logits, bench.task.auto_class, device, bench.reading)
+    differences = verify(model, context.logits, context.task.auto_class, device, context.reading)
     record = {
         "key": key,
         "stage": stage_options(stage),
         "seconds": round(seconds, 1),
         "reload": differences,
-        "files": hashes(bench.model_directory),
-        **bench.notes,
+        "files": hashes(context.model_directory),
+        **context.notes,
     }
-    write_text(bench.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
-    replace_directory(bench.model_directory, directory / name)
-    remove(bench.directory)
+    write_text(context.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
+    replace_directory(context.model_directory, directory / name)
+    remove(context.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
     say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.files import hashes, remove, sync, write_text
+from hfcompress.utils.files import hashes, remove, sync, write_text
 
 SEAL, STATE = "seal.json", "trainer_state.json"
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Key, Problem
-from hfcompress.stages.trackers import tracker_problems
+from hfcompress.training.trackers import tracker_problems
+from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.strict_model import StrictModel
 
 
 def row_count(rows: Any) -> int | None:
@@ -18,7 +18,7 @@ def row_count(rows: Any) -> int | None:
     return len(rows) if hasattr(rows, "__len__") else None
 
 
-class Train(Strict):
+class Train(StrictModel):
     """How to train. Batch size is per process; the rest means what `transformers.TrainingArguments` means by it."""
 
     epochs: float = Field(default=3.0, ge=0)

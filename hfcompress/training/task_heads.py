@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.shape import HEADS, class_name
 from hfcompress.data.labels import in_order, match_one_to_one
 from hfcompress.data.values import is_integer
-from hfcompress.model.artifact import Artifact, label_ids, load_numbers, read_config
+from hfcompress.models.artifact import Artifact, label_ids, load_numbers, read_config
+from hfcompress.models.shape import HEADS, class_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

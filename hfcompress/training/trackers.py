@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfcompress.base.errors import Problem, did_you_mean
+from hfcompress.utils.errors import Problem, did_you_mean
 
 _ALL_OR_NONE = ("all", "none")
 _ASKED_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}

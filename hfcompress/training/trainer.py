@@ -18,23 +18,24 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape, shape_of
 from hfcompress.data.metrics import LOWER_IS_BETTER
-from hfcompress.losses.base import Loss, Pairs, Step, Units
 from hfcompress.measure.worker import reduced
-from hfcompress.model.masks import STEADY, Masks
-from hfcompress.model.observe import Observed, observe
-from hfcompress.stages.base import agreed, on_main_process, process_state
-from hfcompress.stages.checkpoints import best_of, last_checkpoint, remove_others, seal
-from hfcompress.stages.teachers import PREFIX, Teaching
-from hfcompress.stages.train import Train, row_count
+from hfcompress.models.forward import Observed, observe
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.training.checkpoints import best_of, last_checkpoint, remove_others, seal
+from hfcompress.training.loss import TAUGHT, Loss, Pairs, Step, Units
+from hfcompress.training.options import Train, row_count
+from hfcompress.training.overlay import STEADY, TrainingOverlay
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
     import datasets
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hfcompress.distillation.teachers import TeacherEnsemble
 
 
 SHARES = "shares"
@@ -54,7 +55,7 @@ class Objective(nn.Module):
         teacher: Shape | None = None,
         pairs: Pairs = (),
         dynamic: bool = False,
-        masks: Masks | None = None,
+        masks: TrainingOverlay | None = None,
         states: Sequence[Tensor | None] = (),
     ) -> None:
         super().__init__()
@@ -179,7 +180,9 @@ class LengthGrouped(LengthGroupedSampler):
 class Collator:
     """Makes a batch of rows as the task says, with what cached teachers answered to them."""
 
-    def __init__(self, task: Any, tokenizer: PreTrainedTokenizerBase, teaching: Teaching | None, on_gpu: bool) -> None:
+    def __init__(
+        self, task: Any, tokenizer: PreTrainedTokenizerBase, teaching: TeacherEnsemble | None, on_gpu: bool
+    ) -> None:
         self.task, self.tokenizer, self.teaching = task, tokenizer, teaching
         self.multiple = 8 if on_gpu else None
         self.epoch = 0
@@ -224,7 +227,7 @@ class CompressionTrainer(Trainer):
         options: Train,
         rows: Mapping[str, Any],
         tokenizer: PreTrainedTokenizerBase,
-        teaching: Teaching | None,
+        teaching: TeacherEnsemble | None,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.teaching = None if teaching is None else teaching.to(arguments.device)
@@ -376,9 +379,9 @@ def _unchanged(_step: int) -> float:
     return 1.0
 
 
-def taught(objective: Objective, teaching: Teaching | None, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def taught(objective: Objective, teaching: TeacherEnsemble | None, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """A collated batch as the objective takes it, with what the teachers show of it."""
-    own = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    own = {name: value for name, value in batch.items() if not name.startswith(TAUGHT)}
     if teaching is None:
         return own
     tokens = {name: value for name, value in batch.items() if name != "labels"}
@@ -407,7 +410,7 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     checkpoints: Path,
     seed: int,
-    teaching: Teaching | None = None,
+    teaching: TeacherEnsemble | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Trains the objective's student in place, going on from the last whole checkpoint if there is one.
@@ -457,7 +460,9 @@ def _resumed_from(checkpoints: Path) -> Path | None:
     return found
 
 
-def examine(objective: Objective, teaching: Teaching | None, rows: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def examine(
+    objective: Objective, teaching: TeacherEnsemble | None, rows: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """One step on two rows, before any epoch: every loss is finite, and all that is learned gets a gradient.
 
     Raises:

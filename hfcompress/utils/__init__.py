@@ -1,1 +1,1 @@
-"""Errors, components, documents, shapes, the console: no torch here."""
+"""Errors, files, locks, logging, strict models: nothing here knows a model."""

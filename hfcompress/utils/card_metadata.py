@@ -6,9 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from hfcompress.base.errors import did_you_mean
+from hfcompress.utils.errors import did_you_mean
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 _PART = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _MAX_ID = 96
 """Characters that the Hub takes for an owner, and for a name."""
@@ -27,7 +26,7 @@ def languages() -> frozenset[str]:
 
 
 def _words(name: str) -> frozenset[str]:
-    return frozenset((TEMPLATES / name).read_text(encoding="utf-8").split())
+    return frozenset(Path(__file__).with_name(name).read_text(encoding="utf-8").split())
 
 
 def require_license(license_id: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfcompress.base.escape import one_line
+from hfcompress.utils.escape import one_line
 
 Key = tuple[str | int, ...]
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError
 
 JOINED = frozenset({"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"})
 """What torchrun and the MPI launchers tell a process of the others."""

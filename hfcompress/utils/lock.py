@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hfcompress.base import files
-from hfcompress.base.console import say
+from hfcompress.utils import files
+from hfcompress.utils.logging import say
 
 BEAT = 5.0
 """Seconds between two touches."""

@@ -11,7 +11,7 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.escape import printable
+from hfcompress.utils.escape import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

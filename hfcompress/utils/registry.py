@@ -11,64 +11,11 @@ import importlib.util
 import pkgutil
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
-
-from hfcompress.base.errors import did_you_mean
+from hfcompress.utils.errors import did_you_mean
+from hfcompress.utils.strict_model import StrictModel
 
 
-class Strict(BaseModel):
-    """Options that refuse an unknown key (with the nearest known one), a wrong type, and later change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def says(self, *keys: str) -> list[str]:
-        """Those of the keys that have another value than their default: one that is spelled out says nothing new."""
-        fields = type(self).model_fields
-        return [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _name_the_nearest_key(cls, data: Any, handler: Any) -> Any:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            raise ValidationError.from_exception_data(
-                error.title, [_explained(details, known) for details in error.errors(include_url=False)]
-            ) from None
-
-
-def _explained(details: Any, known: list[str]) -> InitErrorDetails:
-    kind: Any = details["type"]
-    context = dict(details.get("ctx", {}))
-    if kind == "extra_forbidden" and len(details["loc"]) == 1:
-        key = str(details["loc"][0])
-        hint = did_you_mean(key, known)
-        kind, context = (
-            PydanticCustomError("unknown_key", "unknown key '{key}'; {hint}", {"key": key, "hint": hint}),
-            {},
-        )
-    elif isinstance(context.get("error"), Exception) or not _is_core_error(kind, context):
-        kind, context = PydanticCustomError("invalid", "{text}", {"text": _text(details)}), {}
-    return InitErrorDetails(type=kind, loc=details["loc"], input=details["input"], ctx=context)
-
-
-def _text(details: Any) -> str:
-    return str(details["msg"]).removeprefix("Value error, ")
-
-
-def _is_core_error(kind: str, context: dict[str, Any]) -> bool:
-    try:
-        PydanticKnownError(kind, context or None)  # type: ignore[arg-type]
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-class Component(Strict):
+class Component(StrictModel):
     """A named choice inside a stage.
 
     Attributes:
@@ -105,7 +52,7 @@ def _installed(module: str) -> bool:
 C = TypeVar("C", bound=Component)
 
 
-class Drawer(Generic[C]):
+class Registry(Generic[C]):
     """The components of one package, found by file name and imported when asked for."""
 
     def __init__(self, package: str, base: type[C]) -> None:

@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.places import is_directory
 from hfcompress.data import source
 from hfcompress.data.files import data_file, streamed
 from hfcompress.data.fill_mask import FillMask
@@ -26,7 +24,9 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.data.values import LABEL, TEXT
-from tests.world import run_cli
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.places import is_directory
+from tests.factories import run_cli
 
 HEAD = {"LABEL_0": 0, "LABEL_1": 1}
 NASTY = ["007", "7.0", "1e5", "2.50", "-0", "1_000", "0x10", "9" * 30, "nan", "NA", "null", "None", "True", "false",

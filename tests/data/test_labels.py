@@ -9,15 +9,15 @@ from typing import Any
 import datasets
 import pytest
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.comparison import compare
 from hfcompress.data.labels import finder, id_of, require_same_labels, sorted_labels
 from hfcompress.data.sequence import TextClassification
 from hfcompress.data.tokens import TokenClassification
-from hfcompress.model.artifact import label_ids
-from hfcompress.recipe import check, load
-from hfcompress.stages.heads import label_names
-from tests import world
+from hfcompress.models.artifact import label_ids
+from hfcompress.recipe.schema import check, load
+from hfcompress.run.compare import compare
+from hfcompress.training.task_heads import label_names
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 
 def ids(*names: str) -> dict[str, int]:
@@ -231,8 +231,8 @@ def test_a_multi_label_model_is_no_model_for_one_label(recipe: Path, teacher: Pa
 
 
 def test_a_teacher_of_several_labels_teaches_nobody(teacher: Path, tmp_path: Path) -> None:
-    from hfcompress.model.artifact import open_artifact
-    from hfcompress.stages.teach import _loaded
+    from hfcompress.distillation.engine import _loaded
+    from hfcompress.models.artifact import open_artifact
 
     world.save(world.model("bert", problem_type="multi_label_classification"), tmp_path)
     with pytest.raises(HfcompressError, match="the teacher x: the model's head was trained for multi label"):

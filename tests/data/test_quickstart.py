@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data import quickstart
+from hfcompress.utils.errors import HfcompressError
 
 SIZES = {"train": 4000, "dev": 500, "test": 1000}
 

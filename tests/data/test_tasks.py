@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hfcompress.backends.base import Work
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data import task as task_module
 from hfcompress.data.fill_mask import FillMask, blocks, draws, masked
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering, best_span
 from hfcompress.data.tokens import TokenClassification, read_words
 from hfcompress.measure.worker import reduced
-from hfcompress.model.artifact import load_tokenizer
-from tests import world
+from hfcompress.models.artifact import load_tokenizer
+from hfcompress.quantization.backends.base import Work
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 TAGS = {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
 
@@ -215,7 +215,7 @@ def test_the_token_loss_is_the_mean_over_words_whatever_is_padded(tmp_path: Path
 @pytest.mark.parametrize("head", ["token", "span"])
 def test_what_a_criterion_sees_of_a_row_does_not_depend_on_its_batch(tmp_path: Path, head: str) -> None:
     """Rows of one, two and three words: a mean over the batch's words would count the long rows' words for less."""
-    from hfcompress.model.gradients import unit_gradients
+    from hfcompress.pruning.gradients import unit_gradients
 
     if head == "token":
         rows = [(" ".join(["good", "film", "was"][:n]), ["B-PER", "O", "O"][:n]) for n in (1, 2, 3)]
@@ -782,8 +782,8 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
     from transformers import AutoTokenizer
 
     from hfcompress.measure.measure import Latency, Measure, measure
-    from hfcompress.model.artifact import label_ids, open_artifact, read_config
-    from hfcompress.model.observe import observe
+    from hfcompress.models.artifact import label_ids, open_artifact, read_config
+    from hfcompress.models.forward import observe
 
     task, path = placed
     options = Measure(latency=Latency(batch_sizes=[2], rounds=1, rows=4, threads=1), bootstrap=100)
@@ -804,10 +804,10 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
 
 
 def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, Path], tmp_path: Path) -> None:
-    from hfcompress.backends.onnx_int8 import OnnxInt8
     from hfcompress.measure.verify import verify
-    from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
-    from hfcompress.model.probe import logits_of, probe_inputs
+    from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
+    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+    from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
 
     task, path = placed
     probe = probe_inputs(path)
@@ -827,10 +827,10 @@ def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, P
 def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, runtime: str) -> None:
     from types import SimpleNamespace
 
-    from hfcompress import card
-    from hfcompress.backends.onnx_int8 import OnnxInt8
-    from hfcompress.model.artifact import load_tokenizer, open_artifact
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.artifact import load_tokenizer, open_artifact
+    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
+    from hfcompress.report import card
 
     task, path = placed
     if runtime == "onnx":

@@ -12,17 +12,17 @@ import datasets
 import pytest
 import torch
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.data import augment as module
-from hfcompress.data.augment import ORIGIN, augment, augmented, rewritten
-from hfcompress.data.replacements import MaskedWords, Slots, propose, spans, whole_words
+from hfcompress.context import StageContext
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.source import cache_home
 from hfcompress.data.tokens import TokenClassification
-from hfcompress.model.artifact import open_artifact
-from hfcompress.stages.augment import Augment, agreement, augmented_rows, computes_in_bfloat16
-from hfcompress.stages.base import Bench
-from tests import world
+from hfcompress.distillation.augmentation import augment as module
+from hfcompress.distillation.augmentation.augment import ORIGIN, augment, augmented, rewritten
+from hfcompress.distillation.augmentation.options import Augment, agreement, augmented_rows, computes_in_bfloat16
+from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, propose, spans, whole_words
+from hfcompress.models.artifact import open_artifact
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 PIECES = [*world.WORDS, "##ly", "##ing", "!", ",", "7", "won", "'", "t"]
 FAMILIES = ["bert", "distilbert", "roberta", "electra", "mpnet", "albert", "deberta-v2", "modernbert"]
@@ -460,45 +460,47 @@ def test_the_teachers_score_is_near_the_rows_score(tmp_path: Path) -> None:
 def test_bfloat16_where_the_processor_has_it(
     precision: str, flags: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfcompress.stages.augment.cpu_flags", lambda: flags)
+    monkeypatch.setattr("hfcompress.distillation.augmentation.options.cpu_flags", lambda: flags)
     assert computes_in_bfloat16(precision, "cpu") is expected
 
 
 @pytest.fixture
-def bench(data: Path, teacher: Path, tmp_path: Path) -> Bench:
+def context(data: Path, teacher: Path, tmp_path: Path) -> StageContext:
     task = TextClassification.model_validate({**CLASSES, "dataset": str(data)})
-    return Bench(task, 3, open_artifact(teacher), {}, tmp_path)
+    return StageContext(task, 3, open_artifact(teacher), {}, tmp_path)
 
 
 def test_a_stage_gets_raw_rows_that_the_task_reads(
-    bench: Bench, mlm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: StageContext, mlm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
     taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=["source"]))
     options = Augment(model=str(mlm), copies=3)
-    rows = augmented_rows(options, taught, bench.source, bench)
-    train = bench.rows("train")
+    rows = augmented_rows(options, taught, context.source, context)
+    train = context.rows("train")
     assert rows.select(range(len(train))).to_list() == train.to_list()
     assert len(rows) > 2 * len(train)
-    assert bench.notes["augment"]["generated"] == len(rows) - len(train)
-    assert len(bench.encoded("train", world.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
-    monkeypatch.setattr("hfcompress.data.augment.MaskedWords", None)  # a second run, of any batch size, makes nothing
-    again = augmented_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, bench.source, bench)
+    assert context.notes["augment"]["generated"] == len(rows) - len(train)
+    assert len(context.encoded("train", world.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
+    monkeypatch.setattr(
+        "hfcompress.distillation.augmentation.augment.MaskedWords", None
+    )  # a second run, of any batch size, makes nothing
+    again = augmented_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, context.source, context)
     assert again.to_list() == rows.to_list()
 
 
 def test_the_teachers_weights_belong_to_the_lineage_of_what_it_filtered(
-    bench: Bench, mlm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: StageContext, mlm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
-    bench.made = {"01-distill": open_artifact(world.save(world.model(), tmp_path / "untaught"))}
+    context.made = {"01-distill": open_artifact(world.save(world.model(), tmp_path / "untaught"))}
     options = Augment(model=str(mlm), copies=3, probability=1.0, minimum_confidence=0.6)
     kept = []
     for name in ("source", "01-distill"):
         taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=[name]))
-        rows = augmented_rows(options, taught, bench.source, bench)
-        kept.append(len(rows) - len(bench.rows("train")))
-        assert bench.notes["augment"]["dropped"] > 0
+        rows = augmented_rows(options, taught, context.source, context)
+        kept.append(len(rows) - len(context.rows("train")))
+        assert context.notes["augment"]["dropped"] > 0
     assert kept[0] != kept[1]
     folders = list((cache_home() / "augmented").iterdir())
     identities = [json.loads((f / "lineage.json").read_text())["identity"] for f in folders]

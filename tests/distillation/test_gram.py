@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hfcompress.losses.base import Step
-from hfcompress.model.observe import Observed
+from hfcompress.models.forward import Observed
+from hfcompress.training.loss import Step
 from tests.seen import loss, task
 
 LENGTH = 40

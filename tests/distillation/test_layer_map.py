@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.recipe import load
-from hfcompress.stages.layer_map import LayerMap, layer_map_problems, pairs_of, uniform_map
+from hfcompress.distillation.layer_map import LayerMap, layer_map_problems, pairs_of, uniform_map
+from hfcompress.recipe.schema import load
+from hfcompress.utils.errors import HfcompressError
 
 
 @pytest.mark.parametrize(

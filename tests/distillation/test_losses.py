@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hfcompress.base.shape import ARCHITECTURES, Layer, Shape
-from hfcompress.losses import base
-from hfcompress.losses.base import LOSSES, Loss, Ramp, Step, Units
-from hfcompress.losses.hidden_states import monotone
-from hfcompress.model.observe import Observed, observe
-from tests import literal, world
+from hfcompress.distillation.losses import base
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.distillation.losses.hidden_states import monotone
+from hfcompress.models.forward import Observed, observe
+from hfcompress.models.shape import ARCHITECTURES, Layer, Shape
+from hfcompress.training.loss import Loss, Ramp, Step, Units
+from tests import factories as world
+from tests import literal
 from tests.seen import LENGTHS, loss, observed, part, repadded, shape, step, task, tensors, token_labels, widened
 
 UNIFORM = ((1, 2), (2, 4))
@@ -318,7 +320,7 @@ def test_every_loss_tells_its_title_paper_and_options(name: str) -> None:
 
 def test_the_documented_loss_is_the_one_that_ships() -> None:
     root = Path(base.__file__).parent
-    page = (root.parents[1] / "docs" / "components.md").read_text(encoding="utf-8")
+    page = (root.parents[2] / "docs" / "components.md").read_text(encoding="utf-8")
     assert (root / "cosine.py").read_text(encoding="utf-8") in page
 
 
@@ -358,8 +360,8 @@ def test_a_weight_is_constant_or_changes_over_the_steps() -> None:
 
 
 def test_weights_and_learned_modules_meet_in_the_objective() -> None:
-    from hfcompress.base.shape import shape_of
-    from hfcompress.stages.training import Objective
+    from hfcompress.models.shape import shape_of
+    from hfcompress.training.trainer import Objective
 
     parts = [
         loss("hidden_states", weight=0.5),
@@ -504,7 +506,7 @@ def test_a_padded_batch_of_a_model_gives_what_its_rows_give_alone(name: str, fam
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES.names()) - {"hard_labels", "cosine"}))
 def test_gradients_reach_the_narrower_student_and_what_is_learned(name: str) -> None:
-    from hfcompress.base.shape import shape_of
+    from hfcompress.models.shape import shape_of
 
     term, batch = loss(name), world.batch()
     student = world.model("bert", hidden=16, **dropless("bert"))

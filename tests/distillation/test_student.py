@@ -9,16 +9,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hfcompress.base.errors import Problem
-from hfcompress.base.shape import ARCHITECTURES, Shape, shape_of
-from hfcompress.model.family import family_of
-from hfcompress.model.observe import observe
-from hfcompress.model.student import build_student
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.width import Importance, best, rank_dimensions
-from hfcompress.stages.layer_map import uniform_map
-from hfcompress.stages.student import PRESETS, Student
-from tests import world
+from hfcompress.distillation.layer_map import uniform_map
+from hfcompress.distillation.student import PRESETS, Student
+from hfcompress.distillation.student_weights import build_student
+from hfcompress.distillation.width_importance import Importance, best, rank_dimensions
+from hfcompress.models.architectures import family_of
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import ARCHITECTURES, Shape, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.utils.errors import Problem
+from tests import factories as world
 
 FAMILIES = ("bert", "distilbert", "roberta")
 EVERY_FAMILY = sorted(ARCHITECTURES)

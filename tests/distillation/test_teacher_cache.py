@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfcompress.base.errors import disk_problem
-from hfcompress.data.teacher_cache import RECORD, Answers, Writer, open_answers, why_not
+from hfcompress.distillation.teacher_cache import RECORD, Answers, Writer, open_answers, why_not
+from hfcompress.utils.errors import disk_problem
 
 IDENTITY = {"teacher": "abc", "data": "def", "max_length": 16}
 LENGTHS = [3, 5, 1, 4]

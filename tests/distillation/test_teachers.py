@@ -10,20 +10,20 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
-from hfcompress import recipe as recipes
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import shape_of
+from hfcompress.context import StageContext
 from hfcompress.data.reading import split_alike
 from hfcompress.data.sequence import TextClassification
-from hfcompress.losses.base import LOSSES
-from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
-from hfcompress.model.observe import observe
-from hfcompress.stages import training
-from hfcompress.stages.answers import answers_of
-from hfcompress.stages.base import Bench
-from hfcompress.stages.teacher_problems import same_behaviour, same_inputs
-from hfcompress.stages.teachers import AnyTeachers, Member, Teachers, Teaching, combined
-from tests import world
+from hfcompress.distillation.answers import answers_of
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.distillation.teacher_checks import same_behaviour, same_inputs
+from hfcompress.distillation.teachers import AnyTeachers, Member, TeacherEnsemble, Teachers, combined
+from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import shape_of
+from hfcompress.recipe import schema as recipes
+from hfcompress.training import trainer as training
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
 
@@ -42,11 +42,11 @@ def ran(recipe: Path, directory: Path) -> dict[str, Any]:
     parent = source = open_artifact(Path(loaded.recipe.model))
     made = {"model": source}
     for name, stage in zip(loaded.recipe.stage_names(), loaded.recipe.stages, strict=True):
-        bench = Bench(stage.task_of(loaded.recipe.task), 0, source, made, directory / f"{name}.partial")
-        stage.run(parent, bench)
-        bench.model_directory.rename(directory / name)
+        context = StageContext(stage.task_of(loaded.recipe.task), 0, source, made, directory / f"{name}.partial")
+        stage.run(parent, context)
+        context.model_directory.rename(directory / name)
         parent = made[name] = open_artifact(directory / name, name)
-    return bench.notes
+    return context.notes
 
 
 def weights(directory: Path, stage: str = "01-distill") -> dict[str, torch.Tensor]:
@@ -131,8 +131,8 @@ def test_cached_answers_are_those_of_the_live_model_bit_for_bit(teacher: Path, d
     rows, model, words = encoded(data, teacher), load_model(teacher, task_of(data).auto_class), load_tokenizer(teacher)
     for content in ("logits", "cls", "hidden_states"):
         answers = answers_of(model, words, rows, task_of(data), content, weights="w", fingerprint="f")  # type: ignore[arg-type]
-        cached = Teaching([Member("t", None, words, answers=answers)], Teachers(models=["t"]), task_of(data))
-        live = Teaching([Member("t", model, words)], Teachers(models=["t"]), task_of(data))
+        cached = TeacherEnsemble([Member("t", None, words, answers=answers)], Teachers(models=["t"]), task_of(data))
+        live = TeacherEnsemble([Member("t", model, words)], Teachers(models=["t"]), task_of(data))
         for batch in training.batches(rows, words, task_of(data), 64):
             index, length = batch["index"], batch["input_ids"].shape[1]
             tokens = {**batch, **cached.attach(index, length)}
@@ -274,7 +274,7 @@ def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, dat
     model = load_model(other, "AutoModelForSequenceClassification")
     member = Member("t", model, load_tokenizer(other), rows=theirs)
     batch = task_of(data).batch([own[i] for i in range(8)], load_tokenizer(teacher))
-    teaching = Teaching([member], Teachers(models=["t"]), task_of(data))
+    teaching = TeacherEnsemble([member], Teachers(models=["t"]), task_of(data))
     carried = {**batch, **teaching.attach(batch["index"], batch["input_ids"].shape[1])}
     seen = teaching.ask(carried, frozenset({"hidden_states"}))
     expected = observe(load_model(teacher, "AutoModelForSequenceClassification"), batch, frozenset({"hidden_states"}))
@@ -317,7 +317,7 @@ def labelled_by(teacher: Any, folder: Path) -> Path:
     import json
     import random
 
-    from hfcompress.model.observe import accepted
+    from hfcompress.models.forward import accepted
 
     draw, splitter = random.Random(0), reader("input_ids", "token_type_ids", "attention_mask")
     pairs = [tuple(" ".join(draw.choices(world.WORDS[5:], k=draw.randint(2, 5))) for _ in "ab") for _ in range(160)]
@@ -500,7 +500,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teache
     shape = shape_of(model.config.to_dict())
     loss = [LOSSES.parse("hidden_states")]
     objective = training.Objective(load_model(teacher, task.auto_class), loss, task, shape, ((1, 1), (2, 2)))
-    teaching = Teaching([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), task_of(data))
+    teaching = TeacherEnsemble([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), task_of(data))
     with pytest.raises(HfcompressError, match="hidden_states is not finite on the first rows"):
         training.examine(objective, teaching, encoded(data, teacher), load_tokenizer(teacher))
 
@@ -614,7 +614,7 @@ def test_a_new_head_has_the_labels_of_a_teacher_where_the_source_has_none(tmp_pa
     stage = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "teacher": str(named)}
     loaded = recipes.load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
     (tmp_path / "run").mkdir()
-    bench = Bench(loaded.recipe.task, 0, source, {"model": source}, tmp_path / "run" / "work")
-    loaded.recipe.stages[0].run(source, bench)
-    assert open_artifact(bench.model_directory).shape is not None
-    assert load_model(bench.model_directory, "AutoModelForSequenceClassification").config.label2id["good"] == 1
+    context = StageContext(loaded.recipe.task, 0, source, {"model": source}, tmp_path / "run" / "work")
+    loaded.recipe.stages[0].run(source, context)
+    assert open_artifact(context.model_directory).shape is not None
+    assert load_model(context.model_directory, "AutoModelForSequenceClassification").config.label2id["good"] == 1

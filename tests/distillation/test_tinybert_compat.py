@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfcompress.losses.base import Loss, Step
-from hfcompress.model.observe import observe
-from tests import world
+from hfcompress.models.forward import observe
+from hfcompress.training.loss import Loss, Step
+from tests import factories as world
 from tests.seen import changed, loss, observed, repadded, shape, step, task, token_labels
 
 PAIRS = ((1, 2), (2, 4))
@@ -119,8 +119,8 @@ def test_soft_labels_of_tokens_are_the_mean_over_labelled_ones_and_classes() -> 
 
 
 def test_the_objective_has_one_projection_for_both() -> None:
-    from hfcompress.base.shape import shape_of
-    from hfcompress.stages.training import Objective
+    from hfcompress.models.shape import shape_of
+    from hfcompress.training.trainer import Objective
 
     models = world.model("bert", hidden=16), world.model("bert", layers=4, seed=1)
     teacher, terms = shape_of(models[1].config.to_dict()), [term("embeddings"), term("hidden_states")]

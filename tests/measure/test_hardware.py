@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from hfcompress.backends.base import BACKENDS
 from hfcompress.measure import environment, hardware
 from hfcompress.measure.hardware import RULES, Abilities, Gpu, abilities, advice, described
-from tests import world
+from hfcompress.quantization.backends.base import BACKENDS
+from tests import factories as world
 
 AVX2 = Abilities("A processor", frozenset({"avx2"}))
 VNNI = Abilities("A processor", frozenset({"avx2", "avx_vnni"}))
@@ -221,13 +221,13 @@ def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     data, model = world.write_data(tmp_path / "data"), world.save(world.model(), tmp_path / "model")
     stages = [{"kind": "quantize", "backend": "float16"}]
     recipe = world.recipe(tmp_path / "recipe.yaml", model, data, stages=stages)
-    monkeypatch.setattr("hfcompress.doctor.abilities", lambda: AVX2)
+    monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: AVX2)
     capsys.readouterr()
     assert world.run_cli("check", recipe) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: stages.0.backend: float16: measured 3.1 to 4.1 times slower")
     assert "is sound" in captured.out
-    monkeypatch.setattr("hfcompress.doctor.abilities", lambda: replace(ZEN4, flags=frozenset({"avx_vnni"})))
+    monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: replace(ZEN4, flags=frozenset({"avx_vnni"})))
     assert world.run_cli("check", recipe) == 0
     assert capsys.readouterr().err == ""
 

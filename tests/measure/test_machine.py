@@ -18,7 +18,7 @@ from hfcompress.measure import machine
 from hfcompress.measure.machine import Span, Turn, state, state_over
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import queued, spent
-from hfcompress.model.artifact import open_artifact
+from hfcompress.models.artifact import open_artifact
 
 
 def span(wall: float = 10.0, used: float = 10.0, own: float = 10.0, stolen: float = 0.0, throttled: float = 0.0,

@@ -13,16 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 from hfcompress import cli
-from hfcompress.base.errors import HfcompressError
 from hfcompress.measure import measure as m
 from hfcompress.measure.machine import Turn
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.measure.timing import timings
 from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduced
-from hfcompress.model.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe import load
-from tests import world
+from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
+from hfcompress.recipe.schema import load
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -101,7 +101,7 @@ def test_a_process_that_died_is_told(graph: Artifact) -> None:
 
 
 def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.dummy_inputs import probe_inputs
 
     probe = probe_inputs(graph.path)
     expected = np.stack([probe["attention_mask"].sum(1), probe["input_ids"][:, 0]], 1).astype("float32")

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import transformers
 
+from hfcompress.context import StageContext
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.worker import Worker
-from hfcompress.model.artifact import label_ids, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe import load
-from hfcompress.stages.base import Bench
-from tests import world
+from hfcompress.models.artifact import label_ids, load_tokenizer, open_artifact, read_config
+from hfcompress.recipe.schema import load
+from tests import factories as world
 
 TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
 
@@ -62,7 +62,7 @@ KINDS = {"text-classification": TextClassification, "regression": Regression, "q
 READ = {"text-classification", "pairs", "regression", "token-classification", "question-answering", "fill-mask"}
 
 
-def saved(folder: Path, kind: str, tokens: str) -> Bench:
+def saved(folder: Path, kind: str, tokens: str) -> StageContext:
     """A random model for a task, as a stage saves it."""
     options = rows_of(kind, folder)
     task = KINDS[options["type"]].model_validate(options)
@@ -75,27 +75,27 @@ def saved(folder: Path, kind: str, tokens: str) -> Bench:
                         id2label=dict(enumerate(names)), **extra)  # fmt: skip
     model.save_pretrained(origin)
     tokenizer.save_pretrained(origin)
-    bench = Bench(task, 0, open_artifact(origin), {}, folder / "stage")
-    bench.finish(model, load_tokenizer(origin, task))
-    return bench
+    context = StageContext(task, 0, open_artifact(origin), {}, folder / "stage")
+    context.finish(model, load_tokenizer(origin, task))
+    return context
 
 
-def checked(bench: Bench) -> dict[str, float]:
-    assert bench.reading is not None
-    return read_alike(Here(bench.model_directory, bench.task.auto_class), bench.reading)  # type: ignore[arg-type]
+def checked(context: StageContext) -> dict[str, float]:
+    assert context.reading is not None
+    return read_alike(Here(context.model_directory, context.task.auto_class), context.reading)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tokens", ["wordpiece", "byte level"])
 @pytest.mark.parametrize("kind", sorted(READ))
 def test_a_saved_model_answers_plain_texts_as_it_was_measured(tmp_path: Path, kind: str, tokens: str) -> None:
-    bench = saved(tmp_path, kind, tokens)
-    assert bench.reading is not None
-    texts = bench.reading.texts()
+    context = saved(tmp_path, kind, tokens)
+    assert context.reading is not None
+    texts = context.reading.texts()
     assert len(texts) == 8
     lengths = [len(text.features["input_ids"]) for text in texts]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] or kind in ("regression", "fill-mask")  # whose texts are all as long
-    found = checked(bench)
+    found = checked(context)
     name = {"pairs": "text-classification", "regression": "text-classification"}.get(kind, kind)
     way = "plain texts" if kind == "question-answering" else f"{name} pipeline"
     assert list(found) == [way, "padding"]
@@ -109,10 +109,10 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_tagger_that_is_saved_with_another_tokenizer_is_caught(tmp_path: Path) -> None:
     """As it was: the space before a first word was put there by a copy, and the copy was not saved."""
-    bench = saved(tmp_path, "token-classification", "byte level")
-    load_tokenizer(bench.source.path).save_pretrained(bench.model_directory)
+    context = saved(tmp_path, "token-classification", "byte level")
+    load_tokenizer(context.source.path).save_pretrained(context.model_directory)
     with pytest.raises(ReloadError, match=r"its saved tokenizer reads row \d+ of the dev split as .* it was measured"):
-        checked(bench)
+        checked(context)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_a_tagger_that_is_saved_with_another_tokenizer_is_caught(tmp_path: Path)
 def test_what_a_pipeline_would_do_otherwise_is_caught(
     tmp_path: Path, kind: str, file: str, changes: dict[str, Any], said: str
 ) -> None:
-    bench = saved(tmp_path, kind, "wordpiece")
+    context = saved(tmp_path, kind, "wordpiece")
     if "truncation_side" in changes:
-        bench.task = bench.task.model_copy(update={"max_length": 6})
-        bench.finish(*_again(bench))
-    edit(bench.model_directory / file, **changes)
+        context.task = context.task.model_copy(update={"max_length": 6})
+        context.finish(*_again(context))
+    edit(context.model_directory / file, **changes)
     with pytest.raises(ReloadError, match=said):
-        checked(bench)
+        checked(context)
 
 
-def _again(bench: Bench) -> tuple[Any, Any]:
-    from hfcompress.model.artifact import load_model
+def _again(context: StageContext) -> tuple[Any, Any]:
+    from hfcompress.models.artifact import load_model
 
-    path = bench.source.path
-    return load_model(path, bench.task.auto_class), load_tokenizer(path, bench.task)
+    path = context.source.path
+    return load_model(path, context.task.auto_class), load_tokenizer(path, context.task)
 
 
 def test_rows_that_are_no_plain_text_are_left_out(tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str,
     stage = {"kind": "finetune", "train": {"max_steps": 40, "batch_size": 16, "learning_rate": 5e-3}}
     task = rows_of(kind, tmp_path)
     recipe = load(world.recipe(tmp_path / "r.yaml", source, tmp_path, task=task, stages=[stage])).recipe
-    bench = Bench(recipe.task, 0, open_artifact(source), {}, tmp_path / "fine-tuned")
-    recipe.stages[0].run(open_artifact(source), bench)
-    pipe = transformers.pipeline(kind, model=str(bench.model_directory), device="cpu")
+    context = StageContext(recipe.task, 0, open_artifact(source), {}, tmp_path / "fine-tuned")
+    recipe.stages[0].run(open_artifact(source), context)
+    pipe = transformers.pipeline(kind, model=str(context.model_directory), device="cpu")
     rows = recipe.task.read("dev")
     if kind == "text-classification":
-        names = label_ids(read_config(bench.model_directory))
+        names = label_ids(read_config(context.model_directory))
         predictions = np.array([names[pipe(text)[0]["label"]] for text in rows["sentence"]])
         references = np.array(recipe.task.targets(rows, names))
     else:
@@ -185,8 +185,8 @@ def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str,
             starts = np.cumsum([0, *(len(word) + 1 for word in text.split())])[:-1]
             predictions[number] = [by_start[start] for start in starts]
             references[number] = list(rows["ner_tags"][number])
-    assert recipe.task.score(predictions, references) == pytest.approx(bench.notes["dev"])
-    assert bench.notes["dev"] > 0.5
+    assert recipe.task.score(predictions, references) == pytest.approx(context.notes["dev"])
+    assert context.notes["dev"] > 0.5
 
 
 @pytest.mark.slow

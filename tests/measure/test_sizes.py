@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from hfcompress import report
-from hfcompress.backends.base import BACKENDS, Work
 from hfcompress.measure.sizes import sizes
-from hfcompress.model.artifact import open_artifact, save_model
-from hfcompress.model.axes import part_of
-from hfcompress.model.probe import probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import open_artifact, save_model
+from hfcompress.models.axes import part_of
+from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.report import report
+from tests import factories as world
 
 HIDDEN, FFN, LAYERS, POSITIONS, TYPES = 64, 128, 2, 40, 2
 WORDS = len(world.WORDS)

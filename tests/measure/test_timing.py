@@ -24,7 +24,7 @@ from hfcompress.measure.timing import (
     order_of,
     timings,
 )  # fmt: skip
-from tests import world
+from tests import factories as world
 
 
 def turn(*seconds: float, threads: int = 1) -> Turn:

@@ -14,19 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, PRUNED, Layer, Shape, UnsupportedError, config_of, shape_of
-from hfcompress.losses.minilm_v2 import MiniLMv2
-from hfcompress.model.artifact import MODELING_FILE, load_model, save_model
-from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.narrow import cut_hidden, drop_layers, hidden_gated
-from hfcompress.model.observe import observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.student import build_student
-from hfcompress.model.surgery import Keep, cut, empty_model
-from hfcompress.model.width import Importance, rank_dimensions
-from hfcompress.stages.student import Student
-from tests import world
+from hfcompress.distillation.losses.minilm_v2 import MiniLMv2
+from hfcompress.distillation.student import Student
+from hfcompress.distillation.student_weights import build_student
+from hfcompress.distillation.width_importance import Importance, rank_dimensions
+from hfcompress.models.architectures import unit_counts
+from hfcompress.models.artifact import MODELING_FILE, load_model, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import ARCHITECTURES, PRUNED, Layer, Shape, UnsupportedError, config_of, shape_of
+from hfcompress.models.surgery import Keep, cut, empty_model
+from hfcompress.pruning.gates import gated
+from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.base.shape import ARCHITECTURES
-from hfcompress.model.artifact import open_artifact
-from hfcompress.model.family import FAMILIES, family_of
-from hfcompress.model.observe import Observed, accepted, observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from tests import world
+from hfcompress.models.architectures import FAMILIES, family_of
+from hfcompress.models.artifact import open_artifact
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import Observed, accepted, observe
+from hfcompress.models.shape import ARCHITECTURES
+from tests import factories as world
 
 EVERY = frozenset({"hidden_states", "queries", "keys", "values"})
 LAYERS, HIDDEN, ATTENTION_HEADS, LENGTH = 3, 24, 3, 12

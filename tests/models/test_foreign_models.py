@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS
 from hfcompress.data.source import model_directory, open_model, split_graph, stored_dtype
 from hfcompress.measure.process import ModelProcess, WorkerError
-from hfcompress.model.artifact import load_model, load_numbers, load_tokenizer, open_artifact, weights_hash
-from hfcompress.model.weights import weight_files
-from tests import world
-from tests.world import run_cli
+from hfcompress.models.artifact import load_model, load_numbers, load_tokenizer, open_artifact, weights_hash
+from hfcompress.models.shape import HEADS
+from hfcompress.models.weights import weight_files
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
+from tests.factories import run_cli
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -498,10 +498,10 @@ def test_tensors_outside_a_graph_must_be_there_and_in_its_folder(tmp_path: Path)
 def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
     teacher: Path, tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfcompress.backends.base import BACKENDS, Work
-    from hfcompress.graphs import files
     from hfcompress.measure.verify import verify
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.onnx import graph_files as files
+    from hfcompress.quantization.backends.base import BACKENDS, Work
 
     def made(name: str) -> tuple[Path, Any]:
         target = tmp_path / name
@@ -524,8 +524,8 @@ def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
 def test_optimum_s_quantizer_refuses_what_it_cannot_write() -> None:
     from dataclasses import replace
 
-    from hfcompress.backends.base import BACKENDS
-    from hfcompress.base.shape import shape_of
+    from hfcompress.models.shape import shape_of
+    from hfcompress.quantization.backends.base import BACKENDS
 
     shape = shape_of({"model_type": "bert"})
     backend = BACKENDS.parse("optimum_onnx")
@@ -581,7 +581,7 @@ def test_a_16_bit_source_is_planned_by_its_bits_and_run_in_float32(
     assert worker.dtype == "float32"
     wide = worker.logits([BATCH])
     model = load_model(path, AUTO)
-    from hfcompress.model.probe import logits_of
+    from hfcompress.models.dummy_inputs import logits_of
 
     assert np.allclose(wide, logits_of(model, BATCH), atol=1e-5)
 
@@ -608,8 +608,8 @@ def test_a_run_of_a_16_bit_source(teacher: Path, data: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("backend", ["float16", "bfloat16"])
 def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_path: Path, backend: str) -> None:
-    from hfcompress.backends.base import BACKENDS, Work
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.quantization.backends.base import BACKENDS, Work
 
     BACKENDS.parse(backend).quantize(Work(teacher, tmp_path, AUTO, probe_inputs(teacher)))
     assert open_artifact(tmp_path).computed_on("cpu") == backend
@@ -632,7 +632,7 @@ ABSURD: list[Any] = [10**9, 10**5 * 10**7, 10**400, -1, True, 12.0, "12", [12], 
 
 @pytest.mark.parametrize("key", SIZES)
 def test_sizes_that_no_model_has_are_refused(key: str) -> None:
-    from hfcompress.base.shape import shape_of
+    from hfcompress.models.shape import shape_of
 
     for value in ABSURD:
         if key == "max_position_embeddings" and value == 10**9:
@@ -663,7 +663,7 @@ def test_sizes_that_no_model_has_are_refused(key: str) -> None:
     ],
 )
 def test_what_a_config_says_beside_its_sizes_is_looked_at(config: Any, why: str) -> None:
-    from hfcompress.base.shape import shape_of
+    from hfcompress.models.shape import shape_of
 
     with pytest.raises(HfcompressError, match=why):
         shape_of({"model_type": "bert", **config})

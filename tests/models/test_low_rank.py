@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.base.shape import ARCHITECTURES, config_of, shape_of
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_tokenizer, open_artifact, read_config, save_model
-from hfcompress.model.low_rank import factor_embeddings, token_counts
-from hfcompress.model.narrow import cut_hidden
-from hfcompress.model.observe import accepted, observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
-from hfcompress.recipe import check, load
-from tests import world
+from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
+from hfcompress.models.forward import accepted, observe
+from hfcompress.models.shape import ARCHITECTURES, config_of, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
+from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.recipe.schema import check, load
+from tests import factories as world
 
 COUNTS = torch.arange(len(world.WORDS)) ** 2
 
@@ -99,7 +99,7 @@ def recipe(tmp_path: Path, **stage: Any) -> Any:
 
 
 def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
-    from hfcompress.runner import run
+    from hfcompress.run.runner import run
 
     loaded = recipe(tmp_path, embedding_rank=4, vocabulary="keep")
     planned = check(loaded)[-1]
@@ -122,7 +122,7 @@ def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
     ],
 )
 def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head: str, message: str) -> None:
-    from hfcompress.stages.prune import Prune
+    from hfcompress.pruning.stage import Prune
 
     shape = shape_of(world.model(head=head).config.to_dict(), head=head)
     task: Any = type("Task", (), {"streamed": False})
@@ -133,7 +133,7 @@ def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head:
 
 
 def test_a_product_is_not_made_twice() -> None:
-    from hfcompress.stages.prune import Prune
+    from hfcompress.pruning.stage import Prune
 
     shape = replace(shape_of(world.model().config.to_dict()), embedding_rank=8)
     task: Any = type("Task", (), {"streamed": False})

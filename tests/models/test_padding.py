@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.tasks import TextClassification
+from hfcompress.distillation.teacher_checks import same_inputs
+from hfcompress.distillation.teachers import Member, TeacherEnsemble, Teachers
 from hfcompress.measure.measure import Rows, require_padding_unread
 from hfcompress.measure.process import ModelProcess
-from hfcompress.model.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
-from hfcompress.model.observe import observe
-from hfcompress.stages import training
-from hfcompress.stages.teacher_problems import same_inputs
-from hfcompress.stages.teachers import Member, Teachers, Teaching
-from tests import world
+from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
+from hfcompress.models.forward import observe
+from hfcompress.training import trainer as training
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 UNSAID: Any = object()
@@ -127,7 +127,9 @@ def test_what_nobody_can_tell_is_refused_before_anything_runs(
 
 
 def test_files_that_agree_are_not_loaded_by_check(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfcompress.recipe.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough"))
+    monkeypatch.setattr(
+        "hfcompress.recipe.schema.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough")
+    )
     recipe = world.recipe(tmp_path / "r.yaml", saved(tmp_path / "model"), data, stages=[{"kind": "finetune"}])
     assert world.run_cli("check", recipe) == 0
 
@@ -141,7 +143,7 @@ def test_a_teacher_is_padded_as_its_own_config_says(tmp_path: Path, task: Any) -
     assert own["train"]["input_ids"][:] == other["train"]["input_ids"][:]
     assert not same_inputs(ours, theirs, own, other)
     member = Member("teacher", load_model(path, CLASSIFIER), theirs, rows=other["train"])
-    teaching = Teaching([member], Teachers(models=["teacher"]), task)
+    teaching = TeacherEnsemble([member], Teachers(models=["teacher"]), task)
     batch = task.batch(own["train"].__getitems__(range(48)), ours)
     index, length = batch.pop("index"), batch["input_ids"].shape[1]
     found = teaching.ask({**batch, **teaching.attach(index, length)})

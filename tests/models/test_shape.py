@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, HEADS, Layer, Shape, UnsupportedError, config_of, head_of, shape_of
-from tests import world
+from hfcompress.models.shape import ARCHITECTURES, HEADS, Layer, Shape, UnsupportedError, config_of, head_of, shape_of
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 FAMILIES = sorted(ARCHITECTURES)
 OWN_LAYERS = [name for name, keys in ARCHITECTURES.items() if not keys.decoder and not keys.shared]
@@ -32,7 +32,7 @@ def count(module: Any) -> int:
 
 
 def layer_stack(model: Any) -> list[Any]:
-    from hfcompress.model.family import family_of
+    from hfcompress.models.architectures import family_of
 
     return family_of(model).stack(model)
 
@@ -65,7 +65,7 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(
     family: str, layers: tuple[Layer, ...], hidden: int
 ) -> None:
     """Heads of 8 dimensions do not divide a hidden width of 30, and no stock constructor would take four of them."""
-    from hfcompress.model.surgery import empty_model
+    from hfcompress.models.surgery import empty_model
 
     stock = world.model(family)
     shape = replace(shape_from(stock), layers=layers, hidden=hidden)
@@ -141,7 +141,7 @@ def test_a_shape_survives_its_config(family: str, change: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("family", "head"), world.headed())
 def test_a_smaller_model_is_built_from_the_config_of_its_shape(family: str, head: str) -> None:
     """Its origin says twice what some sizes are (layer kinds, pooler width), and both must change."""
-    from hfcompress.model.surgery import empty_model
+    from hfcompress.models.surgery import empty_model
 
     origin = world.model(family, layers=5, head=head)
     config = origin.config.to_dict()
@@ -186,7 +186,7 @@ def test_words_as_wide_as_the_residual_stay_so_in_a_narrower_model() -> None:
 def test_what_a_config_leaves_out_is_what_transformers_takes(family: str) -> None:
     import transformers
 
-    from tests.world import PUBLISHED
+    from tests.factories import PUBLISHED
 
     says = PUBLISHED["deberta-v2"] if family == "deberta-v2" else {}
     whole = transformers.AutoConfig.for_model(family, **says).to_dict()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.base.shape import ARCHITECTURES, shape_of
-from hfcompress.model import pruned
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.observe import observe
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models import modeling_pruned as pruned
+from hfcompress.models.architectures import FAMILIES, unit_counts
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import ARCHITECTURES, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.gates import gated
+from tests import factories as world
 
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
 PLAIN = ("bert", "distilbert", "roberta")

@@ -13,13 +13,13 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import shape_of
-from hfcompress.model.artifact import load_model, save_model
-from hfcompress.model.observe import observe
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.vocabulary import prune_vocabulary, select_tokens
-from tests import world
+from hfcompress.models.artifact import load_model, save_model
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 CORPUS = [
     "The film was a lovely story, really good!",

@@ -15,13 +15,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from hfcompress.base.shape import ARCHITECTURES
-from hfcompress.graphs.export import export, quiet, run_onnx
-from hfcompress.graphs.fuse import fuse, linears, paths_of
-from hfcompress.model.narrow import cut_hidden
-from hfcompress.model.probe import logits_of
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.shape import ARCHITECTURES
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx.export import export, quiet, run_onnx
+from hfcompress.onnx.fuse import fuse, linears, paths_of
+from hfcompress.pruning.narrow import cut_hidden
+from tests import factories as world
 
 OWN_ATTENTION = ("deberta-v2", "mpnet")
 """Families that do not compute attention by `scaled_dot_product_attention`."""

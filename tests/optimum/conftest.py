@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hfcompress.backends.base import BACKENDS
+from hfcompress.quantization.backends.base import BACKENDS
 
 collect_ignore_glob = ["test_*.py"] if BACKENDS.get("optimum_onnx")().unavailable() else []

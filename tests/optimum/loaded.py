@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfcompress.base.shape import HEADS
+from hfcompress.models.shape import HEADS
 
 CLASSES = {
     "sequence": "ORTModelForSequenceClassification",

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.model.artifact import save_model
-from hfcompress.model.probe import Probe, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import save_model
+from hfcompress.models.dummy_inputs import Probe, probe_inputs
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from tests import factories as world
 from tests.optimum.loaded import CLASSES, answers, auto_class
 
 WAYS: list[Any] = [name for name in BACKENDS.names() if name.startswith("onnx_")]

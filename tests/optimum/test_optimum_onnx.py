@@ -14,15 +14,15 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from hfcompress.backends import optimum_onnx
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.graphs.export import run_onnx
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, save_model
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx.export import run_onnx
+from hfcompress.quantization.backends import optimum_onnx
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 from tests.optimum.loaded import CLASSES, answers, auto_class
 
 HIDDEN, FFN, LINEARS = 128, 256, 14
@@ -267,7 +267,7 @@ def test_an_export_that_differs_from_the_model_fails(
     quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = quantized()
-    monkeypatch.setattr("hfcompress.graphs.made.run_onnx", lambda *given: run_onnx(*given) + 1)
+    monkeypatch.setattr("hfcompress.onnx.model_directory.run_onnx", lambda *given: run_onnx(*given) + 1)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
         BACKENDS.parse("optimum_onnx").quantize(Work(made.source, tmp_path, auto_class("sequence"), made.probe))
     assert list(tmp_path.iterdir()) == []

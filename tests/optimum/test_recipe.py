@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hfcompress.recipe import shipped
-from tests import world
+from hfcompress.recipe.schema import shipped
+from tests import factories as world
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, Layer, Shape, shape_of
-from hfcompress.criteria.base import Scores
 from hfcompress.data.source import cache_home
-from hfcompress.measure import blocks
-from hfcompress.measure.blocks import Setting, Table, costs_in_time, predict, table_of, timed
-from hfcompress.model.surgery import cut
-from hfcompress.stages.allocation import allocate
-from hfcompress.stages.budget import Budget, latency_note, target_of
-from tests import world
+from hfcompress.models.shape import ARCHITECTURES, Layer, Shape, shape_of
+from hfcompress.models.surgery import cut
+from hfcompress.pruning import latency_table as blocks
+from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.budget import Budget, latency_note, target_of
+from hfcompress.pruning.criteria.base import Scores
+from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, predict, table_of, timed
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hfcompress.base.costs import Costs, Target, solve
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, Layer, Shape, shape_of
-from hfcompress.criteria.base import Scores
-from hfcompress.model.family import family_of
-from hfcompress.model.surgery import cut
-from hfcompress.stages.allocation import allocate
-from hfcompress.stages.budget import Budget, costs_of, target_of
-from tests import world
+from hfcompress.models.architectures import family_of
+from hfcompress.models.shape import ARCHITECTURES, Layer, Shape, shape_of
+from hfcompress.models.surgery import cut
+from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.budget import Budget, costs_of, target_of
+from hfcompress.pruning.costs import Costs, Target, solve
+from hfcompress.pruning.criteria.base import Scores
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

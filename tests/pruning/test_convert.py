@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.convert import Converted, convert, pruned_model, summary
 from hfcompress.measure.verify import ReloadError
-from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import gated
-from hfcompress.model.narrow import cut_hidden, hidden_gated
-from hfcompress.model.observe import observe
-from tests import world
+from hfcompress.models.architectures import family_of
+from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
+from hfcompress.models.forward import observe
+from hfcompress.pruning.convert.convert import Converted, convert, pruned_model, summary
+from hfcompress.pruning.gates import gated
+from hfcompress.pruning.narrow import cut_hidden, hidden_gated
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
@@ -343,7 +343,7 @@ def test_a_config_of_no_head_is_refused(tmp_path: Path) -> None:
 def test_the_command_takes_the_config_from_the_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfcompress.convert.verify", lambda *_: {})
+    monkeypatch.setattr("hfcompress.pruning.convert.convert.verify", lambda *_: {})
     model = world.model()
     old = write(tmp_path / "old", model, pruned(model), tokenizer=False)
     (tmp_path / "base").mkdir()
@@ -364,7 +364,7 @@ def test_what_does_not_reload_the_same_is_not_kept(tmp_path: Path, monkeypatch: 
         seen.append((artifact.path, expected, auto_class))
         raise ReloadError("differs")
 
-    monkeypatch.setattr("hfcompress.convert.verify", refuse)
+    monkeypatch.setattr("hfcompress.pruning.convert.convert.verify", refuse)
     model = world.model()
     old = write(tmp_path / "old", model, pruned(model))
     with pytest.raises(ReloadError, match="differs"):

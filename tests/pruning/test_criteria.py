@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.base.shape import ARCHITECTURES, shape_of
-from hfcompress.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
-from hfcompress.model.artifact import load_model
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import gated, unit_counts
-from hfcompress.model.gradients import stream_gradients, unit_gradients
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.narrow import cut_hidden
-from hfcompress.model.observe import accepted
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.stages.allocation import choose, kept, quota
-from tests import world
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.artifact import load_model
+from hfcompress.models.forward import accepted
+from hfcompress.models.linears import layer_linears
+from hfcompress.models.shape import ARCHITECTURES, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.allocation import choose, kept, quota
+from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
+from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gradients import stream_gradients, unit_gradients
+from hfcompress.pruning.narrow import cut_hidden
+from tests import factories as world
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -200,7 +200,7 @@ def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teache
 
 
 def test_the_documented_criterion_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "components.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "components.md").read_text(encoding="utf-8")
     source = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "criteria" in block)
     (tmp_path / "documented_sensitivity.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))

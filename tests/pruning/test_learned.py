@@ -12,19 +12,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hfcompress.base.shape import ARCHITECTURES
-from hfcompress.criteria.base import CRITERIA
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.hard_concrete import HardConcrete
-from hfcompress.model.masks import Due, Gradual, Masks
-from hfcompress.model.observe import observe
-from hfcompress.model.pattern import Pattern
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.weight_masks import GradualWeights
-from tests import masked, world
-from tests.test_distributed import _two_processes
-from tests.test_training import Interrupt
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import ARCHITECTURES
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.criteria.base import CRITERIA
+from hfcompress.pruning.masks.hard_concrete import HardConcrete
+from hfcompress.pruning.masks.units import Due, Gradual
+from hfcompress.pruning.masks.weights import GradualWeights
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.training.overlay import TrainingOverlay
+from tests import factories as world
+from tests import masked
+from tests.training.test_distributed import _two_processes
+from tests.training.test_training import Interrupt
 
 
 def l0(model: Any, target: Any, **options: Any) -> HardConcrete:
@@ -286,7 +287,7 @@ def test_options_that_would_change_nothing_are_refused(options: Any, message: st
 
 @pytest.mark.parametrize("kind", ["units", "weights"])
 def test_movement_learns_and_ends_in_the_same_surgery(kind: str, tmp_path: Path, data: Path) -> None:
-    from hfcompress.model.sparsity import share_of_zeros
+    from hfcompress.pruning.sparsity import share_of_zeros
 
     model = world.model()
     masks = movement(model, kind)
@@ -307,7 +308,7 @@ def test_movement_learns_and_ends_in_the_same_surgery(kind: str, tmp_path: Path,
 # What must not matter: where the training was interrupted, and how many processes there are
 
 
-def _gradual(model: Any) -> Masks:
+def _gradual(model: Any) -> TrainingOverlay:
     def rescore(scored: Any, share: float) -> list[Keep]:
         norms = [m.weight.detach().norm(dim=0) for n, m in scored.named_modules() if n.endswith(".output.dense")]
         neurons = [n for n in norms if len(n) == 64]
@@ -316,7 +317,7 @@ def _gradual(model: Any) -> Masks:
     return Gradual(model, rescore, Due(0.0, 0.8, 2, "cubic"))
 
 
-def _gradual_weights(model: Any) -> Masks:
+def _gradual_weights(model: Any) -> TrainingOverlay:
     def magnitudes(scored: Any) -> dict[str, Tensor]:
         return {name: scored.get_parameter(name).abs() for name in masks.names}
 
@@ -324,7 +325,7 @@ def _gradual_weights(model: Any) -> Masks:
     return masks
 
 
-KINDS: dict[str, Callable[[Any], Masks]] = {
+KINDS: dict[str, Callable[[Any], TrainingOverlay]] = {
     "l0": lambda model: l0(model, masked.target(0.5, least=(0, 0)), learning_rate=0.1),
     "movement of units": lambda model: movement(model, "units"),
     "movement of weights": lambda model: movement(model, "weights"),
@@ -337,7 +338,7 @@ KINDS: dict[str, Callable[[Any], Masks]] = {
 def test_an_interrupted_training_under_masks_ends_where_an_uninterrupted_one_does(
     kind: str, tmp_path: Path, data: Path
 ) -> None:
-    def state(model: Any, masks: Masks) -> dict[str, Tensor]:
+    def state(model: Any, masks: TrainingOverlay) -> dict[str, Tensor]:
         return {**model.state_dict(), **{f"masks.{name}": tensor for name, tensor in masks.state_dict().items()}}
 
     short = {"epochs": 1.0, "checkpoint_steps": 3}  # six steps
@@ -359,7 +360,7 @@ def test_an_interrupted_training_under_masks_ends_where_an_uninterrupted_one_doe
 
 
 def test_noise_is_of_the_seed_and_the_step() -> None:
-    masks = Masks()
+    masks = TrainingOverlay()
     first = masks.noise(8, 0.25)
     torch.manual_seed(9)
     assert torch.equal(masks.noise(8, 0.25), first)
@@ -403,7 +404,7 @@ def test_two_processes_learn_the_masks_that_one_learns(kind: str, tmp_path: Path
     masks = KINDS[kind](model)
     masked.trained(model, masks, data, tmp_path / "one")
     (tmp_path / "script.py").write_text(SCRIPT)
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     _two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, tensor in (masks.state_dict() | model.state_dict()).items():

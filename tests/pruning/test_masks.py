@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from hfcompress.base.costs import Costs, Target
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.growth import done_between
-from hfcompress.model.masks import STEADY, Due, Gradual, Masks, expected_cost, kept_within
-from hfcompress.model.pattern import Pattern
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.weight_masks import GradualWeights
-from tests import masked, world
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.costs import Costs, Target
+from hfcompress.pruning.growth import done_between
+from hfcompress.pruning.masks.units import Due, Gradual, expected_cost, kept_within
+from hfcompress.pruning.masks.weights import GradualWeights
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.training.overlay import STEADY, TrainingOverlay
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
+from tests import masked
 
 
 def logits(model: Any) -> Tensor:
@@ -172,7 +174,7 @@ def test_expected_cost_reads_between_two_counts_and_lets_gradients_through() -> 
 # In training
 
 
-class Pushy(Masks):
+class Pushy(TrainingOverlay):
     """Masks with parameters of their own and a gradient that dwarfs the model's."""
 
     def __init__(self) -> None:
@@ -266,7 +268,7 @@ def test_after_the_cut_the_optimizer_holds_no_tensor_that_was_cut(tmp_path: Path
 
 
 def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Path) -> None:
-    from hfcompress.stages import training
+    from hfcompress.training import trainer as training
 
     model, keep = world.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic"))

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, shape_of
-from hfcompress.model.artifact import load_model, save_weights
-from hfcompress.model.family import FAMILIES, family_of
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
-from hfcompress.model.observe import observe
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.architectures import FAMILIES, family_of, unit_counts
+from hfcompress.models.artifact import load_model, save_weights
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
 DECODERS = [name for name in FAMILIES if name not in ENCODERS]

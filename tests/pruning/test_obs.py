@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.criteria.base import CRITERIA, Calibration
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.observe import observe
-from hfcompress.model.pattern import Pattern
-from hfcompress.model.sparsity import kept_weights, share_of_zeros
-from hfcompress.model.surgeon import DAMPING, damped, refitted, removal_costs, sparse_weight
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.forward import observe
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.criteria.base import CRITERIA, Calibration
+from hfcompress.pruning.obs.solver import DAMPING, damped, refitted, removal_costs, sparse_weight
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 from tests.two import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

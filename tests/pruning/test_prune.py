@@ -11,14 +11,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hfcompress import runner
-from hfcompress.base.growth import done
-from hfcompress.base.shape import Shape, shape_of
-from hfcompress.model.artifact import load_model, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe import load
-from hfcompress.stages.prune import Prune
-from hfcompress.stages.schedules import Iterative, Lottery
-from tests import world
+from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact, read_config
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.pruning.growth import done
+from hfcompress.pruning.schedules import Iterative, Lottery
+from hfcompress.pruning.stage import Prune
+from hfcompress.recipe.schema import load
+from hfcompress.run import runner
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 TRAIN = {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3}
@@ -179,23 +179,23 @@ def pruned(things: tuple[Path, Path], folder: Path, **options: Any) -> tuple[Pat
     """The directory that a prune stage makes, and its notes; run without measuring, in this process."""
     from transformers import set_seed
 
-    from hfcompress.stages.base import Bench
+    from hfcompress.context import StageContext
 
     teacher, data = things
     path = world.recipe(folder / "recipe.yaml", teacher, data, stages=[{"kind": "prune", **options}])
     recipe = load(path).recipe
     source = open_artifact(teacher, "source", "source")
-    bench = Bench(recipe.task, recipe.seed, source, {"model": source}, folder / "work")
-    bench.directory.mkdir(exist_ok=True)
+    context = StageContext(recipe.task, recipe.seed, source, {"model": source}, folder / "work")
+    context.directory.mkdir(exist_ok=True)
     stage = recipe.stages[0]
     assert stage.problems(source.shape, {"parent": source.shape, "source": source.shape}, recipe.task) == []  # type: ignore[arg-type]
     set_seed(recipe.seed)
-    stage.run(source, bench)
-    return bench.model_directory, bench.notes
+    stage.run(source, context)
+    return context.model_directory, context.notes
 
 
 def zeros(model: Any) -> float:
-    from hfcompress.model.linears import layer_linears
+    from hfcompress.models.linears import layer_linears
 
     weights = [module.weight for module in layer_linears(model).values()]
     return float(sum((w == 0).sum() for w in weights) / sum(w.numel() for w in weights))

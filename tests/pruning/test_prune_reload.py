@@ -13,13 +13,10 @@ import pytest
 import torch
 import transformers
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.shape import ARCHITECTURES, HEADS
-from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.measure import verify as verifying
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.measure.verify import ReloadError, verify
-from hfcompress.model.artifact import (
+from hfcompress.models.artifact import (
     MODELING_FILE,
     load_model,
     load_tokenizer,
@@ -27,10 +24,13 @@ from hfcompress.model.artifact import (
     save_model,
     weights_hash,
 )
-from hfcompress.model.observe import accepted
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import accepted
+from hfcompress.models.shape import ARCHITECTURES, HEADS
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx.export import export, quiet, run_onnx
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from tests import factories as world
 
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
 AUTO = "AutoModelForSequenceClassification"

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.criteria.base import Scores
-from hfcompress.model.artifact import load_model, load_tokenizer
-from hfcompress.model.family import family_of
-from hfcompress.recipe import load
-from hfcompress.stages import training
-from hfcompress.stages.sensitivity import gate, sensitivity
-from tests import world
+from hfcompress.models.architectures import family_of
+from hfcompress.models.artifact import load_model, load_tokenizer
+from hfcompress.pruning.criteria.base import Scores
+from hfcompress.pruning.sensitivity import gate, sensitivity
+from hfcompress.recipe.schema import load
+from hfcompress.training import trainer as training
+from tests import factories as world
 
 
 class Task:

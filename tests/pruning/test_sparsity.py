@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.family import FAMILIES, family_of
-from hfcompress.model.pattern import Pattern
-from hfcompress.model.sparsity import (
+from hfcompress.models.architectures import FAMILIES, family_of
+from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.sparsity import (
     KeptZeros,
     formats,
     kept_weights,
@@ -21,7 +20,8 @@ from hfcompress.model.sparsity import (
     zero,
     zeros,
 )
-from tests import world
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import fold, gated, unit_counts
-from hfcompress.model.gradients import unit_gradients
-from hfcompress.model.observe import accepted
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.model.tuning import DAMPING, Gates, rearrange, tune
-from tests import world
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.forward import accepted
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.gates import fold, gated
+from hfcompress.pruning.gradients import unit_gradients
+from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange, tune
+from tests import factories as world
 from tests.two import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

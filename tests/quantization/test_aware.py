@@ -15,23 +15,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.model.artifact import load_model, open_artifact, save_model
-from hfcompress.model.calibration import calibrate
-from hfcompress.model.embedding_grid import rounded_rows
-from hfcompress.model.fake_quantization import FakeQuantization
-from hfcompress.model.followed_ranges import MOMENTUM, FollowedRanges
-from hfcompress.model.learned_steps import RATE, LearnedSteps
-from hfcompress.model.linears import linears
-from hfcompress.model.observe import observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.ranges import Ranges, affine
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.recipe import load
-from hfcompress.stages.base import Bench
-from tests import masked, world
-from tests.test_distributed import _two_processes
-from tests.test_training import Interrupt
+from hfcompress.context import StageContext
+from hfcompress.models.artifact import load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import observe
+from hfcompress.models.linears import linears
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.calibration import calibrate
+from hfcompress.quantization.grids.embeddings import rounded_rows
+from hfcompress.quantization.grids.ranges import Ranges, affine
+from hfcompress.quantization.qat.fake_quantization import FakeQuantization
+from hfcompress.quantization.qat.learned_steps import RATE, LearnedSteps
+from hfcompress.quantization.qat.moving_average import MOMENTUM, FollowedRanges
+from hfcompress.recipe.schema import load
+from tests import factories as world
+from tests import masked
+from tests.training.test_distributed import _two_processes
+from tests.training.test_training import Interrupt
 
 AUTO = "AutoModelForSequenceClassification"
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -437,19 +438,19 @@ def test_a_whole_stage_stores_what_it_trained(
     train = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "ranges": kind}
     stages = [{"kind": "quantize", "backend": {"use": "onnx_int8", "mode": "static", "rows": 16}, "train": train}]
     recipe = load(world.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)).recipe
-    bench = Bench(recipe.task, recipe.seed, open_artifact(teacher), {}, tmp_path / "stage")
+    context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, tmp_path / "stage")
     made, backend = list[FakeQuantization](), BACKENDS.get("onnx_int8")
     original = backend.masks
     monkeypatch.setattr(backend, "masks", lambda *given: made.append(original(*given)) or made[-1])
-    recipe.stages[0].run(open_artifact(teacher), bench)
-    model, masks = load_model(bench.directory / "trained", AUTO), made[0].eval()
+    recipe.stages[0].run(open_artifact(teacher), context)
+    model, masks = load_model(context.directory / "trained", AUTO), made[0].eval()
     with masks.applied(model, 1.0):
-        trained = logits_of(model, probe_inputs(bench.model_directory))
-    assert bench.logits is not None
-    assert np.abs(bench.logits - trained).max() <= one_step(masks, model)
-    before, after = (load_model(path, AUTO).state_dict() for path in (teacher, bench.directory / "trained"))
+        trained = logits_of(model, probe_inputs(context.model_directory))
+    assert context.logits is not None
+    assert np.abs(context.logits - trained).max() <= one_step(masks, model)
+    before, after = (load_model(path, AUTO).state_dict() for path in (teacher, context.directory / "trained"))
     assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
-    assert bench.notes["dev"] > 0.9
+    assert context.notes["dev"] > 0.9
 
 
 # However many processes there are
@@ -483,7 +484,7 @@ def test_two_processes_come_to_the_ranges_of_one(kind: str, tmp_path: Path, data
     masks = KINDS[kind](model)
     masked.trained(model, masks, data, tmp_path / "one", epochs=1.0)
     (tmp_path / "script.py").write_text(SCRIPT)
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     _two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, tensor in (masks.state_dict() | model.state_dict()).items():

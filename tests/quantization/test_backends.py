@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import MODELING_FILE, load_model, open_artifact, save_model
-from hfcompress.model.probe import Probe, logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import MODELING_FILE, load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),

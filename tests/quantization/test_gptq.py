@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfcompress.backends import gptq
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape, shape_of
 from hfcompress.measure.hardware import Abilities, Gpu
-from hfcompress.model.artifact import open_artifact
-from tests import world
+from hfcompress.models.artifact import open_artifact
+from hfcompress.models.shape import Shape, shape_of
+from hfcompress.quantization.backends import gptq
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 LLAMA = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
@@ -103,7 +103,7 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
     import torch
     import transformers
 
-    from hfcompress.model.probe import logits_of, probe_inputs
+    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 
     asked: dict[str, Any] = {}
 
@@ -141,9 +141,9 @@ def test_no_rows_are_refused(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["stock", "uneven"])
 def test_the_rounded_model_reloads_in_a_fresh_process(layout: str, source: Path, tmp_path: Path) -> None:
     from hfcompress.measure.verify import verify
-    from hfcompress.model.artifact import load_model, save_model
-    from hfcompress.model.probe import logits_of, probe_inputs
-    from hfcompress.model.surgery import Keep, cut
+    from hfcompress.models.artifact import load_model, save_model
+    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+    from hfcompress.models.surgery import Keep, cut
 
     model = load_model(source, AUTO)
     if layout == "uneven":

@@ -16,22 +16,22 @@ import torch
 from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.backends.onnx_int8 import OnnxInt8
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, shape_of
-from hfcompress.graphs import made as made_module
-from hfcompress.graphs.export import run_onnx
-from hfcompress.graphs.fuse import paths_of
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, read_config, save_model
-from hfcompress.model.calibration import calibrate
-from hfcompress.model.linears import linears
-from hfcompress.model.observe import accepted
-from hfcompress.model.probe import Probe, logits_of, probe_inputs
-from hfcompress.model.ranges import Ranges
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
+from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
+from hfcompress.models.forward import accepted
+from hfcompress.models.linears import linears
+from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx import model_directory as made_module
+from hfcompress.onnx.export import run_onnx
+from hfcompress.onnx.fuse import paths_of
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
+from hfcompress.quantization.calibration import calibrate
+from hfcompress.quantization.grids.ranges import Ranges
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 WIDTH, FFN = 64, 128

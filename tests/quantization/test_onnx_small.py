@@ -13,18 +13,18 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.graphs.embeddings import embedding_gathers, quantize_embeddings, tie
-from hfcompress.graphs.export import export, quiet, run_onnx
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, save_model
-from hfcompress.model.block_grid import block_codes, rounded_blocks
-from hfcompress.model.embedding_grid import rounded_rows
-from hfcompress.model.linears import linears
-from hfcompress.model.probe import Probe, logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
+from hfcompress.models.linears import linears
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx.export import export, quiet, run_onnx
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.graphs.embeddings import embedding_gathers, quantize_embeddings, tie
+from hfcompress.quantization.grids.blocks import block_codes, rounded_blocks
+from hfcompress.quantization.grids.embeddings import rounded_rows
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 HIDDEN = 40
@@ -232,7 +232,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     @cache
     def make(name: str, family: str = "bert", head: str = "sequence", keep: Any = (), **options: Any) -> Any:
-        from hfcompress.base.shape import HEADS
+        from hfcompress.models.shape import HEADS
 
         origin, target = source(family, head), tmp_path_factory.mktemp(name)
         work = Work(origin, target, f"AutoModel{HEADS[head]}", probe_inputs(origin), keep=frozenset(keep))
@@ -362,7 +362,7 @@ def test_half_precision_answers_like_the_float_model(family: str, head: str, mad
 
 @pytest.mark.parametrize("value", [1e6, float("nan")])
 def test_half_precision_refuses_weights_that_it_has_no_room_for(value: float) -> None:
-    from hfcompress.backends.onnx_fp16 import _require_room
+    from hfcompress.quantization.backends.onnx_fp16 import _require_room
 
     model = world.model()
     _require_room(model)

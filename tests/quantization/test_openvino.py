@@ -14,14 +14,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.backends.openvino_int8 import OpenvinoInt8
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, shape_of
-from hfcompress.graphs.optimum import rows_alone
-from hfcompress.model.artifact import open_artifact, weights_hash
-from hfcompress.push import uploads
-from tests import world
+from hfcompress.models.artifact import open_artifact, weights_hash
+from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
+from hfcompress.quantization.graphs.optimum import rows_alone
+from hfcompress.run.push import uploads
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 needs_openvino = pytest.mark.skipif(
     OpenvinoInt8().unavailable() is not None, reason="OpenVINO needs an environment of its own"
@@ -192,9 +192,9 @@ Quantized = Callable[..., tuple[Path, Path, Any, Any]]
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """Quantizes a tiny model, once for equal arguments: source, target, float model, and what `quantize` returned."""
-    from hfcompress.model.artifact import load_model, save_model
-    from hfcompress.model.probe import probe_inputs
-    from hfcompress.model.surgery import Keep, cut
+    from hfcompress.models.artifact import load_model, save_model
+    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.surgery import Keep, cut
 
     @cache
     def make(family: str = "bert", layout: str = "stock", head: str = "sequence", **options: Any) -> Any:
@@ -246,7 +246,7 @@ def array_batch(*size: int) -> dict[str, Any]:
 def test_it_answers_like_the_float_model_at_any_batch_and_length(
     family: str, layout: str, head: str, quantized: Quantized
 ) -> None:
-    from hfcompress.model.probe import logits_of
+    from hfcompress.models.dummy_inputs import logits_of
 
     _, target, model, _ = quantized(family, layout, head)
     for size in ((1, 5), (3, 17)):
@@ -279,8 +279,8 @@ def test_optimum_loads_the_directory(head: str, quantized: Quantized) -> None:
     import optimum.intel
     import torch
 
-    from hfcompress.model.observe import logits_of_output
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.forward import logits_of_output
 
     source, target, _, logits = quantized("roberta" if head == "span" else "bert", head=head)
     model = getattr(optimum.intel, f"OVModel{HEADS[head]}").from_pretrained(target)
@@ -311,7 +311,7 @@ def test_every_matrix_of_weights_is_in_8_bits(options: dict[str, Any], quantized
 
 @needs_openvino
 def test_padding_of_the_calibration_rows_changes_nothing(quantized: Quantized, tmp_path: Path) -> None:
-    from hfcompress.model.probe import probe_inputs
+    from hfcompress.models.dummy_inputs import probe_inputs
 
     source, target, _, _ = quantized()
 
@@ -327,7 +327,7 @@ def test_padding_of_the_calibration_rows_changes_nothing(quantized: Quantized, t
 def test_no_rows_and_an_export_that_differs_are_refused(
     quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfcompress.model import probe
+    from hfcompress.models import dummy_inputs as probe
 
     source, _, _, _ = quantized()
     work = Work(source, tmp_path, "AutoModelForSequenceClassification", probe.probe_inputs(source))

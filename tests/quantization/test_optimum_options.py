@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hfcompress.backends.base import BACKENDS
-from hfcompress.base.shape import shape_of
-from tests import world
+from hfcompress.models.shape import shape_of
+from hfcompress.quantization.backends.base import BACKENDS
+from tests import factories as world
 
 
 @pytest.mark.parametrize(

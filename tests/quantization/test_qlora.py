@@ -18,23 +18,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, shape_of
+from hfcompress.context import StageContext
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, save_model, weights_hash
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.loftq import decomposed, fit, to_quantize
-from hfcompress.model.lora import Lora, add_lora
-from hfcompress.model.observe import observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.push import uploads
-from hfcompress.recipe import check, load
-from hfcompress.stages import qlora
-from hfcompress.stages.base import Bench
-from tests import world
-from tests.test_distributed import SCRIPT, _two_processes
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.artifact import load_model, open_artifact, save_model, weights_hash
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization import qlora
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.loftq import decomposed, fit, to_quantize
+from hfcompress.recipe.schema import check, load
+from hfcompress.run.push import uploads
+from hfcompress.training.lora import Lora, add_lora
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
+from tests.training.test_distributed import SCRIPT, _two_processes
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 EVERY = ["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
@@ -56,16 +56,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @dataclass
 class Done:
-    bench: Bench
+    context: StageContext
 
     @property
     def path(self) -> Path:
-        return self.bench.model_directory
+        return self.context.model_directory
 
     @property
     def base(self) -> dict[str, torch.Tensor]:
         """What was quantized before any training."""
-        return load_file(self.bench.directory / "base" / "model.safetensors")
+        return load_file(self.context.directory / "base" / "model.safetensors")
 
     @property
     def saved(self) -> dict[str, torch.Tensor]:
@@ -90,10 +90,10 @@ def run(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "lora": {"r": 4}} | train
         stages = [{"kind": "quantize", "backend": backend, "train": training}]
         recipe = load(world.recipe(folder / "recipe.yaml", teacher, data, stages=stages)).recipe
-        bench = Bench(recipe.task, recipe.seed, open_artifact(teacher), {}, folder / "stage", callbacks)
-        shutil.rmtree(bench.model_directory, ignore_errors=True)
-        recipe.stages[0].run(open_artifact(source), bench)
-        return Done(bench)
+        context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, folder / "stage", callbacks)
+        shutil.rmtree(context.model_directory, ignore_errors=True)
+        recipe.stages[0].run(open_artifact(source), context)
+        return Done(context)
 
     return stage
 
@@ -138,7 +138,7 @@ def test_the_quantized_weights_stay_bit_for_bit_and_the_head_is_trained(
     moved = {name for name, tensor in done.saved.items() if not torch.equal(tensor, done.base[name])}
     assert moved == {name for name in done.base if name.startswith(("classifier.", "bert.pooler."))}
     assert all(bool(t.any()) for name, t in done.adapter.items() if "lora_B" in name)
-    assert np.array_equal(logits_of(reloaded(done.path), probe_inputs(done.path)), done.bench.logits)
+    assert np.array_equal(logits_of(reloaded(done.path), probe_inputs(done.path)), done.context.logits)
 
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4", "double_quant": True}])
@@ -175,20 +175,20 @@ def test_training_brings_the_quantized_model_nearer_to_the_float_one(trained: Do
         with torch.no_grad():
             return observe(model.eval(), batch).logits.log_softmax(-1)
 
-    base = reloaded(trained.bench.directory / "base", adapter=False)
+    base = reloaded(trained.context.directory / "base", adapter=False)
     wanted, before, after = (said(m) for m in (load_model(teacher, CLASSIFIER), base, reloaded(trained.path)))
     before, after = ((wanted.exp() * (wanted - x)).sum() for x in (before, after))
     assert 0 <= after < 0.5 * before
 
 
 def test_a_fresh_process_gives_the_same_answers(trained: Done) -> None:
-    found = verify(open_artifact(trained.path), trained.bench.logits, CLASSIFIER)
+    found = verify(open_artifact(trained.path), trained.context.logits, CLASSIFIER)
     assert found == pytest.approx({"transformers": 0}, abs=1e-5)
 
 
 @pytest.mark.slow
 def test_a_fresh_process_gives_the_same_answers_of_uneven_layers(uneven: Done) -> None:
-    found = verify(open_artifact(uneven.path), uneven.bench.logits, CLASSIFIER)
+    found = verify(open_artifact(uneven.path), uneven.context.logits, CLASSIFIER)
     assert found == {"transformers": 0, "hfcompress": 0}
 
 
@@ -247,7 +247,7 @@ def test_the_adapter_counts_as_weights_and_is_pushed(trained: Done, tmp_path: Pa
     sizes = {p.name: p.stat().st_size for p in artifact.weight_files}
     assert set(sizes) == {"model.safetensors", file.name}
     assert artifact.disk_bytes == sum(sizes.values())
-    assert trained.bench.notes["adapter"] == {"bytes": sizes[file.name]}
+    assert trained.context.notes["adapter"] == {"bytes": sizes[file.name]}
     (tmp_path / "final" / "README.md").write_text("a card")
     names = {upload.name for upload in uploads(tmp_path)}
     assert {"model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
@@ -261,9 +261,9 @@ def test_the_adapter_is_peft_s_and_names_no_place_on_this_machine(trained: Done)
 
     config = json.loads((trained.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["peft_type"], config["base_model_name_or_path"]) == (4, "LORA", None)
-    assert str(trained.bench.directory) not in json.dumps(config)
+    assert str(trained.context.directory) not in json.dumps(config)
     model = PeftModel.from_pretrained(reloaded(trained.path, adapter=False), trained.path, subfolder="adapter")
-    assert np.array_equal(logits_of(model.get_base_model(), probe_inputs(trained.path)), trained.bench.logits)
+    assert np.array_equal(logits_of(model.get_base_model(), probe_inputs(trained.path)), trained.context.logits)
 
 
 # LoftQ
@@ -327,7 +327,7 @@ def test_adapters_start_from_what_quantizing_took(backend: str, tmp_path: Path) 
 def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teacher: Path) -> None:
     wanted = answers(load_model(teacher, CLASSIFIER))
     done = run(epochs=0, lora={"r": 64, "alpha": 32, "targets": EVERY, "init": "loftq", "iterations": 2})
-    assert done.bench.notes["loftq"]["error"] < 1e-5 < done.bench.notes["loftq"]["error_without_adapters"]
+    assert done.context.notes["loftq"]["error"] < 1e-5 < done.context.notes["loftq"]["error_without_adapters"]
     exact = reloaded(done.path)
     qlora._train_exactly(exact)
     assert torch.allclose(answers(exact), wanted, atol=1e-3)
@@ -338,10 +338,10 @@ def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teac
 def test_more_turns_leave_less(run: Run) -> None:
     starts = [{}, {"init": "loftq"}, {"init": "loftq", "iterations": 8}]
     done = [run(epochs=0, lora={"r": 16, "targets": EVERY, **start}) for start in starts]
-    errors = [x.bench.notes["loftq"]["error"] for x in done[1:]]
-    assert errors[1] < errors[0] < done[1].bench.notes["loftq"]["error_without_adapters"]
-    assert "loftq" not in done[0].bench.notes
-    assert all(np.array_equal(logits_of(reloaded(x.path), probe_inputs(x.path)), x.bench.logits) for x in done)
+    errors = [x.context.notes["loftq"]["error"] for x in done[1:]]
+    assert errors[1] < errors[0] < done[1].context.notes["loftq"]["error_without_adapters"]
+    assert "loftq" not in done[0].context.notes
+    assert all(np.array_equal(logits_of(reloaded(x.path), probe_inputs(x.path)), x.context.logits) for x in done)
 
 
 @pytest.mark.parametrize(

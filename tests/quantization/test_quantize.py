@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from hfcompress.backends.base import BACKENDS, Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import shape_of
-from hfcompress.model.artifact import load_model, open_artifact, save_model
-from hfcompress.model.linears import linears
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.recipe import check, load
-from hfcompress.stages import mixed
-from hfcompress.stages.base import Bench
-from hfcompress.stages.mixed import fewest, together
-from hfcompress.stages.quantize import Quantize
-from tests import world
+from hfcompress.context import StageContext
+from hfcompress.models.artifact import load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.linears import linears
+from hfcompress.models.shape import shape_of
+from hfcompress.quantization import mixed_precision as mixed
+from hfcompress.quantization.backends.base import BACKENDS, Backend, Work
+from hfcompress.quantization.mixed_precision import fewest, together
+from hfcompress.quantization.stage import Quantize
+from hfcompress.recipe.schema import check, load
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 from tests.test_recipes_run import InThisProcess
 
 
@@ -46,22 +46,22 @@ class Coarse(Backend):
 
 
 @pytest.fixture
-def bench(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr("hfcompress.stages.mixed.ModelProcess", InThisProcess)
+def context(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
+    monkeypatch.setattr("hfcompress.quantization.mixed_precision.ModelProcess", InThisProcess)
     recipe = load(world.recipe(tmp_path / "r.yaml", teacher, data)).recipe
     source = open_artifact(teacher)
     (tmp_path / "work" / "model").mkdir(parents=True)
-    return Bench(recipe.task, 0, source, {}, tmp_path / "work")
+    return StageContext(recipe.task, 0, source, {}, tmp_path / "work")
 
 
 def stage(**options: Any) -> Quantize:
     return Quantize.model_validate({"kind": "quantize", "backend": Coarse(), **options})
 
 
-def run(options: Quantize, bench: Bench) -> Any:
-    path = bench.source.path
-    work = Work(path, bench.model_directory, bench.task.auto_class, probe_inputs(path))
-    return mixed.mixed(options, work, bench)
+def run(options: Quantize, context: StageContext) -> Any:
+    path = context.source.path
+    work = Work(path, context.model_directory, context.task.auto_class, probe_inputs(path))
+    return mixed.mixed(options, work, context)
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 16])
@@ -81,9 +81,9 @@ def test_the_fewest_layers_that_hold_are_found_in_few_tries(most: int) -> None:
         assert all(0 < count <= most for count in asked)
 
 
-def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(bench: Bench) -> None:
-    model = load_model(bench.source.path, bench.task.auto_class)
-    logits, notes = run(stage(max_drop=5.0), bench), bench.notes["mixed"]
+def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(context: StageContext) -> None:
+    model = load_model(context.source.path, context.task.auto_class)
+    logits, notes = run(stage(max_drop=5.0), context), context.notes["mixed"]
     assert notes["holds"]
     chosen = next(a for a in notes["tried"] if a["keep"] == len(notes["kept"]))
     assert chosen["drop"] <= 5 < notes["tried"][0]["drop"]
@@ -93,26 +93,26 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(bench:
     assert sorted(ranked) == sorted(linears(model))
     assert [x["error"] for x in notes["layers"]] == sorted((x["error"] for x in notes["layers"]), reverse=True)
     assert not any(a["keep"] < chosen["keep"] and a["drop"] <= 5 for a in notes["tried"])
-    saved = load_model(bench.model_directory, bench.task.auto_class)
-    assert np.array_equal(logits_of(saved, probe_inputs(bench.source.path)), logits)
+    saved = load_model(context.model_directory, context.task.auto_class)
+    assert np.array_equal(logits_of(saved, probe_inputs(context.source.path)), logits)
     kept = model.get_submodule(notes["kept"][0])
     assert torch.equal(saved.get_submodule(notes["kept"][0]).weight, kept.weight)
-    assert not (bench.directory / "attempts").exists()
+    assert not (context.directory / "attempts").exists()
 
 
-def test_each_layer_s_suffering_is_that_of_rounding_it_alone(bench: Bench) -> None:
-    run(stage(max_drop=5.0, rows=16), bench)
-    from hfcompress.stages.training import answers
+def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageContext) -> None:
+    run(stage(max_drop=5.0, rows=16), context)
+    from hfcompress.training.trainer import answers
 
-    worst = bench.notes["mixed"]["layers"][0]
-    model = load_model(bench.source.path, bench.task.auto_class)
-    rows = bench.encoded("dev", world.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
-    before, _ = answers(model, rows, world.tokenizer(), bench.task)
+    worst = context.notes["mixed"]["layers"][0]
+    model = load_model(context.source.path, context.task.auto_class)
+    rows = context.encoded("dev", world.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
+    before, _ = answers(model, rows, world.tokenizer(), context.task)
     layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()
-    after, order = answers(model, rows, world.tokenizer(), bench.task)
+    after, order = answers(model, rows, world.tokenizer(), context.task)
     assert worst["error"] == pytest.approx(float(np.linalg.norm(after - before) / np.linalg.norm(before)), rel=1e-5)
-    assert worst["metric"] == bench.task.score(*bench.task.judge(after, rows.select(order)))
+    assert worst["metric"] == context.task.score(*context.task.judge(after, rows.select(order)))
 
 
 def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
@@ -126,23 +126,23 @@ def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
     assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in together(world.model("llama"))
 
 
-def test_a_budget_that_all_layers_hold_is_met_at_once(bench: Bench) -> None:
-    run(stage(max_drop=100.0), bench)
-    notes = bench.notes["mixed"]
+def test_a_budget_that_all_layers_hold_is_met_at_once(context: StageContext) -> None:
+    run(stage(max_drop=100.0), context)
+    notes = context.notes["mixed"]
     assert (notes["kept"], notes["holds"], len(notes["tried"]), notes["layers"]) == ([], True, 1, [])
 
 
 def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixed._Search, "holds", lambda self, attempt: False)
-    run(stage(max_drop=0.1), bench)
-    notes = bench.notes["mixed"]
+    run(stage(max_drop=0.1), context)
+    notes = context.notes["mixed"]
     assert not notes["holds"]
     assert notes["tried"][-1]["keep"] == len(notes["layers"])
     least = min(notes["tried"], key=lambda a: a["drop"])
     assert len(notes["kept"]) == least["keep"]
-    assert (bench.model_directory / "model.safetensors").is_file()
+    assert (context.model_directory / "model.safetensors").is_file()
 
 
 def test_simulating_leaves_the_model_as_it_was() -> None:
@@ -202,7 +202,7 @@ def test_a_plan_needs_nothing_installed_and_a_check_does(
 def test_a_whole_run_tells_what_was_tried_in_its_card(
     tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfcompress.runner import run as run_
+    from hfcompress.run.runner import run as run_
 
     for module in ("measure.measure", "measure.verify", "stages.mixed"):
         monkeypatch.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, read_config, save_model
-from hfcompress.model.int8_layers import Int8Embedding, Int8Linear, put_int8_layers
-from hfcompress.model.low_rank import factor_embeddings
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.factorized_embeddings import factor_embeddings
+from hfcompress.models.shape import HEADS
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.int8_modules import Int8Embedding, Int8Linear, put_int8_layers
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 AUTO = "AutoModelForSequenceClassification"
 UNEVEN = [Keep((1, 3), tuple(range(100))), Keep((), ())]

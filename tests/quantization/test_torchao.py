@@ -13,15 +13,15 @@ import torch
 import transformers
 from torch import nn
 
-from hfcompress.backends.base import BACKENDS, Work
-from hfcompress.base.errors import HfcompressError
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_model, open_artifact, save_model
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.observe import observe
-from hfcompress.model.probe import logits_of, probe_inputs
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.artifact import load_model, open_artifact, save_model
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.forward import observe
+from hfcompress.models.linears import layer_linears
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 pytest.importorskip("torchao")
 

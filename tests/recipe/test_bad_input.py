@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from hfcompress import runner
-from hfcompress.base.errors import HfcompressError, disk_problem
-from hfcompress.recipe import Loaded, load
-from tests import world
-from tests.world import run_cli, snapshot
+from hfcompress.recipe.schema import Loaded, load
+from hfcompress.run import runner
+from hfcompress.utils.errors import HfcompressError, disk_problem
+from tests import factories as world
+from tests.factories import run_cli, snapshot
 
 Refused = Callable[..., str]
 
@@ -131,7 +131,7 @@ def test_a_config_that_cannot_be_used(refused: Refused, teacher: Path, tmp_path:
 
 @pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", b"not safetensors at all"])
 def test_weights_that_are_cut_off(teacher: Path, tmp_path: Path, content: bytes) -> None:
-    from hfcompress.model.artifact import load_model
+    from hfcompress.models.artifact import load_model
 
     model = without(teacher, tmp_path / "model")
     (model / "model.safetensors").write_bytes(content)
@@ -383,7 +383,7 @@ def test_a_library_that_trips_over_a_file_that_was_cut_off_is_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime writes a graph, does not notice that there was no room for it, and cannot read it again."""
-    from hfcompress.base.files import scratch_directory
+    from hfcompress.utils.files import scratch_directory
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -405,7 +405,7 @@ def test_a_library_that_trips_over_a_file_that_was_cut_off_is_not_blamed(
 @pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "OSError: 96 requested and 0 written"])
 def test_a_process_that_has_no_room_for_its_answers(teacher: Path, said: str) -> None:
     from hfcompress.measure.process import ModelProcess
-    from hfcompress.model.artifact import open_artifact
+    from hfcompress.models.artifact import open_artifact
 
     with ModelProcess(open_artifact(teacher), "AutoModelForSequenceClassification") as process:
         process._process.stdout.close()  # type: ignore[union-attr]
@@ -419,7 +419,7 @@ def test_a_graph_for_which_there_is_no_room_is_not_one_that_cannot_be_exported(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hfcompress.measure import verify
-    from hfcompress.model.artifact import open_artifact
+    from hfcompress.models.artifact import open_artifact
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

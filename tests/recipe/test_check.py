@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hfcompress import recipe as recipes
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.artifact import load_model
-from hfcompress.stages.train import Train
-from tests import world
+from hfcompress.models.artifact import load_model
+from hfcompress.recipe import schema as recipes
+from hfcompress.training.options import Train
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 TRAIN = {"max_steps": 2, "batch_size": 16}
 DISTIL = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN}
@@ -220,8 +220,8 @@ def test_the_best_of_models_that_are_still_rounded_anew_is_none(tmp_path: Path, 
 
 def test_a_best_model_with_kept_zeros_is_kept(tmp_path: Path, teacher: Path, data: Path) -> None:
     """Its zeros are the same from the first step to the last, so the best epoch is as good as the last."""
-    from hfcompress.model.sparsity import share_of_zeros
-    from tests.test_teachers import ran
+    from hfcompress.pruning.sparsity import share_of_zeros
+    from tests.distillation.test_teachers import ran
 
     recover = {"keep_best": True, "epochs": 2, "batch_size": 16}
     zeros = {"kind": "prune", "criterion": "magnitude", "weights": {"share": 0.5}, "recover": recover}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hfcompress.base import document
-from hfcompress.base.errors import HfcompressError
+from hfcompress.recipe import document
+from hfcompress.utils.errors import HfcompressError
 
 HERE = Path("recipe.yaml")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hfcompress.base.errors import HfcompressError, Problem
-from hfcompress.plan import plan
-from hfcompress.recipe import Loaded, check, find, load, resolved, shipped
-from tests import world
+from hfcompress.recipe.plan import plan
+from hfcompress.recipe.schema import Loaded, check, find, load, resolved, shipped
+from hfcompress.utils.errors import HfcompressError, Problem
+from tests import factories as world
 from tests.soak import recipes
 
 BERT_BASE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,

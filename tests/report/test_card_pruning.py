@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from hfcompress import card
-from hfcompress.card_pruning import result
-from hfcompress.criteria.base import CRITERIA
-from hfcompress.model.artifact import open_artifact
-from hfcompress.model.surgery import Keep, cut
-from hfcompress.recipe import load
-from hfcompress.stages.prune import Prune
-from tests import world
+from hfcompress.models.artifact import open_artifact
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.criteria.base import CRITERIA
+from hfcompress.pruning.stage import Prune
+from hfcompress.recipe.schema import load
+from hfcompress.report import card
+from hfcompress.report.card_pruning import result
+from tests import factories as world
 
 TRAIN = {"epochs": 2, "losses": ["soft_labels"]}
 TRAINED = "2 epochs by `soft_labels` from `parent`"
@@ -117,7 +117,7 @@ def rendered(tmp_path: Path, data: Path) -> Any:
     loaded = load(world.recipe(tmp_path / "recipe.yaml", tmp_path / "teacher", data, stages=stages))
 
     def render(model: Any, cuts: dict[str, Any], *files: str) -> str:
-        from hfcompress.model.artifact import save_model
+        from hfcompress.models.artifact import save_model
 
         path = tmp_path / "final"
         save_model(model, world.tokenizer(), path)

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import PRUNED
-from hfcompress.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.narrow import cut_hidden, drop_layers
-from hfcompress.model.surgery import Keep, cut
-from tests import world
+from hfcompress.models.architectures import FAMILIES, unit_counts
+from hfcompress.models.shape import PRUNED
+from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.narrow import cut_hidden, drop_layers
+from hfcompress.report.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 
 def findings(config: dict[str, Any]) -> dict[str, Finding]:

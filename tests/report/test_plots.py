@@ -11,9 +11,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from hfcompress import plot_pruning, report
-from hfcompress.plot import INK
-from tests import world
+from hfcompress.report import plots_pruning as plot_pruning
+from hfcompress.report import report
+from hfcompress.report.plots import INK
+from tests import factories as world
 
 Drawn = Callable[..., Figure]
 

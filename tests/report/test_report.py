@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from hfcompress import cli, report
-from hfcompress.base.errors import HfcompressError
-from tests import world
+from hfcompress import cli
+from hfcompress.report import report
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 
 def _content(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def test_the_plot_of_a_busy_machine_draws_sizes_alone(
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hfcompress.plot import tradeoff
+    from hfcompress.report.plots import tradeoff
 
     drawn, said = [], []
     errorbar, text, title = Axes.errorbar, Axes.text, Figure.suptitle
@@ -216,7 +217,7 @@ def _png_size(path: Path) -> tuple[int, int]:
 
 
 def test_the_plot_has_a_panel_for_size_and_one_for_each_batch(content: dict[str, Any], tmp_path: Path) -> None:
-    from hfcompress.plot import tradeoff
+    from hfcompress.report.plots import tradeoff
 
     tradeoff(content, tmp_path / "three.png")
     for row in content["rows"]:
@@ -234,7 +235,7 @@ def test_every_stage_and_its_interval_are_drawn(
 ) -> None:
     from matplotlib.axes import Axes
 
-    from hfcompress.plot import tradeoff
+    from hfcompress.report.plots import tradeoff
 
     named, bars = [], []
     annotate, errorbar = Axes.annotate, Axes.errorbar

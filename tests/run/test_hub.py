@@ -18,12 +18,12 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from hfcompress import cli
-from hfcompress import push as push_
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data import hub as hub_client
 from hfcompress.data import source
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import TextClassification
+from hfcompress.run import push as push_
+from hfcompress.utils.errors import HfcompressError
 from tests import loopback_hub
 from tests.loopback_hub import LoopbackHub
 from tests.soak import push as soak
@@ -255,7 +255,7 @@ def test_a_repository_of_onnx_weights_is_fetched(hub: LoopbackHub, teacher: Path
 def test_a_graph_of_a_repository_is_named_or_found_in_its_folder(
     hub: LoopbackHub, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.test_foreign_models import graph, outside
+    from tests.models.test_foreign_models import graph, outside
 
     small, large = graph(tmp_path / "small"), outside(tmp_path / "large")
     config = (small / "config.json").read_bytes()

@@ -15,7 +15,7 @@ from tests.soak.harness import Outcome
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials are forks")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = [kind for kind, (_, quick) in soak.DEFAULTS.items() if quick]
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from hfcompress import card, runner
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.artifact import open_artifact
-from hfcompress.plan import plan
-from hfcompress.recipe import Loaded, load
-from tests import world
+from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe.plan import plan
+from hfcompress.recipe.schema import Loaded, load
+from hfcompress.report import card
+from hfcompress.run import runner
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 STAGES = ["01-distill", "02-prune", "03-quantize"]
 
@@ -239,7 +240,7 @@ def test_the_card_embeds_the_published_recipe(finished: Finished) -> None:
 
 
 def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
-    from hfcompress import report
+    from hfcompress.report import report
 
     tables = [re.findall(r"^\|(.*)\|$", part, re.MULTILINE) for part in finished.card.split("What each step cost")]
     assert [[cell.strip() for cell in line.split("|")] for line in tables[1][2:]] == report.cells(finished.report)
@@ -297,7 +298,7 @@ def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -
 
 
 def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Finished) -> None:
-    from hfcompress.push import uploads
+    from hfcompress.run.push import uploads
 
     record = json.loads((finished.directory / "02-prune" / "stage.json").read_text())
     assert finished.report["cuts"] == {"02-prune": {"kept": record["kept"]}}
@@ -502,7 +503,7 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(runner, "_run_stage", noted)
     monkeypatch.setattr(runner, "measure", unmeasured)
     monkeypatch.setattr(runner, "verify", lambda *_: {"transformers": 0.0})
-    monkeypatch.setattr("hfcompress.report.write", lambda content, directory: _json_only(content, directory))
+    monkeypatch.setattr("hfcompress.report.report.write", lambda content, directory: _json_only(content, directory))
     return made
 
 
@@ -571,7 +572,7 @@ def test_the_card_of_a_part_of_the_chain_tells_of_that_part(swift: Swift) -> Non
 
 def test_a_failed_stage_looks_unfinished_and_is_done_again(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("hfcompress.stages.pruning.Pruning._cut", _fails)
+        patched.setattr("hfcompress.pruning.engine.Pruning._cut", _fails)
         with pytest.raises(OSError, match="the disk went away"):
             swift(stages=CHAIN)
     assert (swift.run / "01-distill" / "stage.json").is_file()
@@ -617,7 +618,7 @@ def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
 ) -> None:
     swift(stages=CHAIN)
     runner.opened(swift.run)
-    monkeypatch.setattr("hfcompress.stages.pruning.Pruning._cut", _fails)
+    monkeypatch.setattr("hfcompress.pruning.engine.Pruning._cut", _fails)
     with pytest.raises(OSError, match="the disk went away"):
         swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16])
     with pytest.raises(HfcompressError, match="is not finished"):

@@ -160,7 +160,7 @@ def _full(world: World, start: Path, done: int, number: int, seed: int) -> list[
 
 def _end_after(done: int) -> None:
     """Ends this process, as a kill does, when the next stage is done: the others do not know how it came about."""
-    from hfcompress import runner
+    from hfcompress.run import runner
 
     run_stage = runner._run_stage
 

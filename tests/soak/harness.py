@@ -31,10 +31,13 @@ LIMIT = 240
 """Seconds after which a command counts as hanging."""
 IMPORTED = (
     "torch", "transformers", "datasets", "pandas", "onnx", "onnxruntime", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "torch.onnx", "hfcompress.cli", "hfcompress.runner", "hfcompress.card",
-    "hfcompress.stages.training", "hfcompress.stages.teach", "hfcompress.stages.pruning", "hfcompress.stages.cutting",
-    "hfcompress.stages.quantizing", "hfcompress.stages.answers", "hfcompress.measure.worker",
-    "hfcompress.measure.process", "hfcompress.backends.onnx_int8", "hfcompress.model.low_rank",
+    "matplotlib.backends.backend_agg", "torch.onnx", "hfcompress.cli", "hfcompress.run.runner",
+    "hfcompress.report.card",
+    "hfcompress.training.trainer", "hfcompress.distillation.engine", "hfcompress.pruning.engine",
+    "hfcompress.pruning.select",
+    "hfcompress.quantization.engine", "hfcompress.distillation.answers", "hfcompress.measure.worker",
+    "hfcompress.measure.process", "hfcompress.quantization.backends.onnx_int8",
+    "hfcompress.models.factorized_embeddings",
 )  # fmt: skip
 
 
@@ -119,7 +122,7 @@ def make_world(folder: Path) -> Path:
     """A fine-tuned model, data and a recipe of four stages; the recipe's path."""
     import yaml
 
-    from tests import world
+    from tests import factories as world
 
     def make() -> None:
         data = world.write_data(folder / "data", {"train": 96, "dev": 48, "test": 48})

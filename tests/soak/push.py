@@ -83,7 +83,7 @@ def pointed_at(url: str) -> Iterator[None]:
 def call(*arguments: str) -> tuple[int, str]:
     """The command line in this process: its exit status, and everything that it printed."""
     from hfcompress import cli
-    from hfcompress.base import console
+    from hfcompress.utils import logging as console
 
     text = io.StringIO()
     console.out.cache_clear()

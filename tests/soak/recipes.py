@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from hfcompress.base import document
+from hfcompress.recipe import document
 
 SECONDS = 2.0
 """What reading and checking one recipe may take."""
@@ -170,8 +170,8 @@ def _copy(tree: Any) -> Any:
 
 def starts(folder: Path) -> list[str]:
     """The shipped recipes, each on a model and data that are there, so that a check goes to its end."""
-    from hfcompress.recipe import shipped
-    from tests import world
+    from hfcompress.recipe.schema import shipped
+    from tests import factories as world
 
     data = world.write_data(folder / "data")
     model = folder / "model"
@@ -197,10 +197,10 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
     Raises:
         HfcompressError: where it is refused.
     """
-    from hfcompress import recipe
-    from hfcompress.base.errors import HfcompressError
-    from hfcompress.doctor import warnings
-    from hfcompress.plan import plan
+    from hfcompress.recipe import schema as recipe
+    from hfcompress.recipe.plan import plan
+    from hfcompress.report.doctor import warnings
+    from hfcompress.utils.errors import HfcompressError
 
     path = folder / "recipe.yaml"
     try:
@@ -223,7 +223,7 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
 
 def wrong(folder: Path, content: Any, overrides: list[str]) -> str:
     """What is not as it should be with a recipe; empty where all is."""
-    from hfcompress.base.errors import HfcompressError
+    from hfcompress.utils.errors import HfcompressError
 
     start = time.process_time()
     try:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.artifact import open_artifact
-from hfcompress.recipe import load
-from hfcompress.stages.base import Bench, process_state
-from tests import world
+from hfcompress.context import StageContext
+from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe.schema import load
+from hfcompress.utils.distributed import process_state
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 SCRIPT = """
 import os, sys
@@ -40,9 +41,9 @@ say("said once")
 for name, stage in zip(recipe.stage_names(), recipe.stages):
     bench = Bench(recipe.task, recipe.seed, source, {}, target / name)
     stage.run(parent, bench)
-    parent = open_artifact(bench.model_directory, name)
+    parent = open_artifact(context.model_directory, name)
 if os.environ["RANK"] == "1":
-    (target / "second.txt").write_text(repr(bench.logits))
+    (target / "second.txt").write_text(repr(context.logits))
 process_state().wait_for_everyone()
 process_state().destroy_process_group()  # a process that leaves first can abort the other's communication threads
 """
@@ -126,9 +127,9 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
     recipe = load(world.recipe(folder / "one.yaml", teacher, data, stages=_stages(16))).recipe
     source = parent = open_artifact(teacher)
     for name, stage in zip(recipe.stage_names(), recipe.stages, strict=True):
-        bench = Bench(recipe.task, recipe.seed, source, {}, folder / "one" / name)
-        stage.run(parent, bench)
-        parent = open_artifact(bench.model_directory, name)
+        context = StageContext(recipe.task, recipe.seed, source, {}, folder / "one" / name)
+        stage.run(parent, context)
+        parent = open_artifact(context.model_directory, name)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "two").mkdir()
     recipe_file = world.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))

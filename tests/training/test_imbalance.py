@@ -12,24 +12,24 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from hfcompress import recipe as recipes
-from hfcompress.base.errors import HfcompressError
 from hfcompress.data.class_weights import class_weights_of
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.metrics import objects
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.task import IGNORED, token_loss
-from hfcompress.losses.base import LOSSES
-from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.model.artifact import load_tokenizer
-from hfcompress.stages import training
-from hfcompress.stages.chance import examined
-from hfcompress.stages.finetune import Finetune
-from hfcompress.stages.teachers import Member
-from hfcompress.stages.train import Train
-from tests import world
-from tests.test_teachers import one_stage, ran
+from hfcompress.distillation.chance import examined
+from hfcompress.distillation.losses.base import LOSSES
+from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.distillation.teachers import Member
+from hfcompress.finetuning.stage import Finetune
+from hfcompress.models.artifact import load_tokenizer
+from hfcompress.recipe import schema as recipes
+from hfcompress.training import trainer as training
+from hfcompress.training.options import Train
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
+from tests.distillation.test_teachers import one_stage, ran
 
 CLASSES = {"ham": 0, "spam": 1}
 
@@ -147,7 +147,7 @@ def test_the_best_blind_class_is_the_one_that_the_metric_likes() -> None:
 def test_a_teacher_that_is_examined_says_its_score(tmp_path: Path) -> None:
     data, place = rare(tmp_path / "data"), oracle(tmp_path / "oracle")
     task = TextClassification(type="text-classification", dataset=str(data), text=["sentence"], max_length=16)
-    from hfcompress.model.artifact import load_model
+    from hfcompress.models.artifact import load_model
 
     words = load_tokenizer(place)
     member = Member("source", load_model(place, task.auto_class), words)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from hfcompress import recipe as recipes
-from hfcompress.model.artifact import open_artifact
-from hfcompress.stages import training
-from hfcompress.stages.base import Bench
-from tests import world
+from hfcompress.context import StageContext
+from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe import schema as recipes
+from hfcompress.training import trainer as training
+from tests import factories as world
 
 TRAIN = {"max_steps": 2, "batch_size": 16, "checkpoint_steps": 1}
 WORDS = {"vocabulary": "corpus", "embedding_rank": 8}
@@ -34,12 +34,12 @@ def wordy(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: int | None = None) -> tuple[Any, int]:
     """What a recipe's only stage notes, and its trainings; killed before one of them where its number is said.
 
-    A stage's bench is new after a kill: nothing that was noted in memory is left.
+    a stage's context is new after a kill: nothing that was noted in memory is left.
     """
     loaded = recipes.load(recipe)
     source = open_artifact(Path(loaded.recipe.model))
     directory.mkdir(exist_ok=True)
-    bench = Bench(loaded.recipe.task, 0, source, {"model": source}, directory / "01.partial")
+    context = StageContext(loaded.recipe.task, 0, source, {"model": source}, directory / "01.partial")
     count, train = 0, training.train
 
     def counted(*arguments: Any, **named: Any) -> float:
@@ -52,10 +52,10 @@ def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", counted)
         try:
-            loaded.recipe.stages[0].run(source, bench)
+            loaded.recipe.stages[0].run(source, context)
         except Killed:
             return None, count
-    return bench.notes, count
+    return context.notes, count
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES
-from hfcompress.model import lora
-from hfcompress.model.artifact import load_model, load_tokenizer, save_model
-from hfcompress.model.family import family_of
-from hfcompress.model.lora import Lora, add_lora, is_adapter, merge_adapter, merged
-from hfcompress.model.observe import observe
-from tests import world
+from hfcompress.models.adapters import is_adapter, merge_adapter
+from hfcompress.models.architectures import family_of
+from hfcompress.models.artifact import load_model, load_tokenizer, save_model
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import ARCHITECTURES
+from hfcompress.training import lora
+from hfcompress.training.lora import Lora, add_lora, merged
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 

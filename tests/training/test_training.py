@@ -14,16 +14,17 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hfcompress.base.errors import HfcompressError
+from hfcompress.context import StageContext
 from hfcompress.data.fill_mask import FillMask
-from hfcompress.losses.hard_labels import HardLabels
-from hfcompress.model.artifact import open_artifact
-from hfcompress.recipe import load
-from hfcompress.stages import checkpoints, training
-from hfcompress.stages.base import Bench
-from hfcompress.stages.teachers import Teaching
-from hfcompress.stages.train import Train
-from tests import world
+from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.distillation.teachers import TeacherEnsemble
+from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe.schema import load
+from hfcompress.training import checkpoints
+from hfcompress.training import trainer as training
+from hfcompress.training.options import Train
+from hfcompress.utils.errors import HfcompressError
+from tests import factories as world
 
 TRAIN = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1}
 NARROW = {"layers": 1, "hidden": 16, "ffn": 32}
@@ -77,7 +78,7 @@ def watch() -> Watch:
     return Watch()
 
 
-Distil = Callable[..., Bench]
+Distil = Callable[..., StageContext]
 
 
 @pytest.fixture
@@ -86,12 +87,12 @@ def distil(tmp_path: Path, teacher: Path, data: Path, watch: Watch) -> Distil:
 
     def run(
         folder: str = "stage", source: Path = teacher, parent: Path | None = None, more: Any = (), **options: Any
-    ) -> Bench:
+    ) -> StageContext:
         stage = {"kind": "distill", "losses": ["soft_labels"], "student": NARROW, "train": TRAIN} | options
         recipe = load(world.recipe(tmp_path / "recipe.yaml", source, data, stages=[stage])).recipe
-        bench = Bench(recipe.task, recipe.seed, open_artifact(source), {}, tmp_path / folder, [watch, *more])
-        recipe.stages[0].run(open_artifact(parent or source), bench)
-        return bench
+        context = StageContext(recipe.task, recipe.seed, open_artifact(source), {}, tmp_path / folder, [watch, *more])
+        recipe.stages[0].run(open_artifact(parent or source), context)
+        return context
 
     return run
 
@@ -223,7 +224,7 @@ def test_the_teacher_is_in_eval_mode_and_is_not_trained(
     from safetensors.torch import load_file
 
     seen: dict[str, Any] = {"modes": set()}
-    ask = Teaching.ask
+    ask = TeacherEnsemble.ask
 
     def looked_at(self: Any, *arguments: Any) -> Any:
         observed = ask(self, *arguments)
@@ -232,7 +233,7 @@ def test_the_teacher_is_in_eval_mode_and_is_not_trained(
         seen["grad"] = observed.logits.requires_grad
         return observed
 
-    monkeypatch.setattr(Teaching, "ask", looked_at)
+    monkeypatch.setattr(TeacherEnsemble, "ask", looked_at)
     distil(losses=["hidden_states", "soft_labels"])
     assert seen["modes"] == {False}
     assert seen["grad"] is False
@@ -261,7 +262,7 @@ def test_a_student_of_labels_alone_asks_no_teacher(distil: Distil, monkeypatch: 
     def never(*_: Any) -> None:
         raise AssertionError("no loss asks for a teacher")
 
-    monkeypatch.setattr("hfcompress.stages.teach.examined", never)
+    monkeypatch.setattr("hfcompress.distillation.engine.examined", never)
     assert "teacher" not in distil(losses=["hard_labels"]).notes
 
 
@@ -324,7 +325,7 @@ TOKEN_LOSSES = ["hard_labels", {"use": "soft_labels", "temperature": 2.0}, "hidd
 def test_a_step_of_tokens_is_the_same_however_it_is_accumulated(
     tmp_path: Path, uneven: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, grouping: bool
 ) -> None:
-    monkeypatch.setattr("hfcompress.stages.teach.examined", lambda *_: 1.0)
+    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
     source = world.save(world.model(head="token", id2label={0: "O", 1: "B-X"}, label2id={"O": 0, "B-X": 1}, **CALM),
                         tmp_path / "source")  # fmt: skip
     task = {"type": "token-classification", "dataset": str(uneven), "max_length": 32}
@@ -335,8 +336,8 @@ def test_a_step_of_tokens_is_the_same_however_it_is_accumulated(
         stage = {"kind": "distill", "losses": TOKEN_LOSSES, "student": {"layers": 1}, "train": train}
         recipe = load(world.recipe(tmp_path / "r.yaml", source, uneven, task=task, stages=[stage])).recipe
         kept, watch.logs = Gradients(), []
-        bench = Bench(recipe.task, 0, open_artifact(source), {}, tmp_path / f"{rows}", [watch, kept])
-        recipe.stages[0].run(open_artifact(source), bench)
+        context = StageContext(recipe.task, 0, open_artifact(source), {}, tmp_path / f"{rows}", [watch, kept])
+        recipe.stages[0].run(open_artifact(source), context)
         return kept.steps, watch.logs
 
     steps, logs = taken(32, 1)
@@ -381,10 +382,10 @@ def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
 
 def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.9, 0.1, 0.7])
-    monkeypatch.setattr("hfcompress.stages.teach.examined", lambda *_: 1.0)
+    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
     monkeypatch.setattr(training, "score", lambda *_: next(scores))
-    bench = distil(train=TRAIN | {"keep_best": True})
-    assert bench.notes["dev"] == 0.7  # the kept model is judged once more at the end
+    context = distil(train=TRAIN | {"keep_best": True})
+    assert context.notes["dev"] == 0.7  # the kept model is judged once more at the end
     _, second, third, kept = watch.at_evaluation
     assert _equal(kept, second)
     assert not _equal(kept, third)
@@ -394,9 +395,9 @@ def test_fine_tuning_learns(tmp_path: Path, data: Path) -> None:
     base = world.save(world.model().bert, tmp_path / "base")
     train = {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3}
     recipe = load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{"kind": "finetune", "train": train}])).recipe
-    bench = Bench(recipe.task, recipe.seed, open_artifact(base), {}, tmp_path / "stage")
-    recipe.stages[0].run(open_artifact(base), bench)
-    assert bench.notes["dev"] == 1.0
+    context = StageContext(recipe.task, recipe.seed, open_artifact(base), {}, tmp_path / "stage")
+    recipe.stages[0].run(open_artifact(base), context)
+    assert context.notes["dev"] == 1.0
 
 
 def test_a_second_phase_goes_on_with_the_student_of_the_first(distil: Distil, watch: Watch) -> None:
@@ -459,7 +460,7 @@ def test_length_grouping_pads_less(distil: Distil, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(training.Collator, "__call__", counted)
     monkeypatch.setattr(training, "examine", lambda *_: None)
-    monkeypatch.setattr("hfcompress.stages.teach.examined", lambda *_: 1.0)
+    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
     means = {}
     for grouping in (True, False):
         padding.clear()

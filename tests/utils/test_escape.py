@@ -18,14 +18,14 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hfcompress import card, report
-from hfcompress.base import console
-from hfcompress.base.errors import Problem
-from hfcompress.base.escape import code, fenced, markdown, one_line, printable, without_tokens
-from hfcompress.base.places import forget_places, is_place, name_of, without_places
-from hfcompress.model.artifact import Artifact
-from hfcompress.recipe import load
-from tests import world
+from hfcompress.models.artifact import Artifact
+from hfcompress.recipe.schema import load
+from hfcompress.report import card, report
+from hfcompress.utils import logging as console
+from hfcompress.utils.errors import Problem
+from hfcompress.utils.escape import code, fenced, markdown, one_line, printable, without_tokens
+from hfcompress.utils.places import forget_places, is_place, name_of, without_places
+from tests import factories as world
 
 NASTY = [
     "\x1b[2J\x1b]0;title\x07", "a\rerror: b", "a\nerror: all is well", "\u202egnp.exe", "\x9b31m", "\udcff", "\x00",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfcompress.base.launch import asked_processes, left_alone
+from hfcompress.utils.launch import asked_processes, left_alone
 
 ANNOUNCED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 

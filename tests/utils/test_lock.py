@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from hfcompress import runner
-from hfcompress.base import files, lock
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.lock import HeldError, Owner, hold, remove_dead, require_free, shared_directory, shared_file
-from hfcompress.recipe import load
-from tests import world
-from tests.world import run_cli
+from hfcompress.recipe.schema import load
+from hfcompress.run import runner
+from hfcompress.utils import files, lock
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.lock import HeldError, Owner, hold, remove_dead, require_free, shared_directory, shared_file
+from tests import factories as world
+from tests.factories import run_cli
 
 HOLD = """
 import os, sys

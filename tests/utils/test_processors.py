@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hfcompress.base import processors
-from hfcompress.base.processors import control_groups, cpu_quota, default_threads, thread_counts, throttled_seconds
+from hfcompress.utils import processors
+from hfcompress.utils.processors import control_groups, cpu_quota, default_threads, thread_counts, throttled_seconds
 
 
 @pytest.fixture(autouse=True)

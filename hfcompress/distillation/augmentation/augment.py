@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import file_hash, remove
-from hfcompress.base.lock import shared_directory
-from hfcompress.base.places import local_path
-from hfcompress.data.replacements import MaskedWords, Slots, propose
+from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, propose
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import file_hash, remove
+from hfcompress.utils.lock import shared_directory
+from hfcompress.utils.logging import say
+from hfcompress.utils.places import local_path
 
 if TYPE_CHECKING:
     import datasets

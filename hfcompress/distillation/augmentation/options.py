@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.base.component import Strict
-from hfcompress.base.errors import Problem
-from hfcompress.base.files import file_hash
-from hfcompress.base.places import is_file, local_path
-from hfcompress.base.shape import HEADS
-from hfcompress.data.augment import Keep, augment, augmented
+from hfcompress.context import StageContext
 from hfcompress.data.source import cache_home
+from hfcompress.distillation.augmentation.augment import Keep, augment, augmented
+from hfcompress.distillation.options import DistillationOptions
 from hfcompress.measure.environment import cpu_flags, versions
-from hfcompress.model.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
-from hfcompress.model.observe import observe
-from hfcompress.stages.base import Bench, digest, on_main_process, process_state
-from hfcompress.stages.taught import Taught
+from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
+from hfcompress.models.forward import observe
+from hfcompress.models.shape import HEADS
+from hfcompress.utils.distributed import on_main_process, process_state
+from hfcompress.utils.errors import Problem
+from hfcompress.utils.files import file_hash
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.places import is_file, local_path
+from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor
 
-    from hfcompress.stages.local import Locals
+    from hfcompress.distillation.local_checks import Locals
 
 
-class Augment(Strict):
+class Augment(StrictModel):
     """Adds rows whose words are replaced by what a masked-language model expects in their place.
 
     Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
@@ -86,9 +88,9 @@ class Augment(Strict):
 
 def augment_problems(options: Augment, models: Locals) -> list[Problem]:
     """What a run would say of the masked-language model and of the rows, where they lie on this machine."""
-    from hfcompress.data.augment import require_fresh
-    from hfcompress.data.replacements import require_masks
-    from hfcompress.stages.local import told
+    from hfcompress.distillation.augmentation.augment import require_fresh
+    from hfcompress.distillation.augmentation.replacements import require_masks
+    from hfcompress.distillation.local_checks import told
 
     model, found = models.named.get(options.model), list[Problem]()
     if model is not None:
@@ -107,39 +109,41 @@ def _fills_masks(config: Mapping[str, Any]) -> bool:
     return not named or str(named[0]).endswith(HEADS["mask"])
 
 
-def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Bench) -> datasets.Dataset:
+def augmented_rows(
+    options: Augment, taught: DistillationOptions, parent: Artifact, context: StageContext
+) -> datasets.Dataset:
     """The raw rows of the train split and the new ones; made by the first process, once for all runs that ask the same.
 
     Args:
         options: The block.
         taught: The stage, whose first teacher judges the new rows where the block says so.
         parent: What `teacher: parent` means.
-        bench: The stage's bench.
+        context: The stage's context.
     """
-    mlm = bench.artifact(options.model, parent).path
+    mlm = context.artifact(options.model, parent).path
     device = process_state().device
     bfloat16 = computes_in_bfloat16(options.precision, device.type)
-    teacher = bench.artifact(taught.teacher.models[0], parent) if options.filters else None
+    teacher = context.artifact(taught.teacher.models[0], parent) if options.filters else None
     identity = {
         "options": options.model_dump(exclude={"batch_size", "precision", "glove"}),
         "model": weights_hash(mlm),
         "glove": file_hash(local_path(options.glove)) if options.glove else None,
         "teacher": weights_hash(teacher.path) if teacher else None,
         "bfloat16": bfloat16,
-        "task": bench.task.model_dump(include={"type", "text", "label", "max_length"}),
-        "data": bench.fingerprint(),
-        "seed": bench.seed,
+        "task": context.task.model_dump(include={"type", "text", "label", "max_length"}),
+        "data": context.fingerprint(),
+        "seed": context.seed,
         "versions": versions(),
     }
     directory = cache_home() / "augmented" / digest(identity)
 
     def make() -> None:
-        keep = None if teacher is None else agreement(options, teacher, bench.task)
+        keep = None if teacher is None else agreement(options, teacher, context.task)
         counts = augment(
-            bench.rows("train"),
-            bench.task.text,
+            context.rows("train"),
+            context.task.text,
             options,
-            seed=bench.seed,
+            seed=context.seed,
             directory=directory,
             identity=identity,
             mlm=mlm,
@@ -147,7 +151,7 @@ def augmented_rows(options: Augment, taught: Taught, parent: Artifact, bench: Be
             device=str(device),
             bfloat16=bfloat16,
         )
-        bench.notes["augment"] = {**counts, "data": directory.name}
+        context.notes["augment"] = {**counts, "data": directory.name}
 
     on_main_process(make)
     return augmented(directory)
@@ -169,7 +173,7 @@ def agreement(options: Augment, teacher: Artifact, task: Any) -> Keep:
     import numpy as np
     import torch
 
-    from hfcompress.stages.training import batches
+    from hfcompress.training.trainer import batches
 
     device = process_state().device
     model, tokenizer = load_model(teacher.path, task.auto_class).to(device), load_tokenizer(teacher.path, task)

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.console import err
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import ARCHITECTURES, Keys
 from hfcompress.data.task import padded
-from hfcompress.model.artifact import load_model, load_tokenizer
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.observe import accepted
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.artifact import load_model, load_tokenizer
+from hfcompress.models.forward import accepted
+from hfcompress.models.shape import ARCHITECTURES, ArchitectureSpec
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import err
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,7 +190,7 @@ def _load(path: Path) -> Any:
 
 
 def _longest_input(config: Any, tokenizer: Any) -> int:
-    keys = ARCHITECTURES.get(str(config.model_type), Keys())
+    keys = ARCHITECTURES.get(str(config.model_type), ArchitectureSpec())
     positions = getattr(config, "max_position_embeddings", None)
     limit = int(tokenizer.model_max_length)
     return limit if positions is None else min(limit, positions - keys.position_offset)

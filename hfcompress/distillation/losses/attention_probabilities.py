@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, Units, all_heads, attention_problems, relation_distance
+from hfcompress.distillation.losses.base import all_heads, attention_problems, relation_distance
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Loss, Step, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import Loss, Step, Units, cosine_distance, masked_mean
+from hfcompress.distillation.losses.base import cosine_distance, masked_mean
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Loss, Step, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.base.errors import Problem
 from hfcompress.data.class_weights import ClassWeights, class_weight_problems, class_weights_of
 from hfcompress.data.task import IGNORED
-from hfcompress.losses.base import Loss, Step, Units
+from hfcompress.training.loss import Loss, Step, Units
+from hfcompress.utils.errors import Problem
 
 if TYPE_CHECKING:
     import datasets

@@ -6,18 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import (
+from hfcompress.distillation.losses.base import (
     TINYBERT_PROJECTION,
-    Loss,
-    Pairs,
-    Step,
-    Units,
     cosine_distance,
     masked_mean,
     projection,
     squared_difference,
 )
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Loss, Pairs, Step, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

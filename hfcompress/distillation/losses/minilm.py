@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import LastLayer, Step, attention_problems, relation_distance
+from hfcompress.distillation.losses.base import LastLayer, attention_problems, relation_distance
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

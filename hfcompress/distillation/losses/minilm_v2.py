@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import LastLayer, Step, relation_distance
+from hfcompress.distillation.losses.base import LastLayer, relation_distance
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from hfcompress.losses.base import Loss, Step, in_float32
+from hfcompress.distillation.losses.base import in_float32
+from hfcompress.training.loss import Loss, Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hfcompress.base.shape import Shape
-from hfcompress.losses.base import NOTHING, Loss, Step, Units, by_rows, masked_mean, squared_difference
+from hfcompress.distillation.losses.base import NOTHING, by_rows, masked_mean, squared_difference
+from hfcompress.models.shape import Shape
+from hfcompress.training.loss import Loss, Step, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import new_directory
-from hfcompress.base.shape import HEADS, PRUNED, Shape, UnsupportedError, class_name, head_of, shape_of
 from hfcompress.data.source import model_directory, pickled_directory
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.verify import verify
-from hfcompress.model.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
-from hfcompress.model.idle import without_idle_units
-from hfcompress.model.legacy import rebuild
-from hfcompress.model.pickles import read_tensors, write_safetensors
-from hfcompress.model.probe import logits_of, probe_inputs
+from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
+from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.shape import HEADS, PRUNED, Shape, UnsupportedError, class_name, head_of, shape_of
+from hfcompress.pruning.convert.idle import without_idle_units
+from hfcompress.pruning.convert.legacy import rebuild
+from hfcompress.pruning.convert.pickles import read_tensors, write_safetensors
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import new_directory
 
 if TYPE_CHECKING:
     from torch import Tensor

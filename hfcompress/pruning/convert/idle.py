@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.family import Family, family_of
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.surgery import Keep, cut
+from hfcompress.models.architectures import Family, family_of, unit_counts
+from hfcompress.models.surgery import Keep, cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.bounds import shown
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import HEADS, Layer, Shape, class_name, head_of, shape_of
-from hfcompress.model.family import FAMILIES, Family
-from hfcompress.model.surgery import empty_model
+from hfcompress.models.architectures import FAMILIES, Family
+from hfcompress.models.bounds import shown
+from hfcompress.models.shape import HEADS, Layer, Shape, class_name, head_of, shape_of
+from hfcompress.models.surgery import empty_model
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor

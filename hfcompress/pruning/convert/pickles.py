@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.weights import INDEX, PICKLES, WHOLE, choose, names_in, weight_files
+from hfcompress.models.weights import INDEX, PICKLES, WHOLE, choose, names_in, weight_files
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from hfcompress.base.component import Component, Drawer
-from hfcompress.base.costs import Target
+from hfcompress.pruning.costs import Target
+from hfcompress.utils.registry import Component, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hfcompress.model.masks import Masks
-    from hfcompress.model.pattern import Pattern
+    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.training.overlay import TrainingOverlay
 
 GRANULARITIES = ("units", "layers", "hidden", "weights")
 """What a criterion can score: heads and FFN neurons, whole layers, dimensions of the stream between them, weights."""
@@ -85,7 +85,7 @@ class Criterion(Component):
 
     def sparsify(self, model: PreTrainedModel, pattern: Pattern, calibration: Calibration) -> None:
         """Sets the weights that matter least to zero, in place, as many and where the pattern says."""
-        from hfcompress.model.sparsity import zero
+        from hfcompress.pruning.sparsity import zero
 
         zero(model, pattern, self.weight_scores(model, calibration))
 
@@ -112,19 +112,19 @@ class GradientCriterion(DataCriterion):
         raise NotImplementedError
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        from hfcompress.model.gradients import mean_unit_gradients
+        from hfcompress.pruning.gradients import mean_unit_gradients
 
         batches = calibration.batches(self.rows)
         return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, self.of))
 
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
-        from hfcompress.model.gradients import mean_stream_gradients
+        from hfcompress.pruning.gradients import mean_stream_gradients
 
         batches = calibration.batches(self.rows)
         return mean_stream_gradients(model, batches, calibration.loss, calibration.total, self.of)
 
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
-        from hfcompress.model.gradients import mean_weight_gradients
+        from hfcompress.pruning.gradients import mean_weight_gradients
 
         batches = calibration.batches(self.rows)
         means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, self.of)
@@ -136,14 +136,14 @@ class LearnedCriterion(Criterion):
 
     learned: ClassVar[bool] = True
 
-    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
+    def masks(self, model: PreTrainedModel, target: Target) -> TrainingOverlay:
         """Masks on heads and neurons before their training, for the model that they go on."""
         raise NotImplementedError
 
-    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> Masks:
+    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> TrainingOverlay:
         """Masks on single weights before their training, for the model that they go on."""
         raise NotImplementedError
 
 
-CRITERIA: Drawer[Criterion] = Drawer("hfcompress.criteria", Criterion)
+CRITERIA: Registry[Criterion] = Registry("hfcompress.pruning.criteria", Criterion)
 AnyCriterion = Annotated[SerializeAsAny[Criterion], BeforeValidator(CRITERIA.parse)]

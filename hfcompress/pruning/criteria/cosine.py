@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.criteria.base import Calibration, DataCriterion
-from hfcompress.model.family import family_of
-from hfcompress.model.frozen import frozen
-from hfcompress.model.observe import observe
+from hfcompress.models.architectures import family_of
+from hfcompress.models.forward import observe
+from hfcompress.models.frozen import frozen
+from hfcompress.pruning.criteria.base import Calibration, DataCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from hfcompress.criteria.base import LearnedCriterion
+from hfcompress.pruning.criteria.base import LearnedCriterion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.base.costs import Target
-    from hfcompress.model.masks import Masks
+    from hfcompress.pruning.costs import Target
+    from hfcompress.training.overlay import TrainingOverlay
 
 
 class L0(LearnedCriterion):
@@ -37,8 +37,8 @@ class L0(LearnedCriterion):
     neurons_start: float = 0.0
     """log α of neurons at the start: open five times out of six."""
 
-    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
-        from hfcompress.model.hard_concrete import HardConcrete, Learning
+    def masks(self, model: PreTrainedModel, target: Target) -> TrainingOverlay:
+        from hfcompress.pruning.masks.hard_concrete import HardConcrete, Learning
 
         learning = Learning(
             self.learning_rate, self.multiplier_learning_rate, self.warmup, self.temperature,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hfcompress.criteria.base import Calibration, Criterion, Scores
-from hfcompress.model.family import family_of
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.linears import layer_linears
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.linears import layer_linears
+from hfcompress.pruning.criteria.base import Calibration, Criterion, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,8 +38,8 @@ class Magnitude(Criterion):
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
         import torch
 
-        from hfcompress.model.axes import axes_of
-        from hfcompress.model.narrow import inner_places
+        from hfcompress.models.axes import axes_of
+        from hfcompress.pruning.narrow import inner_places
 
         sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)
         # What a pooler gives is as wide as the stream and no part of it.

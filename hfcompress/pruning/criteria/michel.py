@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.model.gradients import mean_unit_gradients
+from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
+from hfcompress.pruning.gradients import mean_unit_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hfcompress.criteria.base import LearnedCriterion
+from hfcompress.pruning.criteria.base import LearnedCriterion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.base.costs import Target
-    from hfcompress.model.masks import Masks
-    from hfcompress.model.movement import Movement as Learning
-    from hfcompress.model.pattern import Pattern
+    from hfcompress.pruning.costs import Target
+    from hfcompress.pruning.masks.movement import Movement as Learning
+    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.training.overlay import TrainingOverlay
 
 
 class Movement(LearnedCriterion):
@@ -49,18 +49,18 @@ class Movement(LearnedCriterion):
             raise ValueError(f"`{idle[0]}` is for `mode: threshold`; leave it out")
         return self
 
-    def masks(self, model: PreTrainedModel, target: Target) -> Masks:
-        from hfcompress.model.movement import MovementUnits
+    def masks(self, model: PreTrainedModel, target: Target) -> TrainingOverlay:
+        from hfcompress.pruning.masks.movement import MovementUnits
 
         return MovementUnits(model, target, self._learning())
 
-    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> Masks:
-        from hfcompress.model.movement import MovementWeights
+    def weight_masks(self, model: PreTrainedModel, pattern: Pattern) -> TrainingOverlay:
+        from hfcompress.pruning.masks.movement import MovementWeights
 
         return MovementWeights(model, pattern, self._learning())
 
     def _learning(self) -> Learning:
-        from hfcompress.model.movement import Movement as Learning
+        from hfcompress.pruning.masks.movement import Movement as Learning
 
         threshold = self.threshold if self.mode == "threshold" else None
         return Learning(self.learning_rate, self.begin, self.end, threshold, self.penalty)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.model.family import family_of
+from hfcompress.models.architectures import family_of
+from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from hfcompress.model.layerwise import Rows
-    from hfcompress.model.pattern import Pattern
-    from hfcompress.model.surgeon import Moments
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
+    from hfcompress.pruning.layerwise import Rows
+    from hfcompress.pruning.obs.solver import Moments
+    from hfcompress.pruning.pattern import Pattern
 
 
 class Obs(DataCriterion):
@@ -38,7 +38,7 @@ class Obs(DataCriterion):
     )
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        from hfcompress.model.gates import unit_counts
+        from hfcompress.models.architectures import unit_counts
 
         family, counts = family_of(model), unit_counts(model)
         paths = (family.attention_output, family.ffn_out)
@@ -56,7 +56,7 @@ class Obs(DataCriterion):
 
         `W ← W H[:,K] (H[K,K])⁻¹`, the least-squares solution, and the bias makes up for the change of the mean.
         """
-        from hfcompress.model.gates import unit_counts
+        from hfcompress.models.architectures import unit_counts
 
         family, counts = family_of(model), unit_counts(model)
         for index, rows in self._layers(model, calibration):
@@ -70,7 +70,7 @@ class Obs(DataCriterion):
 
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
         """`w² G_ii / (H⁻¹)_jj`, what a weight alone costs when the others of its row take over."""
-        from hfcompress.model.linears import layer_linears
+        from hfcompress.models.linears import layer_linears
 
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
         paths = [_linear_paths(layer) for layer in family_of(model).stack(model)]
@@ -84,9 +84,9 @@ class Obs(DataCriterion):
     def sparsify(self, model: PreTrainedModel, pattern: Pattern, calibration: Calibration) -> None:
         import torch
 
-        from hfcompress.model.linears import layer_linears
-        from hfcompress.model.sparsity import must_tile, zeros
-        from hfcompress.model.surgeon import sparse_weight
+        from hfcompress.models.linears import layer_linears
+        from hfcompress.pruning.obs.solver import sparse_weight
+        from hfcompress.pruning.sparsity import must_tile, zeros
 
         must_tile(model, pattern)
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
@@ -106,7 +106,7 @@ class Obs(DataCriterion):
         self, model: PreTrainedModel, calibration: Calibration, paths: Sequence[Sequence[str]]
     ) -> dict[nn.Linear, Tensor]:
         """By module, the second moment of the loss's gradient by its output."""
-        from hfcompress.model.curvature import output_curvature
+        from hfcompress.pruning.obs.output_hessian import output_curvature
 
         stack = family_of(model).stack(model)
         modules: Any = [layer.get_submodule(p) for layer, own in zip(stack, paths, strict=True) for p in own]
@@ -114,8 +114,8 @@ class Obs(DataCriterion):
         return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
-        from hfcompress.model.frozen import frozen
-        from hfcompress.model.layerwise import start
+        from hfcompress.models.frozen import frozen
+        from hfcompress.pruning.layerwise import start
 
         rows = start(model, calibration.batches(self.rows))
         with frozen(model):
@@ -141,8 +141,8 @@ def _moments(
 
     Where `advance` says so, the rows are behind the layer afterwards.
     """
-    from hfcompress.model.layerwise import runs
-    from hfcompress.model.surgeon import Moments
+    from hfcompress.pruning.layerwise import runs
+    from hfcompress.pruning.obs.solver import Moments
 
     layer = family_of(model).stack(model)[index]
     found = {path: Moments(layer.get_submodule(path)) for path in paths}  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def _moments(
 
 
 def _advance(model: PreTrainedModel, index: int, rows: list[Rows]) -> None:
-    from hfcompress.model.layerwise import runs
+    from hfcompress.pruning.layerwise import runs
 
     for batch in rows:
         for run in runs(model, index, batch):
@@ -166,7 +166,7 @@ def _advance(model: PreTrainedModel, index: int, rows: list[Rows]) -> None:
 
 
 def _unit_scores(moments: Moments, curvature: Tensor, units: int) -> Tensor:
-    from hfcompress.model.surgeon import removal_costs
+    from hfcompress.pruning.obs.solver import removal_costs
 
     weight = moments.module.weight.detach().double()
     return removal_costs(weight.T @ curvature @ weight, moments.around_mean(), units).float()
@@ -183,7 +183,7 @@ def _weight_scores(moments: Moments, curvature: Tensor) -> Tensor:
 def _refit(moments: Moments, kept: Sequence[int], units: int) -> None:
     import torch
 
-    from hfcompress.model.surgeon import refitted
+    from hfcompress.pruning.obs.solver import refitted
 
     module, width = moments.module, moments.module.in_features // units
     columns = torch.tensor(kept, dtype=torch.long, device=module.weight.device)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from hfcompress.criteria.base import GRANULARITIES, Calibration, Criterion, Scores
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.linears import layer_linears
+from hfcompress.models.architectures import unit_counts
+from hfcompress.models.linears import layer_linears
+from hfcompress.pruning.criteria.base import GRANULARITIES, Calibration, Criterion, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.criteria.base import GradientCriterion
+from hfcompress.pruning.criteria.base import GradientCriterion
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.criteria.base import Calibration, DataCriterion, Scores
-from hfcompress.model.family import family_of
-from hfcompress.model.frozen import frozen
-from hfcompress.model.gates import unit_counts
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.observe import observe
+from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.forward import observe
+from hfcompress.models.frozen import frozen
+from hfcompress.models.linears import layer_linears
+from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

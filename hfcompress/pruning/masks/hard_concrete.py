@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.model.masks import STEADY, UnitMasks, expected_cost, kept_within, partly
+from hfcompress.pruning.masks.units import UnitMasks, expected_cost, kept_within, partly
+from hfcompress.training.overlay import STEADY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.base.costs import Target
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
+    from hfcompress.pruning.costs import Target
 
 LOW, HIGH = -0.1, 1.1
 """γ and ζ: the concrete distribution is stretched to them before it is cut off at 0 and 1."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.base.growth import done_between
-from hfcompress.model.masks import UnitMasks, kept_within, partly
-from hfcompress.model.weight_masks import WeightMasks
+from hfcompress.pruning.growth import done_between
+from hfcompress.pruning.masks.units import UnitMasks, kept_within, partly
+from hfcompress.pruning.masks.weights import WeightMasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.base.costs import Target
-    from hfcompress.model.pattern import Pattern
-    from hfcompress.model.surgery import Keep
+    from hfcompress.models.surgery import Keep
+    from hfcompress.pruning.costs import Target
+    from hfcompress.pruning.pattern import Pattern
 
 
 @dataclass(frozen=True)

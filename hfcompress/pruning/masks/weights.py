@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hfcompress.model.linears import layer_linears
-from hfcompress.model.masks import Due, Masks, in_eval_mode
-from hfcompress.model.sparsity import with_zeros, zeros
+from hfcompress.models.linears import layer_linears
+from hfcompress.pruning.masks.units import Due
+from hfcompress.pruning.sparsity import with_zeros, zeros
+from hfcompress.training.overlay import TrainingOverlay, in_eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.model.pattern import Pattern
+    from hfcompress.pruning.pattern import Pattern
 
 
-class WeightMasks(Masks):
+class WeightMasks(TrainingOverlay):
     """`W' = W ⊙ M` in each forward pass. What is covered keeps its value, and may come back."""
 
     def __init__(self, model: PreTrainedModel, pattern: Pattern) -> None:

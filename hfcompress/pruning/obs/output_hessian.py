@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.model.frozen import frozen
-from hfcompress.model.observe import observe
+from hfcompress.models.forward import observe
+from hfcompress.models.frozen import frozen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfcompress.model.sparsity import lowest
+from hfcompress.pruning.sparsity import lowest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hfcompress.model.pattern import Pattern
+    from hfcompress.pruning.pattern import Pattern
 
 DAMPING = 0.01
 """What is added to the diagonal of a second moment, as a share of its mean (Frantar & Alistarh 2023, section 4)."""

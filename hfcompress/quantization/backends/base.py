@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from hfcompress.base.component import Component, Drawer
-from hfcompress.base.console import say
-from hfcompress.base.errors import Problem
-from hfcompress.base.shape import Shape
 from hfcompress.measure.process import Batch
-from hfcompress.model.probe import Probe
-from hfcompress.model.ranges import Ranges
+from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.grids.ranges import Ranges
+from hfcompress.utils.errors import Problem
+from hfcompress.utils.logging import say
+from hfcompress.utils.registry import Component, Registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from hfcompress.model.fake_quantization import FakeQuantization
+    from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 
 def _no_rows(_count: int) -> Sequence[Any]:
@@ -117,7 +117,7 @@ class Backend(Component):
         Raises:
             HfcompressError: for a layer with weights that are not finite.
         """
-        from hfcompress.model.odd_weights import ODD, odd_weights
+        from hfcompress.models.odd_weights import ODD, odd_weights
 
         found = odd_weights({path: layer for path, layer in layers.items() if path not in work.keep}, self.rounded)
         if found:
@@ -162,5 +162,5 @@ class Backend(Component):
         raise NotImplementedError
 
 
-BACKENDS: Drawer[Backend] = Drawer("hfcompress.backends", Backend)
+BACKENDS: Registry[Backend] = Registry("hfcompress.quantization.backends", Backend)
 AnyBackend = Annotated[SerializeAsAny[Backend], BeforeValidator(BACKENDS.parse)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hfcompress.backends.float16 import Float16
+from hfcompress.quantization.backends.float16 import Float16
 
 
 class Bfloat16(Float16):

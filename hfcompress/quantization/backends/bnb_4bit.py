@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.backends.bnb_8bit import Bnb8Bit
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
-from hfcompress.model.family import FAMILIES
-from hfcompress.model.linears import planned_linears
+from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.linears import planned_linears
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.bnb_8bit import Bnb8Bit
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor

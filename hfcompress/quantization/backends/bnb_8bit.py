@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError, Problem, did_you_mean
-from hfcompress.base.shape import PRUNED, Shape, head_of
-from hfcompress.model.probe import logits_of
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,9 +65,9 @@ class Bnb8Bit(Backend):
         import torch
         import transformers
 
-        from hfcompress.model.artifact import load_model, read_config, save_weights, settled_config
-        from hfcompress.model.family import FAMILIES
-        from hfcompress.model.linears import linears
+        from hfcompress.models.architectures import FAMILIES
+        from hfcompress.models.artifact import load_model, read_config, save_weights, settled_config
+        from hfcompress.models.linears import linears
 
         kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip

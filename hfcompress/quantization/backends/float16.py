@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.shape import Shape
-from hfcompress.model.probe import logits_of
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +25,9 @@ class Float16(Backend):
     def quantize(self, work: Work) -> NDArray[Any]:
         import torch
 
-        from hfcompress.model.artifact import STORED_AS, load_model, save_weights
-        from hfcompress.model.linears import linears
-        from hfcompress.model.odd_weights import require_finite
+        from hfcompress.models.artifact import STORED_AS, load_model, save_weights
+        from hfcompress.models.linears import linears
+        from hfcompress.models.odd_weights import require_finite
 
         model = load_model(work.source, work.auto_class)
         require_finite(linears(model))

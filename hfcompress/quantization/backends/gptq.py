@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
-from hfcompress.graphs.optimum import rows_alone
 from hfcompress.measure.hardware import abilities
-from hfcompress.model.probe import logits_of
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.graphs.optimum import rows_alone
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Gptq(Backend):
         import transformers
         from transformers import GPTQConfig
 
-        from hfcompress.model.artifact import save_weights, settled_config
+        from hfcompress.models.artifact import save_weights, settled_config
 
         rows = list(rows_alone(work.rows(self.rows), ("input_ids", "attention_mask")))
         if not rows:

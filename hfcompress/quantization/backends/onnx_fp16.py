@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import Shape
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,10 +42,10 @@ class OnnxFp16(Backend):
         import numpy as np
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        from hfcompress.graphs.embeddings import tie
-        from hfcompress.graphs.export import quiet
-        from hfcompress.graphs.files import is_large, save_graph
-        from hfcompress.graphs.made import exported, stored
+        from hfcompress.onnx.export import quiet
+        from hfcompress.onnx.graph_files import is_large, save_graph
+        from hfcompress.onnx.model_directory import exported, stored
+        from hfcompress.quantization.graphs.embeddings import tie
 
         model, graph = exported(work.source, work.auto_class, work.probe)
         _require_room(model)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.shape import Shape
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hfcompress.model.fake_quantization import FakeQuantization
+    from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 
 class OnnxInt4(Backend):
@@ -47,7 +47,7 @@ class OnnxInt4(Backend):
         return self
 
     def plan(self, shape: Shape) -> Shape:
-        from hfcompress.graphs.embeddings import bits_stored
+        from hfcompress.quantization.graphs.embeddings import bits_stored
 
         bits = 4 + 32 / self.block_size
         width = shape.embedding_rank or shape.embedding or shape.hidden
@@ -55,10 +55,10 @@ class OnnxInt4(Backend):
         return replace(shape, linear_bits=bits, head_bits=bits, embedding_bits=words)
 
     def quantize(self, work: Work) -> NDArray[Any]:
-        from hfcompress.graphs.embeddings import quantize_embeddings
-        from hfcompress.graphs.int4 import quantize_linears
-        from hfcompress.graphs.made import exported, stored
-        from hfcompress.model.linears import linears
+        from hfcompress.models.linears import linears
+        from hfcompress.onnx.model_directory import exported, stored
+        from hfcompress.quantization.graphs.embeddings import quantize_embeddings
+        from hfcompress.quantization.graphs.int4 import quantize_linears
 
         model, graph = exported(work.source, work.auto_class, work.probe)
         self.note_odd_weights(linears(model), work)
@@ -68,13 +68,13 @@ class OnnxInt4(Backend):
         return stored(graph, model.config, work.target, work.probe)
 
     def rounded(self, weight: Tensor) -> Tensor:
-        from hfcompress.model.block_grid import rounded_blocks
+        from hfcompress.quantization.grids.blocks import rounded_blocks
 
         return rounded_blocks(weight, self.block_size)
 
     def masks(
         self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
-        from hfcompress.model.fake_quantization import FakeQuantization
+        from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
         return FakeQuantization(self.rounded, self.embedding_bits if self.embeddings else None)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.shape import Shape
-from hfcompress.model.calibration import Method, calibrate
-from hfcompress.model.linears import linears
-from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
+from hfcompress.models.linears import linears
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.calibration import Method, calibrate
+from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from hfcompress.model.fake_quantization import FakeQuantization
+    from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 REDUCED = 64
 """The largest weight of 7 bits: twice 255 · 64, the sum of two products, is still an int16."""
@@ -84,16 +84,16 @@ class OnnxInt8(Backend):
         return ("ema", "learned") if self.per_channel and not self.reduce_range else ("ema",)
 
     def plan(self, shape: Shape) -> Shape:
-        from hfcompress.graphs.embeddings import bits_stored
+        from hfcompress.quantization.graphs.embeddings import bits_stored
 
         width = shape.embedding_rank or shape.embedding or shape.hidden
         words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
     def quantize(self, work: Work) -> NDArray[Any]:
-        from hfcompress.graphs.embeddings import quantize_embeddings
-        from hfcompress.graphs.int8 import dynamic, static
-        from hfcompress.graphs.made import exported, stored
+        from hfcompress.onnx.model_directory import exported, stored
+        from hfcompress.quantization.graphs.embeddings import quantize_embeddings
+        from hfcompress.quantization.graphs.int8 import dynamic, static
 
         model, graph = exported(work.source, work.auto_class, work.probe)
         self.note_odd_weights(linears(model), work)
@@ -151,9 +151,9 @@ class OnnxInt8(Backend):
     def masks(
         self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
-        from hfcompress.model.fake_quantization import FakeQuantization
-        from hfcompress.model.followed_ranges import FollowedRanges
-        from hfcompress.model.learned_steps import LearnedSteps
+        from hfcompress.quantization.qat.fake_quantization import FakeQuantization
+        from hfcompress.quantization.qat.learned_steps import LearnedSteps
+        from hfcompress.quantization.qat.moving_average import FollowedRanges
 
         table_bits = self.embedding_bits if self.embeddings else None
         if self.mode == "dynamic":

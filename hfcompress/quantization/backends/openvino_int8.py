@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import PRUNED, Shape, head_of
-from hfcompress.graphs.export import quiet
-from hfcompress.graphs.made import EXPORT_TOLERANCE, write_config
-from hfcompress.graphs.optimum import TASKS, rows_alone
+from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.onnx.export import quiet
+from hfcompress.onnx.model_directory import EXPORT_TOLERANCE, write_config
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.graphs.optimum import TASKS, rows_alone
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hfcompress.model.probe import Probe
+    from hfcompress.models.dummy_inputs import Probe
 
 TRANSFORMERS = (5, 6)
 """The first release that optimum-intel 2.2 does not take."""
@@ -83,9 +83,9 @@ class OpenvinoInt8(Backend):
         import optimum.intel
         from optimum.exporters.openvino.convert import export_from_model
 
-        from hfcompress.base.processors import default_threads
         from hfcompress.measure.worker import OpenVinoModel
-        from hfcompress.model.artifact import load_model
+        from hfcompress.models.artifact import load_model
+        from hfcompress.utils.processors import default_threads
 
         model = load_model(work.source, work.auto_class)
         with scratch_directory() as folder, redirect_stdout(StringIO()):
@@ -120,8 +120,8 @@ def _require_same(exported: Any, model: Any, probe: Probe) -> None:
     import numpy as np
     import torch
 
-    from hfcompress.model.observe import logits_of_output
-    from hfcompress.model.probe import logits_of
+    from hfcompress.models.dummy_inputs import logits_of
+    from hfcompress.models.forward import logits_of_output
 
     found = logits_of_output(exported(**{name: torch.from_numpy(value) for name, value in probe.items()}))
     expected = logits_of(model, probe)

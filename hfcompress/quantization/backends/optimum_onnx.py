@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.files import scratch_directory
-from hfcompress.base.shape import PRUNED, Shape, head_of
-from hfcompress.graphs.export import quiet, run_onnx
-from hfcompress.graphs.files import LIMIT
-from hfcompress.graphs.made import require_same, write_config
-from hfcompress.graphs.optimum import TASKS, rows_alone
 from hfcompress.measure.environment import cpu_flags
+from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.onnx.export import quiet, run_onnx
+from hfcompress.onnx.graph_files import LIMIT
+from hfcompress.onnx.model_directory import require_same, write_config
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.graphs.optimum import TASKS, rows_alone
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ class OptimumOnnx(Backend):
         )
 
     def quantize(self, work: Work) -> NDArray[Any]:
-        from hfcompress.model.artifact import load_model
+        from hfcompress.models.artifact import load_model
 
         model = load_model(work.source, work.auto_class)
         with scratch_directory() as folder, quiet(), redirect_stdout(StringIO()):

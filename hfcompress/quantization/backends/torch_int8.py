@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
-from hfcompress.model.probe import Probe, logits_of
+from hfcompress.models.dummy_inputs import Probe, logits_of
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +31,8 @@ class TorchInt8(Backend):
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=8 if self.embeddings else 32)
 
     def quantize(self, work: Work) -> NDArray[Any]:
-        from hfcompress.model.artifact import load_model, save_weights
-        from hfcompress.model.int8_layers import Int8Config, put_int8_layers
+        from hfcompress.models.artifact import load_model, save_weights
+        from hfcompress.quantization.int8_modules import Int8Config, put_int8_layers
 
         model = load_model(work.source, work.auto_class)
         self._look(model, work)
@@ -44,7 +44,7 @@ class TorchInt8(Backend):
 
     def _look(self, model: PreTrainedModel, work: Work) -> None:
         """Notes odd weights, and refuses what is not finite."""
-        from hfcompress.model.linears import linears
+        from hfcompress.models.linears import linears
 
         self.note_odd_weights(linears(model), work)
         for path, table in _tables(model) if self.embeddings else ():
@@ -54,7 +54,7 @@ class TorchInt8(Backend):
                 )
 
     def rounded(self, weight: Tensor) -> Tensor:
-        from hfcompress.model.embedding_grid import rounded_rows
+        from hfcompress.quantization.grids.embeddings import rounded_rows
 
         return rounded_rows(weight, 8)
 

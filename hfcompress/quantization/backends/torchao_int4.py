@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.backends.base import Work
-from hfcompress.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
-from hfcompress.base.errors import HfcompressError
-from hfcompress.base.shape import Shape
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Work
+from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from hfcompress.model.fake_quantization import FakeQuantization
+    from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 
 class TorchaoInt4(TorchaoInt8WeightOnly):
@@ -60,6 +60,6 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
     def masks(
         self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
-        from hfcompress.model.torchao_training import TorchaoTraining
+        from hfcompress.quantization.qat.torchao_training import TorchaoTraining
 
         return TorchaoTraining(model, self.config(), self.layers(model, work))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hfcompress.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
+from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
 
 
 class TorchaoInt8(TorchaoInt8WeightOnly):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.backends.base import Backend, Work
-from hfcompress.base.shape import Shape
-from hfcompress.model.probe import logits_of
+from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.shape import Shape
+from hfcompress.quantization.backends.base import Backend, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,8 +46,8 @@ class TorchaoInt8WeightOnly(Backend):
         import transformers
         from transformers import TorchAoConfig
 
-        from hfcompress.model.artifact import load_model, save_weights, settled_config
-        from hfcompress.model.linears import linears
+        from hfcompress.models.artifact import load_model, save_weights, settled_config
+        from hfcompress.models.linears import linears
 
         plain = load_model(work.source, work.auto_class)
         layers = self.layers(plain, work)
@@ -68,7 +68,7 @@ class TorchaoInt8WeightOnly(Backend):
 
     def layers(self, model: nn.Module, work: Work) -> dict[str, nn.Linear]:
         """What is quantized: the linear layers inside the transformer layers, but those to keep."""
-        from hfcompress.model.linears import layer_linears
+        from hfcompress.models.linears import layer_linears
 
         return {path: layer for path, layer in layer_linears(model).items() if path not in work.keep}
 

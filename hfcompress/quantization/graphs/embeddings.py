@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hfcompress.base.errors import HfcompressError
-from hfcompress.graphs.fuse import paths_of
-from hfcompress.model.block_grid import BLOCK
-from hfcompress.model.embedding_grid import row_codes
+from hfcompress.onnx.fuse import paths_of
+from hfcompress.quantization.grids.blocks import BLOCK
+from hfcompress.quantization.grids.embeddings import row_codes
+from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     import onnx

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.graphs.int8 import nodes_without
-from hfcompress.model.block_grid import LOWEST, block_codes
+from hfcompress.quantization.graphs.int8 import nodes_without
+from hfcompress.quantization.grids.blocks import LOWEST, block_codes
 
 if TYPE_CHECKING:
     import onnx

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.base.files import scratch_directory
-from hfcompress.graphs.export import quiet
-from hfcompress.graphs.files import is_large, without_weights
-from hfcompress.graphs.fuse import paths_of
-from hfcompress.model.ranges import LARGEST, Ranges, affine
+from hfcompress.onnx.export import quiet
+from hfcompress.onnx.fuse import paths_of
+from hfcompress.onnx.graph_files import is_large, without_weights
+from hfcompress.quantization.grids.ranges import LARGEST, Ranges, affine
+from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
     import onnx

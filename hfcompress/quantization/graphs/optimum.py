@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfcompress.model.probe import Probe
+    from hfcompress.models.dummy_inputs import Probe
 
 TASKS = {
     "sequence": "text-classification",

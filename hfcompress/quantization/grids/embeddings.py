@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hfcompress.model.block_grid import block_codes, rounded_blocks
-from hfcompress.model.ranges import weight_steps
+from hfcompress.quantization.grids.blocks import block_codes, rounded_blocks
+from hfcompress.quantization.grids.ranges import weight_steps
 
 if TYPE_CHECKING:
     from torch import Tensor

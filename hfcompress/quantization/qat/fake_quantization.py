@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfcompress.model.embedding_grid import rounded_rows
-from hfcompress.model.linears import linears
-from hfcompress.model.masks import Masks
+from hfcompress.models.linears import linears
+from hfcompress.quantization.grids.embeddings import rounded_rows
+from hfcompress.training.overlay import TrainingOverlay
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.model.ranges import Ranges
+    from hfcompress.quantization.grids.ranges import Ranges
 
 Rounding = Callable[[Tensor], Tensor]
 """From floats to what is kept of them, made floats again."""
 
 
-class FakeQuantization(Masks):
+class FakeQuantization(TrainingOverlay):
     """Linear layers compute with the weights that a backend would store, and embedding tables give the rows it would.
 
     Gradients go straight through the rounding (Bengio et al. 2013, arXiv:1308.3432). In eval mode the model computes

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfcompress.model.fake_quantization import FakeQuantization, Rounding
-from hfcompress.model.linears import linears
-from hfcompress.model.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
+from hfcompress.models.linears import linears
+from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
+from hfcompress.quantization.qat.fake_quantization import FakeQuantization, Rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

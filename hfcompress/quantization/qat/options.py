@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from hfcompress.base.errors import Problem
-from hfcompress.stages.recover import Recover
+from hfcompress.distillation.recovery import Recover
+from hfcompress.utils.errors import Problem
 
 
-class Aware(Recover):
+class QatTraining(Recover):
     """A `train:` block with losses and a teacher, by default the model as the stage gets it, in float32."""
 
     ranges: Literal["ema", "learned"] = "ema"

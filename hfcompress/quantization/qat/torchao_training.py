@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hfcompress.model.fake_quantization import FakeQuantization
+from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

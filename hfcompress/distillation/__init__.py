@@ -1,0 +1,1 @@
+"""Knowledge distillation: students, teachers, losses, the cache of a teacher's answers, augmentation."""

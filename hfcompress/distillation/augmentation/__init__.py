@@ -1,0 +1,1 @@
+"""TinyBERT's data augmentation."""

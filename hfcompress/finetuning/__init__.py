@@ -1,0 +1,1 @@
+"""Fine-tuning: makes the source model that the other stages compress."""

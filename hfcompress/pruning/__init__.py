@@ -1,0 +1,1 @@
+"""Pruning of heads, FFN neurons, blocks, layers, dimensions and single weights."""

@@ -1,0 +1,1 @@
+"""Masks that learn while a model trains."""

@@ -1,0 +1,1 @@
+"""Scales and codes that PyTorch and ONNX Runtime share."""

@@ -1,0 +1,1 @@
+"""Recipes: schema, loader, checks and plan."""

@@ -1,0 +1,1 @@
+"""Runs a recipe, compares models, pushes results."""

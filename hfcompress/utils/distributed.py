@@ -1,0 +1,61 @@
+"""Several processes: who is first, what all agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.launch import JOINED, LEFT_ALONE, left_alone
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def process_state() -> PartialState:
+    """This process among those of a distributed run.
+
+    accelerate joins processes on a CPU only where it is told that a CPU is wanted, and the first call decides.
+
+    Raises:
+        HfcompressError: where several processes were asked for and one was started.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from torch import cuda
+
+    wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
+    if left_alone(os.environ):
+        raise HfcompressError(*LEFT_ALONE)
+    return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
+
+
+def agreed(value: Any) -> Any:
+    """What the first process of a distributed run says, on all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    held = [value]
+    if process_state().num_processes > 1:
+        broadcast_object_list(held)
+    return held[0]
+
+
+def on_main_process(action: Callable[[], None]) -> None:
+    """Runs `action` on the first process of a distributed run while the others wait; all fail if it fails."""
+    from accelerate.utils import broadcast_object_list
+
+    state = process_state()
+    failure: list[str | None] = [None]
+    error: BaseException | None = None
+    if state.is_main_process:
+        try:
+            action()
+        except BaseException as caught:
+            error, failure = caught, [f"{type(caught).__name__}: {caught}"]
+    if state.num_processes > 1:
+        broadcast_object_list(failure)
+    if error is not None:
+        raise error
+    if failure[0] is not None:
+        raise HfcompressError(f"the first process failed: {failure[0]}")
