@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests import factories as world
+from tests import factories
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,19 +25,19 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with train, dev and test files."""
-    return world.write_data(tmp_path_factory.mktemp("data"))
+    return factories.write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A fine-tuned two-layer BERT."""
-    return world.fine_tuned(tmp_path_factory.mktemp("teacher"), data)
+    return factories.fine_tuned(tmp_path_factory.mktemp("teacher"), data)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, teacher: Path, data: Path) -> Path:
     """A recipe of three stages on the tiny world."""
-    return world.recipe(tmp_path / "recipe.yaml", teacher, data)
+    return factories.recipe(tmp_path / "recipe.yaml", teacher, data)
 
 
 @pytest.fixture(autouse=os.environ.get("HFCOMPRESS_TEST_KERNELS") == "other")

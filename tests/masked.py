@@ -10,7 +10,7 @@ from hfcompress.pruning.costs import Costs, Target
 from hfcompress.recipe.schema import load
 from hfcompress.training import trainer as training
 from hfcompress.training.options import Train
-from tests import factories as world
+from tests import factories
 
 LABELS = {"LABEL_0": 0, "LABEL_1": 1}
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -35,12 +35,12 @@ def cost(target: Target, keep: Any) -> float:
 
 def task_of(folder: Path, data: Path) -> Any:
     """The tiny world's task."""
-    return load(world.recipe(folder / "task.yaml", folder, data)).recipe.task
+    return load(factories.recipe(folder / "task.yaml", folder, data)).recipe.task
 
 
 def rows_of(task: Any) -> dict[str, Any]:
     """Its encoded rows."""
-    return {split: task.encode(task.read(split), world.tokenizer(), LABELS) for split in ("train", "dev")}
+    return {split: task.encode(task.read(split), factories.tokenizer(), LABELS) for split in ("train", "dev")}
 
 
 def trained(model: Any, masks: Any, data: Path, folder: Path, callbacks: Any = (), **options: Any) -> float:
@@ -50,5 +50,5 @@ def trained(model: Any, masks: Any, data: Path, folder: Path, callbacks: Any = (
     train = Train(**({"epochs": 3.0, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1} | options))
     return training.train(
         training.Objective(model, [HardLabels()], task, masks=masks), train, rows=rows_of(task),
-        tokenizer=world.tokenizer(), checkpoints=folder / "checkpoints", seed=7, callbacks=callbacks,
+        tokenizer=factories.tokenizer(), checkpoints=folder / "checkpoints", seed=7, callbacks=callbacks,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hfcompress.measure.environment import versions
-from tests import factories as world
+from tests import factories
 
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on(place: Path, capfd: pyt
     run = place / "written" / "unfinished"
     same = _same_versions(run)
     first = (run / "01-distill" / "model.safetensors").read_bytes()
-    assert world.run_cli("run", "unfinished.yaml", "--output", run) == 0
+    assert factories.run_cli("run", "unfinished.yaml", "--output", run) == 0
     said = "".join(capfd.readouterr())
     assert ("01-distill: done before" in said) is same  # else other versions are at work: it is made anew
     if same:
@@ -92,9 +92,9 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on(place: Path, capfd: pyt
 def test_a_finished_run_of_an_earlier_version_is_read(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = place / "written" / "pruned"
     same = _same_versions(run)
-    assert world.run_cli("report", run) == 0
-    assert world.run_cli("card", run) == 0
+    assert factories.run_cli("report", run) == 0
+    assert factories.run_cli("card", run) == 0
     weights = (run / "01-prune" / "model.safetensors").read_bytes()
-    assert world.run_cli("run", "pruned.yaml", "--output", run) == 0
+    assert factories.run_cli("run", "pruned.yaml", "--output", run) == 0
     assert ("report: done before" in "".join(capfd.readouterr())) is same
     assert not same or (run / "01-prune" / "model.safetensors").read_bytes() == weights

@@ -197,13 +197,13 @@ def test_check_tells_every_mistake_on_a_line_of_its_own(capsys: Capture, recipe:
 
 
 def test_plan_shows_exact_counts(capsys: Capture, recipe: Path) -> None:
-    from tests import factories as world
+    from tests import factories
 
     text = printed(capsys, "plan", recipe)
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert {"model", "01-distill", "02-prune", "03-quantize"} <= rows.keys()
     for stage, layers in (("model", 2), ("01-distill", 1)):
-        count = sum(p.numel() for p in world.model(layers=layers).parameters())
+        count = sum(p.numel() for p in factories.model(layers=layers).parameters())
         assert f" {count:,} " in rows[stage]
     for heading in ("layers", "heads", "FFN", "parameters", "encoder", "MB", "MACs at 16", "steps"):
         assert heading in text

@@ -20,7 +20,7 @@ from hfcompress.models.artifact import load_tokenizer
 from hfcompress.recipe.plan import plan
 from hfcompress.recipe.schema import Loaded, load, shipped
 from hfcompress.run import runner
-from tests import factories as world
+from tests import factories
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
 LEARNS, GOES_ON = (f"{{batch_size: 32, learning_rate: 5.0e-3, max_steps: {steps}}}" for steps in (60, 24))
@@ -46,7 +46,7 @@ def _tinybert(things: Things) -> list[str]:
     mlm = f"model: {things.base}, copies: 2, batch_size: 64, precision: float32"
     return [
         f"model={things.base}", f"task.dataset={things.sentences}", f"stages.0.train={LEARNS}",
-        f"stages.1.task.dataset={things.made(world.write_corpus)}", "stages.1.task.config=null",
+        f"stages.1.task.dataset={things.made(factories.write_corpus)}", "stages.1.task.config=null",
         "stages.1.task.max_length=24", "stages.1.task.dev_rows=8",
         "stages.1.student={layers: 1, hidden: 16, ffn: 32, from: model}",
         "stages.1.train.max_steps=6", "stages.1.train.batch_size=8",
@@ -58,7 +58,7 @@ def _tinybert(things: Things) -> list[str]:
 def _minilm(things: Things) -> list[str]:
     heads = [f"stages.{stage}.losses.0.relation_heads=8" for stage in (1, 2)]
     return [
-        f"model={things.base}", f"task.dataset={things.made(world.write_inferences)}", f"stages.0.train={LEARNS}",
+        f"model={things.base}", f"task.dataset={things.made(factories.write_inferences)}", f"stages.0.train={LEARNS}",
         "stages.0.train.max_steps=100",
         "stages.1.student={layers: 1, hidden: 16, ffn: 32, width: activation, rows: 32}", "stages.1.train.max_steps=6",
         f"stages.2.train={GOES_ON}", *heads,
@@ -88,8 +88,8 @@ def _intermediate(things: Things, write: Callable[[Path], Path]) -> list[str]:
 
 
 def _stsb(things: Things) -> list[str]:
-    base = world.save(world.model("distilbert").distilbert, things.folder / "distilbert")
-    data = f"task.dataset={things.made(world.write_similarities)}"
+    base = factories.save(factories.model("distilbert").distilbert, things.folder / "distilbert")
+    data = f"task.dataset={things.made(factories.write_similarities)}"
     return [
         f"model={base}", data, f"stages.0.train={LEARNS}", "stages.0.train.max_steps=100",
         "stages.1.student.layers=1", f"stages.1.train={GOES_ON}",
@@ -139,7 +139,7 @@ def _as_it_is(things: Things, *stage: str) -> list[str]:
 
 def _nf4(things: Things) -> list[str]:
     """On a CPU bitsandbytes multiplies blocks of 64 inputs and 32 outputs."""
-    wide = world.fine_tuned(things.folder / "wide", things.sentences, layers=1, hidden=64)
+    wide = factories.fine_tuned(things.folder / "wide", things.sentences, layers=1, hidden=64)
     return [f"model={wide}", f"task.dataset={things.sentences}"]
 
 
@@ -158,8 +158,8 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "minilm": _minilm,
     "distilbert": _distilbert,
     "ensemble": _ensemble,
-    "ner": lambda things: _intermediate(things, world.write_tags),
-    "squad": lambda things: [*_intermediate(things, world.write_questions), "task.max_length=24", "task.stride=8"],
+    "ner": lambda things: _intermediate(things, factories.write_tags),
+    "squad": lambda things: [*_intermediate(things, factories.write_questions), "task.max_length=24", "task.stride=8"],
     "sst2-minilm": _sst2_minilm,
     "stsb-distilbert": _stsb,
     **{name: partial(_pruned_as, name) for name in PRUNED},
@@ -248,9 +248,9 @@ class InThisProcess(ModelProcess):
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Things:
     folder = tmp_path_factory.mktemp("things")
-    base = world.save(world.model(head="mask"), folder / "base")
-    words = [word for word in world.WORDS if word not in ("film", "story")]
-    second = world.fine_tuned(folder / "electra", data, "electra", words=[*words[:5], *reversed(words[5:])])
+    base = factories.save(factories.model(head="mask"), folder / "base")
+    words = [word for word in factories.WORDS if word not in ("film", "story")]
+    second = factories.fine_tuned(folder / "electra", data, "electra", words=[*words[:5], *reversed(words[5:])])
     return Things(base, teacher, second, data, folder)
 
 
@@ -499,7 +499,7 @@ def test_zeros(name: str, share: float, ran: Ran) -> None:
 def test_prune_vocab(ran: Ran) -> None:
     done = ran("prune-vocab")
     assert done.quality(1) == done.quality(0)
-    assert done.config("02-prune")["vocab_size"] <= len(world.WORDS)
+    assert done.config("02-prune")["vocab_size"] <= len(factories.WORDS)
 
 
 def test_the_two_that_only_quantize(ran: Ran) -> None:

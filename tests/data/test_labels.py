@@ -17,7 +17,7 @@ from hfcompress.recipe.schema import check, load
 from hfcompress.run.compare import compare
 from hfcompress.training.task_heads import label_names
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 
 def ids(*names: str) -> dict[str, int]:
@@ -234,6 +234,6 @@ def test_a_teacher_of_several_labels_teaches_nobody(teacher: Path, tmp_path: Pat
     from hfcompress.distillation.engine import _loaded
     from hfcompress.models.artifact import open_artifact
 
-    world.save(world.model("bert", problem_type="multi_label_classification"), tmp_path)
+    factories.save(factories.model("bert", problem_type="multi_label_classification"), tmp_path)
     with pytest.raises(HfcompressError, match="the teacher x: the model's head was trained for multi label"):
         _loaded(open_artifact(tmp_path, "x"), task_on(tmp_path), needs_logits=True)

@@ -22,7 +22,7 @@ from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.quantization.backends.base import Work
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 TAGS = {"O": 0, "B-PER": 1, "I-PER": 2, "B-LOC": 3}
 
@@ -60,30 +60,30 @@ def classes(data: Path) -> TextClassification:
 
 
 def test_features_are_numbered_and_a_batch_is_padded(classes: TextClassification) -> None:
-    encoded = classes.encode(classes.read("dev"), world.tokenizer(), {"0": 0, "1": 1})
+    encoded = classes.encode(classes.read("dev"), factories.tokenizer(), {"0": 0, "1": 1})
     assert encoded["index"][:] == list(range(48))
     assert encoded["length"][:] == [len(ids) for ids in encoded["input_ids"]]
     assert max(encoded["length"]) == 8
     features = [encoded[i] for i in (5, 0)]
-    batch = classes.batch(features, world.tokenizer(), multiple=16)
+    batch = classes.batch(features, factories.tokenizer(), multiple=16)
     assert batch["index"].tolist() == [5, 0]
     assert batch["labels"].tolist() == [1, 0]
     for row, mask, feature in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), features, strict=True):
         ids = feature["input_ids"]
         assert row == ids + [0] * (16 - len(ids))
         assert mask == [1] * len(ids) + [0] * (16 - len(ids))
-    assert classes.batch(features, world.tokenizer())["input_ids"].shape[1] == max(f["length"] for f in features)
+    assert classes.batch(features, factories.tokenizer())["input_ids"].shape[1] == max(f["length"] for f in features)
 
 
 def test_a_batch_pads_as_the_tokenizer_does(classes: TextClassification) -> None:
-    tokenizer = world.tokenizer()
+    tokenizer = factories.tokenizer()
     tokenizer.pad_token = "film"
     features = [
         {"input_ids": [7], "token_type_ids": [1], "attention_mask": [1], "labels": 0, "index": 0},
         {"input_ids": [7, 8], "token_type_ids": [1, 1], "attention_mask": [1, 1], "labels": 0, "index": 1},
     ]
     batch = classes.batch(features, tokenizer)
-    assert batch["input_ids"].tolist() == [[7, world.WORDS.index("film")], [7, 8]]
+    assert batch["input_ids"].tolist() == [[7, factories.WORDS.index("film")], [7, 8]]
     assert batch["token_type_ids"].tolist() == [[1, 0], [1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
 
@@ -92,16 +92,16 @@ def test_tokens_of_many_texts_lie_on_disk_and_are_the_same(
     classes: TextClassification, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, labels = classes.read("train"), {"0": 0, "1": 1}
-    inside = classes.encode(rows, world.tokenizer(), labels)
+    inside = classes.encode(rows, factories.tokenizer(), labels)
     monkeypatch.setattr(task_module, "IN_MEMORY", 0)
-    outside = classes.encode(rows, world.tokenizer(), labels)
+    outside = classes.encode(rows, factories.tokenizer(), labels)
     assert not inside.cache_files
     assert outside.cache_files
     assert outside[:] == inside[:]
 
 
 def test_classes_are_judged_in_the_order_of_the_features(classes: TextClassification) -> None:
-    encoded = classes.encode(classes.read("dev"), world.tokenizer(), {"0": 0, "1": 1}).select([1, 0, 3])
+    encoded = classes.encode(classes.read("dev"), factories.tokenizer(), {"0": 0, "1": 1}).select([1, 0, 3])
     predictions, references = classes.judge(np.array([[0.0, 1], [0, 1], [0, 1]]), encoded)
     assert (predictions.tolist(), references.tolist()) == ([1, 1, 1], [1, 0, 1])
     assert classes.score(predictions, references) == pytest.approx(2 / 3)
@@ -113,7 +113,7 @@ def test_classes_are_judged_in_the_order_of_the_features(classes: TextClassifica
 def test_a_score_is_judged_against_the_mean(tmp_path: Path) -> None:
     rows = [{"sentence": "good", "score": score} for score in (0.0, 1.0, 5.0)]
     task = Regression(type="regression", dataset=write(tmp_path, train=rows), text=["sentence"], metric="mse")
-    encoded = task.encode(task.read("dev"), world.tokenizer(), None)
+    encoded = task.encode(task.read("dev"), factories.tokenizer(), None)
     predictions, references = task.judge(np.array([[1.0], [1], [2]]), encoded)
     assert task.score(predictions, references) == pytest.approx((1 + 0 + 9) / 3)
     assert task.score(task.blind(references, encoded), references) == pytest.approx((4 + 1 + 9) / 3)
@@ -138,7 +138,7 @@ def tagged(path: Path, *rows: tuple[str, list[Any]], **options: Any) -> TokenCla
 
 
 def test_a_word_s_tag_stands_at_its_first_token(tmp_path: Path) -> None:
-    tokenizer = world.tokenizer([*world.WORDS, "##ly", "##er"])
+    tokenizer = factories.tokenizer([*factories.WORDS, "##ly", "##er"])
     task = tagged(tmp_path, ("the goodlyer film", ["O", "B-PER", "I-PER"]))
     (feature,) = task.encode(task.read("train"), tokenizer, TAGS)
     assert tokenizer.convert_ids_to_tokens(feature["input_ids"]) == [
@@ -153,7 +153,7 @@ def test_a_word_s_tag_stands_at_its_first_token(tmp_path: Path) -> None:
 def test_tags_are_judged_by_word_and_a_word_cut_off_is_missed(tmp_path: Path) -> None:
     tags = ["B-PER", "O", "B-LOC", "O", "B-PER"]
     task = tagged(tmp_path, ("the film was a story", tags), ("good film", ["O", "O"]), max_length=6)
-    features = task.encode(task.read("train"), world.tokenizer(), TAGS)
+    features = task.encode(task.read("train"), factories.tokenizer(), TAGS)
     assert features["length"][:] == [6, 4]
     eye = np.eye(4)
     first = eye[[2, 1, 0, 3, 0, 2]]  # [CLS] the film was a [SEP]: what stands at specials is not asked for
@@ -173,7 +173,7 @@ def test_cutting_words_off_cannot_raise_the_score(tmp_path: Path) -> None:
         scores = []
         for length in (16, 5):
             task = tagged(tmp_path, rows, max_length=length, metric=metric)
-            features = task.encode(task.read("train"), world.tokenizer(), TAGS)
+            features = task.encode(task.read("train"), factories.tokenizer(), TAGS)
             right = [0, 1, *[0] * 14][: features["length"][0]]
             scores.append(task.score(*task.judge(np.eye(4)[right], features)))
         assert scores[0] == 1 >= scores[1]
@@ -183,14 +183,14 @@ def test_cutting_words_off_cannot_raise_the_score(tmp_path: Path) -> None:
 def test_a_word_that_gives_no_token_moves_no_other_s_tag(tmp_path: Path) -> None:
     data = [{"tokens": ["film", "", "good"], "ner_tags": ["O", "O", "B-PER"]}]
     task = TokenClassification(type="token-classification", dataset=write(tmp_path, train=data))
-    features = task.encode(task.read("train"), world.tokenizer(), TAGS)
+    features = task.encode(task.read("train"), factories.tokenizer(), TAGS)
     predictions, _ = task.judge(np.eye(4)[[0, 0, 1, 0]], features)
     assert predictions.tolist() == [["O", "", "B-PER"]]
 
 
 def test_the_best_blind_tagging_is_the_baseline(tmp_path: Path) -> None:
     task = tagged(tmp_path, ("the good film", ["O", "B-PER", "O"]), ("film", ["B-LOC"]))
-    features = task.encode(task.read("train"), world.tokenizer(), TAGS)
+    features = task.encode(task.read("train"), factories.tokenizer(), TAGS)
     _, references = task.judge(np.zeros((sum(features["length"][:]), 4)), features)
     blind = task.blind(references, features)
     assert task.score(blind, references) == 0
@@ -199,13 +199,13 @@ def test_the_best_blind_tagging_is_the_baseline(tmp_path: Path) -> None:
 
 def test_the_token_loss_is_the_mean_over_words_whatever_is_padded(tmp_path: Path) -> None:
     task = tagged(tmp_path, ("the good film", ["O", "B-PER", "O"]), ("film", ["B-LOC"]))
-    features = list(task.encode(task.read("train"), world.tokenizer(), TAGS))
+    features = list(task.encode(task.read("train"), factories.tokenizer(), TAGS))
     torch.manual_seed(0)
     logits = torch.randn(2, 16, 4)
     words = torch.stack([logits[0, 1], logits[0, 2], logits[0, 3], logits[1, 1]])
     expected = F.cross_entropy(words, torch.tensor([0, 1, 0, 3]))
     for multiple, length in ((None, 5), (16, 16)):
-        labels = task.batch(features, world.tokenizer(), multiple)["labels"]
+        labels = task.batch(features, factories.tokenizer(), multiple)["labels"]
         assert float(task.loss(logits[:, :length], labels)) == pytest.approx(float(expected))
     nothing = torch.full((1, 3), -100)
     assert float(task.loss(logits[:1, :3], nothing)) == 0
@@ -224,7 +224,7 @@ def test_what_a_criterion_sees_of_a_row_does_not_depend_on_its_batch(tmp_path: P
     else:
         task = squad(tmp_path, ("was it", CONTEXT, ["very bad"], [START]))
         labels = torch.tensor([[1, 1], [1, 2], [2, 3]])
-    model = world.model(head=head, labels=4 if head == "token" else 2)
+    model = factories.model(head=head, labels=4 if head == "token" else 2)
     mask = (torch.arange(5) < torch.tensor([3, 4, 5])[:, None]).long()
     batch = {"input_ids": torch.randint(5, 20, (3, 5)) * mask, "attention_mask": mask, "labels": labels}
     alone = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(3)]
@@ -325,16 +325,16 @@ def squad(path: Path, *rows: tuple[str, str, list[str], list[int]], **options: A
 
 
 def words(feature: dict[str, Any]) -> list[str]:
-    return [world.WORDS[i] for i in feature["input_ids"]]
+    return [factories.WORDS[i] for i in feature["input_ids"]]
 
 
 def test_the_labels_are_the_tokens_of_the_answer(tmp_path: Path) -> None:
     task = squad(tmp_path, ("the plot", CONTEXT, ["very bad"], [START]))
-    (feature,) = task.encode(task.read("train"), world.tokenizer(), None)
+    (feature,) = task.encode(task.read("train"), factories.tokenizer(), None)
     start, end = feature["labels"]
     assert words(feature)[start : end + 1] == ["very", "bad"]
     assert words(feature)[:4] == ["[CLS]", "the", "plot", "[SEP]"]
-    batch = task.batch([feature], world.tokenizer())
+    batch = task.batch([feature], factories.tokenizer())
     assert batch["labels"].tolist() == [[start, end]]
     assert set(feature) == {"input_ids", "length", "labels", "index"}
 
@@ -349,7 +349,7 @@ def windows(tmp_path: Path) -> tuple[QuestionAnswering, Any]:
         max_length=16,
         stride=4,
     )
-    return task, task.encode(task.read("train"), world.tokenizer(), None)
+    return task, task.encode(task.read("train"), factories.tokenizer(), None)
 
 
 def test_a_long_context_gives_windows_that_overlap(windows: tuple[QuestionAnswering, Any]) -> None:
@@ -377,7 +377,7 @@ def test_an_answer_outside_of_a_window_is_asked_of_cls(tmp_path: Path) -> None:
         max_length=16,
         stride=4,
     )
-    features = task.encode(task.read("train"), world.tokenizer(), None)
+    features = task.encode(task.read("train"), factories.tokenizer(), None)
     assert features[0]["labels"] == [0, 0]
     assert words(features[1])[features[1]["labels"][0]] == "great"
     assert words(features[2])[features[2]["labels"][0] :][:5] == ["plot", "was", "very", "bad", "and"]
@@ -420,7 +420,7 @@ def test_no_answer_is_given_where_cls_scores_more(windows: tuple[QuestionAnsweri
 
 def test_unanswerable_questions_teach_cls_and_are_right_without_an_answer(tmp_path: Path) -> None:
     task = squad(tmp_path, ("film", CONTEXT, [], []), ("film", CONTEXT, ["bad"], [START + 5]), unanswerable=True)
-    features = task.encode(task.read("train"), world.tokenizer(), None)
+    features = task.encode(task.read("train"), factories.tokenizer(), None)
     assert features[0]["labels"] == [0, 0]
     _, references = task.judge(np.zeros((sum(features["length"][:]), 2)), features)
     assert task.score(task.blind(references, features), references) == 0.5
@@ -494,7 +494,7 @@ def test_a_stride_that_leaves_no_room_is_refused() -> None:
 
 def test_a_question_that_is_too_long_is_cut_so_that_windows_go_on(tmp_path: Path) -> None:
     task = squad(tmp_path, ("good " * 100, CONTEXT, ["great"], [CONTEXT.index("great")]), max_length=16, stride=4)
-    features = task.encode(task.read("train"), world.tokenizer(), None)
+    features = task.encode(task.read("train"), factories.tokenizer(), None)
     assert max(features["length"]) == 16
     assert [feature["labels"] for feature in features][-1] != [0, 0]
     assert words(features[0]).count("good") - words(features[0])[6:].count("good") == 4  # half of 16 - 3 - 4
@@ -522,28 +522,28 @@ def test_documents_are_joined_and_cut() -> None:
 def test_a_corpus_is_packed_over_all_its_documents(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the film", "", "  ", "was good", "a plot"] * 40, max_length=8)
     rows = task.read("train")
-    features = task.encode(rows, world.tokenizer(), None)
+    features = task.encode(rows, factories.tokenizer(), None)
     tokens = [token for ids in features["input_ids"] for token in ids[1:-1]]
     texts = [text for text in rows["text"] if text.strip()]
-    ids = world.tokenizer()(texts, add_special_tokens=False)["input_ids"]
+    ids = factories.tokenizer()(texts, add_special_tokens=False)["input_ids"]
     assert tokens == [token for document in ids for token in [*document, 3]][: len(tokens)]
     assert len(tokens) >= sum(len(document) + 1 for document in ids) - 1
     assert set(features["length"][:-1]) == {8}
     assert features["index"][:] == list(range(len(features)))
-    apart = task.model_copy(update={"packed": False}).encode(rows, world.tokenizer(), None)
-    assert apart["input_ids"][:] == world.tokenizer()(texts)["input_ids"]
+    apart = task.model_copy(update={"packed": False}).encode(rows, factories.tokenizer(), None)
+    assert apart["input_ids"][:] == factories.tokenizer()(texts)["input_ids"]
 
 
 def test_a_stream_gives_the_rows_of_the_same_documents(tmp_path: Path) -> None:
-    documents = [" ".join(world.NEUTRAL[i % 9 : i % 9 + 3]) for i in range(50)]
+    documents = [" ".join(factories.NEUTRAL[i % 9 : i % 9 + 3]) for i in range(50)]
     for suffix in ("txt", "jsonl"):
         task = corpus(tmp_path / suffix, documents, suffix, max_length=8, streaming=True, dev_rows=7)
-        stream = task.encode(task.read("train"), world.tokenizer(), None)
+        stream = task.encode(task.read("train"), factories.tokenizer(), None)
         held = task.read("dev")["text"][:]
         whole = corpus(tmp_path / "rest", documents[7:], max_length=8)
         write_dev = tmp_path / "rest" / "dev.txt"
         write_dev.write_text("film\n")
-        expected = whole.encode(whole.read("train"), world.tokenizer(), None)
+        expected = whole.encode(whole.read("train"), factories.tokenizer(), None)
         assert held == documents[:7]
         assert [row["input_ids"] for row in stream] == expected["input_ids"][:]
         assert [row["index"] for row in stream] == expected["index"][:]
@@ -567,8 +567,8 @@ def test_without_a_dev_split_the_last_hundredth_is_held_out(tmp_path: Path) -> N
 
 
 def test_masks_are_drawn_by_row_and_epoch_alone() -> None:
-    ids = np.random.default_rng(0).integers(5, len(world.WORDS), (6, 40))
-    tokenizer, index = world.tokenizer(), np.arange(6)
+    ids = np.random.default_rng(0).integers(5, len(factories.WORDS), (6, 40))
+    tokenizer, index = factories.tokenizer(), np.arange(6)
 
     def mask(rows: list[int], epoch: int | None, length: int = 40) -> Any:
         return masked(ids[rows][:, :length], index[rows], tokenizer, 0.15, epoch)
@@ -587,18 +587,18 @@ def test_masks_are_drawn_by_row_and_epoch_alone() -> None:
 
 def test_masks_follow_bert() -> None:
     size, specials = 400_000, [0, 1, 2, 3, 4]
-    ids = np.random.default_rng(0).integers(0, len(world.WORDS), (size // 400, 400))
-    changed, labels = masked(ids, np.arange(len(ids)), world.tokenizer(), 0.15, 3)
+    ids = np.random.default_rng(0).integers(0, len(factories.WORDS), (size // 400, 400))
+    changed, labels = masked(ids, np.arange(len(ids)), factories.tokenizer(), 0.15, 3)
     asked = labels != -100
     assert not asked[np.isin(ids, specials)].any()
     assert (labels[asked] == ids[asked]).all()
     assert (changed[~asked] == ids[~asked]).all()
     assert asked[~np.isin(ids, specials)].mean() == pytest.approx(0.15, abs=0.003)
     new = changed[asked]
-    assert (new == 4).mean() == pytest.approx(0.8 + 0.1 / len(world.WORDS), abs=0.01)
-    assert (new == ids[asked]).mean() == pytest.approx(0.1 + 0.1 / len(world.WORDS), abs=0.01)
-    others = np.bincount(new[new != 4], minlength=len(world.WORDS))
-    assert (others > 0).sum() == len(world.WORDS) - 1  # any token may stand there
+    assert (new == 4).mean() == pytest.approx(0.8 + 0.1 / len(factories.WORDS), abs=0.01)
+    assert (new == ids[asked]).mean() == pytest.approx(0.1 + 0.1 / len(factories.WORDS), abs=0.01)
+    others = np.bincount(new[new != 4], minlength=len(factories.WORDS))
+    assert (others > 0).sum() == len(factories.WORDS) - 1  # any token may stand there
 
 
 def test_draws_are_uniform_and_independent() -> None:
@@ -620,23 +620,23 @@ def test_draws_are_uniform_and_independent() -> None:
 
 def test_unmasked_text_is_masked_where_it_is_judged(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the film was good and the plot was bad"] * 50, max_length=32, mask_probability=0.0)
-    features = list(task.encode(task.read("train"), world.tokenizer(), None))
-    trained = task.batch(features, world.tokenizer(), epoch=0)
+    features = list(task.encode(task.read("train"), factories.tokenizer(), None))
+    trained = task.batch(features, factories.tokenizer(), epoch=0)
     assert (trained["labels"] == -100).all()
     assert trained["input_ids"].tolist()[0] == features[0]["input_ids"]
     assert float(task.loss(torch.randn(*trained["input_ids"].shape, 23), trained["labels"])) == 0
-    judged = task.batch(features, world.tokenizer())
+    judged = task.batch(features, factories.tokenizer())
     assert 0.05 < float((judged["labels"] != -100).float().mean()) < 0.25
-    assert torch.equal(judged["labels"], task.batch(features, world.tokenizer())["labels"])
+    assert torch.equal(judged["labels"], task.batch(features, factories.tokenizer())["labels"])
 
 
 def test_masked_rows_are_padded_without_changing_masks_or_loss(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the film was good", "a plot and the story was very bad"] * 10, packed=False)
-    features = list(task.encode(task.read("train"), world.tokenizer(), None))
+    features = list(task.encode(task.read("train"), factories.tokenizer(), None))
     torch.manual_seed(0)
-    logits, found = torch.randn(len(features), 64, len(world.WORDS)), []
+    logits, found = torch.randn(len(features), 64, len(factories.WORDS)), []
     for multiple in (None, 64):
-        batch = task.batch(features, world.tokenizer(), multiple, epoch=2)
+        batch = task.batch(features, factories.tokenizer(), multiple, epoch=2)
         length = batch["input_ids"].shape[1]
         found.append(float(task.loss(logits[:, :length], batch["labels"])))
         assert batch["attention_mask"].sum(1).tolist() == [feature["length"] for feature in features]
@@ -646,9 +646,9 @@ def test_masked_rows_are_padded_without_changing_masks_or_loss(tmp_path: Path) -
 
 def test_masked_tokens_are_judged_by_block(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the film was good and the plot was bad"] * 20, max_length=16)
-    features = task.encode(task.read("train"), world.tokenizer(), None)
-    batch = {k: v.numpy() for k, v in task.batch(list(features), world.tokenizer()).items()}
-    rows, width = len(features), len(world.WORDS)
+    features = task.encode(task.read("train"), factories.tokenizer(), None)
+    batch = {k: v.numpy() for k, v in task.batch(list(features), factories.tokenizer()).items()}
+    rows, width = len(features), len(factories.WORDS)
     right = np.eye(width)[np.where(batch["labels"] == -100, 0, batch["labels"])] * 20
     predictions, references = task.judge(reduced(right, batch, "mask"), features)
     assert len(predictions) == len(references) == rows
@@ -661,7 +661,7 @@ def test_masked_tokens_are_judged_by_block(tmp_path: Path) -> None:
 
 def test_the_frequencies_are_the_baseline(tmp_path: Path) -> None:
     task = corpus(tmp_path, ["the the film good"] * 100, max_length=32)
-    features = task.encode(task.read("train"), world.tokenizer(), None)
+    features = task.encode(task.read("train"), factories.tokenizer(), None)
     references = np.array([3.0, 1, 2])
     blind = task.blind(references, features)
     assert task.score(blind, references) == pytest.approx(0.5, abs=0.01)
@@ -678,7 +678,7 @@ def test_a_corpus_that_cannot_be_used(tmp_path: Path) -> None:
     assert "no train file" in "\n".join(p.message for p in other.problems())
     blank = corpus(tmp_path / "blank", ["", " "] * 100)
     with pytest.raises(HfcompressError, match="are empty"):
-        blank.encode(blank.read("train"), world.tokenizer(), None)
+        blank.encode(blank.read("train"), factories.tokenizer(), None)
 
 
 # --- all of them
@@ -762,11 +762,11 @@ def headed(task: Any, path: Path) -> Path:
     names = task.label_names()
     labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}} if names else {}
     config = t.BertConfig(
-        vocab_size=len(world.WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=512, **labels,
+        vocab_size=len(factories.WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=512, **labels,
     )  # fmt: skip
     torch.manual_seed(0)
-    return world.save(getattr(t, task.auto_class.replace("AutoModel", "Bert"))(config).eval(), path)
+    return factories.save(getattr(t, task.auto_class.replace("AutoModel", "Bert"))(config).eval(), path)
 
 
 @pytest.fixture(params=["token-classification", "question-answering", "fill-mask"])
@@ -845,4 +845,4 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     if task.head == "token":
         assert {line.split()[-1] for line in done.stdout.strip().splitlines()} <= set(task.label_names())
     if task.head == "mask":
-        assert done.stdout.strip() in world.WORDS
+        assert done.stdout.strip() in factories.WORDS

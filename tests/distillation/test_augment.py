@@ -22,21 +22,21 @@ from hfcompress.distillation.augmentation.options import Augment, agreement, aug
 from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, propose, spans, whole_words
 from hfcompress.models.artifact import open_artifact
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
-PIECES = [*world.WORDS, "##ly", "##ing", "!", ",", "7", "won", "'", "t"]
+PIECES = [*factories.WORDS, "##ly", "##ing", "!", ",", "7", "won", "'", "t"]
 FAMILIES = ["bert", "distilbert", "roberta", "electra", "mpnet", "albert", "deberta-v2", "modernbert"]
 TEXTS = ["a great film", "the plot was good and the cast fine", "awful", "a dull story", "the very film"]
 
 
 def masked_words(path: Path, family: str = "bert", favourites: tuple[str, ...] = ()) -> Path:
     """A directory with a random masked-language model; `favourites` are what it expects everywhere."""
-    built = world.model(family, head="mask", vocab_size=len(PIECES))
+    built = factories.model(family, head="mask", vocab_size=len(PIECES))
     if favourites:
         with torch.no_grad():
             built.get_output_embeddings().bias[[PIECES.index(word) for word in favourites]] += 100
     built.save_pretrained(path)
-    world.tokenizer(PIECES).save_pretrained(path)
+    factories.tokenizer(PIECES).save_pretrained(path)
     if reads_types(built):
         file = path / "tokenizer_config.json"
         names = ["input_ids", "token_type_ids", "attention_mask"]
@@ -430,7 +430,7 @@ def test_the_teacher_keeps_what_has_its_label_and_its_confidence(teacher: Path) 
     rows = datasets.Dataset.from_dict({"sentence": texts, "label": [1, 1, 1, 0, 1, 0]})
     model = transformers.AutoModelForSequenceClassification.from_pretrained(teacher).eval()
     with torch.no_grad():
-        logits = [model(**world.tokenizer()(text, return_tensors="pt")).logits[0] for text in texts]
+        logits = [model(**factories.tokenizer()(text, return_tensors="pt")).logits[0] for text in texts]
     chances = [torch.softmax(row, -1).tolist() for row in logits]
     agree = [max(p) == p[label] for p, label in zip(chances, rows["label"], strict=True)]
     least = sorted(max(p) for p, same in zip(chances, agree, strict=True) if same)
@@ -443,11 +443,11 @@ def test_the_teacher_keeps_what_has_its_label_and_its_confidence(teacher: Path) 
 
 
 def test_the_teachers_score_is_near_the_rows_score(tmp_path: Path) -> None:
-    model = world.model(labels=1)
-    path = world.save(model, tmp_path)
+    model = factories.model(labels=1)
+    path = factories.save(model, tmp_path)
     texts = ["a great film", "a dull story"]
     with torch.no_grad():
-        scores = [model(**world.tokenizer()(text, return_tensors="pt")).logits.item() for text in texts]
+        scores = [model(**factories.tokenizer()(text, return_tensors="pt")).logits.item() for text in texts]
     near = [scores[0] + 0.09, scores[0] + 0.11, scores[1] - 0.09, scores[1] - 0.11]
     rows = datasets.Dataset.from_dict({"sentence": [texts[0], texts[0], texts[1], texts[1]], "score": near})
     keep = agreement(Augment(tolerance=0.1), open_artifact(path), Regression.model_validate(SCORES))
@@ -481,7 +481,7 @@ def test_a_stage_gets_raw_rows_that_the_task_reads(
     assert rows.select(range(len(train))).to_list() == train.to_list()
     assert len(rows) > 2 * len(train)
     assert context.notes["augment"]["generated"] == len(rows) - len(train)
-    assert len(context.encoded("train", world.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
+    assert len(context.encoded("train", factories.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
     monkeypatch.setattr(
         "hfcompress.distillation.augmentation.augment.MaskedWords", None
     )  # a second run, of any batch size, makes nothing
@@ -493,7 +493,7 @@ def test_the_teachers_weights_belong_to_the_lineage_of_what_it_filtered(
     context: StageContext, mlm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
-    context.made = {"01-distill": open_artifact(world.save(world.model(), tmp_path / "untaught"))}
+    context.made = {"01-distill": open_artifact(factories.save(factories.model(), tmp_path / "untaught"))}
     options = Augment(model=str(mlm), copies=3, probability=1.0, minimum_confidence=0.6)
     kept = []
     for name in ("source", "01-distill"):

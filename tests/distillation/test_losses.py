@@ -22,8 +22,7 @@ from hfcompress.distillation.losses.hidden_states import monotone
 from hfcompress.models.forward import Observed, observe
 from hfcompress.models.shape import ARCHITECTURES, Layer, Shape
 from hfcompress.training.loss import Loss, Ramp, Step, Units
-from tests import factories as world
-from tests import literal
+from tests import factories, literal
 from tests.seen import LENGTHS, loss, observed, part, repadded, shape, step, task, tensors, token_labels, widened
 
 UNIFORM = ((1, 2), (2, 4))
@@ -368,9 +367,9 @@ def test_weights_and_learned_modules_meet_in_the_objective() -> None:
         loss("embeddings", weight={"start": 0.0, "end": 4.0}),
         loss("soft_labels", weight=0.0),
     ]
-    student, teacher = world.model("bert", hidden=16, **dropless("bert")), world.model("bert", layers=4, seed=1)
+    student, teacher = factories.model("bert", hidden=16, **dropless("bert")), factories.model("bert", layers=4, seed=1)
     objective = Objective(student, parts, task(), shape_of(teacher.config.to_dict()), UNIFORM)
-    batch = world.batch()
+    batch = factories.batch()
     taught = observe(teacher, batch, objective.needs)
     found = objective(teacher=taught, progress=0.25, **batch)
     seen = replace(step(observe(student, batch, objective.needs), taught, UNIFORM), mask=batch["attention_mask"].bool())
@@ -484,7 +483,7 @@ def dropless(family: str) -> dict[str, float]:
 
 def met(name: str, family: str, batch: dict[str, Tensor], **student: Any) -> Step:
     term = loss(name)
-    models = world.model(family, **student, **dropless(family)), world.model(family, layers=4, seed=1)
+    models = factories.model(family, **student, **dropless(family)), factories.model(family, layers=4, seed=1)
     seen = [observe(model, batch, term.needs) for model in models]
     mask = batch["attention_mask"].bool()
     return replace(step(seen[0], seen[1], UNIFORM), mask=mask)
@@ -494,7 +493,7 @@ def met(name: str, family: str, batch: dict[str, Tensor], **student: Any) -> Ste
 @pytest.mark.parametrize("name", sorted(set(LOSSES.names()) - {"hard_labels", "rkd"}))
 def test_a_padded_batch_of_a_model_gives_what_its_rows_give_alone(name: str, family: str) -> None:
     """A loss that counts tokens or pairs weighs each row by them; the others weigh rows alike."""
-    batch, term = world.batch(), loss(name)
+    batch, term = factories.batch(), loss(name)
     together, total, count = value(term, met(name, family, batch)), 0.0, 0
     for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
         alone = {key: tensor[row : row + 1, :length] for key, tensor in batch.items()}
@@ -508,9 +507,9 @@ def test_a_padded_batch_of_a_model_gives_what_its_rows_give_alone(name: str, fam
 def test_gradients_reach_the_narrower_student_and_what_is_learned(name: str) -> None:
     from hfcompress.models.shape import shape_of
 
-    term, batch = loss(name), world.batch()
-    student = world.model("bert", hidden=16, **dropless("bert"))
-    teacher = world.model("bert", layers=4, seed=1)
+    term, batch = loss(name), factories.batch()
+    student = factories.model("bert", hidden=16, **dropless("bert"))
+    teacher = factories.model("bert", layers=4, seed=1)
     shapes: list[Shape] = [shape_of(model.config.to_dict()) for model in (student, teacher)]
     assert term.problems(*shapes) == []
     learned = term.learned(*shapes)

@@ -18,7 +18,7 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import ARCHITECTURES, Shape, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.utils.errors import Problem
-from tests import factories as world
+from tests import factories
 
 FAMILIES = ("bert", "distilbert", "roberta")
 EVERY_FAMILY = sorted(ARCHITECTURES)
@@ -31,7 +31,7 @@ def shape(model: Any, head: str = "sequence") -> Shape:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model.eval(), world.batch()).logits
+        return observe(model.eval(), factories.batch()).logits
 
 
 def layer(model: Any, index: int) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_layers_copied_are_the_same_model(family: str) -> None:
-    teacher = world.model(family, layers=3, seed=1)
+    teacher = factories.model(family, layers=3, seed=1)
     student, report = build_student(teacher, shape(teacher), [0, 1, 2])
     assert student.training
     assert torch.equal(logits(student), logits(teacher))
@@ -61,7 +61,7 @@ def test_all_layers_copied_are_the_same_model(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shallower_student_copies_exactly_the_mapped_layers(family: str) -> None:
-    teacher = world.model(family, layers=6, seed=1)
+    teacher = factories.model(family, layers=6, seed=1)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student, report = build_student(teacher, replace(shape(teacher), layers=shape(teacher).layers[:3]), [1, 3, 5])
     assert [equal(layer(student, m), layer(teacher, g)) for m, g in enumerate((1, 3, 5))] == [True] * 3
@@ -71,7 +71,7 @@ def test_a_shallower_student_copies_exactly_the_mapped_layers(family: str) -> No
 
 
 def test_a_student_owns_its_weights() -> None:
-    teacher = world.model()
+    teacher = factories.model()
     student, _ = build_student(teacher, shape(teacher), [0, 1])
     expected = logits(teacher)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_student_owns_its_weights() -> None:
 def test_a_narrower_student_keeps_the_first_dimensions_of_each_head(
     family: str, hidden: int, heads: int, ffn: int
 ) -> None:
-    teacher = world.model(family, layers=2, hidden=32, heads=4, ffn=64, seed=1)
+    teacher = factories.model(family, layers=2, hidden=32, heads=4, ffn=64, seed=1)
     small = replace(shape(teacher), hidden=hidden, head_dim=hidden // heads).with_layers(1, heads, ffn)
     student, report = build_student(teacher, small, [1])
     names, ours, theirs, width = family_of(teacher), layer(student, 0), layer(teacher, 1), hidden // heads
@@ -109,7 +109,7 @@ def test_a_narrower_student_keeps_the_first_dimensions_of_each_head(
 
 
 def test_a_narrower_ffn_alone_leaves_the_rest_copied() -> None:
-    teacher = world.model(layers=1)
+    teacher = factories.model(layers=1)
     student, report = build_student(teacher, shape(teacher).with_layers(1, 4, 16), [0])
     ours, theirs = layer(student, 0), layer(teacher, 0)
     whole = [name for name in ours if not name.startswith(("intermediate", "output.dense.weight"))]
@@ -121,7 +121,7 @@ def test_a_narrower_ffn_alone_leaves_the_rest_copied() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_narrower_position_table_keeps_its_first_rows(family: str) -> None:
-    teacher = world.model(family)
+    teacher = factories.model(family)
     student, report = build_student(teacher, replace(shape(teacher), positions=20), [0, 1])
     table = student.base_model.embeddings.position_embeddings.weight
     assert torch.equal(table, teacher.base_model.embeddings.position_embeddings.weight[:20])
@@ -131,7 +131,7 @@ def test_a_narrower_position_table_keeps_its_first_rows(family: str) -> None:
 
 
 def test_a_student_of_other_heads_but_equal_width_says_so() -> None:
-    teacher = world.model(layers=1)
+    teacher = factories.model(layers=1)
     student, report = build_student(teacher, replace(shape(teacher), head_dim=4).with_layers(1, 8, 64), [0])
     assert report == {
         "embeddings": "copied", "layer 1": "copied and regrouped into other heads from layer 1", "head": "copied"
@@ -141,7 +141,7 @@ def test_a_student_of_other_heads_but_equal_width_says_so() -> None:
 
 
 def test_what_is_wider_than_its_origin_starts_at_random_and_says_so() -> None:
-    teacher = world.model(layers=1)
+    teacher = factories.model(layers=1)
     student, report = build_student(teacher, shape(teacher).with_layers(1, 4, 128), [0])
     assert report["layer 1"] == "copied and random from layer 1"
     assert torch.equal(
@@ -152,7 +152,7 @@ def test_what_is_wider_than_its_origin_starts_at_random_and_says_so() -> None:
 
 
 def test_a_random_student_shares_nothing_and_follows_the_seed() -> None:
-    teacher = world.model()
+    teacher = factories.model()
 
     def drawn(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -168,7 +168,9 @@ def test_a_random_student_shares_nothing_and_follows_the_seed() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_can_come_from_an_uneven_model(family: str) -> None:
-    origin = cut(world.model(family, layers=2), [Keep((1,), tuple(range(32))), Keep((0, 1, 2, 3), tuple(range(48)))])
+    origin = cut(
+        factories.model(family, layers=2), [Keep((1,), tuple(range(32))), Keep((0, 1, 2, 3), tuple(range(48)))]
+    )
     student, _ = build_student(origin, shape(origin).with_layers(1, 4, 48), [1])
     assert not type(student).__name__.startswith("Pruned")
     assert equal(layer(student, 0), layer(origin, 1))
@@ -203,10 +205,10 @@ def test_the_uniform_map_rises_and_ends_at_the_last_layer(teacher: int) -> None:
         assert student > teacher or len(set(layers)) == student
 
 
-@pytest.mark.parametrize(("family", "head"), world.headed())
+@pytest.mark.parametrize(("family", "head"), factories.headed())
 def test_a_student_comes_from_any_family_with_any_head(family: str, head: str) -> None:
-    origin = world.model(family, layers=3, head=head, seed=1)
-    ranked = rank_dimensions(origin, [world.batch()])
+    origin = factories.model(family, layers=3, head=head, seed=1)
+    ranked = rank_dimensions(origin, [factories.batch()])
     whole, _ = build_student(origin, shape(origin, head), [0, 1, 2], importance=ranked)
     assert torch.equal(logits(whole), logits(origin))
     for importance in (None, ranked):
@@ -241,7 +243,7 @@ def top(scores: torch.Tensor, count: int) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_dimensions_are_kept_all_through_the_model(family: str) -> None:
     # FFN and residual are equally wide, and so are heads taken together: widths alone tell nothing.
-    teacher = world.model(family, layers=2, hidden=32, heads=4, ffn=32, seed=1)
+    teacher = factories.model(family, layers=2, hidden=32, heads=4, ffn=32, seed=1)
     known = importance(teacher)
     small = replace(shape(teacher), hidden=12, head_dim=6).with_layers(1, 2, 20)
     student, report = build_student(teacher, small, [1], importance=known)
@@ -275,7 +277,7 @@ def test_the_same_dimensions_are_kept_all_through_the_model(family: str) -> None
 
 
 def test_dimensions_that_do_nothing_are_left_out_and_the_answer_stays() -> None:
-    teacher = world.model(layers=2, hidden=32, heads=4, ffn=64, seed=1)
+    teacher = factories.model(layers=2, hidden=32, heads=4, ffn=64, seed=1)
     dead, idle_head, idle_neurons = [0, 3, 9, 20, 21, 22, 30, 31], 1, list(range(0, 64, 2))
     # Without its norms the residual stream keeps a dead dimension at zero and the live ones as they are.
     for module in [*teacher.modules()]:
@@ -294,7 +296,7 @@ def test_dimensions_that_do_nothing_are_left_out_and_the_answer_stays() -> None:
             each.attention.self.value.bias[idle_head * 8 : idle_head * 8 + 8] = 0
             each.intermediate.dense.weight[idle_neurons] = 0
             each.intermediate.dense.bias[idle_neurons] = 0
-    known = rank_dimensions(teacher, [world.batch()])
+    known = rank_dimensions(teacher, [factories.batch()])
     assert sorted(best(-known.residual, 8, 32).tolist()) == dead
     assert all(int(heads.argmin()) == idle_head for heads in known.heads)
     assert all(sorted(best(-neurons, 32, 64).tolist()) == idle_neurons for neurons in known.neurons)
@@ -307,7 +309,7 @@ def test_dimensions_that_do_nothing_are_left_out_and_the_answer_stays() -> None:
             setattr(student.get_submodule(owner), attribute, Scale(child.weight[kept].detach()))
     # The pooler's rows are no stream of dead dimensions: its output is cut with the classifier's columns.
     with torch.no_grad():
-        hidden = [m.eval().bert(**world.batch()).last_hidden_state for m in (student, teacher)]
+        hidden = [m.eval().bert(**factories.batch()).last_hidden_state for m in (student, teacher)]
     assert torch.allclose(hidden[0], hidden[1][..., best(known.residual, 24, 32)], atol=1e-5)
 
 
@@ -323,8 +325,8 @@ class Scale(torch.nn.Module):
 
 
 def test_importance_is_the_mean_activation_of_real_tokens() -> None:
-    teacher = world.model(layers=2, seed=1).train()
-    first, second = world.batch(), world.batch(rows=2, length=7, seed=3)
+    teacher = factories.model(layers=2, seed=1).train()
+    first, second = factories.batch(), factories.batch(rows=2, length=7, seed=3)
     known = rank_dimensions(teacher, [first, second])
     assert teacher.training
     states, given, activated, tokens = torch.zeros(32), torch.zeros(4), torch.zeros(64), 0
@@ -357,8 +359,8 @@ def test_importance_is_the_mean_activation_of_real_tokens() -> None:
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_importance_does_not_see_padding(family: str) -> None:
-    teacher = world.model(family, seed=1)
-    batch = world.batch()
+    teacher = factories.model(family, seed=1)
+    batch = factories.batch()
     longer = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
     one, other = rank_dimensions(teacher, [batch]), rank_dimensions(teacher, [longer])
     assert torch.allclose(one.residual, other.residual, atol=1e-5)
@@ -368,11 +370,11 @@ def test_importance_does_not_see_padding(family: str) -> None:
 
 
 def test_layers_that_share_their_weights_count_together_and_any_of_them_is_taken() -> None:
-    teacher = world.model("albert", layers=3, seed=1)
-    known = rank_dimensions(teacher, [world.batch()])
-    mask = world.batch()["attention_mask"].bool()
+    teacher = factories.model("albert", layers=3, seed=1)
+    known = rank_dimensions(teacher, [factories.batch()])
+    mask = factories.batch()["attention_mask"].bool()
     with torch.no_grad():
-        seen = observe(teacher, world.batch(), frozenset({"queries", "keys"}))
+        seen = observe(teacher, factories.batch(), frozenset({"queries", "keys"}))
     sums = [sum(run.transpose(1, 2)[mask].abs().mean(0) for run in runs.values()) for runs in (seen.queries, seen.keys)]
     assert len(known.scores) == 1
     assert torch.allclose(known.scores[0], sums[0] * sums[1], rtol=1e-4)
@@ -382,7 +384,7 @@ def test_layers_that_share_their_weights_count_together_and_any_of_them_is_taken
 
 
 def test_dimensions_that_are_rotated_together_stay_together() -> None:
-    teacher = world.model("modernbert", layers=1, hidden=32, heads=4)
+    teacher = factories.model("modernbert", layers=1, hidden=32, heads=4)
     known = importance(teacher)
     small = replace(shape(teacher), hidden=16, head_dim=4).with_layers(1, 4, 64)
     student, _ = build_student(teacher, small, [0], importance=known)
@@ -399,7 +401,7 @@ def test_dimensions_that_are_rotated_together_stay_together() -> None:
 
 
 def test_heads_that_share_a_bias_over_all_layers_are_the_same_in_all() -> None:
-    teacher = world.model("mpnet", layers=2)
+    teacher = factories.model("mpnet", layers=2)
     known = importance(teacher)
     student, _ = build_student(
         teacher, replace(shape(teacher), hidden=16).with_layers(2, 2, 64), [0, 1], importance=known
@@ -415,7 +417,7 @@ def test_heads_that_share_a_bias_over_all_layers_are_the_same_in_all() -> None:
 
 
 def test_whole_heads_make_up_heads_that_are_wider() -> None:
-    teacher = world.model(layers=1, hidden=32, heads=4)
+    teacher = factories.model(layers=1, hidden=32, heads=4)
     known = importance(teacher)
     small = replace(shape(teacher), hidden=16, head_dim=16).with_layers(1, 1, 64)
     student, _ = build_student(teacher, small, [0], importance=known)
@@ -428,7 +430,7 @@ def test_whole_heads_make_up_heads_that_are_wider() -> None:
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_head_of_another_size_is_new_and_the_rest_is_copied(family: str) -> None:
-    origin = world.model(family, labels=3)
+    origin = factories.model(family, labels=3)
     student, report = build_student(origin, replace(shape(origin), labels=2), [0, 1])
     assert student.config.num_labels == 2
     assert logits(student).shape == (4, 2)
@@ -439,7 +441,7 @@ def test_a_head_of_another_size_is_new_and_the_rest_is_copied(family: str) -> No
 
 
 def test_a_head_that_was_never_trained_is_not_called_copied() -> None:
-    origin = world.model()
+    origin = factories.model()
     student, report = build_student(origin, shape(origin), [0, 1], fresh_head=True)
     assert report["head"] == "random"
     assert not torch.equal(student.classifier.weight, origin.classifier.weight)
@@ -448,7 +450,7 @@ def test_a_head_that_was_never_trained_is_not_called_copied() -> None:
 
 
 def test_another_vocabulary_is_not_taken_for_a_part_of_the_old_one() -> None:
-    origin = world.model()
+    origin = factories.model()
     report = build_student(origin, replace(shape(origin), vocab=10), [0, 1])[1]
     assert report["embeddings"] == "copied and random"
 
@@ -549,7 +551,7 @@ def test_more_positions_and_layers_can_start_at_random() -> None:
 
 
 def test_heads_that_rotate_need_an_even_width() -> None:
-    modern = shape(world.model("modernbert"))
+    modern = shape(factories.model("modernbert"))
     task: Any = type("Short", (), {"max_length": 8})
     (found,) = Student(hidden=12, heads=4).problems(modern, task)
     assert "3 dimensions cannot be rotated" in found.message

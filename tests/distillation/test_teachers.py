@@ -23,7 +23,7 @@ from hfcompress.models.shape import shape_of
 from hfcompress.recipe import schema as recipes
 from hfcompress.training import trainer as training
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
 
@@ -31,7 +31,7 @@ TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}
 def one_stage(path: Path, model: Path, data: Path, **stage: Any) -> Path:
     """A recipe that only distils."""
     whole = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN, **stage}
-    return world.recipe(path, model, data, stages=[whole])
+    return factories.recipe(path, model, data, stages=[whole])
 
 
 def ran(recipe: Path, directory: Path) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_a_student_can_teach_the_next(tmp_path: Path, teacher: Path, data: Path)
         {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN},
         {"kind": "distill", "student": {"ffn": 32}, "teacher": "01-distill", "losses": ["soft_labels"], "train": train},
     ]
-    record = ran(world.recipe(tmp_path / "r.yaml", teacher, data, stages=stages), tmp_path / "run")
+    record = ran(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=stages), tmp_path / "run")
     assert record["teacher"]["stage"] == "01-distill"
 
 
@@ -205,7 +205,7 @@ def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path:
     corpus.mkdir()
     for split in ("train", "dev"):
         (corpus / f"{split}.txt").write_text("the film was good\nthe plot was dull and the cast was poor\n" * 8)
-    world.save(world.model(head="mask"), tmp_path / "own")
+    factories.save(factories.model(head="mask"), tmp_path / "own")
     task = {
         "type": "fill-mask",
         "dataset": str(corpus),
@@ -217,13 +217,13 @@ def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path:
     stage = {"kind": "distill", "losses": ["hidden_states"], "train": {"max_steps": 2, "batch_size": 4}}
     narrow = {**stage, "student": {"hidden": 16, "width": "activation", "rows": 4}}
     record = ran(
-        world.recipe(tmp_path / "r.yaml", tmp_path / "own", corpus, task=task, stages=[narrow]), tmp_path / "run"
+        factories.recipe(tmp_path / "r.yaml", tmp_path / "own", corpus, task=task, stages=[narrow]), tmp_path / "run"
     )
     assert "by activation" in record["student"]["embeddings"]
     cut = {**stage, "student": {"vocabulary": "corpus"}}
     with pytest.raises(HfcompressError, match="streamed is not read through"):
         recipes.check(
-            recipes.load(world.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut]))
+            recipes.load(factories.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut]))
         )
 
 
@@ -235,7 +235,7 @@ def test_a_second_run_reads_what_the_first_one_kept(
     assert "96 answers kept in" in capsys.readouterr().err
     ran(one_stage(tmp_path / "b.yaml", teacher, data, train={**TRAIN, "learning_rate": 2e-3}), tmp_path / "b")
     assert "96 answers read from" in capsys.readouterr().err
-    other = world.write_data(tmp_path / "other", seed=5)
+    other = factories.write_data(tmp_path / "other", seed=5)
     ran(one_stage(tmp_path / "c.yaml", teacher, other), tmp_path / "c")
     assert "96 answers kept in" in capsys.readouterr().err
 
@@ -246,7 +246,7 @@ def test_a_second_run_reads_what_the_first_one_kept(
 def renamed(path: Path, teacher: Path, words: list[str]) -> Path:
     """The teacher over a vocabulary in another order: it answers the same to the same text."""
     model, old = load_model(teacher, "AutoModelForSequenceClassification"), load_tokenizer(teacher)
-    new = world.tokenizer(words)
+    new = factories.tokenizer(words)
     ids = [old.get_vocab()[word] for word in words]
     table = model.get_input_embeddings()
     with torch.no_grad():
@@ -257,7 +257,7 @@ def renamed(path: Path, teacher: Path, words: list[str]) -> Path:
 
 
 def test_a_teacher_with_another_vocabulary_gives_its_answers(tmp_path: Path, teacher: Path, data: Path) -> None:
-    words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
+    words = [*factories.WORDS[:5], *reversed(factories.WORDS[5:])]
     other = renamed(tmp_path / "other", teacher, words)
     assert not same_behaviour(load_tokenizer(other), load_tokenizer(teacher))
     ran(one_stage(tmp_path / "a.yaml", teacher, data), tmp_path / "a")
@@ -267,7 +267,7 @@ def test_a_teacher_with_another_vocabulary_gives_its_answers(tmp_path: Path, tea
 
 
 def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, data: Path, tmp_path: Path) -> None:
-    words = [*world.WORDS[:5], *reversed(world.WORDS[5:])]
+    words = [*factories.WORDS[:5], *reversed(factories.WORDS[5:])]
     other = renamed(tmp_path / "other", teacher, words)
     own, theirs = encoded(data, teacher), encoded(data, other)
     assert split_alike(load_tokenizer(teacher), load_tokenizer(other), own, theirs)
@@ -282,8 +282,8 @@ def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, dat
 
 
 def test_texts_that_are_split_otherwise_are_told(teacher: Path, data: Path) -> None:
-    fewer = [word for word in world.WORDS if word not in ("film", "story")]
-    smaller, whole = world.tokenizer(fewer), load_tokenizer(teacher)
+    fewer = [word for word in factories.WORDS if word not in ("film", "story")]
+    smaller, whole = factories.tokenizer(fewer), load_tokenizer(teacher)
     task = task_of(data)
     own = task.encode(task.read("train"), smaller, {"LABEL_0": 0, "LABEL_1": 1})
     assert not split_alike(smaller, whole, own, encoded(data, teacher))
@@ -294,14 +294,14 @@ def test_a_difference_outside_of_any_sample_is_seen_in_the_rows(data: Path) -> N
     """The same vocabulary, and one of the two gives a word of the data to another normalizer."""
     from tokenizers import normalizers
 
-    plain, changed = world.tokenizer(), world.tokenizer()
+    plain, changed = factories.tokenizer(), factories.tokenizer()
     inner = changed.backend_tokenizer
     inner.normalizer = normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Replace("film", "story")])
     task, labels = task_of(data), {"LABEL_0": 0, "LABEL_1": 1}
     rows, others = ({s: task.encode(task.read(s), t, labels) for s in ("train", "dev")} for t in (plain, changed))
     assert not same_behaviour(plain, changed)
     assert not same_inputs(plain, changed, rows, others)
-    assert same_inputs(plain, world.tokenizer(), rows, rows)
+    assert same_inputs(plain, factories.tokenizer(), rows, rows)
 
 
 # ---- other inputs
@@ -309,7 +309,7 @@ def test_a_difference_outside_of_any_sample_is_seen_in_the_rows(data: Path) -> N
 
 def reader(*inputs: str) -> Any:
     """The tiny tokenizer, for a model that takes these inputs."""
-    return world.tokenizer(model_input_names=list(inputs))
+    return factories.tokenizer(model_input_names=list(inputs))
 
 
 def labelled_by(teacher: Any, folder: Path) -> Path:
@@ -320,7 +320,7 @@ def labelled_by(teacher: Any, folder: Path) -> Path:
     from hfcompress.models.forward import accepted
 
     draw, splitter = random.Random(0), reader("input_ids", "token_type_ids", "attention_mask")
-    pairs = [tuple(" ".join(draw.choices(world.WORDS[5:], k=draw.randint(2, 5))) for _ in "ab") for _ in range(160)]
+    pairs = [tuple(" ".join(draw.choices(factories.WORDS[5:], k=draw.randint(2, 5))) for _ in "ab") for _ in range(160)]
     batch = splitter([a for a, _ in pairs], [b for _, b in pairs], padding=True, return_tensors="pt")
     with torch.no_grad():
         teacher.bert.embeddings.token_type_embeddings.weight.mul_(8)
@@ -337,12 +337,12 @@ def labelled_by(teacher: Any, folder: Path) -> Path:
 @pytest.fixture
 def segments(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A BERT that looks at token types, pairs of texts that it labels, and a DistilBERT that has no token types."""
-    teacher = world.model("bert", hidden=32, seed=3)
+    teacher = factories.model("bert", hidden=32, seed=3)
     pairs = labelled_by(teacher, tmp_path / "pairs")
     student = tmp_path / "student"
-    world.model("distilbert", seed=4).save_pretrained(student)
+    factories.model("distilbert", seed=4).save_pretrained(student)
     reader("input_ids", "attention_mask").save_pretrained(student)
-    typed = world.save(teacher, tmp_path / "typed")
+    typed = factories.save(teacher, tmp_path / "typed")
     reader("input_ids", "token_type_ids", "attention_mask").save_pretrained(typed)
     return typed, pairs, student
 
@@ -364,7 +364,7 @@ def test_a_teacher_is_asked_as_its_own_tokenizer_says(
     losses = [*(["pkd"] if cache == "cls" else []), "soft_labels"]
     stage = {"kind": "distill", "student": {"from": str(student), "layers": 1}, "losses": losses, "train": TRAIN,
              "teacher": ["source", str(typed)] if ensemble else "source", "teacher_cache": cache}  # fmt: skip
-    record = ran(world.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
+    record = ran(factories.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
     notes = record["teacher"] if ensemble else [record["teacher"]]
     assert [note["dev"] for note in notes] == [1.0] * len(notes)
     found = TypeAdapter(TextClassification).validate_python(task)
@@ -384,7 +384,7 @@ def test_layers_of_a_teacher_with_token_types_are_compared_token_by_token(
     typed, pairs, student = segments
     task = {"type": "text-classification", "dataset": str(pairs), "text": ["a", "b"], "max_length": 24}
     stage = {"kind": "distill", "student": {"from": str(student)}, "losses": ["hidden_states"], "train": TRAIN}
-    record = ran(world.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
+    record = ran(factories.recipe(tmp_path / "r.yaml", typed, pairs, task=task, stages=[stage]), tmp_path / "run")
     assert record["teacher"]["dev"] == 1.0
 
 
@@ -400,17 +400,17 @@ def test_answers_to_other_inputs_are_another_cache(segments: tuple[Path, Path, P
 
 
 def test_a_teacher_with_too_few_positions_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
-    world.save(world.model(max_position_embeddings=12), tmp_path / "short")
+    factories.save(factories.model(max_position_embeddings=12), tmp_path / "short")
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(tmp_path / "short"))
     with pytest.raises(HfcompressError, match="reads at most 12 tokens, and max_length is 16"):
         ran(recipe, tmp_path / "run")
 
 
 def test_layers_of_a_teacher_that_reads_other_tokens_are_refused(tmp_path: Path, teacher: Path, data: Path) -> None:
-    words = [w for w in world.WORDS if w not in ("film", "story")] + ["cinema", "tale"]
+    words = [w for w in factories.WORDS if w not in ("film", "story")] + ["cinema", "tale"]
     other = tmp_path / "other"
     load_model(teacher, "AutoModelForSequenceClassification").save_pretrained(other)
-    world.tokenizer(words).save_pretrained(other)
+    factories.tokenizer(words).save_pretrained(other)
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(other), losses=["hidden_states"])
     with pytest.raises(HfcompressError, match="has another tokenizer than the student") as error:
         ran(recipe, tmp_path / "run")
@@ -422,11 +422,11 @@ def test_raw_text_is_read_with_one_vocabulary(tmp_path: Path, teacher: Path) -> 
     corpus.mkdir()
     for split in ("train", "dev"):
         (corpus / f"{split}.txt").write_text("the film was good\nthe plot was dull and the cast was poor\n" * 8)
-    for name, words in (("own", world.WORDS), ("other", [*world.WORDS[:5], *reversed(world.WORDS[5:])])):
-        world.model(head="mask").save_pretrained(tmp_path / name)
-        world.tokenizer(words).save_pretrained(tmp_path / name)
+    for name, words in (("own", factories.WORDS), ("other", [*factories.WORDS[:5], *reversed(factories.WORDS[5:])])):
+        factories.model(head="mask").save_pretrained(tmp_path / name)
+        factories.tokenizer(words).save_pretrained(tmp_path / name)
     task = {"type": "fill-mask", "dataset": str(corpus), "text": ["text"], "max_length": 16}
-    recipe = world.recipe(
+    recipe = factories.recipe(
         tmp_path / "r.yaml", tmp_path / "own", corpus, task=task,
         stages=[{"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN,
                  "teacher": str(tmp_path / "other")}],
@@ -476,14 +476,14 @@ def test_labels_with_other_ids_are_told(tmp_path: Path, teacher: Path, data: Pat
     for where, labels in names.items():
         model = load_model(teacher, "AutoModelForSequenceClassification")
         model.config.id2label, model.config.label2id = labels, {name: i for i, name in labels.items()}
-        world.save(model, tmp_path / where)
+        factories.save(model, tmp_path / where)
     recipe = one_stage(tmp_path / "r.yaml", tmp_path / "source", data, teacher=str(tmp_path / "other"))
     with pytest.raises(HfcompressError, match="gives 'bad' the id 1, the student 0"):
         ran(recipe, tmp_path / "run")
 
 
 def test_a_teacher_with_more_labels_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
-    world.save(world.model(labels=3), tmp_path / "three")
+    factories.save(factories.model(labels=3), tmp_path / "three")
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=["source", str(tmp_path / "three")])
     with pytest.raises(HfcompressError, match="the student has 2 labels and the teacher 3"):
         recipes.check(recipes.load(recipe))
@@ -491,7 +491,7 @@ def test_a_teacher_with_more_labels_is_told(tmp_path: Path, teacher: Path, data:
 
 def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teacher: Path, data: Path) -> None:
     broken = tmp_path / "broken"
-    world.save(load_model(teacher, "AutoModelForSequenceClassification"), broken)
+    factories.save(load_model(teacher, "AutoModelForSequenceClassification"), broken)
     tensors = load_file(broken / "model.safetensors")
     tensors["bert.encoder.layer.0.output.dense.bias"][:] = torch.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
@@ -541,11 +541,16 @@ def _start(teacher: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 def test_a_student_of_a_smaller_vocabulary_learns_from_layers(tmp_path: Path, teacher: Path, data: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*world.WORDS, "unheard", *(x for x in letters if x not in world.WORDS), *(f"##{x}" for x in letters)]
+    words = [
+        *factories.WORDS,
+        "unheard",
+        *(x for x in letters if x not in factories.WORDS),
+        *(f"##{x}" for x in letters),
+    ]
     model = load_model(teacher, "AutoModelForSequenceClassification")
     model.resize_token_embeddings(len(words))
     model.save_pretrained(tmp_path / "wordy")
-    world.tokenizer(words).save_pretrained(tmp_path / "wordy")
+    factories.tokenizer(words).save_pretrained(tmp_path / "wordy")
     student = {"layers": 1, "vocabulary": "corpus"}
     recipe = one_stage(tmp_path / "r.yaml", tmp_path / "wordy", data, student=student, losses=["hidden_states"])
     record = ran(recipe, tmp_path / "run")
@@ -567,11 +572,11 @@ def general(path: Path, kind: str) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     if kind == "bert without a head":
-        world.save(world.model("bert", layers=3).bert, path)
+        factories.save(factories.model("bert", layers=3).bert, path)
         return path
-    world.save(world.model(kind, layers=3, head="mask", pad_token_id=1 if kind == "roberta" else 0), path)
+    factories.save(factories.model(kind, layers=3, head="mask", pad_token_id=1 if kind == "roberta" else 0), path)
     if kind == "roberta":
-        ids = {word: index for index, word in enumerate([*BYTES, *(f"Ġ{w}" for w in world.WORDS[5:])])}
+        ids = {word: index for index, word in enumerate([*BYTES, *(f"Ġ{w}" for w in factories.WORDS[5:])])}
         inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -588,7 +593,7 @@ def test_a_student_from_a_general_checkpoint_gets_the_teachers_head(
     tmp_path: Path, data: Path, kind: str, layers: int
 ) -> None:
     """Its config still names the class of the head that it was pre-trained with."""
-    named = world.fine_tuned(tmp_path / "named", data)
+    named = factories.fine_tuned(tmp_path / "named", data)
     model = load_model(named, "AutoModelForSequenceClassification")
     model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     model.save_pretrained(named)
@@ -605,14 +610,14 @@ def test_a_student_from_a_general_checkpoint_gets_the_teachers_head(
 
 
 def test_a_new_head_has_the_labels_of_a_teacher_where_the_source_has_none(tmp_path: Path, data: Path) -> None:
-    named = world.fine_tuned(tmp_path / "named", data)
+    named = factories.fine_tuned(tmp_path / "named", data)
     model = load_model(named, "AutoModelForSequenceClassification")
     model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     model.save_pretrained(named)
     base = general(tmp_path / "base", "bert")
     source = open_artifact(base)
     stage = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "teacher": str(named)}
-    loaded = recipes.load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
+    loaded = recipes.load(factories.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
     (tmp_path / "run").mkdir()
     context = StageContext(loaded.recipe.task, 0, source, {"model": source}, tmp_path / "run" / "work")
     loaded.recipe.stages[0].run(source, context)

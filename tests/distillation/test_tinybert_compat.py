@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hfcompress.models.forward import observe
 from hfcompress.training.loss import Loss, Step
-from tests import factories as world
+from tests import factories
 from tests.seen import changed, loss, observed, repadded, shape, step, task, token_labels
 
 PAIRS = ((1, 2), (2, 4))
@@ -122,11 +122,11 @@ def test_the_objective_has_one_projection_for_both() -> None:
     from hfcompress.models.shape import shape_of
     from hfcompress.training.trainer import Objective
 
-    models = world.model("bert", hidden=16), world.model("bert", layers=4, seed=1)
+    models = factories.model("bert", hidden=16), factories.model("bert", layers=4, seed=1)
     teacher, terms = shape_of(models[1].config.to_dict()), [term("embeddings"), term("hidden_states")]
     objective = Objective(models[0], terms, task(), teacher, PAIRS)
     assert [tuple(p.shape) for p in objective.learned.parameters()] == [(32, 16), (32,)]
-    batch = world.batch()
+    batch = factories.batch()
     found = objective(teacher=observe(models[1], batch, objective.needs), **batch)
     found["loss"].backward()
     assert all(float(p.grad.abs().max()) > 0 for p in objective.learned.parameters())  # type: ignore[union-attr]

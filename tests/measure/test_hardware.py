@@ -16,7 +16,7 @@ import pytest
 from hfcompress.measure import environment, hardware
 from hfcompress.measure.hardware import RULES, Abilities, Gpu, abilities, advice, described
 from hfcompress.quantization.backends.base import BACKENDS
-from tests import factories as world
+from tests import factories
 
 AVX2 = Abilities("A processor", frozenset({"avx2"}))
 VNNI = Abilities("A processor", frozenset({"avx2", "avx_vnni"}))
@@ -196,7 +196,7 @@ def test_doctor_s_table_has_reason_repair_and_advice(
 ) -> None:
     monkeypatch.setattr(hardware, "abilities", lambda: AVX2)
     monkeypatch.setattr(BACKENDS.get("onnx_int8"), "unavailable", lambda _: ("onnx is gone", "bring it back"))
-    assert world.run_cli("doctor") == 0
+    assert factories.run_cli("doctor") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "no: onnx is gone; bring it back" in shown
     assert "torchao_int8 " in shown
@@ -205,30 +205,33 @@ def test_doctor_s_table_has_reason_repair_and_advice(
 
 @pytest.mark.parametrize(
     ("state", "said"),
-    [(world.QUIET, "just now quiet"), (world.BUSY, "just now busy: other work took 50% of the processors' time, so")],
+    [
+        (factories.QUIET, "just now quiet"),
+        (factories.BUSY, "just now busy: other work took 50% of the processors' time, so"),
+    ],
 )
 def test_doctor_says_whether_the_machine_is_busy(
     state: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with world.machine_state(state):
-        assert world.run_cli("doctor") == 0
+    with factories.machine_state(state):
+        assert factories.run_cli("doctor") == 0
     assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, model = world.write_data(tmp_path / "data"), world.save(world.model(), tmp_path / "model")
+    data, model = factories.write_data(tmp_path / "data"), factories.save(factories.model(), tmp_path / "model")
     stages = [{"kind": "quantize", "backend": "float16"}]
-    recipe = world.recipe(tmp_path / "recipe.yaml", model, data, stages=stages)
+    recipe = factories.recipe(tmp_path / "recipe.yaml", model, data, stages=stages)
     monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: AVX2)
     capsys.readouterr()
-    assert world.run_cli("check", recipe) == 0
+    assert factories.run_cli("check", recipe) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: stages.0.backend: float16: measured 3.1 to 4.1 times slower")
     assert "is sound" in captured.out
     monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: replace(ZEN4, flags=frozenset({"avx_vnni"})))
-    assert world.run_cli("check", recipe) == 0
+    assert factories.run_cli("check", recipe) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -236,7 +239,7 @@ def test_list_backends_shows_device_extra_paper_and_whether_it_runs_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(BACKENDS.get("bnb_8bit"), "missing_modules", lambda _: ["bitsandbytes"])
-    assert world.run_cli("list", "backends") == 0
+    assert factories.run_cli("list", "backends") == 0
     lines = capsys.readouterr().out
     for column in ("device", "needs", "source", "here"):
         assert column in lines

@@ -22,7 +22,7 @@ from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.schema import load
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -49,10 +49,10 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         ir_version=8,
     )
     onnx.save(made, path / "model.onnx")
-    config = {"model_type": "bert", "vocab_size": len(world.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
+    config = {"model_type": "bert", "vocab_size": len(factories.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
               "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
-    world.tokenizer().save_pretrained(path)
+    factories.tokenizer().save_pretrained(path)
     return open_artifact(path, "graph")
 
 
@@ -217,11 +217,11 @@ def megatron(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     import transformers as t
 
     path = tmp_path_factory.mktemp("megatron")
-    specials, words = world.WORDS[:5], world.WORDS[5:]
-    tokenizer = world.tokenizer(words=[*specials, *reversed(words)])
+    specials, words = factories.WORDS[:5], factories.WORDS[5:]
+    tokenizer = factories.tokenizer(words=[*specials, *reversed(words)])
     torch.manual_seed(0)
     config = t.MegatronBertConfig(
-        vocab_size=len(world.WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=len(factories.WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=40,
     )  # fmt: skip
     model = t.MegatronBertForSequenceClassification(config)
@@ -244,9 +244,9 @@ def compared(
 ) -> tuple[str, dict[str, Any]]:
     """What `hfcompress evaluate` printed and wrote of a teacher and a stock model with another tokenizer."""
     folder = tmp_path_factory.mktemp("compare")
-    recipe = world.recipe(folder / "r.yaml", teacher, data)
+    recipe = factories.recipe(folder / "r.yaml", teacher, data)
     arguments = ["evaluate", str(teacher), str(megatron), "--task", str(recipe), "-o", str(folder / "out")]
-    with world.machine_state():
+    with factories.machine_state():
         result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output, json.loads((folder / "out" / "report.json").read_text())

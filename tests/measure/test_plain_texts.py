@@ -21,7 +21,7 @@ from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.schema import load
-from tests import factories as world
+from tests import factories
 
 TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
 
@@ -45,12 +45,15 @@ class Here:
 def rows_of(kind: str, folder: Path) -> dict[str, Any]:
     """A `task:` block and its data."""
     made: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
-        "text-classification": (world.write_data, {"text": ["sentence"]}),
-        "pairs": (world.write_inferences, {"text": ["premise", "hypothesis"], "splits": {"dev": "validation_matched"}}),
-        "regression": (world.write_similarities, {"text": ["sentence1", "sentence2"], "label": "label"}),
-        "token-classification": (world.write_tags, {}),
-        "question-answering": (world.write_questions, {"stride": 4}),
-        "fill-mask": (partial(world.write_corpus, documents=900), {}),
+        "text-classification": (factories.write_data, {"text": ["sentence"]}),
+        "pairs": (
+            factories.write_inferences,
+            {"text": ["premise", "hypothesis"], "splits": {"dev": "validation_matched"}},
+        ),
+        "regression": (factories.write_similarities, {"text": ["sentence1", "sentence2"], "label": "label"}),
+        "token-classification": (factories.write_tags, {}),
+        "question-answering": (factories.write_questions, {"stride": 4}),
+        "fill-mask": (partial(factories.write_corpus, documents=900), {}),
     }
     write, options = made[kind]
     kind = "text-classification" if kind == "pairs" else kind
@@ -67,11 +70,11 @@ def saved(folder: Path, kind: str, tokens: str) -> StageContext:
     options = rows_of(kind, folder)
     task = KINDS[options["type"]].model_validate(options)
     origin, family = folder / "origin", "bert" if tokens == "wordpiece" else "roberta"
-    tokenizer = world.tokenizer() if tokens == "wordpiece" else world.byte_level_tokenizer(folder / "bpe")
+    tokenizer = factories.tokenizer() if tokens == "wordpiece" else factories.byte_level_tokenizer(folder / "bpe")
     names = {"pairs": ["0", "1", "2"], "token-classification": TAGS, "regression": ["score"]}.get(kind, ["0", "1"])
     labels = {name: index for index, name in enumerate(names)}
     extra = {} if tokens == "wordpiece" else {"pad_token_id": 1}
-    model = world.model(family, head=task.head, labels=len(names), vocab_size=len(tokenizer), label2id=labels,
+    model = factories.model(family, head=task.head, labels=len(names), vocab_size=len(tokenizer), label2id=labels,
                         id2label=dict(enumerate(names)), **extra)  # fmt: skip
     model.save_pretrained(origin)
     tokenizer.save_pretrained(origin)
@@ -150,13 +153,13 @@ def test_rows_that_are_no_plain_text_are_left_out(tmp_path: Path) -> None:
         {"tokens": words, "ner_tags": ["O"] * len(words)} for words in (["the", "film"], ["a plot", "was"], ["bad."])
     ]
     folder = tmp_path / "data"
-    world.write_rows(folder, lambda _, number: rows[number], {"train": 3, "dev": 3})
+    factories.write_rows(folder, lambda _, number: rows[number], {"train": 3, "dev": 3})
     task = TokenClassification(type="token-classification", dataset=str(folder), metric="accuracy")
-    tokenizer = world.byte_level_tokenizer(tmp_path / "bpe")
+    tokenizer = factories.byte_level_tokenizer(tmp_path / "bpe")
     assert task.prepare_tokenizer(tokenizer)
     reading = Reading(task, tokenizer, {"O": 0}, task.read("dev"))
     assert sorted(text.texts for text in reading.texts()) == [("a plot was",), ("bad.",), ("the film",)]
-    pieces = world.tokenizer()  # one that marks where a word goes on, and a word with a space begins anew
+    pieces = factories.tokenizer()  # one that marks where a word goes on, and a word with a space begins anew
     reading = Reading(task, pieces, {"O": 0}, task.read("dev"))
     assert len(reading.texts()) == 3
 
@@ -168,7 +171,7 @@ def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str,
     source = saved(tmp_path, kind, tokens).source.path
     stage = {"kind": "finetune", "train": {"max_steps": 40, "batch_size": 16, "learning_rate": 5e-3}}
     task = rows_of(kind, tmp_path)
-    recipe = load(world.recipe(tmp_path / "r.yaml", source, tmp_path, task=task, stages=[stage])).recipe
+    recipe = load(factories.recipe(tmp_path / "r.yaml", source, tmp_path, task=task, stages=[stage])).recipe
     context = StageContext(recipe.task, 0, open_artifact(source), {}, tmp_path / "fine-tuned")
     recipe.stages[0].run(open_artifact(source), context)
     pipe = transformers.pipeline(kind, model=str(context.model_directory), device="cpu")
@@ -204,10 +207,10 @@ def test_a_byte_level_tagger_goes_through_a_whole_run(tmp_path: Path) -> None:
         {"kind": "prune", "heads": 0.25, "criterion": "magnitude", "multiple_of": 1},
         {"kind": "quantize", "backend": "onnx_int8"},
     ]
-    recipe = world.recipe(
+    recipe = factories.recipe(
         tmp_path / "r.yaml", source, tmp_path, stages=stages, task=rows_of("token-classification", tmp_path)
     )
-    assert world.run_cli("run", recipe, "--output", tmp_path / "run") == 0
+    assert factories.run_cli("run", recipe, "--output", tmp_path / "run") == 0
     ways = [list(json.loads(file.read_text())["reload"]) for file in sorted((tmp_path / "run").glob("0*/stage.json"))]
     piped = ["transformers", "token-classification pipeline", "padding"]
     assert ways == [piped, piped, [*piped, "hfcompress", "onnx"], ["onnx", "plain texts"]]

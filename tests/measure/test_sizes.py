@@ -15,10 +15,10 @@ from hfcompress.models.dummy_inputs import probe_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.report import report
-from tests import factories as world
+from tests import factories
 
 HIDDEN, FFN, LAYERS, POSITIONS, TYPES = 64, 128, 2, 40, 2
-WORDS = len(world.WORDS)
+WORDS = len(factories.WORDS)
 LINEAR = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
 VECTORS = LAYERS * (9 * HIDDEN + FFN)
 """Biases and norms of the layers."""
@@ -36,7 +36,7 @@ def total(found: dict[str, int] | None) -> int:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("float")
-    save_model(world.model(hidden=HIDDEN, ffn=FFN), world.tokenizer(), path)
+    save_model(factories.model(hidden=HIDDEN, ffn=FFN), factories.tokenizer(), path)
     return path
 
 
@@ -60,9 +60,9 @@ def test_a_float_model_by_its_arithmetic(source: Path) -> None:
     assert total(found) == artifact.disk_bytes - 8 - header
 
 
-@pytest.mark.parametrize(("family", "head"), world.headed())
+@pytest.mark.parametrize(("family", "head"), factories.headed())
 def test_every_weight_counts_where_the_model_says(family: str, head: str, tmp_path: Path) -> None:
-    model = world.model(family, head=head)
+    model = factories.model(family, head=head)
     model.save_pretrained(tmp_path)
     expected = {"embeddings": 0, "encoder": 0, "head": 0, "other": 0}
     seen = set()
@@ -76,8 +76,8 @@ def test_every_weight_counts_where_the_model_says(family: str, head: str, tmp_pa
 
 
 def test_a_pruned_model(tmp_path: Path) -> None:
-    model = cut(world.model(hidden=HIDDEN, ffn=FFN), [Keep((0,), (1, 2)), Keep((1, 2, 3), tuple(range(50)))])
-    save_model(model, world.tokenizer(), tmp_path)
+    model = cut(factories.model(hidden=HIDDEN, ffn=FFN), [Keep((0,), (1, 2)), Keep((1, 2, 3), tuple(range(50)))])
+    save_model(model, factories.tokenizer(), tmp_path)
     found, shape = sizes(open_artifact(tmp_path)), open_artifact(tmp_path).shape
     assert found is not None
     assert shape is not None
@@ -124,7 +124,7 @@ def test_an_int8_graph(options: dict[str, Any], source: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])  # the exporter names the words of the second by its head
 def test_a_mask_head_s_own_copy_of_the_words_is_the_head_s(family: str, tmp_path: Path) -> None:
-    save_model(world.model(family, hidden=HIDDEN, head="mask"), world.tokenizer(), tmp_path / "float")
+    save_model(factories.model(family, hidden=HIDDEN, head="mask"), factories.tokenizer(), tmp_path / "float")
     work = Work(tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", probe_inputs(tmp_path / "float"))
     work.target.mkdir()
     BACKENDS.parse({"use": "onnx_int4", "embedding_bits": 8}).quantize(work)
@@ -151,7 +151,7 @@ def test_an_unknown_architecture_has_no_parts(source: Path, tmp_path: Path) -> N
 
 def content(*embeddings: Any) -> dict[str, Any]:
     rows = [
-        world.report_row(stage, **({} if value == "absent" else {"embedding_bytes": value}))
+        factories.report_row(stage, **({} if value == "absent" else {"embedding_bytes": value}))
         for stage, value in zip(("source", "01-distill"), embeddings, strict=True)
     ]
     return {"rows": rows}

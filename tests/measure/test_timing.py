@@ -24,7 +24,7 @@ from hfcompress.measure.timing import (
     order_of,
     timings,
 )  # fmt: skip
-from tests import factories as world
+from tests import factories
 
 
 def turn(*seconds: float, threads: int = 1) -> Turn:
@@ -58,8 +58,8 @@ class Process:
         return turn(self.clock(threads, len(self.told)) * self.size, threads=threads)
 
 
-def timed(*processes: Process, state: dict[str, Any] = world.QUIET, **options: Any) -> list[list[dict[str, Any]]]:
-    with world.machine_state(state):
+def timed(*processes: Process, state: dict[str, Any] = factories.QUIET, **options: Any) -> list[list[dict[str, Any]]]:
+    with factories.machine_state(state):
         found, told = timings(processes, [Rows()] * len(processes), Latency(**options), 0, lambda _: None)  # type: ignore[arg-type]
     assert told == state
     return found
@@ -162,7 +162,7 @@ def test_rounds_is_the_least_number(asked: int, made: int) -> None:
 def test_on_a_busy_machine_more_rounds_are_not_waited_for() -> None:
     draw = np.random.default_rng(0)
     models = Process(lambda *_: 1.0), Process(lambda *_: draw.uniform(0.2, 2))
-    _, (entry,) = timed(*models, state=world.BUSY, batch_sizes=[1], threads=1)
+    _, (entry,) = timed(*models, state=factories.BUSY, batch_sizes=[1], threads=1)
     assert (entry["rounds"], entry["narrow"]) == (LEAST_ROUNDS, False)
 
 

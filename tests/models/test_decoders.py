@@ -27,7 +27,7 @@ from hfcompress.models.surgery import Keep, cut, empty_model
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -53,7 +53,7 @@ def gates(keep: list[Keep], groups: int = 2) -> tuple[list[torch.Tensor], list[t
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model, world.batch()).logits
+        return observe(model, factories.batch()).logits
 
 
 # Arithmetic
@@ -65,7 +65,7 @@ def test_heads_in_groups_and_of_a_width_of_their_own_are_counted(family: str, he
     from torch.utils.flop_counter import FlopCounterMode
 
     config = {"head_dim": 10, "num_key_value_heads": 2, "tie_word_embeddings": tied}
-    built = world.model(family, heads=8, head=head, attn_implementation="eager", **config).requires_grad_(False)
+    built = factories.model(family, heads=8, head=head, attn_implementation="eager", **config).requires_grad_(False)
     shape = shape_of(built.config.to_dict(), head=head)
     assert (shape.group, shape.head_dim, shape.stock) == (4, 10, True)
     assert shape.parameters == built.num_parameters()
@@ -99,7 +99,7 @@ def test_published_counts() -> None:
 @families
 def test_a_stock_config_says_what_transformers_takes(family: str) -> None:
     """Fewer heads than fill the hidden width are a stock model's; Llama's have to divide it."""
-    model = world.model(family, heads=8, num_key_value_heads=8)
+    model = factories.model(family, heads=8, num_key_value_heads=8)
     whole = shape_of(model.config.to_dict())
     for heads in (4, 3):
         shape = whole.with_layers(2, heads, 40)
@@ -113,7 +113,7 @@ def test_a_stock_config_says_what_transformers_takes(family: str) -> None:
 
 
 def test_a_pruned_config_says_heads_of_both_kinds() -> None:
-    base = world.model("llama").config.to_dict()
+    base = factories.model("llama").config.to_dict()
     config = config_of(replace(shape_of(base), layers=(Layer(2, 16), Layer(0, 40))), base)
     assert config["per_layer_config"] == {
         "0": {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16},
@@ -134,15 +134,15 @@ def test_a_pruned_config_says_heads_of_both_kinds() -> None:
 )
 def test_what_cannot_be_expressed_is_refused(family: str, change: dict[str, Any], kind: type, why: str) -> None:
     with pytest.raises(kind) as caught:
-        shape_of(world.model(family).config.to_dict() | change)
+        shape_of(factories.model(family).config.to_dict() | change)
     assert why in str(caught.value)
 
 
 def test_a_decoder_has_no_mask_head_and_an_encoder_no_causal_one() -> None:
     with pytest.raises(HfcompressError, match="no llama model '…ForMaskedLM'"):
-        shape_of(world.model("llama").config.to_dict(), head="mask")
+        shape_of(factories.model("llama").config.to_dict(), head="mask")
     with pytest.raises(HfcompressError, match="no bert model '…ForCausalLM'"):
-        shape_of(world.model("bert").config.to_dict(), head="causal")
+        shape_of(factories.model("bert").config.to_dict(), head="causal")
 
 
 # Cutting
@@ -152,7 +152,7 @@ def test_a_decoder_has_no_mask_head_and_an_encoder_no_causal_one() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @families
 def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None:
-    model, keep = world.model(family, attn_implementation=attention, head_dim=10), LAYOUTS[layout]
+    model, keep = factories.model(family, attn_implementation=attention, head_dim=10), LAYOUTS[layout]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert unit_counts(model) == ([2, 2], [64, 64])
 
@@ -172,14 +172,14 @@ def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None
 @pytest.mark.parametrize("head", ["token", "span", "causal"])
 @families
 def test_every_head_is_cut_with_its_model(family: str, head: str) -> None:
-    model, keep = world.model(family, head=head), LAYOUTS["uneven"]
+    model, keep = factories.model(family, head=head), LAYOUTS["uneven"]
     with gated(model, *gates(keep)):
         assert torch.allclose(logits(cut(model, keep)), logits(model), atol=1e-5)
 
 
 def test_a_gate_closes_all_queries_of_its_group() -> None:
     """Gate 1 of 2, with three queries each, is query heads 3, 4 and 5: input columns 3 d to 6 d of what mixes them."""
-    model = world.model("llama", layers=1, hidden=48, heads=6, num_key_value_heads=2)
+    model = factories.model("llama", layers=1, hidden=48, heads=6, num_key_value_heads=2)
     with gated(model, [torch.tensor([1.0, 0.0])], [torch.ones(64)]):
         expected = logits(model)
     model.base_model.layers[0].self_attn.o_proj.weight.data[:, 24:] = 0
@@ -187,7 +187,7 @@ def test_a_gate_closes_all_queries_of_its_group() -> None:
 
 
 def test_the_order_of_cuts_does_not_matter() -> None:
-    model = world.model("qwen3")
+    model = factories.model("qwen3")
     at_once = cut(model, LAYOUTS["uneven"]).state_dict()
     heads = cut(model, [replace(k, neurons=ALL) for k in LAYOUTS["uneven"]])
     later = cut(heads, [Keep(tuple(range(len(k.heads))), k.neurons) for k in LAYOUTS["uneven"]]).state_dict()
@@ -199,8 +199,8 @@ def test_the_order_of_cuts_does_not_matter() -> None:
 @families
 def test_a_cut_model_goes_on_with_a_text_as_the_gated_one_does(family: str, layout: str) -> None:
     """Token by token, with the cache of keys and values; the rows differ in length, padded on the left."""
-    model, keep = world.model(family, head="causal", eos_token_id=1, bos_token_id=2), LAYOUTS[layout]
-    inputs = {name: tensor.flip(1) for name, tensor in world.batch().items()}
+    model, keep = factories.model(family, head="causal", eos_token_id=1, bos_token_id=2), LAYOUTS[layout]
+    inputs = {name: tensor.flip(1) for name, tensor in factories.batch().items()}
 
     def goes_on(written: Any) -> tuple[torch.Tensor, torch.Tensor]:
         made = written.generate(
@@ -225,8 +225,8 @@ def test_a_cut_model_goes_on_with_a_text_as_the_gated_one_does(family: str, layo
     ],
 )
 def test_rotations_and_windows_go_on_as_they_were(family: str, variant: dict[str, Any]) -> None:
-    model = world.model(family, head="causal", **variant)
-    plain = world.model(family, head="causal")
+    model = factories.model(family, head="causal", **variant)
+    plain = factories.model(family, head="causal")
     assert not torch.allclose(logits(model), logits(plain), atol=1e-4)
     for layout in ("stock", "uneven"):
         with gated(model, *gates(LAYOUTS[layout])):
@@ -235,7 +235,7 @@ def test_rotations_and_windows_go_on_as_they_were(family: str, variant: dict[str
 
 @families
 def test_hidden_dimensions_and_layers_are_cut(family: str) -> None:
-    model = world.model(family, layers=3)
+    model = factories.model(family, layers=3)
     dims = [i for i in range(32) if i % 4]
     small = cut_hidden(model, dims)
     assert shape_of(small.config.to_dict()).stock  # 24 is a multiple of 4 heads, whose width the config says
@@ -251,13 +251,13 @@ def test_hidden_dimensions_and_layers_are_cut(family: str) -> None:
 
 @families
 def test_the_last_hidden_state_is_behind_the_last_norm_and_the_others_are_not(family: str) -> None:
-    model, given = world.model(family), []
+    model, given = factories.model(family), []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: given.append(out[0] if isinstance(out, tuple) else out))
         for layer in model.model.layers
     ]
     with torch.no_grad():
-        seen = observe(model, world.batch(), frozenset({"hidden_states"})).hidden_states
+        seen = observe(model, factories.batch(), frozenset({"hidden_states"})).hidden_states
     for hook in hooks:
         hook.remove()
     assert torch.equal(seen[1], given[0])
@@ -265,11 +265,11 @@ def test_the_last_hidden_state_is_behind_the_last_norm_and_the_others_are_not(fa
 
 
 def test_importance_is_that_of_groups() -> None:
-    model = world.model("llama")
-    known = rank_dimensions(model, [world.batch()])
+    model = factories.model("llama")
+    known = rank_dimensions(model, [factories.batch()])
     with torch.no_grad():
-        seen = observe(model, world.batch(), frozenset({"queries", "keys"}))
-    real = world.batch()["attention_mask"].bool()
+        seen = observe(model, factories.batch(), frozenset({"queries", "keys"}))
+    real = factories.batch()["attention_mask"].bool()
     queries, keys = (x[1].transpose(1, 2)[real].abs().mean(0) for x in (seen.queries, seen.keys))
     by_hand = torch.stack([(queries[2 * g] + queries[2 * g + 1]) * keys[g] for g in range(2)])
     assert torch.allclose(known.scores[0], by_hand, atol=1e-6)
@@ -278,7 +278,7 @@ def test_importance_is_that_of_groups() -> None:
 
 @families
 def test_a_narrower_student_keeps_the_best_groups_whole(family: str) -> None:
-    teacher = world.model(family, layers=1, hidden=48, heads=6, num_key_value_heads=3)
+    teacher = factories.model(family, layers=1, hidden=48, heads=6, num_key_value_heads=3)
     known = Importance(
         torch.arange(48.0), [torch.tensor([1.0, 0.0, 2.0])], [torch.rand(3, 8)], [torch.rand(3, 8)], [torch.rand(64)]
     )
@@ -299,7 +299,7 @@ def test_a_student_keeps_the_width_of_heads_and_the_groups() -> None:
     class Task:
         max_length = 16
 
-    origin = shape_of(world.model("llama", hidden=48, heads=6, num_key_value_heads=3).config.to_dict())
+    origin = shape_of(factories.model("llama", hidden=48, heads=6, num_key_value_heads=3).config.to_dict())
     made = Student(heads=2).shape(origin)
     assert (made.hidden, made.head_dim, made.group, made.layers[0].heads) == (48, 8, 2, 2)
     assert Student(layers=1).shape(origin).layers == (Layer(6, 64),)
@@ -313,7 +313,7 @@ def test_a_student_keeps_the_width_of_heads_and_the_groups() -> None:
 
 
 def test_relation_heads_have_to_divide_the_width_of_keys() -> None:
-    teacher = shape_of(world.model("qwen2", hidden=48, heads=6, num_key_value_heads=2).config.to_dict())
+    teacher = shape_of(factories.model("qwen2", hidden=48, heads=6, num_key_value_heads=2).config.to_dict())
     assert MiniLMv2(relation_heads=8).problems(teacher, teacher) == []
     (found,) = MiniLMv2(relation_heads=12).problems(teacher, teacher)
     assert "12 relation heads do not divide the student's width 16 and the teacher's 16" in found
@@ -346,7 +346,7 @@ def test_saved_models_load_anywhere(tmp_path: Path) -> None:
         for layout in ("stock", "no heads in the first layer", "uneven"):
             head = "causal" if (family == "qwen2") is (layout == "stock") else "sequence"
             path = tmp_path / f"{family}-{'stock' if layout == 'stock' else 'uneven'}-{len(paths)}-{head}"
-            save_model(cut(world.model(family, head=head), LAYOUTS[layout]), world.tokenizer(), path)
+            save_model(cut(factories.model(family, head=head), LAYOUTS[layout]), factories.tokenizer(), path)
             assert (path / MODELING_FILE).exists() is (layout != "stock")
             paths.append(path)
     np.savez(tmp_path / "probe.npz", **probe_inputs(paths[0]))  # type: ignore[arg-type]
@@ -366,8 +366,8 @@ def test_saved_models_load_anywhere(tmp_path: Path) -> None:
 def test_a_recipe_trains_prunes_reloads_and_reports(tmp_path: Path) -> None:
     import json
 
-    data = world.write_data(tmp_path / "data")
-    model = world.save(world.model("llama"), tmp_path / "model")
+    data = factories.write_data(tmp_path / "data")
+    model = factories.save(factories.model("llama"), tmp_path / "model")
     stages = [
         {"kind": "finetune", "train": {"epochs": 6, "batch_size": 16, "learning_rate": 5e-3}},
         {
@@ -376,8 +376,8 @@ def test_a_recipe_trains_prunes_reloads_and_reports(tmp_path: Path) -> None:
                         "losses": ["soft_labels", "hidden_states"]},
         },
     ]  # fmt: skip
-    recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=stages)
-    assert world.run_cli("run", recipe, "--output", tmp_path / "out") == 0
+    recipe = factories.recipe(tmp_path / "r.yaml", model, data, stages=stages)
+    assert factories.run_cli("run", recipe, "--output", tmp_path / "out") == 0
     source, pruned = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["rows"]
     assert source["quality"]["accuracy"] > 0.9
     assert pruned["quality"]["accuracy"] > 0.8
@@ -392,10 +392,10 @@ def test_a_recipe_trains_prunes_reloads_and_reports(tmp_path: Path) -> None:
 def test_a_stage_with_a_task_of_its_own_needs_a_head_that_a_decoder_can_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, corpus = world.write_data(tmp_path / "data"), world.write_corpus(tmp_path / "corpus")
-    model = world.save(world.model("llama"), tmp_path / "model")
+    data, corpus = factories.write_data(tmp_path / "data"), factories.write_corpus(tmp_path / "corpus")
+    model = factories.save(factories.model("llama"), tmp_path / "model")
     general = {"kind": "distill", "task": {"type": "fill-mask", "dataset": str(corpus), "max_length": 16},
                "losses": ["hidden_states"]}  # fmt: skip
-    recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=[general, {"kind": "finetune"}])
-    assert world.run_cli("check", recipe) != 0
+    recipe = factories.recipe(tmp_path / "r.yaml", model, data, stages=[general, {"kind": "finetune"}])
+    assert factories.run_cli("check", recipe) != 0
     assert "no llama model has a head for fill-mask" in " ".join(capsys.readouterr().err.split())

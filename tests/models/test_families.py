@@ -15,7 +15,7 @@ from hfcompress.models.artifact import open_artifact
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import Observed, accepted, observe
 from hfcompress.models.shape import ARCHITECTURES
-from tests import factories as world
+from tests import factories
 
 EVERY = frozenset({"hidden_states", "queries", "keys", "values"})
 LAYERS, HIDDEN, ATTENTION_HEADS, LENGTH = 3, 24, 3, 12
@@ -32,12 +32,12 @@ NAMES = {
 }
 """What the linear layers are called; ModernBERT has one for all three."""
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
-headed = pytest.mark.parametrize(("family", "head"), world.headed())
+headed = pytest.mark.parametrize(("family", "head"), factories.headed())
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 
 def build(family: str, head: str = "sequence", attention: str = "sdpa", **config: Any) -> Any:
-    built = world.model(
+    built = factories.model(
         family, layers=LAYERS, hidden=HIDDEN, heads=ATTENTION_HEADS, ffn=40, labels=2 if head == "span" else 3,
         head=head, **config,
     )  # fmt: skip
@@ -48,7 +48,7 @@ def build(family: str, head: str = "sequence", attention: str = "sdpa", **config
 
 def see(built: Any, needs: frozenset[str] = EVERY, layers: frozenset[int] | None = None, **changes: Tensor) -> Observed:
     with torch.inference_mode():
-        return observe(built, world.batch(length=LENGTH) | changes, needs, layers)
+        return observe(built, factories.batch(length=LENGTH) | changes, needs, layers)
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -87,7 +87,7 @@ def test_every_architecture_has_its_paths() -> None:
 @headed
 def test_logits_and_hidden_states_of_every_head(family: str, head: str, attention: str) -> None:
     built = build(family, head, attention)
-    seen, inputs = see(built), world.batch(length=LENGTH)
+    seen, inputs = see(built), factories.batch(length=LENGTH)
     rows = len(inputs["input_ids"])
     with torch.inference_mode():
         output = built(**accepted(built, inputs))
@@ -96,7 +96,7 @@ def test_logits_and_hidden_states_of_every_head(family: str, head: str, attentio
         assert close(seen.logits[..., 0], output.start_logits)
         assert close(seen.logits[..., 1], output.end_logits)
     else:
-        outputs = {"sequence": (3,), "token": (LENGTH, 3)}.get(head, (LENGTH, len(world.WORDS)))
+        outputs = {"sequence": (3,), "token": (LENGTH, 3)}.get(head, (LENGTH, len(factories.WORDS)))
         assert seen.logits.shape == (rows, *outputs)
         assert close(seen.logits, output.logits)
     assert [tuple(state.shape) for state in seen.hidden_states] == [(rows, LENGTH, HIDDEN)] * (LAYERS + 1)
@@ -121,7 +121,7 @@ def test_projections_are_those_of_the_state_before_each_layer(family: str, atten
 @pytest.mark.parametrize("family", [name for name, keys in ARCHITECTURES.items() if keys.plain_attention])
 def test_plain_attention_is_the_softmax_of_what_is_caught(family: str) -> None:
     built = build(family, attention="eager")
-    inputs = world.batch(length=LENGTH)
+    inputs = factories.batch(length=LENGTH)
     with torch.inference_mode():
         attentions = built(**accepted(built, inputs), output_attentions=True).attentions
     assert ours(see(built), inputs["attention_mask"], attentions)
@@ -130,7 +130,7 @@ def test_plain_attention_is_the_softmax_of_what_is_caught(family: str) -> None:
 @pytest.mark.parametrize("family", [name for name, keys in ARCHITECTURES.items() if not keys.plain_attention])
 def test_where_attention_is_not_plain_what_is_caught_does_not_make_it(family: str) -> None:
     built = build(family, attention="eager", **({"local_attention": 64} if family == "modernbert" else {}))
-    inputs = world.batch(length=LENGTH)
+    inputs = factories.batch(length=LENGTH)
     with torch.inference_mode():
         attentions = built(**accepted(built, inputs), output_attentions=True).attentions
     assert not ours(see(built), inputs["attention_mask"], attentions)
@@ -150,7 +150,7 @@ def ours(seen: Observed, mask: Tensor, attentions: tuple[Tensor, ...]) -> bool:
 @implementations
 @headed
 def test_a_longer_pad_changes_nothing(family: str, head: str, attention: str) -> None:
-    built, inputs = build(family, head, attention), world.batch(length=LENGTH)
+    built, inputs = build(family, head, attention), factories.batch(length=LENGTH)
     padded = {name: nn.functional.pad(value, (0, 7)) for name, value in inputs.items()}
     seen, longer = see(built), see(built, **padded)
     real = inputs["attention_mask"].bool()
@@ -178,7 +178,7 @@ def test_only_the_layers_and_projections_that_are_asked_for_are_kept(family: str
 @families
 def test_nothing_stays_hooked_and_what_is_caught_carries_gradients(family: str) -> None:
     built = build(family)
-    seen = observe(built, world.batch(length=LENGTH), EVERY)
+    seen = observe(built, factories.batch(length=LENGTH), EVERY)
     assert not any(m._forward_pre_hooks for m in built.modules())
     stack = family_of(built).stack(built)
     last = max(seen.queries)

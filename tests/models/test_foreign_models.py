@@ -22,7 +22,7 @@ from hfcompress.models.artifact import load_model, load_numbers, load_tokenizer,
 from hfcompress.models.shape import HEADS
 from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.factories import run_cli
 
 AUTO = "AutoModelForSequenceClassification"
@@ -68,8 +68,8 @@ def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def base_model(path: Path) -> Path:
-    built = world.model()
-    return world.save(built.bert, path)
+    built = factories.model()
+    return factories.save(built.bert, path)
 
 
 def spoil(path: Path, how: str) -> None:
@@ -151,12 +151,12 @@ def test_what_a_model_does_not_read_is_no_fault(model: Path, tmp_path: Path, wor
     tensors = load_file(model / "model.safetensors")
     spare = {
         "bert.embeddings.position_ids": torch.arange(40)[None],
-        "cls.predictions.bias": torch.ones(len(world.WORDS)),
+        "cls.predictions.bias": torch.ones(len(factories.WORDS)),
         "cls.seq_relationship.weight": torch.ones(2, 32),
     }
     with_tensors(model, tensors | spare)
     assert not judged(worker, model)
-    tagger = world.save(world.model(head="token"), tmp_path / "tagger")
+    tagger = factories.save(factories.model(head="token"), tmp_path / "tagger")
     pooler = {"bert.pooler.dense.weight": torch.ones(32, 32), "bert.pooler.dense.bias": torch.ones(32)}
     with_tensors(tagger, load_file(tagger / "model.safetensors") | pooler)
     assert not judged(worker, tagger, "AutoModelForTokenClassification")
@@ -165,7 +165,7 @@ def test_what_a_model_does_not_read_is_no_fault(model: Path, tmp_path: Path, wor
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "electra", "llama"])
 def test_words_that_are_tied_are_not_missed(family: str, tmp_path: Path) -> None:
     head = "causal" if family == "llama" else "mask"
-    path = world.save(world.model(family, head=head, tie_word_embeddings=True), tmp_path / "tied")
+    path = factories.save(factories.model(family, head=head, tie_word_embeddings=True), tmp_path / "tied")
     load_model(path, "AutoModel" + HEADS[head])
 
 
@@ -291,10 +291,10 @@ def graph(
     results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shapes) for n in outputs]
     whole = helper.make_graph(nodes, "tiny", made, results, constants)
     onnx.save(helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path / name)
-    content = {"model_type": "bert", "vocab_size": len(world.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
+    content = {"model_type": "bert", "vocab_size": len(factories.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
                "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
     (path / "config.json").write_text(json.dumps(content | config))
-    world.tokenizer().save_pretrained(path)
+    factories.tokenizer().save_pretrained(path)
     return path
 
 
@@ -442,7 +442,7 @@ def outside(path: Path) -> Path:
     from onnx import TensorProto, helper, numpy_helper
 
     path.mkdir()
-    table = np.arange(2 * len(world.WORDS), dtype=np.float32).reshape(-1, 2)
+    table = np.arange(2 * len(factories.WORDS), dtype=np.float32).reshape(-1, 2)
     inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")]
     nodes = [
         helper.make_node("Gather", ["embeddings.words", "input_ids"], ["words"]),
@@ -464,7 +464,7 @@ def test_tensors_outside_a_graph_are_loaded_weighed_and_hashed(tmp_path: Path) -
     path = outside(tmp_path / "g")
     artifact = open_artifact(path)
     assert [file.name for file in artifact.weight_files] == ["model.onnx", "model.onnx_data"]
-    assert artifact.disk_bytes > 8 * len(world.WORDS)
+    assert artifact.disk_bytes > 8 * len(factories.WORDS)
     first = weights_hash(path)
     assert answers(path)[0].tolist() == [2 * 11, 2 * 11 + 3]
     with (path / "model.onnx_data").open("r+b") as stream:
@@ -591,7 +591,7 @@ def test_a_run_of_a_16_bit_source(teacher: Path, data: Path, tmp_path: Path) -> 
     path = half(teacher, tmp_path / "half", torch.bfloat16, dtype="bfloat16")
     stages = [{"kind": "distill", "student": {"layers": 1, "init": "random"}, "losses": ["soft_labels"],
                "train": {"max_steps": 2, "batch_size": 8}}, {"kind": "quantize", "backend": "bfloat16"}]  # fmt: skip
-    recipe = world.recipe(tmp_path / "r.yaml", path, data, stages=stages)
+    recipe = factories.recipe(tmp_path / "r.yaml", path, data, stages=stages)
     assert run_cli("run", recipe, "--output", tmp_path / "run") == 0
     student = load_file(tmp_path / "run" / "01-distill" / "model.safetensors")
     assert {t.dtype for t in student.values()} == {torch.float32}

@@ -19,9 +19,9 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 from hfcompress.pruning.narrow import cut_hidden
 from hfcompress.recipe.schema import check, load
-from tests import factories as world
+from tests import factories
 
-COUNTS = torch.arange(len(world.WORDS)) ** 2
+COUNTS = torch.arange(len(factories.WORDS)) ** 2
 
 
 def literal_loss(table: torch.Tensor, other: torch.Tensor) -> float:
@@ -29,12 +29,12 @@ def literal_loss(table: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def product(model: Any) -> torch.Tensor:
-    return model.get_input_embeddings()(torch.arange(len(world.WORDS))).detach()
+    return model.get_input_embeddings()(torch.arange(len(factories.WORDS))).detach()
 
 
 def test_no_product_of_the_rank_is_nearer_by_frequency() -> None:
     """Eckart & Young: the best product of the weighted table, its singular vectors scaled back."""
-    model = world.model()
+    model = factories.model()
     table = model.get_input_embeddings().weight.detach()
     small, kept = factor_embeddings(model, 5, COUNTS)
     root = (COUNTS + 1).double().sqrt()[:, None]
@@ -48,12 +48,12 @@ def test_no_product_of_the_rank_is_nearer_by_frequency() -> None:
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_a_table_of_low_rank_is_answered_for_exactly(family: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     words = model.get_input_embeddings().weight
     with torch.no_grad():
         words.copy_(torch.randn(len(words), 6) @ torch.randn(6, words.shape[1]))
     small, kept = factor_embeddings(model, 6, COUNTS)
-    inputs = accepted(model, world.batch())
+    inputs = accepted(model, factories.batch())
     assert torch.allclose(small(**inputs).logits, model(**inputs).logits, atol=1e-4)
     assert kept == pytest.approx(1)
     shape = shape_of(small.config.to_dict())
@@ -63,10 +63,10 @@ def test_a_table_of_low_rank_is_answered_for_exactly(family: str) -> None:
 
 
 def test_it_loads_in_every_way_and_after_every_other_cut(tmp_path: Path) -> None:
-    model, _ = factor_embeddings(world.model(), 8, COUNTS)
+    model, _ = factor_embeddings(factories.model(), 8, COUNTS)
     model = cut(model, [Keep((0, 2), tuple(range(16))), Keep((1,), tuple(range(40)))])
     model = cut_hidden(model, range(0, 32, 2))
-    tokenizer, ids = prune_vocabulary(world.tokenizer(), ["good film"])
+    tokenizer, ids = prune_vocabulary(factories.tokenizer(), ["good film"])
     small = select_tokens(model, ids, tokenizer)
     assert small.get_input_embeddings().table.weight.shape == (len(ids), 8)
     save_model(small, tokenizer, tmp_path)
@@ -78,24 +78,24 @@ def test_it_loads_in_every_way_and_after_every_other_cut(tmp_path: Path) -> None
 
 
 def test_it_is_trained_as_other_weights_are() -> None:
-    model, _ = factor_embeddings(world.model(), 8, COUNTS)
-    observe(model, world.batch()).logits.sum().backward()
+    model, _ = factor_embeddings(factories.model(), 8, COUNTS)
+    observe(model, factories.batch()).logits.sum().backward()
     words = model.get_input_embeddings()
     assert words.table.weight.grad.abs().sum() > 0
     assert words.projection.weight.grad.abs().sum() > 0
 
 
 def test_tokens_are_counted_with_the_special_ones() -> None:
-    counts = token_counts(world.tokenizer(), ["good film", "good"])
-    ids = {word: index for index, word in enumerate(world.WORDS)}
+    counts = token_counts(factories.tokenizer(), ["good film", "good"])
+    ids = {word: index for index, word in enumerate(factories.WORDS)}
     assert counts[ids["good"]] == counts[ids["[CLS]"]] == counts[ids["[SEP]"]] == 2
     assert (counts[ids["film"]], counts.sum()) == (1, 7)
 
 
 def recipe(tmp_path: Path, **stage: Any) -> Any:
-    data = world.write_data(tmp_path / "data")
-    teacher = world.fine_tuned(tmp_path / "teacher", data)
-    return load(world.recipe(tmp_path / "r.yaml", teacher, data, stages=[{"kind": "prune", **stage}]))
+    data = factories.write_data(tmp_path / "data")
+    teacher = factories.fine_tuned(tmp_path / "teacher", data)
+    return load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=[{"kind": "prune", **stage}]))
 
 
 def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
     assert not planned.estimated
     assert read_config(final.path)["embedding_rank"] == 4
     assert finished.report["cuts"]["01-prune"]["embedding_rank"]["rank"] == 4
-    assert len(load_tokenizer(final.path)) == len(world.WORDS)
+    assert len(load_tokenizer(final.path)) == len(factories.WORDS)
     assert "a table of width 4 times a matrix" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
@@ -124,7 +124,7 @@ def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
 def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head: str, message: str) -> None:
     from hfcompress.pruning.stage import Prune
 
-    shape = shape_of(world.model(head=head).config.to_dict(), head=head)
+    shape = shape_of(factories.model(head=head).config.to_dict(), head=head)
     task: Any = type("Task", (), {"streamed": False})
     stage = Prune.model_validate({"kind": "prune", "embedding_rank": rank})
     (found,) = stage.problems(shape, {}, task)
@@ -135,7 +135,7 @@ def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head:
 def test_a_product_is_not_made_twice() -> None:
     from hfcompress.pruning.stage import Prune
 
-    shape = replace(shape_of(world.model().config.to_dict()), embedding_rank=8)
+    shape = replace(shape_of(factories.model().config.to_dict()), embedding_rank=8)
     task: Any = type("Task", (), {"streamed": False})
     (found,) = Prune.model_validate({"kind": "prune", "embedding_rank": 4}).problems(shape, {}, task)
     assert "a product of rank 8 already" in found.message

@@ -19,7 +19,7 @@ from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, op
 from hfcompress.models.forward import observe
 from hfcompress.training import trainer as training
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 UNSAID: Any = object()
@@ -34,7 +34,7 @@ def saved(path: Path, family: str = "llama", pad: Any = UNSAID, token: Any = UNS
         pad, token: What the two files say; None takes the entry out.
         ends: Whether the tokenizer puts `[SEP]` after a text, as it does for encoders, or nothing.
     """
-    world.save(world.model(family, seed=3), path)
+    factories.save(factories.model(family, seed=3), path)
     config, settings = read_config(path), json.loads((path / "tokenizer_config.json").read_text())
     config["pad_token_id"] = 0 if pad is UNSAID else pad
     settings["pad_token"] = "[PAD]" if token is UNSAID else token
@@ -116,11 +116,11 @@ def test_what_nobody_can_tell_is_refused_before_anything_runs(
     path = saved(tmp_path / "model", "llama", pad, token, ends)
     with pytest.raises(HfcompressError, match=said):
         load_tokenizer(path)
-    teacher = world.save(world.model(), tmp_path / "teacher")
+    teacher = factories.save(factories.model(), tmp_path / "teacher")
     stage = {"kind": "distill", "losses": ["soft_labels"], "student": {"layers": 1}}
     for model, stages in ((path, [{"kind": "finetune"}, stage]), (teacher, [stage | {"teacher": str(path)}])):
-        recipe = world.recipe(tmp_path / "r.yaml", model, data, stages=stages)
-        assert world.run_cli("check", recipe) == 2
+        recipe = factories.recipe(tmp_path / "r.yaml", model, data, stages=stages)
+        assert factories.run_cli("check", recipe) == 2
         told = capsys.readouterr().err
         assert "pad_token" in told
         assert ("model" if model == path else "teacher") in told.partition("the config")[0].partition("neither")[0]
@@ -130,8 +130,8 @@ def test_files_that_agree_are_not_loaded_by_check(tmp_path: Path, data: Path, mo
     monkeypatch.setattr(
         "hfcompress.recipe.schema.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough")
     )
-    recipe = world.recipe(tmp_path / "r.yaml", saved(tmp_path / "model"), data, stages=[{"kind": "finetune"}])
-    assert world.run_cli("check", recipe) == 0
+    recipe = factories.recipe(tmp_path / "r.yaml", saved(tmp_path / "model"), data, stages=[{"kind": "finetune"}])
+    assert factories.run_cli("check", recipe) == 0
 
 
 def test_a_teacher_is_padded_as_its_own_config_says(tmp_path: Path, task: Any) -> None:
@@ -165,7 +165,7 @@ def test_a_model_is_measured_with_its_tokenizers_pad_token_and_not_off_padding(t
 
 
 def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:
-    tokenizer = world.tokenizer()
+    tokenizer = factories.tokenizer()
     tokenizer.pad_token = None
     rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
     with pytest.raises(HfcompressError, match="names no pad token"):

@@ -9,7 +9,7 @@ import pytest
 
 from hfcompress.models.shape import ARCHITECTURES, HEADS, Layer, Shape, UnsupportedError, config_of, head_of, shape_of
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 FAMILIES = sorted(ARCHITECTURES)
 OWN_LAYERS = [name for name, keys in ARCHITECTURES.items() if not keys.decoder and not keys.shared]
@@ -45,9 +45,9 @@ def shape_from(model: Any, head: str | None = None) -> Shape:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize(("family", "head"), world.headed())
+@pytest.mark.parametrize(("family", "head"), factories.headed())
 def test_parameters_are_those_of_the_model(family: str, head: str, size: dict[str, int]) -> None:
-    built = world.model(family, head=head, **size | ({"labels": 2} if head == "span" else {}))
+    built = factories.model(family, head=head, **size | ({"labels": 2} if head == "span" else {}))
     shape = shape_from(built, head)
     assert shape.stock
     assert shape.parameters == count(built)
@@ -67,7 +67,7 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(
     """Heads of 8 dimensions do not divide a hidden width of 30, and no stock constructor would take four of them."""
     from hfcompress.models.surgery import empty_model
 
-    stock = world.model(family)
+    stock = factories.model(family)
     shape = replace(shape_from(stock), layers=layers, hidden=hidden)
     built = empty_model(type(stock).__name__, shape, stock.config)
     assert not shape.stock
@@ -78,7 +78,7 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(
 
 @pytest.mark.parametrize("family", OWN_LAYERS)
 def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
-    base = world.model(family).config.to_dict()
+    base = factories.model(family).config.to_dict()
     config = config_of(replace(shape_of(base), layers=(Layer(3, 16), Layer(1, 40))), base)
     keys = ARCHITECTURES[family]
     assert config["model_type"] == f"pruned_{family}"
@@ -87,7 +87,7 @@ def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
 
 
 def test_a_pruned_config_that_does_not_say_the_width_of_a_head_has_heads_that_fill_the_hidden_width() -> None:
-    base = world.model("bert").config.to_dict() | {"model_type": "pruned_bert"}
+    base = factories.model("bert").config.to_dict() | {"model_type": "pruned_bert"}
     assert shape_of(base).head_dim == 8
     with pytest.raises(HfcompressError, match="has 5 heads, which do not divide 32"):
         shape_of(base | {"num_attention_heads": 5})
@@ -96,7 +96,7 @@ def test_a_pruned_config_that_does_not_say_the_width_of_a_head_has_heads_that_fi
 
 def test_a_stock_config_tells_nothing_of_columns_that_mpnets_layers_read() -> None:
     """Each head of each layer reads the column of its number, and there are as many as heads."""
-    whole = shape_of(world.model("mpnet").config.to_dict())
+    whole = shape_of(factories.model("mpnet").config.to_dict())
     assert whole.stock
     assert whole.bias_heads == 4
     assert replace(whole, layers=(Layer(4, 64, (0, 1, 2, 3)),) * 2) == whole
@@ -128,7 +128,7 @@ def test_a_stock_config_tells_nothing_of_columns_that_mpnets_layers_read() -> No
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shape_survives_its_config(family: str, change: dict[str, Any]) -> None:
-    base, keys = world.model(family, labels=3).config.to_dict(), ARCHITECTURES[family]
+    base, keys = factories.model(family, labels=3).config.to_dict(), ARCHITECTURES[family]
     has = {"types": keys.types, "embedding": keys.embedding, "relative": keys.relative}
     shape = replace(shape_of(base), **{name: size for name, size in change.items() if has.get(name, True)})
     if "layers" in change:
@@ -138,12 +138,12 @@ def test_a_shape_survives_its_config(family: str, change: dict[str, Any]) -> Non
     assert ("per_layer_config" in config) is not shape.stock
 
 
-@pytest.mark.parametrize(("family", "head"), world.headed())
+@pytest.mark.parametrize(("family", "head"), factories.headed())
 def test_a_smaller_model_is_built_from_the_config_of_its_shape(family: str, head: str) -> None:
     """Its origin says twice what some sizes are (layer kinds, pooler width), and both must change."""
     from hfcompress.models.surgery import empty_model
 
-    origin = world.model(family, layers=5, head=head)
+    origin = factories.model(family, layers=5, head=head)
     config = origin.config.to_dict()
     shape = replace(shape_of(config, head=head), hidden=24, head_dim=8, vocab=50, positions=20)
     shape = shape.with_layers(3, 3 * shape.group, 40)
@@ -153,7 +153,7 @@ def test_a_smaller_model_is_built_from_the_config_of_its_shape(family: str, head
 
 
 def test_modernbert_keeps_the_kinds_of_its_first_layers() -> None:
-    base = world.model("modernbert", layers=5).config.to_dict()
+    base = factories.model("modernbert", layers=5).config.to_dict()
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
     assert base["layer_types"] == kinds
     whole = shape_of(base)
@@ -162,7 +162,7 @@ def test_modernbert_keeps_the_kinds_of_its_first_layers() -> None:
 
 
 def test_a_student_with_fewer_positions_reads_debertas_table_as_its_origin_does() -> None:
-    base = world.model("deberta-v2").config.to_dict()
+    base = factories.model("deberta-v2").config.to_dict()
     assert base["max_relative_positions"] == -1  # that is max_position_embeddings, 40
     fewer = config_of(replace(shape_of(base), positions=20), base)
     assert (fewer["max_position_embeddings"], fewer["max_relative_positions"]) == (20, 40)
@@ -170,15 +170,15 @@ def test_a_student_with_fewer_positions_reads_debertas_table_as_its_origin_does(
 
 
 def test_a_head_width_that_deberta_spells_follows_the_shape() -> None:
-    base = world.model("deberta-v2").config.to_dict() | {"attention_head_size": 8}
+    base = factories.model("deberta-v2").config.to_dict() | {"attention_head_size": 8}
     assert config_of(replace(shape_of(base), head_dim=16).with_layers(1, 2, 64), base)["attention_head_size"] == 16
 
 
 def test_words_as_wide_as_the_residual_stay_so_in_a_narrower_model() -> None:
-    base = world.model("electra", embedding_size=32).config.to_dict()
+    base = factories.model("electra", embedding_size=32).config.to_dict()
     narrow = replace(shape_of(base), hidden=16, head_dim=4)
     assert config_of(narrow, base)["embedding_size"] == 16
-    factorised = replace(shape_of(world.model("electra").config.to_dict()), hidden=16, head_dim=4)
+    factorised = replace(shape_of(factories.model("electra").config.to_dict()), hidden=16, head_dim=4)
     assert factorised == replace(narrow, embedding=0)
 
 
@@ -194,7 +194,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str) -> Non
 
 
 def test_the_head_is_that_of_the_class_unless_the_task_decides() -> None:
-    base = world.model("bert").config.to_dict()
+    base = factories.model("bert").config.to_dict()
     for head in ARCHITECTURES["bert"].kinds_of_head:
         ending = HEADS[head]
         assert shape_of(base | {"architectures": [f"Bert{ending}"]}).head == head
@@ -206,7 +206,7 @@ def test_the_head_is_that_of_the_class_unless_the_task_decides() -> None:
 
 
 def test_a_stock_config_that_comes_from_a_pruned_one_keeps_nothing_of_it() -> None:
-    base = world.model("bert").config.to_dict()
+    base = factories.model("bert").config.to_dict()
     whole = shape_of(base)
     pruned = config_of(replace(whole, layers=(Layer(1, 8), Layer(2, 8))), base) | {"auto_map": {"AutoModel": "x"}}
     config = config_of(whole, pruned)
@@ -216,7 +216,7 @@ def test_a_stock_config_that_comes_from_a_pruned_one_keeps_nothing_of_it() -> No
 
 
 def test_the_number_of_labels_is_the_tasks_where_it_decides() -> None:
-    config = world.model("bert", labels=3).config.to_dict()
+    config = factories.model("bert", labels=3).config.to_dict()
     assert shape_of(config).labels == 3
     assert shape_of(config, labels=5).labels == 5
 
@@ -279,12 +279,12 @@ def test_macs_fall_by_exactly_what_is_cut() -> None:
 
 
 @pytest.mark.parametrize("length", [9, 30])
-@pytest.mark.parametrize(("family", "head"), world.headed())
+@pytest.mark.parametrize(("family", "head"), factories.headed())
 def test_macs_are_the_multiplications_that_torch_counts(family: str, head: str, length: int) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    built = world.model(family, hidden=32, heads=4, ffn=48, layers=2, head=head).requires_grad_(False)
+    built = factories.model(family, hidden=32, heads=4, ffn=48, layers=2, head=head).requires_grad_(False)
     built.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         built(input_ids=torch.full((1, length), 6), attention_mask=torch.ones(1, length, dtype=torch.long))
@@ -307,9 +307,9 @@ def test_bytes_of_factorised_words_and_shared_layers_are_counted_once() -> None:
 
 
 def test_positions_that_no_token_can_use_are_left_out() -> None:
-    assert shape_of(world.model("bert").config.to_dict()).usable_positions == 40
+    assert shape_of(factories.model("bert").config.to_dict()).usable_positions == 40
     for family in ("roberta", "xlm-roberta", "mpnet"):
-        assert shape_of(world.model(family).config.to_dict()).usable_positions == 38
+        assert shape_of(factories.model(family).config.to_dict()).usable_positions == 38
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_positions_that_no_token_can_use_are_left_out() -> None:
     ],
 )
 def test_a_variant_that_cannot_be_expressed_is_refused(family: str, change: dict[str, Any], why: str) -> None:
-    base = world.model(family).config.to_dict()
+    base = factories.model(family).config.to_dict()
     with pytest.raises(UnsupportedError) as caught:
         shape_of(base | change)
     assert f"this {family} model has {why}" in str(caught.value)
@@ -339,7 +339,7 @@ def test_a_variant_that_cannot_be_expressed_is_refused(family: str, change: dict
 
 
 def test_what_deberta_leaves_out_is_a_variant_too_and_its_lists_have_no_order() -> None:
-    base = world.model("deberta-v2").config.to_dict()
+    base = factories.model("deberta-v2").config.to_dict()
     for pairs in ("c2p|p2c", "p2c | C2P", ["c2p", "p2c"], ["p2c", "c2p"]):
         assert shape_of(base | {"pos_att_type": pairs}) == shape_of(base)
     for key in ("relative_attention", "position_biased_input", "share_att_key", "pos_att_type", "norm_rel_ebd"):
@@ -351,7 +351,7 @@ def test_what_deberta_leaves_out_is_a_variant_too_and_its_lists_have_no_order() 
 
 
 def test_untied_words_matter_to_a_mask_head_only() -> None:
-    base = world.model("bert").config.to_dict() | {"tie_word_embeddings": False}
+    base = factories.model("bert").config.to_dict() | {"tie_word_embeddings": False}
     assert shape_of(base).head == "sequence"
 
 
@@ -367,5 +367,5 @@ def test_untied_words_matter_to_a_mask_head_only() -> None:
 )
 def test_a_config_without_a_shape_says_what_it_lacks(change: dict[str, Any], why: str) -> None:
     with pytest.raises(HfcompressError) as caught:
-        shape_of(world.model("bert").config.to_dict() | change)
+        shape_of(factories.model("bert").config.to_dict() | change)
     assert why in str(caught.value)

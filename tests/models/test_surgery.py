@@ -14,7 +14,7 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import ARCHITECTURES, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
-from tests import factories as world
+from tests import factories
 
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
 PLAIN = ("bert", "distilbert", "roberta")
@@ -39,7 +39,7 @@ def layout(family: str, name: str) -> list[Keep]:
 
 
 def build(family: str, attention: str = "sdpa", **config: Any) -> Any:
-    built = world.model(family, **config)
+    built = factories.model(family, **config)
     if attention == "eager" or built._supports_sdpa:
         built.set_attn_implementation(attention)
     return built
@@ -88,7 +88,7 @@ def test_no_other_class_is_made(name: str) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ENCODERS)
 def test_cutting_equals_gating(family: str, attention: str, name: str) -> None:
-    model, keep, batch = build(family, attention), layout(family, name), world.batch()
+    model, keep, batch = build(family, attention), layout(family, name), factories.batch()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     small = cut(model, keep)
@@ -101,9 +101,9 @@ def test_cutting_equals_gating(family: str, attention: str, name: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[0] in ENCODERS])
+@pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[0] in ENCODERS])
 def test_cutting_equals_gating_under_every_head(family: str, head: str) -> None:
-    model, keep, batch = build(family, head=head), layout(family, "uneven"), world.batch()
+    model, keep, batch = build(family, head=head), layout(family, "uneven"), factories.batch()
     small = cut(model, keep)
     with gated(model, *gates_of(keep)):
         assert torch.allclose(logits(small, batch), logits(model, batch), atol=1e-5)
@@ -114,7 +114,7 @@ def test_cutting_equals_gating_under_every_head(family: str, head: str) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("family", ENCODERS)
 def test_tensors_really_shrink_to_the_shape(family: str, name: str) -> None:
-    model, keep = world.model(family), layout(family, name)
+    model, keep = factories.model(family), layout(family, name)
     small = cut(model, keep)
     shape = shape_of(small.config.to_dict())
     count = sum(p.numel() for p in small.parameters())
@@ -127,7 +127,7 @@ def test_tensors_really_shrink_to_the_shape(family: str, name: str) -> None:
 @pytest.mark.parametrize("family", ENCODERS)
 def test_cutting_twice_in_either_order_equals_cutting_once(family: str) -> None:
     """Heads first, neurons first, or both in two steps: indices count what is there."""
-    model, few = world.model(family), tuple(range(48))
+    model, few = factories.model(family), tuple(range(48))
     steps = [
         ([Keep((3,), ALL_NEURONS), Keep((1, 3), ALL_NEURONS)], [Keep((0,), few), Keep((0, 1), (5, 6, 7, 60))]),
         ([Keep(ALL_HEADS, few), Keep(ALL_HEADS, (5, 6, 7, 60))], [Keep((3,), few), Keep((1, 3), (0, 1, 2, 3))]),
@@ -141,7 +141,7 @@ def test_cutting_twice_in_either_order_equals_cutting_once(family: str) -> None:
 
 def test_a_table_of_biases_that_all_layers_share_is_cut_where_they_keep_the_same_heads() -> None:
     """MPNet adds column `h` of one table to the scores of head `h` of every layer."""
-    model = world.model("mpnet")
+    model = factories.model("mpnet")
     table = model.mpnet.encoder.relative_attention_bias.weight
     other = cut(model, [Keep((0, 2), ALL_NEURONS), Keep((1, 2, 3), ALL_NEURONS)])
     alike = cut(model, [Keep((0, 2), ALL_NEURONS), Keep((0, 2), HALF)])
@@ -157,7 +157,7 @@ def test_a_table_of_biases_that_all_layers_share_is_cut_where_they_keep_the_same
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_a_pruned_model_can_be_copied_and_trained(family: str) -> None:
-    small, batch = cut(world.model(family), layout(family, "no heads in a layer")), world.batch()
+    small, batch = cut(factories.model(family), layout(family, "no heads in a layer")), factories.batch()
     twin = copy.deepcopy(small)
     observe(twin.train(), batch).logits.sum().backward()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_a_pruned_model_can_be_copied_and_trained(family: str) -> None:
 
 
 def test_a_cut_that_evens_an_uneven_model_gives_the_stock_class_again() -> None:
-    model = world.model()
+    model = factories.model()
     uneven = cut(model, [Keep(ALL_HEADS, tuple(range(48))), Keep(ALL_HEADS, HALF)])
     even = cut(uneven, [Keep(ALL_HEADS, tuple(range(32))), Keep(ALL_HEADS, tuple(range(32)))])
     assert type(uneven).__name__ == "PrunedBertForSequenceClassification"
@@ -178,7 +178,7 @@ def test_a_cut_that_evens_an_uneven_model_gives_the_stock_class_again() -> None:
 
 
 def test_cutting_keeps_mode_and_settings() -> None:
-    model = world.model(labels=3, hidden_act="relu", id2label={0: "no", 1: "yes", 2: "so"}).train()
+    model = factories.model(labels=3, hidden_act="relu", id2label={0: "no", 1: "yes", 2: "so"}).train()
     small = cut(model, LAYOUTS["uneven"])
     assert small.training
     assert (small.config.hidden_act, small.config.id2label[2], small.config.num_labels) == ("relu", "so", 3)
@@ -189,7 +189,7 @@ def test_cutting_keeps_mode_and_settings() -> None:
 
 @pytest.mark.parametrize("family", [*PLAIN, "mpnet", "deberta-v2", "albert"])
 def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(family: str) -> None:
-    model, batch = world.model(family).double(), world.batch()
+    model, batch = factories.model(family).double(), factories.batch()
     labels = torch.tensor([0, 1, 1, 0])
 
     def loss(gates: list[list[torch.Tensor]]) -> torch.Tensor:
@@ -209,7 +209,7 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(family: str) -> None:
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_each_row_can_have_gates_of_its_own(family: str) -> None:
-    model, batch = world.model(family), world.batch()
+    model, batch = factories.model(family), factories.batch()
     rows = len(batch["input_ids"])
     torch.manual_seed(0)
     heads, neurons = [[torch.rand(rows, n) for n in units] for units in unit_counts(model)]
@@ -222,7 +222,7 @@ def test_each_row_can_have_gates_of_its_own(family: str) -> None:
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_open_gates_change_nothing_and_leave_no_trace(family: str) -> None:
-    model, batch = world.model(family), world.batch()
+    model, batch = factories.model(family), factories.batch()
     ones = [[torch.ones(n) for n in units] for units in unit_counts(model)]
     closed = [[torch.zeros(n) for n in units] for units in unit_counts(model)]
     plain = logits(model, batch)
@@ -234,7 +234,7 @@ def test_open_gates_change_nothing_and_leave_no_trace(family: str) -> None:
 
 
 def test_a_gate_is_needed_for_every_layer() -> None:
-    model = world.model()
+    model = factories.model()
     with pytest.raises(ValueError, match="argument 2 is shorter"), gated(model, [torch.ones(4)], [torch.ones(64)]):
         pass
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -245,9 +245,9 @@ def test_a_gate_is_needed_for_every_layer() -> None:
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_queries_and_keys_give_the_attention_that_eager_shows(family: str) -> None:
-    batch = world.batch()
-    seen = observe(world.model(family, attn_implementation="sdpa"), batch, frozenset({"queries", "keys"}))
-    eager = world.model(family, attn_implementation="eager")
+    batch = factories.batch()
+    seen = observe(factories.model(family, attn_implementation="sdpa"), batch, frozenset({"queries", "keys"}))
+    eager = factories.model(family, attn_implementation="eager")
     with torch.no_grad():
         expected = eager(**batch, output_attentions=True).attentions
     hidden_keys = batch["attention_mask"][:, None, None] == 0
@@ -259,7 +259,7 @@ def test_queries_and_keys_give_the_attention_that_eager_shows(family: str) -> No
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_hidden_states_are_the_embeddings_and_every_layer(family: str) -> None:
-    model, batch = world.model(family, layers=3), world.batch()
+    model, batch = factories.model(family, layers=3), factories.batch()
     with torch.no_grad():
         seen = observe(model, batch, frozenset({"hidden_states"}))
         last = model.base_model(**batch).last_hidden_state
@@ -271,13 +271,13 @@ def test_hidden_states_are_the_embeddings_and_every_layer(family: str) -> None:
 
 
 def test_only_what_is_asked_for_is_kept_and_foreign_inputs_are_left_out() -> None:
-    batch = {**world.batch(), "token_type_ids": torch.zeros(4, 12, dtype=torch.long)}
-    seen = observe(world.model("distilbert"), batch)
+    batch = {**factories.batch(), "token_type_ids": torch.zeros(4, 12, dtype=torch.long)}
+    seen = observe(factories.model("distilbert"), batch)
     assert (seen.hidden_states, seen.queries, seen.keys, seen.values) == ((), {}, {}, {})
 
 
 def test_hooks_go_even_when_the_pass_fails() -> None:
-    model = world.model()
+    model = factories.model()
     with pytest.raises(ValueError, match="input_ids"):
         observe(model, {"attention_mask": torch.ones(1, 3)}, frozenset({"queries", "keys"}))
     assert not any(module._forward_hooks for module in model.modules())

@@ -19,7 +19,7 @@ from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 CORPUS = [
     "The film was a lovely story, really good!",
@@ -148,11 +148,11 @@ def test_a_word_that_was_unknown_stays_so() -> None:
 
 
 def test_a_piece_that_holds_a_character_without_one_of_its_own_stays() -> None:
-    words = [*world.WORDS[:5], "a", "b", "##a", "ab", "qu", "##zz", "##ab"]
-    small, kept = prune_vocabulary(world.tokenizer(words), ["a"])
+    words = [*factories.WORDS[:5], "a", "b", "##a", "ab", "qu", "##zz", "##ab"]
+    small, kept = prune_vocabulary(factories.tokenizer(words), ["a"])
     assert {words[id_] for id_ in kept} == {*words[:5], "a", "b", "##a", "ab", "qu", "##zz", "##ab"}
     words += ["##b"]
-    small, kept = prune_vocabulary(world.tokenizer(words), ["a"])
+    small, kept = prune_vocabulary(factories.tokenizer(words), ["a"])
     assert {words[id_] for id_ in kept} == {*words[:5], "a", "b", "##a", "##b", "qu", "##zz"}
     assert pieces(small, "abab") == ["[CLS]", "a", "##b", "##a", "##b", "[SEP]"]
 
@@ -233,10 +233,10 @@ def _library_tokenizer(name: str, path: Path) -> Any:
     return loaded
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[1] not in ("token", "span")])
+@pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[1] not in ("token", "span")])
 def test_the_same_text_gets_the_same_answer(family: str, head: str) -> None:
     whole = wordpiece()
-    model = world.model(family, head=head, vocab_size=len(whole), seed=1)
+    model = factories.model(family, head=head, vocab_size=len(whole), seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     small, kept = prune_vocabulary(whole, CORPUS)
     selected = select_tokens(model, kept, small)
@@ -257,7 +257,7 @@ def test_the_same_text_gets_the_same_answer(family: str, head: str) -> None:
 
 def test_a_decoder_of_its_own_is_cut_like_the_embeddings() -> None:
     whole = wordpiece()
-    model = world.model("bert", head="mask", vocab_size=len(whole), tie_word_embeddings=False)
+    model = factories.model("bert", head="mask", vocab_size=len(whole), tie_word_embeddings=False)
     assert not torch.equal(model.cls.predictions.decoder.weight, model.bert.embeddings.word_embeddings.weight)
     small, kept = prune_vocabulary(whole, CORPUS)
     selected = select_tokens(model, kept, small)
@@ -267,12 +267,12 @@ def test_a_decoder_of_its_own_is_cut_like_the_embeddings() -> None:
 
 
 def test_the_config_takes_the_new_ids() -> None:
-    words = [*world.WORDS[:4], "ab", "a", "b", "##b", "[MASK]"]
-    whole = world.tokenizer(words)
-    model = world.model("bert", vocab_size=len(words), cls_token_id=2, mask_token_id=8)
+    words = [*factories.WORDS[:4], "ab", "a", "b", "##b", "[MASK]"]
+    whole = factories.tokenizer(words)
+    model = factories.model("bert", vocab_size=len(words), cls_token_id=2, mask_token_id=8)
     small, kept = prune_vocabulary(whole, ["a b"])
     config = select_tokens(model, kept, small).config
-    assert [words[id_] for id_ in kept] == [*world.WORDS[:4], "a", "b", "##b", "[MASK]"]
+    assert [words[id_] for id_ in kept] == [*factories.WORDS[:4], "a", "b", "##b", "[MASK]"]
     assert (config.pad_token_id, config.cls_token_id, config.mask_token_id) == (0, 2, 7)
     assert config.vocab_size == 8
     assert (model.config.vocab_size, model.config.mask_token_id) == (9, 8)
@@ -280,7 +280,9 @@ def test_the_config_takes_the_new_ids() -> None:
 
 def test_a_pruned_model_can_lose_words_too() -> None:
     whole = wordpiece()
-    model = cut(world.model(vocab_size=len(whole)), [Keep((1,), tuple(range(32))), Keep((0, 1, 2), tuple(range(48)))])
+    model = cut(
+        factories.model(vocab_size=len(whole)), [Keep((1,), tuple(range(32))), Keep((0, 1, 2), tuple(range(48)))]
+    )
     small, kept = prune_vocabulary(whole, CORPUS)
     selected = select_tokens(model, kept, small)
     assert type(selected) is type(model)
@@ -292,7 +294,7 @@ def test_a_pruned_model_can_lose_words_too() -> None:
 
 def test_model_and_tokenizer_load_again(tmp_path: Path) -> None:
     whole = wordpiece()
-    model = world.model("bert", head="mask", vocab_size=len(whole))
+    model = factories.model("bert", head="mask", vocab_size=len(whole))
     small, kept = prune_vocabulary(whole, CORPUS)
     selected = select_tokens(model, kept, small)
     save_model(selected, small, tmp_path)

@@ -21,7 +21,7 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet, run_onnx
 from hfcompress.onnx.fuse import fuse, linears, paths_of
 from hfcompress.pruning.narrow import cut_hidden
-from tests import factories as world
+from tests import factories
 
 OWN_ATTENTION = ("deberta-v2", "mpnet")
 """Families that do not compute attention by `scaled_dot_product_attention`."""
@@ -39,7 +39,7 @@ Export = Callable[..., tuple[Any, Path]]
 
 
 def build(family: str, head: str = "sequence", layout: str = "stock") -> Any:
-    model = world.model(family, head=head, labels=2 if head == "span" else 3)
+    model = factories.model(family, head=head, labels=2 if head == "span" else 3)
     if layout == "narrow":
         return cut_hidden(model, tuple(range(0, 32, 2)))
     if layout == "stock":
@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 def arrays(rows: int, length: int) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in world.batch(rows, length, seed=rows).items()}
+    return {name: value.numpy() for name, value in factories.batch(rows, length, seed=rows).items()}
 
 
 def operators(path: Path) -> Counter[str]:
@@ -215,7 +215,7 @@ def test_a_failed_export_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 
 
 def test_equal_tensors_that_are_stored_once_are_found(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

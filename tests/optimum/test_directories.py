@@ -12,7 +12,7 @@ from hfcompress.models.artifact import save_model
 from hfcompress.models.dummy_inputs import Probe, probe_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
-from tests import factories as world
+from tests import factories
 from tests.optimum.loaded import CLASSES, answers, auto_class
 
 WAYS: list[Any] = [name for name in BACKENDS.names() if name.startswith("onnx_")]
@@ -20,7 +20,7 @@ WAYS.append({"use": "onnx_int8", "mode": "static", "rows": 8})
 
 
 def rows(count: int) -> list[Probe]:
-    return [{name: tensor.numpy() for name, tensor in world.batch(count, 9).items()}]
+    return [{name: tensor.numpy() for name, tensor in factories.batch(count, 9).items()}]
 
 
 def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> tuple[Probe, Any]:
@@ -33,7 +33,7 @@ def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> t
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("head", CLASSES)
 def test_each_head_of_each_way(head: str, way: Any, tmp_path: Path) -> None:
-    source = world.save(world.model(head=head, hidden=64), tmp_path / "float")
+    source = factories.save(factories.model(head=head, hidden=64), tmp_path / "float")
     probe, logits = quantized(way, source, tmp_path / "made", head)
     assert np.array_equal(answers(tmp_path / "made", head, probe), logits)
 
@@ -41,15 +41,15 @@ def test_each_head_of_each_way(head: str, way: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("family", ["distilbert", "roberta", "electra"])
 def test_each_family_of_each_way(family: str, way: Any, tmp_path: Path) -> None:
-    source = world.save(world.model(family, hidden=64), tmp_path / "float")
+    source = factories.save(factories.model(family, hidden=64), tmp_path / "float")
     probe, logits = quantized(way, source, tmp_path / "made")
     assert np.array_equal(answers(tmp_path / "made", "sequence", probe), logits)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_pruned_shape_needs_no_code_of_ours(way: Any, tmp_path: Path) -> None:
-    model = cut(world.model(hidden=64), [Keep((1,), tuple(range(48))), Keep((0, 2, 3), tuple(range(64)))])
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    model = cut(factories.model(hidden=64), [Keep((1,), tuple(range(48))), Keep((0, 2, 3), tuple(range(64)))])
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     probe, logits = quantized(way, tmp_path / "float", tmp_path / "made")
     assert np.array_equal(answers(tmp_path / "made", "sequence", probe), logits)
 

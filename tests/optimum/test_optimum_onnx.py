@@ -22,7 +22,7 @@ from hfcompress.onnx.export import run_onnx
 from hfcompress.quantization.backends import optimum_onnx
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.optimum.loaded import CLASSES, answers, auto_class
 
 HIDDEN, FFN, LINEARS = 128, 256, 14
@@ -66,7 +66,7 @@ class Made:
 
 def rows(count: int, padding: int = 0) -> list[dict[str, Any]]:
     """So many rows in two batches, each padded further."""
-    batches = [world.batch(count // 2, length, seed=length) for length in (9, 14)]
+    batches = [factories.batch(count // 2, length, seed=length) for length in (9, 14)]
     return [{k: np.pad(v.numpy(), ((0, 0), (0, padding))) for k, v in batch.items()} for batch in batches]
 
 
@@ -79,8 +79,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
 
     @cache
     def source(family: str, head: str, uneven: bool) -> Path:
-        path, model = tmp_path_factory.mktemp("float"), world.model(family, hidden=HIDDEN, ffn=FFN, head=head)
-        save_model(cut(model, UNEVEN) if uneven else model, world.tokenizer(), path)
+        path, model = tmp_path_factory.mktemp("float"), factories.model(family, hidden=HIDDEN, ffn=FFN, head=head)
+        save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), path)
         return path
 
     @cache
@@ -125,7 +125,7 @@ def test_every_head_loads_in_its_class(head: str, family: str, quantized: Quanti
 @pytest.mark.parametrize(("head", "way"), [("sequence", "minmax"), ("span", "dynamic")])
 def test_it_answers_the_same_in_a_fresh_process(head: str, way: str, quantized: Quantized) -> None:
     made = quantized(head=head, uneven=True, **WAYS[way])
-    world.tokenizer().save_pretrained(made.path)
+    factories.tokenizer().save_pretrained(made.path)
     artifact = open_artifact(made.path)
     assert (artifact.runtime, artifact.dtype) == ("onnx", "int8")
     assert artifact.shape == open_artifact(made.source).shape
@@ -137,7 +137,7 @@ def test_the_weights_and_tables_in_the_file_are_int8(mode: str, quantized: Quant
     made = quantized(**(STATIC if mode == "static" else {}))
     for dims in ((HIDDEN, HIDDEN), (HIDDEN, FFN), (FFN, HIDDEN)):
         assert made.dtypes(*dims) == {TensorProto.INT8}
-    for dims in ((len(world.WORDS), HIDDEN), (40, HIDDEN)):
+    for dims in ((len(factories.WORDS), HIDDEN), (40, HIDDEN)):
         assert made.dtypes(*dims) == {TensorProto.UINT8}
     assert not [t.name for t in made.weights.values() if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
     assert sorted(path.name for path in made.path.glob("*.onnx*")) == ["model.onnx"]
@@ -166,7 +166,7 @@ def test_products_of_two_activations_stay_in_float(quantized: Quantized) -> None
 
 def test_tables_can_stay_in_float(quantized: Quantized) -> None:
     made = quantized(embeddings=False)
-    assert made.dtypes(len(world.WORDS), HIDDEN) == {TensorProto.FLOAT}
+    assert made.dtypes(len(factories.WORDS), HIDDEN) == {TensorProto.FLOAT}
     assert made.dtypes(HIDDEN, FFN) == {TensorProto.INT8}
 
 
@@ -274,7 +274,7 @@ def test_an_export_that_differs_from_the_model_fails(
 
 
 def test_what_optimum_cannot_export_is_told_with_the_way_out(tmp_path: Path) -> None:
-    source = world.save(world.model("qwen3", head="token"), tmp_path / "float")
+    source = factories.save(factories.model("qwen3", head="token"), tmp_path / "float")
     work = Work(source, tmp_path / "out", auto_class("token"), probe_inputs(source))
     with pytest.raises(HfcompressError, match=r"does not know a qwen3 model with a token head(.|\n)*onnx_int8"):
         BACKENDS.parse("optimum_onnx").quantize(work)

@@ -21,7 +21,7 @@ from hfcompress.pruning.budget import Budget, latency_note, target_of
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, predict, table_of, timed
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -34,7 +34,7 @@ TABLE = Table(2e-3, ((0, 0.0), (2, 3e-3), (4, 4e-3)), ((0, 0.0), (32, 1e-3), (64
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, on a quiet machine."""
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path))
-    with world.machine_state():
+    with factories.machine_state():
         yield cache_home() / "latency"
 
 
@@ -70,20 +70,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("layers", [[(4, 64), (1, 8), (0, 50)], [(3, 1), (0, 0), (2, 64)], [(4, 64)] * 3])
 def test_the_table_foretells_what_the_layers_add(home: Path, machine: list[int], layers: list[tuple[int, int]]) -> None:
-    model = world.model(layers=3)
+    model = factories.model(layers=3)
     shape = layered(shape_from(model), *layers)
     expected = 1e-6 * shape.vocab + 0.5 + sum(1e-3 + 2e-2 * heads + 3e-4 * ffn for heads, ffn in layers)
     assert predict(table_of(model, SMALL), shape) == pytest.approx(expected)
 
 
 def test_time_is_interpolated_between_what_was_timed() -> None:
-    shape = layered(shape_from(world.model()), (3, 48), (1, 16))
+    shape = layered(shape_from(factories.model()), (3, 48), (1, 16))
     assert predict(TABLE, shape) == pytest.approx(2e-3 + (3.5e-3 + 2.5e-3) + (1.5e-3 + 0.5e-3))
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_costs_are_the_foretold_time_rounded_up(family: str) -> None:
-    shape = shape_from(world.model(family, layers=4))
+    shape = shape_from(factories.model(family, layers=4))
     costs = costs_in_time(TABLE, shape, 8)
     runs = 4 if family == "albert" else 1
     assert len(costs.heads) == len(costs.neurons) == 4 // runs
@@ -126,7 +126,7 @@ def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
 
     monkeypatch.setattr(blocks, "timed", measured)
     monkeypatch.setattr(blocks, "default_threads", lambda: 3)
-    model, setting = world.model(), replace(SMALL, threads=None)
+    model, setting = factories.model(), replace(SMALL, threads=None)
     table = table_of(model, setting)
     assert asked[:3] == [(1, 1), (1, 2), (1, 3)]
     assert [threads for count, threads in asked[3:]] == [2]
@@ -138,12 +138,12 @@ def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
 def test_a_table_of_a_busy_machine_is_told_each_time_that_it_is_used(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = world.model()
+    model = factories.model()
     table_of(model, SMALL)
     assert "busy" not in capsys.readouterr().err
     (path,) = home.iterdir()
     path.unlink()
-    with world.machine_state(world.BUSY):
+    with factories.machine_state(factories.BUSY):
         first = table_of(model, SMALL)
     for _ in range(2):
         told = capsys.readouterr().err
@@ -155,14 +155,15 @@ def test_a_table_of_a_busy_machine_is_told_each_time_that_it_is_used(
 
 
 def test_a_table_is_made_once_for_each_setting_and_kind_of_model(home: Path, machine: list[int]) -> None:
-    model = world.model()
+    model = factories.model()
     first = table_of(model, SMALL)
-    assert table_of(world.model(seed=1), SMALL) == first
+    assert table_of(factories.model(seed=1), SMALL) == first
     assert len(machine) == 1
     others = [(model, replace(SMALL, batch_size=3)), (model, replace(SMALL, length=9)),
               (model, replace(SMALL, threads=2)), (model, replace(SMALL, dtype="bfloat16")),
-              (world.model(hidden=48), SMALL), (world.model(heads=2), SMALL), (world.model(layers=3), SMALL),
-              (world.model("distilbert"), SMALL), (world.model(head="token"), SMALL)]  # fmt: skip
+              (factories.model(hidden=48), SMALL), (factories.model(heads=2), SMALL),
+              (factories.model(layers=3), SMALL),
+              (factories.model("distilbert"), SMALL), (factories.model(head="token"), SMALL)]  # fmt: skip
     for number, (other, setting) in enumerate(others, start=2):
         table_of(other, setting)
         assert len(machine) == number
@@ -196,7 +197,7 @@ def a_list(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [no_bytes, half, other_torch, no_heads, a_list], ids=lambda f: f.__name__)
 def test_a_damaged_or_stale_table_is_made_anew(home: Path, machine: list[int], damage: Any) -> None:
-    model = world.model()
+    model = factories.model()
     first = table_of(model, SMALL)
     (path,) = home.iterdir()
     whole = path.read_bytes()
@@ -219,13 +220,13 @@ def test_models_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch
         return turns[-1][1]
 
     monkeypatch.setattr(blocks.Run, "turn", turn)
-    assert timed([world.model(layers=2), world.model(layers=3)], SMALL, rounds=3) == [2.0, 5.0]
+    assert timed([factories.model(layers=2), factories.model(layers=3)], SMALL, rounds=3) == [2.0, 5.0]
     assert [depth for depth, _ in turns] == [2, 2, 3, 3, *[2, 3] * 3]
 
 
 def test_timing_leaves_the_models_and_the_process_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-4)
-    model, threads = world.model().train(), torch.get_num_threads()
+    model, threads = factories.model().train(), torch.get_num_threads()
     seen = []
     model.register_forward_pre_hook(lambda module, _: seen.append((module.training, torch.get_num_threads())))
     (seconds,) = timed([model], replace(SMALL, threads=threads + 1), rounds=2)
@@ -240,7 +241,7 @@ def test_timing_leaves_the_models_and_the_process_as_they_were(monkeypatch: pyte
 
 def test_deeper_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-3)
-    shallow, deep = timed([world.model(layers=1), world.model(layers=12)], SMALL)
+    shallow, deep = timed([factories.model(layers=1), factories.model(layers=12)], SMALL)
     assert deep > 2 * shallow
 
 
@@ -248,7 +249,7 @@ def test_deeper_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_family_can_be_timed(home: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-4)
     monkeypatch.setattr(blocks, "POINTS", 2)
-    model = world.model(family)
+    model = factories.model(family)
     shape = shape_from(model)
     table = blocks.measure_table(model, shape, SMALL, rounds=1)
     groups = shape.layers[0].heads // shape.group
@@ -261,7 +262,7 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
     monkeypatch.setattr(blocks, "TURN", 1e-3)
     heads, neurons = (tuple((n, n * 1e-6) for n in range(0, most + 1, most // 4)) for most in (8, 512))
     monkeypatch.setattr(blocks, "measure_table", lambda *_: blocks.Table(1e-4, heads, neurons))  # no noise
-    model = world.model(layers=4, hidden=64, heads=8, ffn=512)
+    model = factories.model(layers=4, hidden=64, heads=8, ffn=512)
     shape, budget = shape_from(model), Budget(latency=0.6, batch_size=4, length=32, threads=1)
     table = table_of(model, budget.setting)
     generator = torch.Generator().manual_seed(0)
@@ -277,16 +278,16 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
     assert min(note["measured_ms"], note["source_ms"]) > 0
     assert (note["batch_size"], note["length"], note["threads"], note["dtype"]) == (4, 32, 1, "float32")
     assert "busy" not in note
-    with world.machine_state(world.BUSY):
+    with factories.machine_state(factories.BUSY):
         assert latency_note(budget, table, model, small)["busy"] is True
 
 
 def test_rows_that_the_model_cannot_take_are_refused() -> None:
     with pytest.raises(HfcompressError, match="a latency at 41 tokens is asked for, and the model takes 40"):
-        timed([world.model()], replace(SMALL, length=41))
+        timed([factories.model()], replace(SMALL, length=41))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_told() -> None:
     with pytest.raises(HfcompressError, match="there is no GPU"):
-        table_of(world.model(), replace(SMALL, device="cuda"))
+        table_of(factories.model(), replace(SMALL, device="cuda"))

@@ -19,7 +19,7 @@ from hfcompress.pruning.budget import Budget, costs_of, target_of
 from hfcompress.pruning.costs import Costs, Target, solve
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -28,7 +28,7 @@ KINDS = ("parameters", "macs", "bytes")
 
 
 def shape_from(family: str, **sizes: int) -> Shape:
-    return shape_of(world.model(family, **sizes).config.to_dict())
+    return shape_of(factories.model(family, **sizes).config.to_dict())
 
 
 def kept_shape(shape: Shape, heads: tuple[int, ...], neurons: tuple[int, ...]) -> Shape:
@@ -179,7 +179,7 @@ def test_costs_add_up_to_the_shape_s(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("share", [0.4, 0.7])
 def test_the_cut_model_keeps_the_share_of_the_layers_parameters(share: float) -> None:
-    model = world.model(layers=3, hidden=32, heads=4, ffn=128)
+    model = factories.model(layers=3, hidden=32, heads=4, ffn=128)
     shape, generator = shape_of(model.config.to_dict()), torch.Generator().manual_seed(0)
     scores = Scores([torch.rand(4, generator=generator) for _ in range(3)],
                     [torch.rand(128, generator=generator) for _ in range(3)])  # fmt: skip

@@ -19,7 +19,7 @@ from hfcompress.pruning.convert.convert import Converted, convert, pruned_model,
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.narrow import cut_hidden, hidden_gated
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
@@ -28,7 +28,7 @@ KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model, world.batch()).logits
+        return observe(model, factories.batch()).logits
 
 
 def masked(model: Any, kept: Any = KEPT) -> torch.Tensor:
@@ -46,7 +46,7 @@ def write(path: Path, model: Any, weights: dict[str, torch.Tensor], tokenizer: b
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, path / "model.safetensors")
     if tokenizer:
-        world.tokenizer().save_pretrained(path)
+        factories.tokenizer().save_pretrained(path)
     return path
 
 
@@ -79,7 +79,7 @@ def read(path: Path) -> tuple[torch.Tensor, Converted]:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
 def test_pruned_heads_of_transformers_4(family: str, tmp_path: Path) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     kept = [(heads, range(64)) for heads, _ in KEPT]
     old = write(tmp_path / "old", model, pruned(model, kept), pruned_heads={"0": [1, 3], "1": [0]})
 
@@ -91,10 +91,10 @@ def test_pruned_heads_of_transformers_4(family: str, tmp_path: Path) -> None:
 
 
 def test_what_is_written_loads_again_with_the_tokenizer_of_the_base(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     changes = {"pruned_heads": {"0": [1, 3], "1": [0]}}
     old = write(tmp_path / "old", model, pruned(model), tokenizer=False, **changes)
-    world.tokenizer().save_pretrained(tmp_path / "base")
+    factories.tokenizer().save_pretrained(tmp_path / "base")
     done = convert(str(old), tmp_path / "new", str(tmp_path / "base"))
     assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
     assert "pruned_heads" not in json.loads((tmp_path / "new" / "config.json").read_text())
@@ -107,7 +107,7 @@ def test_what_is_written_loads_again_with_the_tokenizer_of_the_base(tmp_path: Pa
 
 
 def test_heads_of_mpnet_keep_their_own_position_biases(tmp_path: Path) -> None:
-    model = world.model("mpnet")
+    model = factories.model("mpnet")
     kept = [(heads, range(64)) for heads, _ in KEPT]
     weights = pruned(model, kept)
     old = write(tmp_path / "old", model, weights, pruned_heads={"0": [1, 3], "1": [0]})
@@ -118,7 +118,7 @@ def test_heads_of_mpnet_keep_their_own_position_biases(tmp_path: Path) -> None:
 
 
 def test_the_shared_layer_of_albert(tmp_path: Path) -> None:
-    model, kept = world.model("albert", layers=3), [((0, 2), range(40))]
+    model, kept = factories.model("albert", layers=3), [((0, 2), range(40))]
     old = write(tmp_path / "old", model, pruned(model, kept), pruned_heads={"0": [1, 3]})
     found, done = read(old)
     assert torch.allclose(found, masked(model, kept), atol=1e-5)
@@ -126,7 +126,7 @@ def test_the_shared_layer_of_albert(tmp_path: Path) -> None:
 
 
 def test_heads_that_the_tensors_contradict_are_told(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1]})
     with pytest.raises(HfcompressError, match=r"takes 1 of the 4 heads of layer 1, and its tensors have 2 left"):
         convert(str(old), tmp_path / "new")
@@ -136,7 +136,7 @@ def test_heads_that_the_tensors_contradict_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["sequence", "token", "span", "mask"])
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_tensors_smaller_than_their_config_says(family: str, head: str, tmp_path: Path) -> None:
-    model = world.model(family, head=head)
+    model = factories.model(family, head=head)
     weights = pruned(model) | {"layer_transformation.weight": torch.eye(32)}
     # Tied weights are stored once.
     weights = {
@@ -160,7 +160,7 @@ class _Skips(torch.nn.Module):
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, tmp_path: Path) -> None:
-    model = world.model(family, layers=4, layer_norm_eps=1e-12)
+    model = factories.model(family, layers=4, layer_norm_eps=1e-12)
     gone = {0: ("attention",), 1: ("ffn",), 2: ("attention", "ffn"), 3: ("attention",)}
     weights = dict(model.state_dict())
     for index, blocks in gone.items():
@@ -176,7 +176,7 @@ def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, 
                 weights = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
             owner = layer.attention if block == "attention" else layer
             owner.output = _Skips()
-    old = write(tmp_path / "old", world.model(family, layers=4, layer_norm_eps=1e-12), weights)
+    old = write(tmp_path / "old", factories.model(family, layers=4, layer_norm_eps=1e-12), weights)
 
     found, done = read(old)
 
@@ -185,7 +185,7 @@ def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, 
 
 
 def test_cofi_dimensions_that_are_cut(tmp_path: Path) -> None:
-    model, dims = world.model(head="token"), [*range(0, 20), *range(22, 31)]
+    model, dims = factories.model(head="token"), [*range(0, 20), *range(22, 31)]
     weights = {}
     for name, tensor in model.state_dict().items():
         for axis, size in enumerate(tensor.shape):
@@ -207,7 +207,7 @@ def test_cofi_dimensions_that_are_cut(tmp_path: Path) -> None:
 def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_bound_holds(
     family: str, tmp_path: Path
 ) -> None:
-    model, dims = world.model(family), list(range(30))
+    model, dims = factories.model(family), list(range(30))
     dense = model.bert.pooler.dense if family == "bert" else model.classifier.dense
     reader = model.classifier if family == "bert" else model.classifier.out_proj
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_boun
     full = torch.nn.Linear(30, 32)
     full.weight.data, full.bias.data = dense.weight.detach()[:, dims], dense.bias.detach()
     with hidden_gated(model, dims, inner), torch.no_grad():
-        stream = model.base_model(**world.batch()).last_hidden_state[:, 0][:, dims]
+        stream = model.base_model(**factories.batch()).last_hidden_state[:, 0][:, dims]
     exact = (full(stream).tanh() @ reader.weight.T + reader.bias).detach()
     assert done.bound == pytest.approx(float(reader.weight.detach()[:, [3, 11]].abs().sum(1).max()))
     assert 0 < float((found - exact).abs().max()) <= done.bound
@@ -251,7 +251,7 @@ def zeroed(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "mpnet", "albert", "modernbert", "llama"])
 def test_zeros_of_nn_pruning_go_and_no_logit_moves(family: str, tmp_path: Path) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     old = write(tmp_path / "old", model, zeroed(model))
     expected = logits(model)
     found, done = read(old)
@@ -263,7 +263,7 @@ def test_zeros_of_nn_pruning_go_and_no_logit_moves(family: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])
 def test_an_activation_that_is_not_zero_at_zero_is_not_taken_for_nothing(bias: float, tmp_path: Path) -> None:
-    model = world.model(hidden_act="sigmoid")
+    model = factories.model(hidden_act="sigmoid")
     made = model.bert.encoder.layer[0].intermediate.dense
     with torch.no_grad():
         made.weight[:16], made.bias[:16] = 0, bias
@@ -276,7 +276,7 @@ def test_an_activation_that_is_not_zero_at_zero_is_not_taken_for_nothing(bias: f
 
 def test_a_head_that_attends_to_nothing_in_particular_stays(tmp_path: Path) -> None:
     """Without queries it takes the mean of its values, which is not nothing."""
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
             layer.attention.self.query.weight[:8] = 0
@@ -289,19 +289,19 @@ def test_a_head_that_attends_to_nothing_in_particular_stays(tmp_path: Path) -> N
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
-    old = write(tmp_path / "old", world.model(), {})
+    old = write(tmp_path / "old", factories.model(), {})
     (old / "model.safetensors").rename(old / "pytorch_model.bin")
     with pytest.raises(HfcompressError, match="pickled weights only"):
         convert(str(old), tmp_path / "new")
 
 
 def test_a_target_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model))
-    before = world.snapshot(tmp_path)
+    before = factories.snapshot(tmp_path)
     with pytest.raises(HfcompressError, match="exists, and is left as it is"):
         convert(str(old), old)
-    assert world.snapshot(tmp_path) == before
+    assert factories.snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_a_target_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_tensors_that_make_up_no_model(change: Any, message: str, tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     weights = pruned(model)
     change(weights)
     old = write(tmp_path / "old", model, weights)
@@ -326,7 +326,7 @@ def test_tensors_that_make_up_no_model(change: Any, message: str, tmp_path: Path
 
 
 def test_a_missing_block_of_another_architecture_is_not_guessed_at(tmp_path: Path) -> None:
-    model = world.model("distilbert")
+    model = factories.model("distilbert")
     weights = {n: t for n, t in pruned(model).items() if "layer.0.ffn" not in n}
     old = write(tmp_path / "old", model, weights)
     with pytest.raises(HfcompressError, match=r"lacks .*layer.0.ffn.lin2.weight, and what distilbert does without"):
@@ -334,7 +334,7 @@ def test_a_missing_block_of_another_architecture_is_not_guessed_at(tmp_path: Pat
 
 
 def test_a_config_of_no_head_is_refused(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model), architectures=["BertModel"])
     with pytest.raises(HfcompressError, match="names no class with a head: architectures is BertModel"):
         convert(str(old), tmp_path / "new")
@@ -344,13 +344,13 @@ def test_the_command_takes_the_config_from_the_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hfcompress.pruning.convert.convert.verify", lambda *_: {})
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model), tokenizer=False)
     (tmp_path / "base").mkdir()
     (old / "config.json").rename(tmp_path / "base" / "config.json")
-    assert world.run_cli("convert", old, tmp_path / "none") == 2
+    assert factories.run_cli("convert", old, tmp_path / "none") == 2
     assert "--base" in capsys.readouterr().err
-    assert world.run_cli("convert", old, tmp_path / "new", "--base", tmp_path / "base") == 0
+    assert factories.run_cli("convert", old, tmp_path / "new", "--base", tmp_path / "base") == 0
     said = capsys.readouterr().out
     assert "heads by layer 2, 3; neurons 32, 40" in said
     assert "no tokenizer was found" in said
@@ -365,7 +365,7 @@ def test_what_does_not_reload_the_same_is_not_kept(tmp_path: Path, monkeypatch: 
         raise ReloadError("differs")
 
     monkeypatch.setattr("hfcompress.pruning.convert.convert.verify", refuse)
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model))
     with pytest.raises(ReloadError, match="differs"):
         convert(str(old), tmp_path / "new")
@@ -399,30 +399,30 @@ def pickled(path: Path, model: Any, weights: dict[str, torch.Tensor], **changes:
 
 
 def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = world.model()
+    model = factories.model()
     old = pickled(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1, 3], "1": [0]})
-    assert world.run_cli("convert", old, tmp_path / "new") == 2
+    assert factories.run_cli("convert", old, tmp_path / "new") == 2
     advice = f"`hfcompress convert {old} NEW --allow-pickle` reads its tensors and no code"
     assert advice in capsys.readouterr().err
-    assert world.run_cli("convert", old, tmp_path / "new", "--allow-pickle") == 0
+    assert factories.run_cli("convert", old, tmp_path / "new", "--allow-pickle") == 0
     assert torch.allclose(logits(load_model(tmp_path / "new", AUTO)), masked(model), atol=1e-5)
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
 def test_a_pickle_of_which_nothing_was_pruned_becomes_safetensors(tmp_path: Path) -> None:
-    model = world.model(head="mask")
+    model = factories.model(head="mask")
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))
     assert convert(str(old), tmp_path / "new", allow_pickle=True) is None
     assert summary(None) == ["nothing was pruned: its tensors are as they were, in safetensors"]
     assert torch.equal(logits(load_model(tmp_path / "new", "AutoModelForMaskedLM")), logits(model))
-    assert len(load_tokenizer(tmp_path / "new")) == len(world.WORDS)
+    assert len(load_tokenizer(tmp_path / "new")) == len(factories.WORDS)
     half = pickled(tmp_path / "half", model, {n: t.half() for n, t in model.state_dict().items()})
     convert(str(half), tmp_path / "newer", allow_pickle=True)
     assert open_artifact(tmp_path / "newer").dtype == "float16"
 
 
 def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
-    model, ran = world.model(), tmp_path / "ran"
+    model, ran = factories.model(), tmp_path / "ran"
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))
     torch.save({"bert.x": torch.ones(1), "code": Ran(ran)}, old / "pytorch_model.bin")
     with pytest.raises(HfcompressError, match="holds more than tensors"):
@@ -436,7 +436,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
 
 
 def test_which_pickle_is_the_model_must_be_clear(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))
     (old / "pytorch_model.bin").rename(old / "a.pt")
     shutil.copyfile(old / "a.pt", old / "b.pt")
@@ -448,7 +448,7 @@ def test_which_pickle_is_the_model_must_be_clear(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [{"0": 3}, {"a": [1]}, {"0": ["x"]}])
 def test_pruned_heads_that_are_no_lists_are_told(tmp_path: Path, told: Any) -> None:
-    model = world.model()
+    model = factories.model()
     old = write(tmp_path / "old", model, pruned(model), pruned_heads=told)
     with pytest.raises(HfcompressError, match="the config says pruned_heads"):
         convert(str(old), tmp_path / "new")

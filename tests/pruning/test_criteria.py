@@ -25,7 +25,7 @@ from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibratio
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.gradients import stream_gradients, unit_gradients
 from hfcompress.pruning.narrow import cut_hidden
-from tests import factories as world
+from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -39,7 +39,7 @@ Rows = list[dict[str, Tensor]]
 
 def calibration(size: int = ROWS, seed: int = 0, only: Sequence[int] | None = None, **changes: Any) -> Calibration:
     """The same eight rows in batches of `size`, each cut to its longest row; of those batches, `only` some."""
-    batch = world.batch(ROWS, LENGTH) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
+    batch = factories.batch(ROWS, LENGTH) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
 
     def batches(count: int) -> Any:
         for number, start in enumerate(range(0, min(count, ROWS), size)):
@@ -108,12 +108,12 @@ def literal_units(model: Any, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 def uneven(family: str) -> Any:
-    return cut(world.model(family), UNEVEN[:1] if ARCHITECTURES[family].shared else UNEVEN)
+    return cut(factories.model(family), UNEVEN[:1] if ARCHITECTURES[family].shared else UNEVEN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_taylor_and_fisher_are_the_mean_of_each_row_s_gate_gradients(family: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     assert_close(scored("taylor", "units", model, calibration(3)), literal_units(model, torch.abs))
     assert_close(scored("fisher", "units", model, calibration(3)), literal_units(model, torch.square))
 
@@ -126,7 +126,7 @@ def test_gate_gradients_of_an_uneven_model(family: str) -> None:
 
 def test_taylor_is_the_activation_times_its_gradient() -> None:
     """Molchanov eq. 8: `|Σ_positions a ∂L/∂a|` of each unit, row by row, then the mean over rows."""
-    model = world.model()
+    model = factories.model()
     caught: list[Tensor] = []
 
     def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -143,12 +143,12 @@ def test_taylor_is_the_activation_times_its_gradient() -> None:
             assert a.grad is not None
             total += (a * a.grad).detach().unflatten(-1, (len(total), -1)).sum((0, 1, 3)).abs() / ROWS
         caught.clear()
-    scores = CRITERIA.parse("taylor").scores(world.model(), calibration())
+    scores = CRITERIA.parse("taylor").scores(factories.model(), calibration())
     assert_close([*scores.heads, *scores.neurons], [sums[0], sums[2], sums[1], sums[3]])
 
 
 def test_michel_is_normalised_by_layer() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight.zero_()
     raw, found = (scored(name, "units", model, calibration()) for name in ("taylor", "michel"))
@@ -157,7 +157,7 @@ def test_michel_is_normalised_by_layer() -> None:
 
 
 def test_unit_gradients_are_those_of_each_row_and_of_its_sum_of_losses() -> None:
-    model = world.model("albert", layers=3)
+    model = factories.model("albert", layers=3)
     together = [torch.cat(rows) for rows in zip(*([*h, *n] for h, n in gradients(model, 3)), strict=True)]
     alone = [torch.cat(rows) for rows in zip(*([*h, *n] for h, n in gradients(model, 1)), strict=True)]
     assert [tuple(t.shape) for t in together] == [(ROWS, 4), (ROWS, 64)]
@@ -169,7 +169,7 @@ def gradients(model: Any, size: int) -> Any:
 
 
 def test_a_unit_that_feeds_nothing_scores_zero() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[:, 7] = 0
         model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0
@@ -181,7 +181,7 @@ def test_a_unit_that_feeds_nothing_scores_zero() -> None:
 
 
 def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teacher: Path, data: Path) -> None:
-    model, words = load_model(teacher, "AutoModelForSequenceClassification"), world.tokenizer()
+    model, words = load_model(teacher, "AutoModelForSequenceClassification"), factories.tokenizer()
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     batch = dict(words([text for text, _ in lines], padding=True, return_tensors="pt"))
     labels = torch.tensor([int(label) for _, label in lines])
@@ -204,8 +204,8 @@ def test_the_documented_criterion_works(tmp_path: Path, monkeypatch: pytest.Monk
     source = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "criteria" in block)
     (tmp_path / "documented_sensitivity.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = importlib.import_module("documented_sensitivity").Sensitivity().scores(world.model(), calibration())
-    assert_close([*found.heads, *found.neurons], scored("taylor", "units", world.model(), calibration()))
+    found = importlib.import_module("documented_sensitivity").Sensitivity().scores(factories.model(), calibration())
+    assert_close([*found.heads, *found.neurons], scored("taylor", "units", factories.model(), calibration()))
     sys.modules.pop("documented_sensitivity")
 
 
@@ -242,14 +242,14 @@ def literal_stream(model: Any, of: Callable[[Tensor], Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_scores_are_the_gradients_of_a_gate_on_every_read_of_the_stream(family: str) -> None:
-    expected = [literal_stream(world.model(family), of) for of in (torch.abs, torch.square)]
-    model = world.model(family)
+    expected = [literal_stream(factories.model(family), of) for of in (torch.abs, torch.square)]
+    model = factories.model(family)
     assert_close([*scored("taylor", "hidden", model, calibration(3))], expected[:1])
     assert_close([*scored("fisher", "hidden", model, calibration(3))], expected[1:])
 
 
 def test_stream_gradients_are_those_of_each_row() -> None:
-    model = world.model("deberta-v2")
+    model = factories.model("deberta-v2")
     together, alone = (
         torch.cat(list(stream_gradients(model, calibration(size).batches(ROWS), cross_entropy))) for size in (3, 1)
     )
@@ -263,7 +263,7 @@ def test_stream_gradients_are_those_of_each_row() -> None:
 @pytest.mark.parametrize("family", ["bert", "albert", "modernbert"])
 def test_weight_scores_are_those_of_each_batch_s_gradient(family: str) -> None:
     """Batches of 3, 3 and 2 rows, which count by their rows."""
-    model = world.model(family)
+    model = factories.model(family)
     weights = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
     first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     for batch in calibration(3).batches(ROWS):
@@ -304,7 +304,7 @@ def real_inputs(model: Any, modules: dict[str, nn.Linear]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wanda_is_the_weight_times_the_norm_of_its_input_over_real_tokens(family: str) -> None:
     """Sun et al. eq. 1, `|W_ij| ‖X_j‖₂`; of a unit the sum over its columns."""
-    seen, model = world.model(family), world.model(family)
+    seen, model = factories.model(family), factories.model(family)
     inputs = real_inputs(seen, layer_linears(seen))
     expected = {name: m.weight.detach().abs() * inputs[name].norm(dim=0) for name, m in layer_linears(model).items()}
     found = CRITERIA.parse("wanda").weight_scores(model, calibration(3))
@@ -326,7 +326,7 @@ def test_wanda_is_the_weight_times_the_norm_of_its_input_over_real_tokens(family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cosine_is_the_angle_between_a_layer_s_input_and_output(family: str) -> None:
     """ShortGPT eq. 1, from the hidden states that the model itself gives."""
-    model = world.model(family, layers=3)
+    model = factories.model(family, layers=3)
     sums, tokens = torch.zeros(3), 0
     for row in ALONE:
         inputs = accepted(model, {k: v for k, v in row.items() if k != "labels"})
@@ -345,7 +345,7 @@ def test_cosine_is_the_angle_between_a_layer_s_input_and_output(family: str) -> 
 
 
 def test_a_layer_that_does_nothing_scores_zero_by_cosine() -> None:
-    model = world.model("modernbert", layers=3)
+    model = factories.model("modernbert", layers=3)
     with torch.no_grad():
         for path in ("attn.Wo", "mlp.Wo"):
             model.model.layers[1].get_submodule(path).weight.zero_()
@@ -366,7 +366,7 @@ def mass(model: Any, power: int, within_layers: bool) -> float:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_unit(family: str, norm: str) -> None:
-    model, power = world.model(family), int(norm[1])
+    model, power = factories.model(family), int(norm[1])
     scores = CRITERIA.parse({"use": "magnitude", "norm": norm}).scores(model, calibration())
     counts = list(zip(*unit_counts(model), strict=True))
     for head, neuron in ((1, None), (None, 5)):
@@ -385,14 +385,14 @@ def _without(count: int, index: int | None) -> tuple[int, ...]:
     ("family", "head"), [("bert", "mask"), ("modernbert", "mask"), ("mpnet", "token"), ("llama", "sequence")]
 )
 def test_magnitude_is_the_norm_of_the_weights_that_go_with_a_dimension(family: str, head: str, norm: str) -> None:
-    model, power = world.model(family, head=head), int(norm[1])
+    model, power = factories.model(family, head=head), int(norm[1])
     found = CRITERIA.parse({"use": "magnitude", "norm": norm}).hidden_scores(model, calibration())
     gone = mass(model, power, False) - mass(cut_hidden(model, _without(32, 7)), power, False)
     assert float(found[7]) ** power == pytest.approx(gone, rel=1e-4)
 
 
 def test_what_a_pooler_gives_is_no_part_of_a_dimension() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.bert.pooler.dense.weight[3] = 0
         model.classifier.weight[:, 3] = 0
@@ -402,7 +402,7 @@ def test_what_a_pooler_gives_is_no_part_of_a_dimension() -> None:
 
 
 def test_magnitude_of_single_weights() -> None:
-    model = world.model()
+    model = factories.model()
     names = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
     assert len(names) == 12
     for norm in ("l1", "l2"):
@@ -427,7 +427,7 @@ def test_an_option_that_a_criterion_does_not_have_is_refused(options: dict[str, 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_random_is_decided_by_the_seed(granularity: str) -> None:
-    model = world.model()
+    model = factories.model()
     first, again, other = (scored("random", granularity, model, calibration(seed=seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -439,7 +439,7 @@ def test_random_is_decided_by_the_seed(granularity: str) -> None:
 
 @pytest.mark.parametrize(("name", "granularity"), pairs(SCORERS))
 def test_a_criterion_scores_all_that_it_says_of_an_uneven_model(name: str, granularity: str) -> None:
-    model = cut(world.model(), [Keep((), (1, 2, 3)), Keep((0, 2), ())])
+    model = cut(factories.model(), [Keep((), (1, 2, 3)), Keep((0, 2), ())])
     found = [tuple(score.shape) for score in scored(name, granularity, model, calibration())]
     heads, neurons = unit_counts(model)
     assert (
@@ -469,7 +469,7 @@ def test_a_criterion_names_what_it_scores_and_where_it_is_from(name: str) -> Non
 @pytest.mark.parametrize(("name", "granularity"), [p for p in pairs(LOOKING) if p[1] != "weights" or p[0] == "wanda"])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_neither_padding_nor_the_batch_size_changes_a_score(family: str, name: str, granularity: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     alone, together = (scored(name, granularity, model, calibration(size)) for size in (1, ROWS))
     assert_close(together, alone)
 
@@ -477,7 +477,7 @@ def test_neither_padding_nor_the_batch_size_changes_a_score(family: str, name: s
 @pytest.mark.parametrize("share", [(0, 2), ()], ids=["half", "none"])
 @pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
 def test_two_processes_come_to_the_scores_of_one(name: str, granularity: str, share: tuple[int, ...]) -> None:
-    model = world.model()
+    model = factories.model()
     one = scored(name, granularity, model, calibration(2))
     sums: list[Tensor] = []
     others = [number for number in range(ROWS // 2) if number not in share]
@@ -496,7 +496,7 @@ def test_two_processes_come_to_the_scores_of_one(name: str, granularity: str, sh
 
 @pytest.mark.parametrize(("name", "granularity"), pairs(LOOKING))
 def test_a_criterion_leaves_the_model_as_it_was(name: str, granularity: str) -> None:
-    model = world.model()
+    model = factories.model()
     expected = scored(name, granularity, model, calibration())
     model.train()
     model.classifier.eval()
@@ -528,7 +528,7 @@ def test_a_criterion_looks_at_as_many_rows_as_it_was_told(name: str, granularity
         asked.append(count)
         return calibration(2).batches(count)
 
-    model = world.model()
+    model = factories.model()
     few, all_of_them = (scored(name, granularity, model, calibration(batches=batches), rows=n) for n in (2, ROWS))
     assert asked == [2, ROWS]
     assert not torch.allclose(few[-1], all_of_them[-1], rtol=1e-3)

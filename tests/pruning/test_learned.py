@@ -22,8 +22,7 @@ from hfcompress.pruning.masks.units import Due, Gradual
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.training.overlay import TrainingOverlay
-from tests import factories as world
-from tests import masked
+from tests import factories, masked
 from tests.training.test_distributed import _two_processes
 from tests.training.test_training import Interrupt
 
@@ -55,7 +54,7 @@ def literal_open(log_alpha: float) -> float:
 
 
 def test_sampled_gates_follow_the_published_formula() -> None:
-    masks = spread(l0(world.model(), masked.target(least=(0, 0))))
+    masks = spread(l0(factories.model(), masked.target(least=(0, 0))))
     heads, neurons = masks.gates(0.25)
     draws = masks.noise(len(masks.log_alpha), 0.25).tolist()
     z = [literal_gate(a, u) for a, u in zip(masks.log_alpha.tolist(), draws, strict=True)]
@@ -67,7 +66,7 @@ def test_sampled_gates_follow_the_published_formula() -> None:
 
 def test_the_expected_size_is_that_of_many_samples() -> None:
     target = masked.target(0.5, least=(0, 0))
-    masks = spread(l0(world.model(), target, warmup=0.0))
+    masks = spread(l0(factories.model(), target, warmup=0.0))
     draws, alive = 3000, 0.0
     with torch.no_grad():
         for draw in range(draws):
@@ -86,7 +85,7 @@ def test_the_expected_size_is_that_of_many_samples() -> None:
 
 
 def test_the_penalty_is_the_lagrangian_and_its_target_ramps() -> None:
-    masks = spread(l0(world.model(), masked.target(0.4), warmup=0.2))
+    masks = spread(l0(factories.model(), masked.target(0.4), warmup=0.2))
     with torch.no_grad():
         masks.multipliers.copy_(torch.tensor([1.0, 0.0]))
         saved = float(masks.penalty(0.0))
@@ -97,23 +96,23 @@ def test_the_penalty_is_the_lagrangian_and_its_target_ramps() -> None:
 
 
 def test_gates_start_as_published() -> None:
-    masks = l0(world.model(), masked.target(least=(0, 1)))
+    masks = l0(factories.model(), masked.target(least=(0, 1)))
     assert len(masks.log_alpha) == 2 * 4 + 2 * 64 + 2  # attention blocks may die, FFN blocks may not
     assert masks.log_alpha[:8].tolist() == pytest.approx([10.0] * 8, abs=0.1)
     assert masks.log_alpha[8:-2].mean().item() == pytest.approx(0, abs=0.01)
     assert masks.log_alpha[8:-2].std().item() == pytest.approx(0.01, rel=0.3)
     assert masks.log_alpha[-2:].tolist() == pytest.approx([10.0] * 2, abs=0.1)
-    masks.stepped(world.model(), 1, 2)
+    masks.stepped(factories.model(), 1, 2)
     assert masks.log_alpha.max().item() == pytest.approx(math.log(100))
     assert masks.multipliers.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_what_is_cut_out_gives_what_the_gated_model_gave(family: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     heads, neurons = unit_counts(model)
     masks = spread(l0(model, masked.target(0.4, tuple(heads), tuple(neurons), least=(0, 0)))).eval()
-    batch = world.batch()
+    batch = factories.batch()
     with torch.no_grad():
         with masks.applied(model, 1.0):
             gated = observe(model, batch).logits
@@ -127,7 +126,7 @@ def test_what_is_cut_out_gives_what_the_gated_model_gave(family: str) -> None:
 
 
 def test_what_stays_has_the_soft_value_of_its_gate() -> None:
-    masks = spread(l0(world.model(), masked.target(0.4, least=(0, 0)))).eval()
+    masks = spread(l0(factories.model(), masked.target(0.4, least=(0, 0)))).eval()
     values = masks.log_alpha.tolist()
     soft = [1 / (1 + math.exp(-a / (2 / 3) * 0.8)) for a in values]  # CoFi's code
     heads, neurons = masks.gates(1.0)
@@ -140,18 +139,18 @@ def test_what_stays_has_the_soft_value_of_its_gate() -> None:
 
 def test_a_block_dies_where_it_may_and_neurons_stay_in_groups() -> None:
     target = masked.target(0.3, group=8, least=(0, 0))
-    masks = l0(world.model(), target)
+    masks = l0(factories.model(), target)
     with torch.no_grad():
         masks.log_alpha[-4] = masks.log_alpha[-1] = -4.0  # the first attention block, the second FFN block
     first, second = masks.keep()
     assert (first.heads, second.neurons) == ((), ())
     assert len(first.neurons) % 8 == 0
-    alive = l0(world.model(), masked.target(0.3, group=8, least=(1, 3)))
+    alive = l0(factories.model(), masked.target(0.3, group=8, least=(1, 3)))
     assert all(kept.heads and len(kept.neurons) >= 8 for kept in alive.keep())
 
 
 def test_l0_reaches_its_size(tmp_path: Path, data: Path) -> None:
-    model = world.model(ffn=256)
+    model = factories.model(ffn=256)
     target = masked.target(0.5, neurons=(256, 256))
     masks = l0(model, target, learning_rate=0.1, multiplier_learning_rate=0.3)
     masked.trained(model, masks, data, tmp_path, epochs=30.0, warmup=0.0, schedule="constant", checkpoint_steps=999)
@@ -187,14 +186,14 @@ def scored(masks: Any, seed: int = 0) -> Any:
 
 
 def backward(model: Any) -> None:
-    model(**world.batch(), labels=torch.tensor([0, 1, 1, 0])).loss.backward()
+    model(**factories.batch(), labels=torch.tensor([0, 1, 1, 0])).loss.backward()
 
 
 @pytest.mark.parametrize("mode", ["topk", "threshold"])
 @pytest.mark.parametrize("kind", ["weights", "blocks"])
 def test_scores_of_weights_get_the_published_gradient(kind: str, mode: str) -> None:
     """Sanh et al. 2020, section 4: `W' = W ⊙ Top_v(S)` or `W ⊙ (σ(S) > τ)`, `∂L/∂S = ∂L/∂W' ⊙ W`."""
-    model, literal, tau = world.model(), world.model(), 0.4
+    model, literal, tau = factories.model(), factories.model(), 0.4
     options = {"threshold": tau} if mode == "threshold" else {}
     masks = scored(movement(model, kind, mode=mode, **options))
     with masks.applied(model, 1.0):
@@ -221,7 +220,7 @@ def test_scores_of_weights_get_the_published_gradient(kind: str, mode: str) -> N
 @pytest.mark.parametrize("mode", ["topk", "threshold"])
 def test_scores_of_units_get_the_sum_over_their_columns(mode: str) -> None:
     """Lagunas et al. 2021: one score for a block of weights, `∂L/∂S = Σ ∂L/∂W' ⊙ W`."""
-    model, literal, tau = world.model(), world.model(), 0.4
+    model, literal, tau = factories.model(), factories.model(), 0.4
     masks = scored(movement(model, "units", mode=mode, **({"threshold": tau} if mode == "threshold" else {})))
     with masks.applied(model, 1.0):
         backward(model)
@@ -246,7 +245,7 @@ def test_scores_of_units_get_the_sum_over_their_columns(mode: str) -> None:
 
 
 def test_movement_follows_the_cubic_law_and_keeps_within_the_budget() -> None:
-    masks = scored(movement(world.model(), "units"))
+    masks = scored(movement(factories.model(), "units"))
     whole, budget = masks.target.costs.whole, masks.target.budget
     for progress in (0.0, 0.1, 0.3, 0.8, 1.0):
         done = 1 - (1 - min(max((progress - 0.1) / 0.7, 0), 1)) ** 3
@@ -255,21 +254,21 @@ def test_movement_follows_the_cubic_law_and_keeps_within_the_budget() -> None:
         spent = masked.target().costs.fixed + 1024 * sum(z.sum().item() for z in heads)
         spent += 64 * sum(z.sum().item() for z in neurons)
         assert wanted - 64 < spent <= wanted + 1e-6
-    weights = scored(movement(world.model(), "weights"))
-    masks_now = weights.covers(world.model(), 0.3)
+    weights = scored(movement(factories.model(), "weights"))
+    masks_now = weights.covers(factories.model(), 0.3)
     done = 1 - (1 - 0.2 / 0.7) ** 3
     assert all(int((m == 0).sum()) == round(m.numel() * 0.5 * done) for m in masks_now)
 
 
 def test_the_threshold_and_its_penalty_grow_together() -> None:
-    masks = scored(movement(world.model(), "weights", mode="threshold", threshold=0.3, penalty=20.0))
+    masks = scored(movement(factories.model(), "weights", mode="threshold", threshold=0.3, penalty=20.0))
     for progress in (0.0, 0.45, 1.0):
         done = 1 - (1 - min(max((progress - 0.1) / 0.7, 0), 1)) ** 3
         means = [float((1 / (1 + torch.exp(-s.detach()))).mean()) for s in masks.scores]
         assert masks.penalty(progress).item() == pytest.approx(20 * done * sum(means) / 12, rel=1e-5)
-        for mask, s in zip(masks.covers(world.model(), progress), masks.scores, strict=True):
+        for mask, s in zip(masks.covers(factories.model(), progress), masks.scores, strict=True):
             assert torch.equal(mask > 0, s.sigmoid() > 0.3 * done)
-    assert movement(world.model(), "weights").penalty(0.5) is None
+    assert movement(factories.model(), "weights").penalty(0.5) is None
 
 
 @pytest.mark.parametrize(
@@ -289,10 +288,10 @@ def test_options_that_would_change_nothing_are_refused(options: Any, message: st
 def test_movement_learns_and_ends_in_the_same_surgery(kind: str, tmp_path: Path, data: Path) -> None:
     from hfcompress.pruning.sparsity import share_of_zeros
 
-    model = world.model()
+    model = factories.model()
     masks = movement(model, kind)
     masked.trained(model, masks, data, tmp_path, epochs=5.0)
-    batch = world.batch()
+    batch = factories.batch()
     with torch.no_grad(), masks.applied(model, 1.0):
         covered = model(**batch).logits
     masks.settle(model)
@@ -342,16 +341,16 @@ def test_an_interrupted_training_under_masks_ends_where_an_uninterrupted_one_doe
         return {**model.state_dict(), **{f"masks.{name}": tensor for name, tensor in masks.state_dict().items()}}
 
     short = {"epochs": 1.0, "checkpoint_steps": 3}  # six steps
-    whole = world.model()
+    whole = factories.model()
     masks = KINDS[kind](whole)
     before = {name: tensor.clone() for name, tensor in masks.state_dict().items()}
     masked.trained(whole, masks, data, tmp_path / "whole", **short)
     assert any(not torch.equal(before[name], tensor) for name, tensor in masks.state_dict().items())
-    model = world.model()
+    model = factories.model()
     broken = KINDS[kind](model)
     with pytest.raises(KeyboardInterrupt):
         masked.trained(model, broken, data, tmp_path / "parts", [Interrupt(5)], **short)
-    model = world.model()
+    model = factories.model()
     again = KINDS[kind](model)
     masked.trained(model, again, data, tmp_path / "parts", **short)
     wanted, found = state(whole, masks), state(model, again)
@@ -377,7 +376,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from safetensors.torch import save_file
 from hfcompress.stages.base import process_state
-from tests import masked, world
+from tests import factories, masked
 from tests.test_learned import KINDS, calm
 
 kind, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
@@ -394,7 +393,7 @@ process_state().destroy_process_group()
 
 def calm() -> Any:
     """A model without dropout, which processes would draw differently."""
-    return world.model(**masked.CALM)
+    return factories.model(**masked.CALM)
 
 
 @pytest.mark.slow

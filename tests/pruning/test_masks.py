@@ -21,14 +21,13 @@ from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
-from tests import masked
+from tests import factories, masked
 
 
 def logits(model: Any) -> Tensor:
     """What a model says to the tiny batch."""
     with torch.no_grad():
-        return model(**world.batch()).logits
+        return model(**factories.batch()).logits
 
 
 # Growth
@@ -46,7 +45,7 @@ def test_the_cut_grows_by_the_published_law(progress: float) -> None:
 
 @pytest.mark.parametrize(("curve", "power"), [("cubic", 3), ("linear", 1)])
 def test_gradual_gates_close_when_and_as_far_as_the_schedule_says(curve: Any, power: int) -> None:
-    model, asked = world.model().train(), []
+    model, asked = factories.model().train(), []
 
     def rescore(scored: Any, share: float) -> list[Keep]:
         assert not scored.training
@@ -64,7 +63,7 @@ def test_gradual_gates_close_when_and_as_far_as_the_schedule_says(curve: Any, po
 
 
 def test_what_gates_closed_is_scored_as_worth_nothing() -> None:
-    model, closed = world.model(), Keep((0, 1), tuple(range(8)))
+    model, closed = factories.model(), Keep((0, 1), tuple(range(8)))
     seen = []
 
     def rescore(scored: Any, share: float) -> list[Keep]:
@@ -79,7 +78,7 @@ def test_what_gates_closed_is_scored_as_worth_nothing() -> None:
 
 
 def test_gradual_weights_come_back_where_they_matter_again() -> None:
-    model = world.model()
+    model = factories.model()
     name = "bert.encoder.layer.0.output.dense.weight"
     weight = model.get_parameter(name)
     before = weight.detach().clone()
@@ -111,7 +110,7 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
 
 def test_a_pattern_that_does_not_fit_is_refused_before_any_training() -> None:
     with pytest.raises(HfcompressError, match="do not tile"):
-        GradualWeights(world.model(), Pattern(share=0.5, block=(5, 5)), lambda _: {}, Due(0, 1, 1, "linear"))
+        GradualWeights(factories.model(), Pattern(share=0.5, block=(5, 5)), lambda _: {}, Due(0, 1, 1, "linear"))
 
 
 # What there is room for
@@ -224,7 +223,7 @@ class Watch(TrainerCallback):
 
 def test_masks_have_groups_and_rates_of_their_own_and_do_not_use_up_the_norm(tmp_path: Path, data: Path) -> None:
     masks, watch = Pushy(), Watch()
-    masked.trained(world.model(), masks, data, tmp_path, [watch], epochs=1.0, warmup=0.5, max_grad_norm=0.01)
+    masked.trained(factories.model(), masks, data, tmp_path, [watch], epochs=1.0, warmup=0.5, max_grad_norm=0.01)
     groups = watch.optimizer.param_groups
     named = [id(p) for group in groups for p in group["params"]]
     assert len(named) == len(set(named))
@@ -248,11 +247,11 @@ def test_masks_have_groups_and_rates_of_their_own_and_do_not_use_up_the_norm(tmp
 
 def test_the_best_model_is_not_looked_for_while_masks_close(tmp_path: Path, data: Path) -> None:
     with pytest.raises(HfcompressError, match=r"before they have closed\n.*leave `keep_best` out"):
-        masked.trained(world.model(), Pushy(), data, tmp_path, keep_best=True)
+        masked.trained(factories.model(), Pushy(), data, tmp_path, keep_best=True)
 
 
 def test_after_the_cut_the_optimizer_holds_no_tensor_that_was_cut(tmp_path: Path, data: Path) -> None:
-    model, keep = world.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
+    model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks, first, second = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic")), Watch(), Watch()
     found = masked.trained(model, masks, data, tmp_path / "gates", [first])
     masks.settle(model)
@@ -270,7 +269,7 @@ def test_after_the_cut_the_optimizer_holds_no_tensor_that_was_cut(tmp_path: Path
 def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Path) -> None:
     from hfcompress.training import trainer as training
 
-    model, keep = world.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
+    model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic"))
     found = masked.trained(model, masks, data, tmp_path, epochs=1.0)
     with masks.applied(model, 1.0):
@@ -278,4 +277,4 @@ def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Pa
     task = masked.task_of(tmp_path, data)
     small = cut(model, masks.keep())
     torch.testing.assert_close(logits(small), gated, atol=1e-5, rtol=1e-5)
-    assert training.score(small, masked.rows_of(task)["dev"], world.tokenizer(), task) == found
+    assert training.score(small, masked.rows_of(task)["dev"], factories.tokenizer(), task) == found

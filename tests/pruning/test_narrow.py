@@ -15,7 +15,7 @@ from hfcompress.models.shape import HEADS, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
 DECODERS = [name for name in FAMILIES if name not in ENCODERS]
@@ -28,7 +28,7 @@ THREE_QUARTERS = (*DIMS, 28, 31, 13)
 
 def logits(model: Any, inputs: Any = None) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model, inputs or world.batch()).logits
+        return observe(model, inputs or factories.batch()).logits
 
 
 def gated_logits(model: Any, dims: Any, inner: Any = None) -> torch.Tensor:
@@ -38,7 +38,7 @@ def gated_logits(model: Any, dims: Any, inner: Any = None) -> torch.Tensor:
 
 @pytest.mark.parametrize(("family", "head"), KINDS)
 def test_cutting_dimensions_equals_gating_them(family: str, head: str) -> None:
-    model = world.model(family, head=head)
+    model = factories.model(family, head=head)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     small = cut_hidden(model, DIMS)
@@ -55,7 +55,7 @@ def test_cutting_dimensions_equals_gating_them(family: str, head: str) -> None:
 
 
 def test_words_that_are_tied_stay_tied() -> None:
-    model = world.model("llama", head="causal", tie_word_embeddings=True)
+    model = factories.model("llama", head="causal", tie_word_embeddings=True)
     small = cut_hidden(model, DIMS)
     assert torch.allclose(logits(small), gated_logits(model, DIMS), atol=1e-5)
     assert small.lm_head.weight is small.model.embed_tokens.weight
@@ -63,7 +63,7 @@ def test_words_that_are_tied_stay_tied() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_gated_norms_are_those_of_the_paper_over_the_dimensions_that_stay(family: str) -> None:
-    model, batch = world.model(family), world.batch()
+    model, batch = factories.model(family), factories.batch()
     kept = list(DIMS)
     embeddings = model.base_model.embeddings
     norm = embeddings.norm if family == "modernbert" else embeddings.LayerNorm
@@ -82,7 +82,7 @@ def test_gated_norms_are_those_of_the_paper_over_the_dimensions_that_stay(family
 
 
 def test_a_gated_root_mean_square_is_taken_over_the_dimensions_that_stay() -> None:
-    model, batch, kept = world.model("llama", layers=1), world.batch(), list(DIMS)
+    model, batch, kept = factories.model("llama", layers=1), factories.batch(), list(DIMS)
     norm, seen = model.model.layers[0].input_layernorm, []
     with hidden_gated(model, DIMS), torch.no_grad():
         norm.register_forward_hook(lambda _m, _i, output: seen.append(output))
@@ -95,14 +95,14 @@ def test_a_gated_root_mean_square_is_taken_over_the_dimensions_that_stay() -> No
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "deberta-v2", "albert", "modernbert"])
 def test_the_heads_own_outputs_are_chosen_apart_from_the_stream(family: str) -> None:
-    model, inner = world.model(family), tuple(range(len(DIMS)))
+    model, inner = factories.model(family), tuple(range(len(DIMS)))
     chosen = logits(cut_hidden(model, DIMS, inner))
     assert torch.allclose(chosen, gated_logits(model, DIMS, inner), atol=1e-5)
     assert not torch.allclose(chosen, logits(cut_hidden(model, DIMS)), atol=1e-4)
 
 
 def test_by_default_the_heads_outputs_with_the_largest_weights_behind_them_stay() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.classifier.weight *= 0.01
         model.classifier.weight[:, [*DIMS[5:], 2, 5, 8, 13, 15]] = 1.0
@@ -116,11 +116,11 @@ def test_by_default_the_heads_outputs_with_the_largest_weights_behind_them_stay(
 @pytest.mark.parametrize("head", ["mask", "token"])
 def test_a_head_without_outputs_of_its_own_takes_no_choice(head: str) -> None:
     with pytest.raises(ValueError, match="inner outputs"):
-        cut_hidden(world.model(head=head), DIMS, DIMS)
+        cut_hidden(factories.model(head=head), DIMS, DIMS)
 
 
 def test_heads_cut_in_proportion_give_the_stock_class_again() -> None:
-    model, dims = world.model(), sorted(THREE_QUARTERS)
+    model, dims = factories.model(), sorted(THREE_QUARTERS)
     narrow = cut_hidden(model, dims)
     assert type(narrow).__name__ == "PrunedBertForSequenceClassification"
     small = cut(narrow, [Keep((0, 1, 3), tuple(range(64)))] * 2)
@@ -130,7 +130,7 @@ def test_heads_cut_in_proportion_give_the_stock_class_again() -> None:
 
 @pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
 def test_the_order_of_cuts_does_not_matter(family: str, tmp_path: Path) -> None:
-    model = world.model(family, layers=3)
+    model = factories.model(family, layers=3)
     groups = unit_counts(model)[0]
     keep = [Keep((0,) if n else tuple(range(g)), tuple(range(n, 48))) for n, g in enumerate(groups)]
     shared = len(keep) == 1
@@ -151,7 +151,7 @@ def test_the_order_of_cuts_does_not_matter(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "albert"])
 def test_a_dropped_layer_is_as_if_its_blocks_passed_everything_on(family: str) -> None:
-    model, kept, passed = world.model(family, layers=4), (0, 2), []
+    model, kept, passed = factories.model(family, layers=4), (0, 2), []
     small, whole, stack = drop_layers(model, kept), logits(model), family_of(model).stack(model)
 
     def pass_on(_module: Any, inputs: Any, kwargs: Any, output: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_dropped_layer_is_as_if_its_blocks_passed_everything_on(family: str) -
 
 
 def test_the_shared_layer_runs_as_often_as_layers_are_kept() -> None:
-    model = world.model("albert", layers=4)
+    model = factories.model("albert", layers=4)
     small = drop_layers(model, (1, 3))
     model.config.num_hidden_layers = 2
     assert torch.allclose(logits(small), logits(model), atol=1e-6)
@@ -175,7 +175,7 @@ def test_the_shared_layer_runs_as_often_as_layers_are_kept() -> None:
 
 
 def test_an_uneven_model_keeps_the_sizes_of_the_layers_that_stay() -> None:
-    model = world.model(layers=3)
+    model = factories.model(layers=3)
     sizes = [((0,), 8), ((0, 2, 3), 40), ((1, 2), 16)]
     uneven = cut(model, [Keep(heads, tuple(range(ffn))) for heads, ffn in sizes])
     small = drop_layers(uneven, (1, 2))
@@ -185,7 +185,7 @@ def test_an_uneven_model_keeps_the_sizes_of_the_layers_that_stay() -> None:
 
 
 def test_modernberts_layers_keep_their_kind_of_attention() -> None:
-    model = world.model("modernbert", layers=6)
+    model = factories.model("modernbert", layers=6)
     kinds = getattr(model.config, "layer_types", None)
     if kinds is None:
         pytest.skip("transformers before 5 counts the layers")
@@ -195,37 +195,37 @@ def test_modernberts_layers_keep_their_kind_of_attention() -> None:
 
 
 def test_modernberts_layers_are_refused_where_only_their_place_tells_their_kind() -> None:
-    model = world.model("modernbert", layers=6)
+    model = factories.model("modernbert", layers=6)
     model.config.layer_types, model.config.global_attn_every_n_layers = None, 3
     with pytest.raises(HfcompressError, match="one layer in 3 of modernbert"):
         drop_layers(model, (0, 3))
 
 
 def test_modernberts_first_layer_must_stay() -> None:
-    model = world.model("modernbert")
+    model = factories.model("modernbert")
     assert must_stay(shape_of(model.config.to_dict())) == (0,)
-    assert must_stay(shape_of(world.model().config.to_dict())) == ()
+    assert must_stay(shape_of(factories.model().config.to_dict())) == ()
     with pytest.raises(HfcompressError, match="layer 1 of modernbert must stay"):
         drop_layers(model, (1,))
 
 
 @pytest.mark.parametrize("family", ["electra", "deberta-v2"])
 def test_a_stream_as_wide_as_the_embeddings_is_refused(family: str) -> None:
-    model = world.model(family, embedding_size=21)
+    model = factories.model(family, embedding_size=21)
     with pytest.raises(HfcompressError, match="a hidden width of 21 is the width of the embeddings"):
         cut_hidden(model, DIMS)
 
 
 @pytest.mark.parametrize("kept", [(), (1, 0), (0, 0), (-1, 0), (0, 32)])
 def test_what_stays_must_be_there_and_in_order(kept: tuple[int, ...]) -> None:
-    model = world.model()
+    model = factories.model()
     for refused in (cut_hidden, drop_layers):
         with pytest.raises(ValueError, match="ascending"):
             refused(model, kept)
 
 
 def test_modes_and_settings_stay() -> None:
-    model = world.model(labels=3, hidden_act="relu", attn_implementation="eager").train()
+    model = factories.model(labels=3, hidden_act="relu", attn_implementation="eager").train()
     for small in (cut_hidden(model, DIMS), drop_layers(model, (1,))):
         assert small.training
         assert (small.config.hidden_act, small.config.num_labels) == ("relu", 3)
@@ -233,7 +233,7 @@ def test_modes_and_settings_stay() -> None:
 
 
 def test_gates_leave_no_trace_even_where_the_pass_fails() -> None:
-    model = world.model()
+    model = factories.model()
     plain = logits(model)
     with pytest.raises(RuntimeError, match="inside"), hidden_gated(model, DIMS):
         raise RuntimeError("inside")

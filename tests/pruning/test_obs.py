@@ -18,7 +18,7 @@ from hfcompress.pruning.obs.solver import DAMPING, damped, refitted, removal_cos
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.two import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -28,7 +28,7 @@ FAMILIES = ("bert", "distilbert", "modernbert", "albert", "deberta-v2")
 
 
 def rows() -> dict[str, Tensor]:
-    return world.batch(ROWS) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
+    return factories.batch(ROWS) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
 
 
 def calibration(
@@ -201,7 +201,7 @@ def literal_curvature(model: Any, index: int, path: str) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_the_published_costs_of_the_models_own_layers(family: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores, parts = CRITERIA.parse("obs").scores(model, calibration()), family_of(model)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -220,7 +220,7 @@ def test_scores_are_the_published_costs_of_the_models_own_layers(family: str) ->
 
 
 def test_a_block_that_the_loss_does_not_see_costs_nothing() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.bert.encoder.layer[1].output.LayerNorm.weight.zero_()
     scores = CRITERIA.parse("obs").scores(model, calibration())
@@ -228,7 +228,7 @@ def test_a_block_that_the_loss_does_not_see_costs_nothing() -> None:
 
 
 def test_a_single_weight_costs_what_it_says() -> None:
-    model, path = world.model(), "intermediate.dense"
+    model, path = factories.model(), "intermediate.dense"
     found = CRITERIA.parse("obs").weight_scores(model, calibration())
     assert set(found) == set(kept_weights(model))
     inverse = second(caught(model, 1, path, rows()), around_mean=False).inverse().diagonal()
@@ -238,7 +238,7 @@ def test_a_single_weight_costs_what_it_says() -> None:
 
 
 def test_padding_and_batches_change_nothing() -> None:
-    model, obs = world.model(), CRITERIA.parse("obs")
+    model, obs = factories.model(), CRITERIA.parse("obs")
     whole = obs.scores(model, calibration())
     batch = rows()
     batch["input_ids"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], 7)
@@ -254,7 +254,7 @@ def test_as_many_rows_are_asked_for_as_were_told() -> None:
         asked.append(count)
         return calibration().batches(count)
 
-    CRITERIA.parse({"use": "obs", "rows": 7}).scores(world.model(), Calibration(batches, calibration().loss, 0))
+    CRITERIA.parse({"use": "obs", "rows": 7}).scores(factories.model(), Calibration(batches, calibration().loss, 0))
     assert set(asked) == {7}
 
 
@@ -263,7 +263,7 @@ KEEP = [Keep((1, 3), tuple(range(0, 64, 2))), Keep((0,), tuple(range(5, 45)))]
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "deberta-v2"])
 def test_a_refit_is_the_regression_on_what_earlier_layers_now_give(family: str) -> None:
-    model, batch = world.model(family), rows()
+    model, batch = factories.model(family), rows()
     then, parts = copy.deepcopy(model), family_of(model)
     CRITERIA.parse("obs").refit(model, KEEP, calibration())
     for index, kept in enumerate(KEEP):
@@ -287,7 +287,7 @@ def test_a_refit_is_the_regression_on_what_earlier_layers_now_give(family: str) 
 
 
 def test_a_refit_model_is_nearer_to_the_whole_one_than_a_cut_one() -> None:
-    model = world.model()
+    model = factories.model()
     batch = {name: tensor for name, tensor in rows().items() if name != "labels"}
     with torch.no_grad():
         whole, plain = (observe(m, batch, frozenset({"hidden_states"})) for m in (model, cut(model, KEEP)))
@@ -302,7 +302,7 @@ def test_a_refit_model_is_nearer_to_the_whole_one_than_a_cut_one() -> None:
 
 
 def test_keeping_everything_changes_nothing() -> None:
-    model = world.model()
+    model = factories.model()
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     everything = [Keep(tuple(range(h)), tuple(range(n))) for h, n in zip(*unit_counts(model), strict=True)]
     CRITERIA.parse("obs").refit(model, everything, calibration())
@@ -312,7 +312,7 @@ def test_keeping_everything_changes_nothing() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pattern", [{"n_of_m": (2, 4)}, {"share": 0.5}])
 def test_weights_go_layer_by_layer_on_what_the_pruned_layers_give(family: str, pattern: Any) -> None:
-    model, then = world.model(family), world.model(family)
+    model, then = factories.model(family), factories.model(family)
     CRITERIA.parse("obs").sparsify(model, Pattern(**pattern), calibration())
     assert share_of_zeros(model) == pytest.approx(0.5, abs=0.01)
     parts = family_of(model)
@@ -344,7 +344,7 @@ def caught_tokens(model: Any, index: int, path: str) -> Tensor:
 
 
 def test_over_all_matrices_those_lose_most_that_miss_it_least() -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         # Half of this matrix does next to nothing.
         model.bert.encoder.layer[1].output.dense.weight[:, :32] *= 1e-3
@@ -356,7 +356,7 @@ def test_over_all_matrices_those_lose_most_that_miss_it_least() -> None:
 
 
 def test_a_pattern_that_does_not_tile_is_refused_before_anything_changes() -> None:
-    model = world.model()
+    model = factories.model()
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(HfcompressError, match="groups of 5"):
         CRITERIA.parse("obs").sparsify(model, Pattern(n_of_m=(2, 5)), calibration())
@@ -366,7 +366,7 @@ def test_a_pattern_that_does_not_tile_is_refused_before_anything_changes() -> No
 def test_two_processes_come_to_what_one_comes_to() -> None:
     obs = CRITERIA.parse("obs")
 
-    fresh = world.model()
+    fresh = factories.model()
 
     def all_of_it(calibrated: Calibration) -> list[Tensor]:
         model, sparse = copy.deepcopy(fresh), copy.deepcopy(fresh)

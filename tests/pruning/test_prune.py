@@ -18,7 +18,7 @@ from hfcompress.pruning.schedules import Iterative, Lottery
 from hfcompress.pruning.stage import Prune
 from hfcompress.recipe.schema import load
 from hfcompress.run import runner
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 TRAIN = {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3}
@@ -34,7 +34,7 @@ class Rows:
 
 
 def shape(family: str = "bert", **sizes: Any) -> Shape:
-    return shape_of(world.model(family, **sizes).config.to_dict())
+    return shape_of(factories.model(family, **sizes).config.to_dict())
 
 
 def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
@@ -171,8 +171,8 @@ def test_steps_count_every_training() -> None:
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("prune")
-    data = world.write_data(folder / "data")
-    return world.fine_tuned(folder / "teacher", data, layers=3), data
+    data = factories.write_data(folder / "data")
+    return factories.fine_tuned(folder / "teacher", data, layers=3), data
 
 
 def pruned(things: tuple[Path, Path], folder: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
@@ -182,7 +182,7 @@ def pruned(things: tuple[Path, Path], folder: Path, **options: Any) -> tuple[Pat
     from hfcompress.context import StageContext
 
     teacher, data = things
-    path = world.recipe(folder / "recipe.yaml", teacher, data, stages=[{"kind": "prune", **options}])
+    path = factories.recipe(folder / "recipe.yaml", teacher, data, stages=[{"kind": "prune", **options}])
     recipe = load(path).recipe
     source = open_artifact(teacher, "source", "source")
     context = StageContext(recipe.task, recipe.seed, source, {"model": source}, folder / "work")
@@ -337,8 +337,8 @@ def test_post_training_tunes_what_stays_without_any_training(
 def test_a_corpus_vocabulary_comes_with_its_tokenizer(things: tuple[Path, Path], tmp_path: Path) -> None:
     teacher = things[0]
     letters = "bcdefghijklmnopqrstuvwxyz"
-    words = [*world.WORDS, *letters, *(f"##{letter}" for letter in "a" + letters), "unheard", "words"]
-    wide = world.save(world.model(vocab_size=len(words)), tmp_path / "wide", words)
+    words = [*factories.WORDS, *letters, *(f"##{letter}" for letter in "a" + letters), "unheard", "words"]
+    wide = factories.save(factories.model(vocab_size=len(words)), tmp_path / "wide", words)
 
     made, notes = pruned((wide, things[1]), tmp_path, vocabulary="corpus")
 
@@ -357,7 +357,7 @@ def test_recovery_by_lora_leaves_a_plain_model(things: tuple[Path, Path], tmp_pa
 
 def test_a_run_notes_what_stayed_and_reports_it(things: tuple[Path, Path], tmp_path: Path) -> None:
     stages = [{"kind": "prune", "heads": 0.5, "criterion": "magnitude", "recover": TRAIN}]
-    path = world.recipe(tmp_path / "recipe.yaml", *things, stages=stages)
+    path = factories.recipe(tmp_path / "recipe.yaml", *things, stages=stages)
 
     done_ = runner.run(load(path), tmp_path / "run")
 

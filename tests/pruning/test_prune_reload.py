@@ -30,7 +30,7 @@ from hfcompress.models.shape import ARCHITECTURES, HEADS
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet, run_onnx
 from hfcompress.quantization.backends.base import BACKENDS, Work
-from tests import factories as world
+from tests import factories
 
 ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
 AUTO = "AutoModelForSequenceClassification"
@@ -51,7 +51,7 @@ cases = pytest.mark.parametrize(
 
 def build(family: str, layout: str, **config: Any) -> Any:
     """A pruned model; ALBERT's layers have the weights of one."""
-    return cut(world.model(family, **config), LAYOUTS[layout][-1:] if family == "albert" else LAYOUTS[layout])
+    return cut(factories.model(family, **config), LAYOUTS[layout][-1:] if family == "albert" else LAYOUTS[layout])
 
 
 # Saved models
@@ -63,7 +63,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     root = tmp_path_factory.mktemp("saved")
     made = {(family, layout): root / family / layout for family in ENCODERS for layout in LAYOUTS}
     for (family, layout), path in made.items():
-        save_model(build(family, layout), world.tokenizer(), path)
+        save_model(build(family, layout), factories.tokenizer(), path)
     return made
 
 
@@ -149,10 +149,10 @@ def test_an_uneven_shape_without_flag_or_import_says_what_it_needs(
     assert done.stderr.count("trust_remote_code=True") >= len(ENCODERS)
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[0] in ENCODERS])
+@pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[0] in ENCODERS])
 def test_what_is_saved_again_is_the_same(family: str, head: str, tmp_path: Path) -> None:
     auto, small = "AutoModel" + HEADS[head], build(family, "uneven", head=head)
-    save_model(small, world.tokenizer(), tmp_path / "once")
+    save_model(small, factories.tokenizer(), tmp_path / "once")
     again = load_model(tmp_path / "once", auto)
     save_model(again, load_tokenizer(tmp_path / "once"), tmp_path / "twice")
     assert weights_hash(tmp_path / "once") == weights_hash(tmp_path / "twice")
@@ -169,7 +169,7 @@ def test_what_is_saved_again_is_the_same(family: str, head: str, tmp_path: Path)
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A directory whose layers read columns of their own, and what it answers."""
     path, small = tmp_path_factory.mktemp("proven") / "mpnet", build("mpnet", "uneven")
-    save_model(small, world.tokenizer(), path)
+    save_model(small, factories.tokenizer(), path)
     return path, logits_of(small, probe_inputs(path))
 
 
@@ -211,7 +211,7 @@ def test_a_changed_weight_is_found_out(uneven: tuple[Path, Any], tmp_path: Path)
     from safetensors.torch import load_file, save_file
 
     path, expected = uneven
-    save_model(load_model(path, AUTO), world.tokenizer(), tmp_path)
+    save_model(load_model(path, AUTO), factories.tokenizer(), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["classifier.out_proj.bias"][0] += 0.01
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -221,7 +221,7 @@ def test_a_changed_weight_is_found_out(uneven: tuple[Path, Any], tmp_path: Path)
 
 def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[Path, Any], tmp_path: Path) -> None:
     path, expected = uneven
-    save_model(load_model(path, AUTO), world.tokenizer(), tmp_path / "model")
+    save_model(load_model(path, AUTO), factories.tokenizer(), tmp_path / "model")
     witness, file = tmp_path / "witness", tmp_path / "model" / MODELING_FILE
     file.write_text(file.read_text() + f"\nopen({str(witness)!r}, 'w').close()\n")
     artifact = open_artifact(tmp_path / "model")
@@ -240,7 +240,7 @@ def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[
 @cases
 def test_compiled_it_answers_the_same(family: str, layout: str) -> None:
     small = build(family, layout)
-    batch = accepted(small, world.batch())
+    batch = accepted(small, factories.batch())
     with torch.inference_mode():
         assert torch.allclose(torch.compile(small)(**batch).logits, small(**batch).logits, atol=1e-5)
     torch.compiler.reset()
@@ -257,7 +257,7 @@ def test_exported_it_answers_batches_and_lengths_never_seen(family: str, layout:
 
 
 def arrays(rows: int, length: int) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in world.batch(rows, length, seed=rows).items()}
+    return {name: value.numpy() for name, value in factories.batch(rows, length, seed=rows).items()}
 
 
 @pytest.mark.parametrize(("backend", "near"), [("bnb_8bit", 0.1), ("onnx_int8", 0.15)])
@@ -279,7 +279,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_without_any_attention_head_the_graph_reads_no_mask_and_is_the_same_model(family: str, tmp_path: Path) -> None:
-    model = cut(world.model(family), [Keep((), ALL_NEURONS)] * 2)
-    save_model(model, world.tokenizer(), tmp_path / "m")
+    model = cut(factories.model(family), [Keep((), ALL_NEURONS)] * 2)
+    save_model(model, factories.tokenizer(), tmp_path / "m")
     found = verify(open_artifact(tmp_path / "m", kind="prune"), logits_of(model, probe_inputs(tmp_path / "m")), AUTO)
     assert set(found) == {"transformers", "hfcompress", "onnx"}

@@ -16,7 +16,7 @@ from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.sensitivity import gate, sensitivity
 from hfcompress.recipe.schema import load
 from hfcompress.training import trainer as training
-from tests import factories as world
+from tests import factories
 
 
 class Task:
@@ -33,7 +33,7 @@ def drawn(*counts: int, seed: int = 1) -> list[Tensor]:
 def total(model: Any, rows: Any, tokenizer: Any, task: Any) -> float:
     """A metric that every change of the model changes."""
     with torch.no_grad():
-        return float(model(**world.batch()).logits.double().square().sum())
+        return float(model(**factories.batch()).logits.double().square().sum())
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
@@ -41,7 +41,7 @@ def test_it_is_the_metric_of_the_model_without_the_least_units_of_one_block(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "score", total)
-    model = world.model(family)
+    model = factories.model(family)
     scores = Scores(drawn(4, 4), drawn(64, 64, seed=2))
 
     found = sensitivity(model, scores, range(7), None, Task, [0.25, 0.5, 1.0], group=8)

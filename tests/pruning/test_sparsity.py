@@ -21,7 +21,7 @@ from hfcompress.pruning.sparsity import (
     zeros,
 )
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
 
@@ -38,7 +38,7 @@ def before(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_only_the_linear_modules_of_the_layers_get_zeros(family: str) -> None:
-    model = world.model(family)
+    model = factories.model(family)
     then, names = before(model), set(kept_weights(model))
     zero(model, Pattern(share=0.5), drawn(model))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, then[name])}
@@ -49,7 +49,7 @@ def test_only_the_linear_modules_of_the_layers_get_zeros(family: str) -> None:
 
 
 def test_within_a_matrix_the_lowest_scores_become_zero() -> None:
-    model = world.model()
+    model = factories.model()
     scores, then = drawn(model), before(model)
     zero(model, Pattern(share=0.3), scores)
     for name, score in scores.items():
@@ -58,7 +58,7 @@ def test_within_a_matrix_the_lowest_scores_become_zero() -> None:
 
 
 def test_within_a_row_each_row_loses_as_much() -> None:
-    model = world.model()
+    model = factories.model()
     scores = drawn(model)
     for name, gone in zeros(model, Pattern(share=0.25, scope="row"), scores).items():
         width = gone.shape[1]
@@ -67,7 +67,7 @@ def test_within_a_row_each_row_loses_as_much() -> None:
 
 
 def test_over_all_matrices_the_lowest_scores_become_zero_wherever_they_are() -> None:
-    model = world.model()
+    model = factories.model()
     scores = drawn(model)
     cheap = next(iter(scores))
     scores[cheap] = scores[cheap] / 100
@@ -80,7 +80,7 @@ def test_over_all_matrices_the_lowest_scores_become_zero_wherever_they_are() -> 
 
 
 def test_of_equal_scores_exactly_the_share_goes() -> None:
-    model = world.model()
+    model = factories.model()
     scores = {name: torch.zeros_like(score) for name, score in drawn(model).items()}
     for scope in ("row", "layer", "global"):
         gone = zeros(model, Pattern(share=0.5, scope=scope), scores)
@@ -88,7 +88,7 @@ def test_of_equal_scores_exactly_the_share_goes() -> None:
 
 
 def test_of_each_four_weights_along_the_input_the_best_two_stay() -> None:
-    model = world.model()
+    model = factories.model()
     scores = drawn(model)
     for name, gone in zeros(model, Pattern(n_of_m=(2, 4)), scores).items():
         for row, mask in zip(scores[name][:3], gone[:3], strict=True):
@@ -98,14 +98,14 @@ def test_of_each_four_weights_along_the_input_the_best_two_stay() -> None:
 
 
 def test_one_of_three_leaves_a_third() -> None:
-    model = world.model(hidden=24, heads=4, ffn=48)
+    model = factories.model(hidden=24, heads=4, ffn=48)
     zero(model, Pattern(n_of_m=(1, 3)), drawn(model))
     assert share_of_zeros(model) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("scope", ["row", "layer", "global"])
 def test_a_block_goes_by_the_sum_of_its_scores(scope: Any) -> None:
-    model = world.model()
+    model = factories.model()
     scores = drawn(model)
     found = zeros(model, Pattern(share=0.5, scope=scope, block=(4, 8)), scores)
     for name, gone in found.items():
@@ -122,7 +122,7 @@ def test_a_block_goes_by_the_sum_of_its_scores(scope: Any) -> None:
     ("pattern", "what"), [({"n_of_m": (2, 5)}, "groups of 5"), ({"share": 0.5, "block": (7, 1)}, "blocks of 7 x 1")]
 )
 def test_what_does_not_tile_a_matrix_is_refused_and_nothing_changes(pattern: Any, what: str) -> None:
-    model = world.model()
+    model = factories.model()
     then = before(model)
     with pytest.raises(HfcompressError, match=what) as caught:
         zero(model, Pattern(**pattern), drawn(model))
@@ -131,12 +131,12 @@ def test_what_does_not_tile_a_matrix_is_refused_and_nothing_changes(pattern: Any
 
 
 def test_training_keeps_the_zeros_and_moves_the_rest() -> None:
-    model = world.model()
+    model = factories.model()
     zero(model, Pattern(share=0.5), drawn(model))
     then, kept, masks = before(model), kept_weights(model), KeptZeros(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(1, 4):
-        model(**world.batch(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+        model(**factories.batch(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         optimizer.step()
         assert share_of_zeros(model) < 0.5
         masks.stepped(model, step, 3)
@@ -148,17 +148,17 @@ def test_training_keeps_the_zeros_and_moves_the_rest() -> None:
 
 
 def test_the_zeros_travel_with_a_checkpoint() -> None:
-    model = world.model()
+    model = factories.model()
     fresh = KeptZeros(model)
     zero(model, Pattern(share=0.5), drawn(model))
     fresh.load_state_dict(KeptZeros(model).state_dict())
-    other = world.model(seed=1)
+    other = factories.model(seed=1)
     fresh.stepped(other, 1, 1)
     assert all(torch.equal(mask, kept_weights(other)[name]) for name, mask in kept_weights(model).items())
 
 
 def test_the_zeros_of_one_model_are_put_on_the_weights_of_another() -> None:
-    model, early = world.model(), world.model(seed=1)
+    model, early = factories.model(), factories.model(seed=1)
     then = before(early)
     zero(model, Pattern(share=0.5), drawn(model))
     kept = kept_weights(model)
@@ -184,7 +184,7 @@ def test_bytes_of_each_format_by_hand() -> None:
 
 
 def test_sparse_bytes_count_each_matrix_in_its_cheapest_format_and_the_rest_dense() -> None:
-    model = world.model()
+    model = factories.model()
     dense = sum(p.nbytes for p in model.parameters())
     assert sparse_bytes(model) == dense
     zero(model, Pattern(n_of_m=(2, 4)), drawn(model))
@@ -198,5 +198,5 @@ def test_sparse_bytes_count_each_matrix_in_its_cheapest_format_and_the_rest_dens
 
 
 def test_words_that_a_mask_head_shares_count_once() -> None:
-    model = world.model(head="mask")
+    model = factories.model(head="mask")
     assert sparse_bytes(model) == sum(p.nbytes for p in model.parameters())

@@ -16,7 +16,7 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import fold, gated
 from hfcompress.pruning.gradients import unit_gradients
 from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange, tune
-from tests import factories as world
+from tests import factories
 from tests.two import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -27,13 +27,13 @@ FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "deberta-v2", "electr
 
 
 def batches(model: Any, size: int = 4) -> list[dict[str, Tensor]]:
-    batch = accepted(model, world.batch(ROWS))
+    batch = accepted(model, factories.batch(ROWS))
     return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in range(0, ROWS, size)]
 
 
 def of_family(family: str) -> Any:
     """A model with four heads, each with keys and values of its own."""
-    return world.model(family, **({"num_key_value_heads": 4} if family == "llama" else {}))
+    return factories.model(family, **({"num_key_value_heads": 4} if family == "llama" else {}))
 
 
 # Rearrangement
@@ -79,7 +79,7 @@ def test_where_all_or_nothing_stays_nothing_is_swapped() -> None:
 
 
 def test_gradients_of_a_model_are_what_is_expected() -> None:
-    model = world.model()
+    model = factories.model()
     labelled = [{**batch, "labels": torch.tensor([0, 1, 0, 1])} for batch in batches(model)]
     seen = list(unit_gradients(model, labelled, lambda logits, labels, _: F.cross_entropy(logits, labels)))
     heads, neurons = ([torch.cat(rows) for rows in zip(*side, strict=True)] for side in zip(*seen, strict=True))
@@ -174,14 +174,14 @@ def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: s
 
 
 def test_layers_that_share_their_weights_get_one_set_of_scales() -> None:
-    model = world.model("albert")
+    model = factories.model("albert")
     gates = tune(model, [Keep((0, 2), tuple(range(60)))], batches(model))
     assert [len(g) for g in (*gates.heads, *gates.neurons)] == [4, 64]
     assert all(after < before for before, after in gates.errors)
 
 
 def test_where_all_stays_there_is_nothing_to_tune() -> None:
-    model = world.model()
+    model = factories.model()
     everything = [Keep(tuple(range(4)), tuple(range(64)))] * 2
     gates = tune(model, everything, batches(model))
     assert all(torch.allclose(gate, torch.ones_like(gate), atol=1e-4) for gate in (*gates.heads, *gates.neurons))
@@ -189,7 +189,7 @@ def test_where_all_stays_there_is_nothing_to_tune() -> None:
 
 
 def test_a_block_without_units_is_left_alone() -> None:
-    model = world.model()
+    model = factories.model()
     keep = [Keep((), tuple(range(32))), Keep((0, 1, 2, 3), ())]
     gates = tune(model, keep, batches(model))
     assert gates.heads[0].tolist() == [0] * 4
@@ -201,7 +201,7 @@ def test_a_block_without_units_is_left_alone() -> None:
 
 
 def test_scales_beyond_ten_are_refused_and_the_block_keeps_ones() -> None:
-    model, teacher = world.model(), world.model()
+    model, teacher = factories.model(), factories.model()
     with torch.no_grad():
         teacher.bert.encoder.layer[0].output.dense.weight *= 40
     gates = tune(model, KEEP, batches(model), teacher=teacher)
@@ -211,7 +211,7 @@ def test_scales_beyond_ten_are_refused_and_the_block_keeps_ones() -> None:
 
 
 def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
-    model, teacher = world.model(), world.model()
+    model, teacher = factories.model(), factories.model()
     everything = [Keep(tuple(range(4)), tuple(range(64)))] * 2
     with torch.no_grad():
         teacher.bert.encoder.layer[0].output.dense.weight *= 2
@@ -223,7 +223,7 @@ def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str) -> None:
     model = of_family(family)
-    gates, inputs = tune(model, KEEP, batches(model)), accepted(model, world.batch())
+    gates, inputs = tune(model, KEEP, batches(model)), accepted(model, factories.batch())
     with torch.no_grad():
         with gated(model, gates.heads, gates.neurons):
             expected = model(**inputs).logits
@@ -233,7 +233,7 @@ def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = world.model().train()
+    model = factories.model().train()
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tune(model, KEEP, batches(model))
     assert model.training
@@ -242,7 +242,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_padding_and_batches_change_nothing() -> None:
-    model = world.model()
+    model = factories.model()
     one, other = tune(model, KEEP, batches(model)), tune(model, KEEP, batches(model, ROWS))
     for a, b in zip([*one.heads, *one.neurons], [*other.heads, *other.neurons], strict=True):
         assert torch.allclose(a, b, atol=1e-4)
@@ -254,7 +254,7 @@ def test_padding_and_batches_change_nothing() -> None:
 
 
 def test_two_processes_come_to_what_one_comes_to() -> None:
-    model, two = world.model(), Two()
+    model, two = factories.model(), Two()
     rows = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     keep = [Keep((), tuple(range(32)))]
 

@@ -29,8 +29,7 @@ from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 from hfcompress.quantization.qat.learned_steps import RATE, LearnedSteps
 from hfcompress.quantization.qat.moving_average import MOMENTUM, FollowedRanges
 from hfcompress.recipe.schema import load
-from tests import factories as world
-from tests import masked
+from tests import factories, masked
 from tests.training.test_distributed import _two_processes
 from tests.training.test_training import Interrupt
 
@@ -55,7 +54,7 @@ def literal_inputs(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def batches(count: int = 3) -> list[dict[str, Any]]:
-    return [{name: tensor.numpy() for name, tensor in world.batch(seed=seed).items()} for seed in range(count)]
+    return [{name: tensor.numpy() for name, tensor in factories.batch(seed=seed).items()} for seed in range(count)]
 
 
 def followed(model: Any, freeze: float = 1.0, table_bits: Any = None) -> FollowedRanges:
@@ -74,7 +73,7 @@ KINDS: dict[str, Callable[[Any], FakeQuantization]] = {
 
 def backward(model: Any, masks: FakeQuantization, progress: float = 0.0, seed: int = 0) -> None:
     with masks.applied(model, progress):
-        observe(model, world.batch(seed=seed)).logits.square().mean().backward()
+        observe(model, factories.batch(seed=seed)).logits.square().mean().backward()
 
 
 # What it computes
@@ -82,7 +81,7 @@ def backward(model: Any, masks: FakeQuantization, progress: float = 0.0, seed: i
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_under_it_computes_with_rounded_weights_inputs_and_rows(kind: str) -> None:
-    model, literal = world.model(), world.model()
+    model, literal = factories.model(), factories.model()
     masks = KINDS[kind](model).eval()
     bounds = calibrate(model, batches(), "minmax").inputs
     with torch.no_grad():
@@ -92,29 +91,29 @@ def test_a_model_under_it_computes_with_rounded_weights_inputs_and_rows(kind: st
         for table in literal.modules():
             if isinstance(table, nn.Embedding):
                 table.weight.copy_(literal_weights(table.weight))
-        plain = observe(model, world.batch()).logits
+        plain = observe(model, factories.batch()).logits
         with masks.applied(model, 1.0):
-            found = observe(model, world.batch()).logits
-    torch.testing.assert_close(found, observe(literal, world.batch()).logits, atol=1e-5, rtol=1e-5)
+            found = observe(model, factories.batch()).logits
+    torch.testing.assert_close(found, observe(literal, factories.batch()).logits, atol=1e-5, rtol=1e-5)
     assert (found - plain).abs().max() > 1e-4
     assert len(bounds) == 14  # six in each of two layers, pooler and head
 
 
 def test_gradients_go_straight_through_rounded_weights_and_rows() -> None:
-    model, literal = world.model(), world.model()
+    model, literal = factories.model(), factories.model()
     with torch.no_grad():
         for name, parameter in literal.named_parameters():
             if parameter.dim() == 2:
                 parameter.copy_(literal_weights(parameter))
                 assert not torch.equal(parameter, model.get_parameter(name))
     backward(model, FakeQuantization(literal_weights, 8))
-    observe(literal, world.batch()).logits.square().mean().backward()
+    observe(literal, factories.batch()).logits.square().mean().backward()
     for name, parameter in literal.named_parameters():
         torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_inputs_beyond_their_range_get_no_gradient() -> None:
-    model = world.model()
+    model = factories.model()
     start = Ranges(dict.fromkeys(linears(model), (-1.0, 1.55)))  # steps of 0.01
     read = FollowedRanges(model, literal_weights, start, 1.0).readers(1.0)[QUERY]
     values = torch.tensor([-7.0, -1.004, -1.0, -0.5049, 0.0, 1.554, 1.56, 9.0], requires_grad=True)
@@ -126,18 +125,18 @@ def test_inputs_beyond_their_range_get_no_gradient() -> None:
 
 
 def test_a_mask_head_reads_the_words_table_as_it_gathers_it() -> None:
-    model = world.model(head="mask")
+    model = factories.model(head="mask")
     masks = FakeQuantization(literal_weights, 8)
     model.train()
     with masks.applied(model, 0.0):
-        observe(model, world.batch()).logits.square().mean().backward()
+        observe(model, factories.batch()).logits.square().mean().backward()
         decoder = model.get_output_embeddings().weight
         torch.testing.assert_close(decoder, literal_weights(model.get_input_embeddings().weight))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_the_words_have_four_bits_and_other_tables_eight() -> None:
-    model = world.model()
+    model = factories.model()
     masks = FakeQuantization(nn.Identity(), 4)
     own = model.bert.embeddings
     ids = torch.arange(8).view(2, 4)
@@ -149,18 +148,18 @@ def test_the_words_have_four_bits_and_other_tables_eight() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_gone_afterwards(kind: str) -> None:
-    model = world.model()
+    model = factories.model()
     masks, before = KINDS[kind](model), dict(model.named_parameters())
-    wanted = observe(model, world.batch()).logits
+    wanted = observe(model, factories.batch()).logits
 
     def interrupted() -> None:
         with masks.applied(model, 0.0):
-            assert not torch.equal(observe(model, world.batch()).logits, wanted)
+            assert not torch.equal(observe(model, factories.batch()).logits, wanted)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert torch.equal(observe(model, world.batch()).logits, wanted)
+    assert torch.equal(observe(model, factories.batch()).logits, wanted)
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert list(dict(model.named_parameters())) == list(before)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
@@ -171,10 +170,10 @@ def test_it_is_gone_afterwards(kind: str) -> None:
 
 def test_ranges_follow_the_rows_without_their_padding() -> None:
     """Jacob et al. 2018, section 3.1: `r ← m r + (1 - m) r_batch`, and 0 is within."""
-    model = world.model()
+    model = factories.model()
     masks, seen = followed(model), {}
     before = masks.ranges().inputs
-    batch = world.batch(seed=9)
+    batch = factories.batch(seed=9)
     real = batch["attention_mask"].bool()
 
     def look(path: str) -> Any:
@@ -197,12 +196,12 @@ def test_ranges_follow_the_rows_without_their_padding() -> None:
 
 
 def test_a_step_of_several_batches_spans_them_and_no_others() -> None:
-    model = world.model()
+    model = factories.model()
 
     def after(masks: FollowedRanges, *seeds: int) -> Tensor:
         for seed in seeds:
             with masks.applied(model, 0.0):
-                observe(model, world.batch(seed=seed))
+                observe(model, factories.batch(seed=seed))
         seen = masks.seen.clone()
         masks.stepped(model, 1, 10)
         return seen
@@ -220,14 +219,14 @@ def test_a_step_of_several_batches_spans_them_and_no_others() -> None:
 
 
 def test_a_layer_that_runs_again_and_again_has_one_range_over_its_runs() -> None:
-    model = world.model("albert", layers=3)
+    model = factories.model("albert", layers=3)
     masks = followed(model)
     assert len(masks.read) == 6 + 3  # one layer; the mapping of the embeddings, pooler and head
     path, ran = "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", list[float]()
-    real = world.batch()["attention_mask"].bool()
+    real = factories.batch()["attention_mask"].bool()
     linears(model)[path].register_forward_pre_hook(lambda _m, x: ran.append(x[0][real].max().item()))
     with masks.applied(model, 0.0):
-        observe(model, world.batch())
+        observe(model, factories.batch())
     assert len(ran) == 3
     assert masks.seen[1, masks.read.index(path)].item() == pytest.approx(max(ran))
 
@@ -243,7 +242,7 @@ def literal_lsq(value: float, step: float, first: int, last: int) -> float:
 
 def test_steps_of_weights_get_the_published_gradient() -> None:
     """`∂L/∂log s = s g Σ ∂L/∂v̂ · ∂v̂/∂s`, `g = 1 / sqrt(N Q)`."""
-    model = world.model()
+    model = factories.model()
     masks = learned(model)
     with torch.no_grad():
         masks.log_weights.sub_(0.7)  # so that weights are clipped
@@ -268,7 +267,7 @@ def test_steps_of_weights_get_the_published_gradient() -> None:
 
 
 def test_steps_of_inputs_get_the_published_gradient() -> None:
-    model = world.model()
+    model = factories.model()
     masks = LearnedSteps(model, Ranges(dict.fromkeys(linears(model), (-1.0, 1.55))), 1.0)
     values = torch.tensor([[-1.3, -0.4243, 0.7777, 2.5]], requires_grad=True)
     flow = torch.tensor([[1.0, 2.0, 3.0, -5.0]])
@@ -284,7 +283,7 @@ def test_steps_of_inputs_get_the_published_gradient() -> None:
 
 
 def test_layers_that_read_the_same_tensor_share_a_step() -> None:
-    masks = learned(world.model())
+    masks = learned(factories.model())
     parts = [QUERY.replace("query", part) for part in ("query", "key", "value")]
     assert len({masks.read[path] for path in parts}) == 1
     assert len(masks.log_inputs) == 2 * 4 + 2
@@ -295,7 +294,7 @@ def test_layers_that_read_the_same_tensor_share_a_step() -> None:
 
 
 def test_steps_have_a_learning_rate_of_their_own_and_do_not_decay() -> None:
-    masks = learned(world.model())
+    masks = learned(factories.model())
     (group,) = masks.parameter_groups()
     assert {id(p) for p in group["params"]} == {id(p) for p in masks.parameters()}
     assert (group["lr"], group["weight_decay"]) == (RATE, 0)
@@ -306,7 +305,7 @@ def test_steps_have_a_learning_rate_of_their_own_and_do_not_decay() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranges_freeze(kind: str) -> None:
-    model = world.model().train()
+    model = factories.model().train()
     masks = KINDS[kind](model)  # frozen after half of the steps
     optimizer = torch.optim.AdamW([*model.parameters(), *masks.parameters()], lr=1e-2)
     seen = [masks.ranges()]
@@ -325,15 +324,15 @@ def test_ranges_freeze(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(kind: str, tmp_path: Path, data: Path) -> None:
     short = {"epochs": 1.0, "checkpoint_steps": 2}  # six steps
-    whole, states = world.model(), []
+    whole, states = factories.model(), []
     masks = KINDS[kind](whole)
     before = masks.ranges()
     masked.trained(whole, masks, data, tmp_path / "whole", **short)
     assert before.inputs != masks.ranges().inputs
-    broken = world.model()
+    broken = factories.model()
     with pytest.raises(KeyboardInterrupt):
         masked.trained(broken, KINDS[kind](broken), data, tmp_path / "parts", [Interrupt(3)], **short)
-    model = world.model()
+    model = factories.model()
     again = KINDS[kind](model)
     masked.trained(model, again, data, tmp_path / "parts", **short)
     states = [(whole, masks), (model, again)]
@@ -344,7 +343,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(kind: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_settled_weights_are_those_that_it_computed_with(kind: str, tmp_path: Path, data: Path) -> None:
-    model = world.model()
+    model = factories.model()
     masks = KINDS[kind](model)
     masked.trained(model, masks, data, tmp_path, epochs=1.0)
     masks.eval()
@@ -373,7 +372,7 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
     """After three steps the float model's logits and the fake-quantized one's, once what was stored gave the latter."""
     auto = {"sequence": AUTO, "mask": "AutoModelForMaskedLM"}[head]
     (folder / "target").mkdir(parents=True)
-    save_model(model, world.tokenizer(), folder / "source")
+    save_model(model, factories.tokenizer(), folder / "source")
     work = Work(folder / "source", folder / "target", auto, probe_inputs(folder / "source"), lambda _: batches())
     masks = backend.masks(model, work, kind, 0.5)
     optimizer = torch.optim.AdamW([*model.train().parameters(), *masks.train().parameters()], lr=1e-3)
@@ -387,7 +386,7 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
     with masks.applied(model, 1.0):
         trained = logits_of(model, work.probe)
     masks.settle(model)
-    save_model(model, world.tokenizer(), folder / "source")
+    save_model(model, factories.tokenizer(), folder / "source")
     found = backend.quantize(replace(work, ranges=masks.ranges()))
     # Float kernels differ in the last bits, which is a whole step of what lies just between two.
     assert np.median(np.abs(found - trained)) <= 1e-5
@@ -408,23 +407,23 @@ INT8 = [
 def test_int8_logits_are_within_a_step_of_the_fake_quantized_models(
     family: str, kind: str, options: Any, tmp_path: Path
 ) -> None:
-    stored(BACKENDS.parse({"use": "onnx_int8", "mode": "static", **options}), world.model(family), tmp_path, kind)
+    stored(BACKENDS.parse({"use": "onnx_int8", "mode": "static", **options}), factories.model(family), tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", ["ema", "learned"])
 def test_so_are_those_of_a_pruned_model(kind: str, tmp_path: Path) -> None:
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static"})
-    stored(backend, cut(world.model(), UNEVEN), tmp_path, kind)
+    stored(backend, cut(factories.model(), UNEVEN), tmp_path, kind)
 
 
 def test_so_are_those_of_a_mask_head_whose_weights_are_the_words(tmp_path: Path) -> None:
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static"})
-    stored(backend, world.model(head="mask"), tmp_path, head="mask")
+    stored(backend, factories.model(head="mask"), tmp_path, head="mask")
 
 
 @pytest.mark.parametrize("layout", ["stock", "uneven"])
 def test_int4_logits_are_the_fake_quantized_models(layout: str, tmp_path: Path) -> None:
-    model = world.model() if layout == "stock" else cut(world.model(), UNEVEN)
+    model = factories.model() if layout == "stock" else cut(factories.model(), UNEVEN)
     plain, trained = stored(
         BACKENDS.parse({"use": "onnx_int4", "compute": "float32", "block_size": 16}), model, tmp_path
     )
@@ -437,7 +436,7 @@ def test_a_whole_stage_stores_what_it_trained(
 ) -> None:
     train = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "ranges": kind}
     stages = [{"kind": "quantize", "backend": {"use": "onnx_int8", "mode": "static", "rows": 16}, "train": train}]
-    recipe = load(world.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)).recipe
+    recipe = load(factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)).recipe
     context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, tmp_path / "stage")
     made, backend = list[FakeQuantization](), BACKENDS.get("onnx_int8")
     original = backend.masks
@@ -462,12 +461,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from safetensors.torch import save_file
 from hfcompress.stages.base import process_state
-from tests import masked, world
+from tests import factories, masked
 from tests.test_aware import KINDS
 
 kind, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 process_state()
-model = world.model(**masked.CALM)
+model = factories.model(**masked.CALM)
 masks = KINDS[kind](model)
 rank = process_state().process_index
 masked.trained(model, masks, data, folder / str(rank), epochs=1.0, batch_size=8)
@@ -480,7 +479,7 @@ process_state().destroy_process_group()
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_come_to_the_ranges_of_one(kind: str, tmp_path: Path, data: Path) -> None:
-    model = world.model(**masked.CALM)
+    model = factories.model(**masked.CALM)
     masks = KINDS[kind](model)
     masked.trained(model, masks, data, tmp_path / "one", epochs=1.0)
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -18,7 +18,7 @@ from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -105,8 +105,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def source(family: str, layout: str, hidden: int) -> Path:
         path = tmp_path_factory.mktemp("float")
-        model = world.model(family, hidden=hidden, heads=4, ffn=2 * hidden)
-        save_model(model if hidden != 128 else cut(model, LAYOUTS[layout]), world.tokenizer(), path)
+        model = factories.model(family, hidden=hidden, heads=4, ffn=2 * hidden)
+        save_model(model if hidden != 128 else cut(model, LAYOUTS[layout]), factories.tokenizer(), path)
         return path
 
     @cache
@@ -114,7 +114,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         origin, target = source(family, layout, hidden), tmp_path_factory.mktemp(name)
         probe = probe_inputs(origin)
         logits = BACKENDS.parse({"use": name, **options}).quantize(Work(origin, target, AUTO, probe))
-        world.tokenizer().save_pretrained(target)
+        factories.tokenizer().save_pretrained(target)
         return Made(target, origin, probe, logits_of(load_model(origin, AUTO), probe), logits)
 
     return make
@@ -231,8 +231,8 @@ def test_a_skip_that_names_no_module_is_refused(quantized: Quantized, tmp_path: 
 
 
 def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> None:
-    model = cut(world.model(hidden=64, ffn=128), [Keep((0, 1, 2), tuple(range(128)))] * 2)
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    model = cut(factories.model(hidden=64, ffn=128), [Keep((0, 1, 2), tuple(range(128)))] * 2)
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     with pytest.raises(HfcompressError, match="64 inputs and 48 outputs"):
         BACKENDS.parse("bnb_4bit").quantize(
             Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
@@ -253,10 +253,10 @@ def test_quantizing_leaves_the_source_alone(name: str, quantized: Quantized) -> 
 def test_weights_that_are_not_finite_are_refused_by_name(name: str, tmp_path: Path) -> None:
     import torch
 
-    model = world.model(hidden=64, ffn=128)
+    model = factories.model(hidden=64, ffn=128)
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("nan")
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
@@ -267,11 +267,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, tmp_path: Pa
 def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) -> None:
     import torch
 
-    model = world.model(hidden=64, ffn=128)
+    model = factories.model(hidden=64, ffn=128)
     with torch.no_grad():
         weight = model.bert.encoder.layer[1].output.dense.weight
         weight[4, 2], weight[7] = 1e6, 0
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     BACKENDS.parse(name).quantize(work)
@@ -284,10 +284,10 @@ def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) 
 def test_a_weight_that_half_precision_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
     import torch
 
-    model = world.model(hidden=64, ffn=128)
+    model = factories.model(hidden=64, ffn=128)
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = 1e6
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):

@@ -18,7 +18,7 @@ from hfcompress.models.shape import Shape, shape_of
 from hfcompress.quantization.backends import gptq
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 LLAMA = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
@@ -33,7 +33,7 @@ def shape(**changes: Any) -> Shape:
 
 
 def rows(count: int) -> Sequence[Any]:
-    return [{k: v.numpy() for k, v in world.batch(4, 12, seed).items()} for seed in range(count // 4)]
+    return [{k: v.numpy() for k, v in factories.batch(4, 12, seed).items()} for seed in range(count // 4)]
 
 
 def test_the_plan_counts_a_scale_and_a_zero_point_a_group() -> None:
@@ -94,7 +94,7 @@ def test_a_gpu_and_the_package_are_needed(
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return world.save(world.model("llama", hidden=128, heads=4, ffn=128), tmp_path / "float")
+    return factories.save(factories.model("llama", hidden=128, heads=4, ffn=128), tmp_path / "float")
 
 
 def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
@@ -109,7 +109,7 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
 
     def load(path: Path, quantization_config: Any, **options: Any) -> Any:
         asked.update(options, path=path, quantization=quantization_config, rows=list(quantization_config.dataset))
-        asked["model"] = world.model("llama", hidden=128, heads=4, ffn=128)
+        asked["model"] = factories.model("llama", hidden=128, heads=4, ffn=128)
         asked["model"].config.quantization_config = quantization_config
         return asked["model"]
 
@@ -148,7 +148,7 @@ def test_the_rounded_model_reloads_in_a_fresh_process(layout: str, source: Path,
     model = load_model(source, AUTO)
     if layout == "uneven":
         model = cut(model, [Keep((1,), tuple(range(64))), Keep((0, 1), tuple(range(128)))])
-        save_model(model, world.tokenizer(), source)
+        save_model(model, factories.tokenizer(), source)
     target, probe = tmp_path / "out", probe_inputs(source)
     logits = backend(group_size=32).quantize(Work(source, target, AUTO, probe, rows))
     assert 0 < np.abs(logits - logits_of(model, probe)).max() <= 0.4 * max(1.0, np.abs(logits).max())

@@ -31,7 +31,7 @@ from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
 from hfcompress.quantization.calibration import calibrate
 from hfcompress.quantization.grids.ranges import Ranges
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 WIDTH, FFN = 64, 128
@@ -43,7 +43,7 @@ NEAR = 0.15
 
 
 def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in world.batch(rows, length, seed).items()}
+    return {name: tensor.numpy() for name, tensor in factories.batch(rows, length, seed).items()}
 
 
 ROWS = [batch_of(8, 30, seed=7), batch_of(8, 14, seed=8), batch_of(3, 37, seed=9)]
@@ -78,8 +78,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def source(family: str, head: str, layout: str) -> Path:
         path = tmp_path_factory.mktemp("float")
-        model = world.model(family, hidden=WIDTH, ffn=FFN, head=head)
-        save_model(cut(model, UNEVEN) if layout == "uneven" else model, world.tokenizer(), path)
+        model = factories.model(family, hidden=WIDTH, ffn=FFN, head=head)
+        save_model(cut(model, UNEVEN) if layout == "uneven" else model, factories.tokenizer(), path)
         return path
 
     @cache
@@ -162,7 +162,7 @@ def test_reduce_range_leaves_weights_of_7_bits(mode: str, quantized: Quantized) 
 def test_embeddings_can_stay_in_float_or_have_4_bits(quantized: Quantized) -> None:
     def words(**options: Any) -> set[int]:
         graph = quantized(**options).graph.graph
-        return {t.data_type for t in graph.initializer if tuple(t.dims) == (len(world.WORDS), WIDTH)}
+        return {t.data_type for t in graph.initializer if tuple(t.dims) == (len(factories.WORDS), WIDTH)}
 
     assert words() == {TensorProto.INT8}
     assert words(embeddings=False) == {TensorProto.FLOAT}
@@ -331,7 +331,7 @@ def test_the_products_run_in_integers(mode: str, quantized: Quantized, tmp_path:
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_saved_answers_the_same_in_a_fresh_process(mode: str, quantized: Quantized) -> None:
     made = quantized(layout="uneven", mode=mode)
-    world.tokenizer().save_pretrained(made.path)
+    factories.tokenizer().save_pretrained(made.path)
     assert set(verify(open_artifact(made.path), made.logits, AUTO)) == {"onnx"}
 
 
@@ -371,10 +371,10 @@ def test_the_config_beside_a_graph_asks_for_no_remote_code(quantized: Quantized)
 
 
 def odd_model(tmp_path: Path, change: Callable[[Any], None]) -> Path:
-    model = world.model(hidden=WIDTH, ffn=FFN)
+    model = factories.model(hidden=WIDTH, ffn=FFN)
     with torch.no_grad():
         change(model)
-    return world.save(model, tmp_path / "odd")
+    return factories.save(model, tmp_path / "odd")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -447,7 +447,7 @@ def seen_inputs(model: Any, batches: list[Any]) -> dict[str, Any]:
 
 
 def test_minmax_is_all_that_was_seen() -> None:
-    model = world.model()
+    model = factories.model()
     found = calibrate(model, ROWS, "minmax").inputs
     expected = seen_inputs(model, ROWS)
     assert set(found) == set(expected)
@@ -457,7 +457,7 @@ def test_minmax_is_all_that_was_seen() -> None:
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 100.0])
 def test_percentile_cuts_as_much_at_both_ends(percentile: float) -> None:
-    model = world.model()
+    model = factories.model()
     found = calibrate(model, ROWS, "percentile", percentile).inputs
     for path, values in seen_inputs(model, ROWS).items():
         width = (max(float(values.max()), 0) - min(float(values.min()), 0)) / 2048
@@ -491,7 +491,7 @@ def literal_threshold(values: Any) -> float:
 
 
 def test_entropy_is_the_threshold_of_least_divergence() -> None:
-    model = world.model(layers=1)
+    model = factories.model(layers=1)
     found = calibrate(model, ROWS, "entropy").inputs
     everything = seen_inputs(model, ROWS)
     values = everything["bert.encoder.layer.0.output.dense"]
@@ -503,7 +503,7 @@ def test_entropy_is_the_threshold_of_least_divergence() -> None:
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_padding_counts_in_no_statistic(method: Any) -> None:
-    model, batch = world.model(layers=1), batch_of(6, 25)
+    model, batch = factories.model(layers=1), batch_of(6, 25)
     junk = {**batch, "input_ids": np.where(batch["attention_mask"] == 1, batch["input_ids"], 6)}
     more = {name: np.pad(value, ((0, 0), (0, 12))) for name, value in batch.items()}
     plain = calibrate(model, [batch], method, 99.0).inputs
@@ -514,7 +514,7 @@ def test_padding_counts_in_no_statistic(method: Any) -> None:
 
 
 def test_a_model_that_overflows_names_the_layer_and_no_rows_are_told() -> None:
-    model = world.model()
+    model = factories.model()
     with pytest.raises(HfcompressError, match="no rows to calibrate on"):
         calibrate(model, [], "minmax")
     with torch.no_grad():

@@ -24,7 +24,7 @@ from hfcompress.quantization.graphs.embeddings import embedding_gathers, quantiz
 from hfcompress.quantization.grids.blocks import block_codes, rounded_blocks
 from hfcompress.quantization.grids.embeddings import rounded_rows
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 HIDDEN = 40
@@ -32,7 +32,7 @@ HIDDEN = 40
 
 
 def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in world.batch(rows, length, seed).items()}
+    return {name: tensor.numpy() for name, tensor in factories.batch(rows, length, seed).items()}
 
 
 def graph_of(model: Any, folder: Path) -> onnx.ModelProto:
@@ -146,7 +146,7 @@ def rounded_tables(model: Any, bits: Any) -> Any:
      "albert", "deberta-v2", "modernbert", "qwen3"))],
 )  # fmt: skip
 def test_a_graph_with_rounded_tables_is_the_model_with_rounded_tables(family: str, bits: Any, tmp_path: Path) -> None:
-    model = world.model(family, hidden=HIDDEN, heads=4, seed=3)
+    model = factories.model(family, hidden=HIDDEN, heads=4, seed=3)
     graph = graph_of(model, tmp_path)
     tables = embedding_gathers(graph)
     quantize_embeddings(graph, bits)
@@ -160,7 +160,7 @@ def test_a_graph_with_rounded_tables_is_the_model_with_rounded_tables(family: st
 
 
 def test_a_table_s_bytes_are_its_codes(tmp_path: Path) -> None:
-    model = world.model(hidden=HIDDEN)
+    model = factories.model(hidden=HIDDEN)
     table = model.get_input_embeddings().weight.detach()
     name = "model.bert.embeddings.word_embeddings.weight"
     for bits in (8, 4):
@@ -180,16 +180,18 @@ def test_a_table_s_bytes_are_its_codes(tmp_path: Path) -> None:
 def test_no_table_is_dequantized_whole(tmp_path: Path) -> None:
     """Nothing but a gather reads what is as long as the vocabulary."""
     for bits in (8, 4):
-        graph = graph_of(world.model(), tmp_path)
+        graph = graph_of(factories.model(), tmp_path)
         quantize_embeddings(graph, bits)  # type: ignore[arg-type]
-        long = {name for name, tensor in tensors(graph).items() if tensor.dims and tensor.dims[0] == len(world.WORDS)}
+        long = {
+            name for name, tensor in tensors(graph).items() if tensor.dims and tensor.dims[0] == len(factories.WORDS)
+        }
         readers = {node.op_type for node in graph.graph.node if long & set(node.input)}
         assert len(long) == 2
         assert readers == ({"Gather"} if bits == 8 else {"GatherBlockQuantized"})
 
 
 def test_a_table_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     graph = graph_of(model, tmp_path)
     table = model.get_input_embeddings().weight.detach().clone()
     table[3, 1], table[7, 0] = float("nan"), float("inf")
@@ -200,11 +202,11 @@ def test_a_table_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_words_that_a_mask_head_multiplies_with_are_stored_once(family: str, tmp_path: Path) -> None:
-    model = world.model(family, head="mask")
+    model = factories.model(family, head="mask")
     graph = graph_of(model, tmp_path)
 
     def copies() -> int:
-        sides = {len(world.WORDS), 32}
+        sides = {len(factories.WORDS), 32}
         return sum(set(t.dims) == sides and t.data_type == TensorProto.FLOAT for t in graph.graph.initializer)
 
     assert copies() == 2
@@ -224,10 +226,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     @cache
     def source(family: str, head: str) -> Path:
         path = tmp_path_factory.mktemp("float")
-        model = world.model(family, hidden=64, heads=4, ffn=100, head=head)
+        model = factories.model(family, hidden=64, heads=4, ffn=100, head=head)
         if head == "sequence" and family == "bert":
             model = cut(model, [Keep((1, 3), tuple(range(77))), Keep((0, 1, 2), tuple(range(0, 100, 3)))])
-        save_model(model, world.tokenizer(), path)
+        save_model(model, factories.tokenizer(), path)
         return path
 
     @cache
@@ -288,7 +290,7 @@ def test_int8_products_are_near_those_of_floats(made: Callable[..., Any]) -> Non
 @pytest.mark.parametrize(
     ("family", "head"),
     [("bert", "mask"), ("llama", "causal"), ("albert", "sequence"),
-     *(pytest.param(*x, marks=pytest.mark.slow) for x in world.headed() if x[0] in ("bert", "mpnet", "deberta-v2",
+     *(pytest.param(*x, marks=pytest.mark.slow) for x in factories.headed() if x[0] in ("bert", "mpnet", "deberta-v2",
        "modernbert", "qwen3"))],
 )  # fmt: skip
 def test_every_linear_layer_of_any_model_is_in_4_bits(family: str, head: str, made: Callable[..., Any]) -> None:
@@ -310,7 +312,7 @@ def test_kept_layers_stay_floats(made: Callable[..., Any]) -> None:
 
 
 def test_a_weight_that_is_nan_is_refused_by_name(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("inf")
     backend = BACKENDS.parse("onnx_int4")
@@ -319,7 +321,7 @@ def test_a_weight_that_is_nan_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_channels_of_zeros_are_noted(tmp_path: Path) -> None:
-    model, work = world.model(), Work(tmp_path, tmp_path, AUTO, {})
+    model, work = factories.model(), Work(tmp_path, tmp_path, AUTO, {})
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4:6] = 0
     BACKENDS.parse("onnx_int4").note_odd_weights(linears(model), work)
@@ -345,7 +347,7 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "head"),
     [("bert", "sequence"), ("bert", "mask"), ("mpnet", "token"),
-     *(pytest.param(*x, marks=pytest.mark.slow) for x in world.headed())],
+     *(pytest.param(*x, marks=pytest.mark.slow) for x in factories.headed())],
 )  # fmt: skip
 def test_half_precision_answers_like_the_float_model(family: str, head: str, made: Callable[..., Any]) -> None:
     work, found = made("onnx_fp16", family, head)
@@ -356,7 +358,7 @@ def test_half_precision_answers_like_the_float_model(family: str, head: str, mad
     graph = graph_in(work)
     floats = [t.name for t in graph.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
     assert floats == []
-    words = [t for t in graph.graph.initializer if len(world.WORDS) in t.dims and len(t.dims) > 1]
+    words = [t for t in graph.graph.initializer if len(factories.WORDS) in t.dims and len(t.dims) > 1]
     assert len(words) == 1 or head == "causal"  # nobody ties the words of these decoders
 
 
@@ -364,7 +366,7 @@ def test_half_precision_answers_like_the_float_model(family: str, head: str, mad
 def test_half_precision_refuses_weights_that_it_has_no_room_for(value: float) -> None:
     from hfcompress.quantization.backends.onnx_fp16 import _require_room
 
-    model = world.model()
+    model = factories.model()
     _require_room(model)
     with torch.no_grad():
         model.bert.pooler.dense.weight[0, 0] = value
@@ -390,7 +392,7 @@ def test_the_directory_tells_its_dtype_and_answers_the_same_in_a_fresh_process(
     name: str, dtype: str, made: Callable[..., Any]
 ) -> None:
     work, found = made(name)
-    world.tokenizer().save_pretrained(work.target)
+    factories.tokenizer().save_pretrained(work.target)
     artifact = open_artifact(work.target)
     assert (artifact.dtype, artifact.runtime, artifact.quantized) == (dtype, "onnx", True)
     verify(artifact, found, AUTO)
@@ -413,9 +415,9 @@ def test_the_dtype_is_that_of_the_linear_layers(
     [("onnx_fp16", {}), ("onnx_int4", {}), ("onnx_int4", {"embedding_bits": 8}), ("onnx_int4", {"block_size": 128})],
 )
 def test_the_plan_s_bytes_are_those_of_the_tensors(name: str, options: Any, tmp_path: Path) -> None:
-    words = [*world.WORDS, *(f"word{i}" for i in range(2000))]
-    model = world.model(hidden=128, ffn=512, vocab_size=len(words))
-    save_model(model, world.tokenizer(words), tmp_path / "float")
+    words = [*factories.WORDS, *(f"word{i}" for i in range(2000))]
+    model = factories.model(hidden=128, ffn=512, vocab_size=len(words))
+    save_model(model, factories.tokenizer(words), tmp_path / "float")
     source = open_artifact(tmp_path / "float")
     (tmp_path / "out").mkdir()
     backend = BACKENDS.parse({"use": name, **options})

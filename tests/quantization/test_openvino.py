@@ -21,7 +21,7 @@ from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
 from hfcompress.quantization.graphs.optimum import rows_alone
 from hfcompress.run.push import uploads
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 needs_openvino = pytest.mark.skipif(
     OpenvinoInt8().unavailable() is not None, reason="OpenVINO needs an environment of its own"
@@ -36,7 +36,7 @@ def backend(**options: Any) -> Any:
 
 
 def rows(count: int, length: int = 12) -> Sequence[Any]:
-    return [{k: v.numpy() for k, v in world.batch(4, length, seed).items()} for seed in range(-(-count // 4))]
+    return [{k: v.numpy() for k, v in factories.batch(4, length, seed).items()} for seed in range(-(-count // 4))]
 
 
 # Everywhere
@@ -142,7 +142,7 @@ def test_a_directory_is_told_by_its_graph(types: list[str], dtype: str, tmp_path
 
 
 def test_safetensors_beside_a_graph_are_what_is_opened(tmp_path: Path) -> None:
-    world.save(world.model(), tmp_path)
+    factories.save(factories.model(), tmp_path)
     (tmp_path / "openvino_model.xml").write_text("<net/>", encoding="utf-8")
     (tmp_path / "openvino_model.bin").write_bytes(b"")
     assert open_artifact(tmp_path).runtime == "torch"
@@ -199,12 +199,12 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def make(family: str = "bert", layout: str = "stock", head: str = "sequence", **options: Any) -> Any:
         origin, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("openvino")
-        model, auto = world.model(family, head=head), f"AutoModel{HEADS[head]}"
+        model, auto = factories.model(family, head=head), f"AutoModel{HEADS[head]}"
         if layout == "uneven":
             model = cut(model, [Keep((1, 3), tuple(range(48))), Keep((), tuple(range(0, 64, 4)))])
-        save_model(model, world.tokenizer(), origin)
+        save_model(model, factories.tokenizer(), origin)
         logits = backend(**options).quantize(Work(origin, target, auto, probe_inputs(origin), rows))
-        world.tokenizer().save_pretrained(target)
+        factories.tokenizer().save_pretrained(target)
         return origin, target, load_model(origin, auto), logits
 
     return make
@@ -223,7 +223,7 @@ def answers(path: Path, batch: Any) -> Any:
 
 
 def array_batch(*size: int) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in world.batch(*size).items()}
+    return {name: tensor.numpy() for name, tensor in factories.batch(*size).items()}
 
 
 @needs_openvino
@@ -301,7 +301,7 @@ def test_every_matrix_of_weights_is_in_8_bits(options: dict[str, Any], quantized
     _, target, _, _ = quantized(**options)
     kinds = dict.fromkeys(kind for kind, shape in constants(target) if shape in ((32, 32), (64, 32), (32, 64)))
     assert set(kinds) <= {"i8", "u8"}
-    assert (len(world.WORDS), 32) in [shape for kind, shape in constants(target) if kind in ("i8", "u8")]
+    assert (len(factories.WORDS), 32) in [shape for kind, shape in constants(target) if kind in ("i8", "u8")]
     assert len([1 for kind, _ in constants(target) if kind in ("i8", "u8")]) >= 2 * 6 + 1
     activations = [x for x in ElementTree.parse(target / "openvino_model.xml").getroot().iter("layer")
                    if x.get("type") == "FakeQuantize"]  # fmt: skip

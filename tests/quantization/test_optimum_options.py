@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from hfcompress.models.shape import shape_of
 from hfcompress.quantization.backends.base import BACKENDS
-from tests import factories as world
+from tests import factories
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_an_option_that_changes_nothing_is_refused(options: dict[str, Any], mess
 
 
 def test_the_plan_tells_tables_from_layers() -> None:
-    shape = shape_of(world.model().config.to_dict())
+    shape = shape_of(factories.model().config.to_dict())
     both, layers = (BACKENDS.parse({"use": "optimum_onnx", "embeddings": x}).plan(shape) for x in (True, False))
     assert (both.linear_bits, both.embedding_bits) == (8, 8)
     assert (layers.linear_bits, layers.embedding_bits) == (8, 32)
@@ -51,7 +51,7 @@ def test_a_transformers_that_optimum_cannot_stand_is_told(
 
 def test_a_head_that_reads_a_cache_is_refused() -> None:
     backend = BACKENDS.parse("optimum_onnx")
-    assert backend.problems(shape_of(world.model().config.to_dict())) == []
-    (problem,) = backend.problems(shape_of(world.model("llama", head="causal").config.to_dict(), head="causal"))
+    assert backend.problems(shape_of(factories.model().config.to_dict())) == []
+    (problem,) = backend.problems(shape_of(factories.model("llama", head="causal").config.to_dict(), head="causal"))
     assert "causal head" in problem
     assert "onnx_int8" in problem

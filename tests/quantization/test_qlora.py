@@ -33,7 +33,7 @@ from hfcompress.recipe.schema import check, load
 from hfcompress.run.push import uploads
 from hfcompress.training.lora import Lora, add_lora
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.training.test_distributed import SCRIPT, _two_processes
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -51,7 +51,7 @@ ROUNDINGS = [b for b in BACKENDS_HERE if isinstance(b, str) or "compute_dtype" n
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """One that is not so sure that rounding could not move its answers."""
-    return world.fine_tuned(tmp_path_factory.mktemp("teacher"), data, steps=40, **WIDTHS, **CALM)
+    return factories.fine_tuned(tmp_path_factory.mktemp("teacher"), data, steps=40, **WIDTHS, **CALM)
 
 
 @dataclass
@@ -89,7 +89,7 @@ def run(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         folder = folder or tmp_path_factory.mktemp("qlora")
         training = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3, "lora": {"r": 4}} | train
         stages = [{"kind": "quantize", "backend": backend, "train": training}]
-        recipe = load(world.recipe(folder / "recipe.yaml", teacher, data, stages=stages)).recipe
+        recipe = load(factories.recipe(folder / "recipe.yaml", teacher, data, stages=stages)).recipe
         context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, folder / "stage", callbacks)
         shutil.rmtree(context.model_directory, ignore_errors=True)
         recipe.stages[0].run(open_artifact(source), context)
@@ -106,7 +106,7 @@ def trained(run: Run) -> Done:
 @pytest.fixture(scope="module")
 def uneven(run: Run, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     path = tmp_path_factory.mktemp("uneven")
-    save_model(cut(load_model(teacher, CLASSIFIER), UNEVEN), world.tokenizer(), path)
+    save_model(cut(load_model(teacher, CLASSIFIER), UNEVEN), factories.tokenizer(), path)
     return run(source=path, lora={"r": 4, "targets": ["key", "attention_output", "ffn_in", "ffn_out"]})
 
 
@@ -122,7 +122,7 @@ def reloaded(path: Path, auto_class: str = CLASSIFIER, adapter: bool = True) -> 
 
 def answers(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model.eval(), world.batch(8)).logits
+        return observe(model.eval(), factories.batch(8)).logits
 
 
 # Training
@@ -144,8 +144,8 @@ def test_the_quantized_weights_stay_bit_for_bit_and_the_head_is_trained(
 @pytest.mark.parametrize("backend", ["bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4", "double_quant": True}])
 def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(backend: Any, tmp_path: Path) -> None:
     """On a CPU, and also after the model was judged: what is packed for inference lets no gradient through."""
-    plain, made = world.model(**WIDTHS, **CALM), BACKENDS.parse(backend)
-    save_model(plain, world.tokenizer(), tmp_path / "float")
+    plain, made = factories.model(**WIDTHS, **CALM), BACKENDS.parse(backend)
+    save_model(plain, factories.tokenizer(), tmp_path / "float")
     made.quantize(Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
     for layer in plain.bert.encoder.modules():
         if isinstance(layer, torch.nn.Linear):
@@ -157,7 +157,7 @@ def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(bac
         torch.manual_seed(0)
         add_lora(model, Lora(r=2, targets=["query", "ffn_in"]))
         before = answers(model)
-        logits = observe(model.train(), world.batch(8)).logits
+        logits = observe(model.train(), factories.batch(8)).logits
         assert torch.allclose(logits, before, atol=1e-5)
         logits.pow(2).sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
@@ -169,7 +169,7 @@ def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(bac
 
 def test_training_brings_the_quantized_model_nearer_to_the_float_one(trained: Done, teacher: Path, data: Path) -> None:
     lines = (data / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    batch = world.tokenizer()([line.partition("\t")[0] for line in lines], padding=True, return_tensors="pt")
+    batch = factories.tokenizer()([line.partition("\t")[0] for line in lines], padding=True, return_tensors="pt")
 
     def said(model: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -193,7 +193,7 @@ def test_a_fresh_process_gives_the_same_answers_of_uneven_layers(uneven: Done) -
 
 
 def test_padding_changes_no_answer(trained: Done) -> None:
-    model, batch = reloaded(trained.path), world.batch(4)
+    model, batch = reloaded(trained.path), factories.batch(4)
     together = observe(model, batch).logits
     for row, length in enumerate(batch["attention_mask"].sum(1)):
         alone = observe(model, {name: t[row : row + 1, :length] for name, t in batch.items()}).logits
@@ -305,8 +305,8 @@ def test_a_rank_above_a_weight_s_own_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", "bnb_8bit"])
 def test_adapters_start_from_what_quantizing_took(backend: str, tmp_path: Path) -> None:
-    plain, options = world.model(**WIDTHS), Lora(r=4, alpha=6.0, init="loftq", targets=["key"])
-    save_model(plain, world.tokenizer(), tmp_path / "float")
+    plain, options = factories.model(**WIDTHS), Lora(r=4, alpha=6.0, init="loftq", targets=["key"])
+    save_model(plain, factories.tokenizer(), tmp_path / "float")
     name = "bert.encoder.layer.1.attention.self.key"
     work = Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, {}, keep=frozenset({name.replace("1", "0")}))
     BACKENDS.parse(backend).quantize(replace(work, probe=probe_inputs(work.source)))
@@ -357,7 +357,7 @@ def test_loftq_where_nothing_is_quantized_is_refused(
     stage: dict[str, Any], message: str, teacher: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(HfcompressError, match=message):
-        check(load(world.recipe(tmp_path / "recipe.yaml", teacher, data, stages=[stage])))
+        check(load(factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=[stage])))
 
 
 # What bitsandbytes stores
@@ -367,7 +367,7 @@ def test_loftq_where_nothing_is_quantized_is_refused(
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_every_head_and_option_reloads_with_the_same_answers(backend: Any, head: str, tmp_path: Path) -> None:
     auto_class = f"AutoModel{HEADS[head]}"
-    save_model(world.model(head=head, **WIDTHS), world.tokenizer(), tmp_path / "float")
+    save_model(factories.model(head=head, **WIDTHS), factories.tokenizer(), tmp_path / "float")
     probe = probe_inputs(tmp_path / "float")
     made = BACKENDS.parse(backend).quantize(Work(tmp_path / "float", tmp_path / "low", auto_class, probe))
     assert np.array_equal(logits_of(reloaded(tmp_path / "low", auto_class, adapter=False), probe), made)
@@ -383,8 +383,8 @@ def test_every_head_and_option_reloads_with_the_same_answers(backend: Any, head:
 def test_rounded_is_what_is_stored(backend: Any, tmp_path: Path) -> None:
     from peft.utils.integrations import dequantize_module_weight
 
-    plain, made = world.model(**WIDTHS), BACKENDS.parse(backend)
-    save_model(plain, world.tokenizer(), tmp_path / "float")
+    plain, made = factories.model(**WIDTHS), BACKENDS.parse(backend)
+    save_model(plain, factories.tokenizer(), tmp_path / "float")
     made.quantize(Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
     low = reloaded(tmp_path / "low", adapter=False)
     for path in ("bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.0.attention.self.value"):
@@ -395,7 +395,7 @@ def test_rounded_is_what_is_stored(backend: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", "bnb_8bit"])
 def test_a_kept_layer_is_that_layer_alone(backend: str, tmp_path: Path) -> None:
-    save_model(world.model(layers=12, **WIDTHS), world.tokenizer(), tmp_path / "float")
+    save_model(factories.model(layers=12, **WIDTHS), factories.tokenizer(), tmp_path / "float")
     path, probe = "bert.encoder.layer.1.output.dense", probe_inputs(tmp_path / "float")
     work = Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe, keep=frozenset({path}))
     made = BACKENDS.parse(backend).quantize(work)
@@ -410,7 +410,7 @@ def test_a_kept_layer_is_that_layer_alone(backend: str, tmp_path: Path) -> None:
 def test_widths_that_4_bit_blocks_do_not_divide_are_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shape = shape_of(world.model(**WIDTHS).config.to_dict())
+    shape = shape_of(factories.model(**WIDTHS).config.to_dict())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made = BACKENDS.parse("bnb_4bit")
     assert made.problems(shape) == []
@@ -434,8 +434,8 @@ def test_widths_that_4_bit_blocks_do_not_divide_are_refused_before_anything_runs
 def test_a_recipe_runs_to_its_card(teacher: Path, data: Path, tmp_path: Path) -> None:
     train = {"epochs": 1, "batch_size": 16, "lora": {"r": 4, "init": "loftq"}}
     stages = [{"kind": "quantize", "backend": "bnb_4bit", "train": train}]
-    recipe = world.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)
-    assert world.run_cli("run", recipe, "--output", tmp_path / "run") == 0
+    recipe = factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)
+    assert factories.run_cli("run", recipe, "--output", tmp_path / "run") == 0
     assert (tmp_path / "run" / "final" / "adapter" / "adapter_model.safetensors").is_file()
     stage = json.loads((tmp_path / "run" / "01-quantize" / "stage.json").read_text(encoding="utf-8"))
     assert stage["reload"]["transformers"] == 0
@@ -453,7 +453,7 @@ def test_two_processes_train_the_same_adapters(
     train = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "lora": lora}
     stages = [{"kind": "quantize", "backend": backend, "train": train}]
     (tmp_path / "script.py").write_text(SCRIPT)
-    recipe = world.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)
+    recipe = factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)
     _two_processes(tmp_path / "script.py", tmp_path / "home", recipe, tmp_path / "two")
     two = tmp_path / "two" / "01-quantize" / "model"
     for name, tensor in load_file(two / "adapter" / "adapter_model.safetensors").items():

@@ -21,7 +21,7 @@ from hfcompress.quantization.mixed_precision import fewest, together
 from hfcompress.quantization.stage import Quantize
 from hfcompress.recipe.schema import check, load
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.test_recipes_run import InThisProcess
 
 
@@ -41,14 +41,14 @@ class Coarse(Backend):
         for path in set(linears(model)) - work.keep:
             layer = model.get_submodule(path)
             layer.weight.data = self.rounded(layer.weight.data)
-        save_model(model, world.tokenizer(), work.target)
+        save_model(model, factories.tokenizer(), work.target)
         return logits_of(model, work.probe)
 
 
 @pytest.fixture
 def context(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
     monkeypatch.setattr("hfcompress.quantization.mixed_precision.ModelProcess", InThisProcess)
-    recipe = load(world.recipe(tmp_path / "r.yaml", teacher, data)).recipe
+    recipe = load(factories.recipe(tmp_path / "r.yaml", teacher, data)).recipe
     source = open_artifact(teacher)
     (tmp_path / "work" / "model").mkdir(parents=True)
     return StageContext(recipe.task, 0, source, {}, tmp_path / "work")
@@ -106,24 +106,24 @@ def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageConte
 
     worst = context.notes["mixed"]["layers"][0]
     model = load_model(context.source.path, context.task.auto_class)
-    rows = context.encoded("dev", world.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
-    before, _ = answers(model, rows, world.tokenizer(), context.task)
+    rows = context.encoded("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
+    before, _ = answers(model, rows, factories.tokenizer(), context.task)
     layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()
-    after, order = answers(model, rows, world.tokenizer(), context.task)
+    after, order = answers(model, rows, factories.tokenizer(), context.task)
     assert worst["error"] == pytest.approx(float(np.linalg.norm(after - before) / np.linalg.norm(before)), rel=1e-5)
     assert worst["metric"] == context.task.score(*context.task.judge(after, rows.select(order)))
 
 
 def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
     for family in ("bert", "llama", "modernbert", "albert"):
-        model = world.model(family)
+        model = factories.model(family)
         groups = together(model)
         assert sorted(path for paths in groups for path in paths) == sorted(linears(model))
         sizes = sorted(len(paths) for paths in groups)
         largest = {"bert": [3, 3], "llama": [2, 2, 3, 3], "modernbert": [], "albert": [3]}[family]
         assert [n for n in sizes if n > 1] == largest
-    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in together(world.model("llama"))
+    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in together(factories.model("llama"))
 
 
 def test_a_budget_that_all_layers_hold_is_met_at_once(context: StageContext) -> None:
@@ -146,7 +146,7 @@ def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
 
 
 def test_simulating_leaves_the_model_as_it_was() -> None:
-    model = world.model()
+    model = factories.model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     work: Any = None
     with Coarse().simulated(model, linears(model), work):
@@ -183,7 +183,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
     ],
 )
 def test_what_would_change_nothing_or_cannot_be_is_refused(options: dict[str, Any], key: Any, message: str) -> None:
-    shape = shape_of(world.model(hidden=64, ffn=128).config.to_dict())
+    shape = shape_of(factories.model(hidden=64, ffn=128).config.to_dict())
     task: Any = type("Task", (), {"streamed": False, "head": "sequence", "max_length": 16})
     found = Quantize.model_validate({"kind": "quantize", **options}).problems(shape, {"parent": shape}, task)
     assert [(p.key, message in p.message) for p in found] == [(key, True)]
@@ -193,7 +193,7 @@ def test_a_plan_needs_nothing_installed_and_a_check_does(
     tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BACKENDS.get("onnx_int8"), "unavailable", lambda self: ("no such machine", "buy one"))
-    loaded = load(world.recipe(tmp_path / "r.yaml", teacher, data))
+    loaded = load(factories.recipe(tmp_path / "r.yaml", teacher, data))
     assert check(loaded, weights=False)
     with pytest.raises(HfcompressError, match="no such machine"):
         check(loaded)
@@ -207,7 +207,7 @@ def test_a_whole_run_tells_what_was_tried_in_its_card(
     for module in ("measure.measure", "measure.verify", "stages.mixed"):
         monkeypatch.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
     stages = [{"kind": "quantize", "backend": "onnx_int8", "max_drop": 0.5}]
-    done = run_(load(world.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)), tmp_path / "run")
+    done = run_(load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)), tmp_path / "run")
     assert done is not None
     notes = json.loads((tmp_path / "run" / "01-quantize" / "stage.json").read_text())["mixed"]
     assert done.report["rounded"]["01-quantize"]["mixed"] == notes

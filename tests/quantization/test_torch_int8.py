@@ -26,7 +26,7 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.quantization.int8_modules import Int8Embedding, Int8Linear, put_int8_layers
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
 UNEVEN = [Keep((1, 3), tuple(range(100))), Keep((), ())]
@@ -46,11 +46,11 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def make(family: str = "bert", head: str = "sequence", uneven: bool = False, **options: Any) -> Work:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("int8")
-        model = world.model(family, hidden=64, ffn=128, head=head)
-        save_model(cut(model, UNEVEN) if uneven else model, world.tokenizer(), source)
+        model = factories.model(family, hidden=64, ffn=128, head=head)
+        save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
         work = Work(source, target, "AutoModel" + HEADS[head], probe_inputs(source))
         BACKENDS.parse({"use": "torch_int8", **options}).quantize(work)
-        world.tokenizer().save_pretrained(target)
+        factories.tokenizer().save_pretrained(target)
         return work
 
     return make
@@ -71,10 +71,10 @@ def relative(found: Any, expected: Any) -> float:
 
 def changed(tmp_path: Path, change: Callable[[Any], None]) -> Work:
     """A model with a change to its weights, and what is to be made of it."""
-    model = world.model()
+    model = factories.model()
     with torch.no_grad():
         change(model)
-    world.save(model, tmp_path / "float")
+    factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
     return Work(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
 
@@ -171,7 +171,7 @@ def test_a_layer_follows_new_weights_and_can_be_copied() -> None:
 
 HEADED = [
     pytest.param(family, head, marks=() if head == "sequence" or family == "bert" else pytest.mark.slow)
-    for family, head in world.headed()
+    for family, head in factories.headed()
 ]
 
 
@@ -216,7 +216,7 @@ def test_the_directory_says_what_it_holds(quantized: Quantized) -> None:
 
 
 def test_every_matrix_is_int8_and_the_plan_s_bytes_are_those_on_disk(tmp_path: Path) -> None:
-    source = world.save(world.model(hidden=256, ffn=512), tmp_path / "float")
+    source = factories.save(factories.model(hidden=256, ffn=512), tmp_path / "float")
     (tmp_path / "int8").mkdir()
     BACKEND.quantize(Work(source, tmp_path / "int8", AUTO, probe_inputs(source)))
     made, plain = open_artifact(tmp_path / "int8"), open_artifact(source)
@@ -249,8 +249,8 @@ def test_embeddings_can_stay_in_float_and_what_shares_them_too(head: str, quanti
 
 def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> None:
     words = 2000
-    model = world.model("llama", head="causal", tie_word_embeddings=False, vocab_size=words, hidden=64)
-    source = world.save(model, tmp_path / "float")
+    model = factories.model("llama", head="causal", tie_word_embeddings=False, vocab_size=words, hidden=64)
+    source = factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
     BACKEND.quantize(Work(source, tmp_path / "int8", "AutoModelForCausalLM", probe_inputs(source)))
     assert stored(tmp_path / "int8")["lm_head.weight"] == "I8"
@@ -260,8 +260,8 @@ def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> Non
 
 
 def test_factored_word_embeddings_are_int8_in_both_parts(tmp_path: Path) -> None:
-    model, _ = factor_embeddings(world.model(), 8, torch.ones(len(world.WORDS), dtype=torch.long))
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    model, _ = factor_embeddings(factories.model(), 8, torch.ones(len(factories.WORDS), dtype=torch.long))
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     work = Work(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
     work.target.mkdir()
     logits = BACKEND.quantize(work)
@@ -295,7 +295,7 @@ def test_tables_that_other_code_reads_stay_in_float(quantized: Quantized) -> Non
 def test_padding_moves_an_answer_by_no_more_than_rounding(family: str, quantized: Quantized) -> None:
     """The grid of a layer's inputs spans the batch, padding included: a row alone gets another grid."""
     work = quantized(family)
-    model, probe = loaded(work), {n: t.numpy() for n, t in world.batch(4, 20).items()}
+    model, probe = loaded(work), {n: t.numpy() for n, t in factories.batch(4, 20).items()}
     together, plain = logits_of(model, probe), logits_of(load_model(work.source, AUTO), probe)
     for row, length in enumerate(probe["attention_mask"].sum(1)):
         alone = logits_of(model, {name: value[row : row + 1, :length] for name, value in probe.items()})
@@ -322,7 +322,7 @@ def test_an_outlier_costs_its_own_channel_alone_and_is_noted(tmp_path: Path) -> 
 
     work = changed(tmp_path, change)
     logits = BACKEND.quantize(work)
-    layer, plain = loaded(work).get_submodule(OUT), world.model().get_submodule(OUT)
+    layer, plain = loaded(work).get_submodule(OUT), factories.model().get_submodule(OUT)
     others = [row for row in range(32) if row != 3]
     assert torch.equal(layer.codes[others].float(), literal_rows(plain.weight)[0][others])
     assert layer.codes[3].tolist() == [127 if column == 5 else 0 for column in range(64)]
@@ -351,7 +351,7 @@ def test_a_kept_layer_may_be_odd(tmp_path: Path) -> None:
 
 
 def test_layers_without_weights_are_left_alone(quantized: Quantized) -> None:
-    model = world.model(hidden=64, ffn=128)
+    model = factories.model(hidden=64, ffn=128)
     model = cut(model, UNEVEN)
     put_int8_layers(model, embeddings=True, keep=())
     layer = model.get_submodule(OUT)

@@ -21,7 +21,7 @@ from hfcompress.models.linears import layer_linears
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 pytest.importorskip("torchao")
 
@@ -42,8 +42,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def make(name: str, uneven: bool = False, hidden: int = 64, keep: frozenset[str] = frozenset()) -> Work:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp(name)
-        model = world.model(hidden=hidden, ffn=2 * hidden)
-        save_model(cut(model, UNEVEN) if uneven else model, world.tokenizer(), source)
+        model = factories.model(hidden=hidden, ffn=2 * hidden)
+        save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
         work = Work(source, target, AUTO, probe_inputs(source), keep=keep)
         work.notes["logits"] = BACKENDS.parse(name).quantize(work)
         return work
@@ -131,11 +131,11 @@ def test_rounded_is_what_is_stored(quantized: Quantized) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_weights_are_noted_and_those_that_are_not_finite_refused(name: str, tmp_path: Path) -> None:
-    model: Any = world.model()
+    model: Any = factories.model()
     with torch.no_grad():
         model.get_submodule(OUT).weight[3] = 0
         model.get_submodule(QUERY).weight[5, 7] = 1e6
-    world.save(model, tmp_path / "float")
+    factories.save(model, tmp_path / "float")
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     work.target.mkdir()
     assert np.isfinite(BACKENDS.parse(name).quantize(work)).all()
@@ -143,14 +143,14 @@ def test_odd_weights_are_noted_and_those_that_are_not_finite_refused(name: str, 
     assert work.notes["odd_weights"][0]["layer"] == QUERY
     with torch.no_grad():
         model.get_submodule(QUERY).weight[5, 7] = float("nan")
-    world.save(model, tmp_path / "broken")
+    factories.save(model, tmp_path / "broken")
     with pytest.raises(HfcompressError, match=f"{QUERY} has weights that are NaN"):
         BACKENDS.parse(name).quantize(Work(tmp_path / "broken", tmp_path / "none", AUTO, work.probe))
 
 
 def test_groups_that_do_not_divide_a_width_are_refused_before_and_when_it_runs(tmp_path: Path) -> None:
-    model = cut(world.model(hidden=64, ffn=128), [Keep((0, 1, 2, 3), tuple(range(100)))] * 2)
-    save_model(model, world.tokenizer(), tmp_path / "float")
+    model = cut(factories.model(hidden=64, ffn=128), [Keep((0, 1, 2, 3), tuple(range(100)))] * 2)
+    save_model(model, factories.tokenizer(), tmp_path / "float")
     shape = open_artifact(tmp_path / "float").shape
     assert shape is not None
     assert INT4.problems(shape) == ["groups of 32 weights do not divide linear layers with 100 inputs"]
@@ -162,9 +162,9 @@ def test_groups_that_do_not_divide_a_width_are_refused_before_and_when_it_runs(t
 
 
 def test_what_was_trained_is_stored_exactly(tmp_path: Path) -> None:
-    model: Any = cut(world.model(hidden=64, ffn=128), UNEVEN)
+    model: Any = cut(factories.model(hidden=64, ffn=128), UNEVEN)
     names = set(model.state_dict())
-    work = Work(tmp_path / "trained", tmp_path / "out", AUTO, {n: t.numpy() for n, t in world.batch().items()})
+    work = Work(tmp_path / "trained", tmp_path / "out", AUTO, {n: t.numpy() for n, t in factories.batch().items()})
     masks = INT4.masks(model, work, "ema", 0.5)
     # A checkpoint of the model loads with or without torchao's modules.
     assert set(model.state_dict()) == names
@@ -174,7 +174,7 @@ def test_what_was_trained_is_stored_exactly(tmp_path: Path) -> None:
     for step in range(2):
         model.train(), masks.train()
         with masks.applied(model, step / 2):
-            observe(model, world.batch()).logits.square().sum().backward()
+            observe(model, factories.batch()).logits.square().sum().backward()
         optimizer.step(), optimizer.zero_grad()
         masks.stepped(model, step + 1, 2)
     assert not torch.equal(model.get_submodule(QUERY).weight, before)
@@ -184,16 +184,16 @@ def test_what_was_trained_is_stored_exactly(tmp_path: Path) -> None:
     masks.settle(model)
     assert {type(layer) for layer in layer_linears(model).values()} == {nn.Linear}
     assert relative(logits_of(model, work.probe), felt) > 1e-3
-    save_model(model, world.tokenizer(), work.source)
+    save_model(model, factories.tokenizer(), work.source)
     work.target.mkdir()
     assert np.array_equal(INT4.quantize(work), felt)
     assert masks.ranges() is None
 
 
 def test_padding_changes_no_answer_in_training(tmp_path: Path) -> None:
-    model = world.model()
+    model = factories.model()
     INT4.masks(model, Work(tmp_path, tmp_path, AUTO, {}), "ema", 0.5)
-    batch = {name: tensor.numpy() for name, tensor in world.batch().items()}
+    batch = {name: tensor.numpy() for name, tensor in factories.batch().items()}
     together = logits_of(model, batch)
     for row, length in enumerate(batch["attention_mask"].sum(1)):
         alone = logits_of(model, {name: value[row : row + 1, :length] for name, value in batch.items()})

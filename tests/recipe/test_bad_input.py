@@ -18,7 +18,7 @@ import pytest
 from hfcompress.recipe.schema import Loaded, load
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError, disk_problem
-from tests import factories as world
+from tests import factories
 from tests.factories import run_cli, snapshot
 
 Refused = Callable[..., str]
@@ -144,7 +144,7 @@ def test_weights_that_are_cut_off(teacher: Path, tmp_path: Path, content: bytes)
 
 def data_with(path: Path, **files: str) -> Path:
     """The tiny data with some files replaced: `train_tsv="…"`."""
-    world.write_data(path, {"train": 8, "dev": 8, "test": 8})
+    factories.write_data(path, {"train": 8, "dev": 8, "test": 8})
     for name, text in files.items():
         split, _, suffix = name.partition("_")
         (path / f"{split}.tsv").unlink()

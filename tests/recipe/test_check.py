@@ -13,7 +13,7 @@ from hfcompress.models.artifact import load_model
 from hfcompress.recipe import schema as recipes
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 TRAIN = {"max_steps": 2, "batch_size": 16}
 DISTIL = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "train": TRAIN}
@@ -22,7 +22,7 @@ AUTO = "AutoModelForSequenceClassification"
 
 def found(tmp_path: Path, model: Path, data: Path, *stages: Any, **changes: Any) -> list[tuple[str, str]]:
     """Each problem that `check` finds: its key, and what it says."""
-    loaded = recipes.load(world.recipe(tmp_path / "r.yaml", model, data, stages=list(stages), **changes))
+    loaded = recipes.load(factories.recipe(tmp_path / "r.yaml", model, data, stages=list(stages), **changes))
     try:
         recipes.check(loaded)
     except HfcompressError as error:
@@ -91,7 +91,7 @@ def test_the_teacher_that_is_the_default_may_be_spelled_out(tmp_path: Path, teac
 def named(path: Path, teacher: Path, labels: dict[int, str]) -> Path:
     model = load_model(teacher, AUTO)
     model.config.id2label, model.config.label2id = labels, {name: i for i, name in labels.items()}
-    return world.save(model, path)
+    return factories.save(model, path)
 
 
 def test_a_teacher_of_another_label_order_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
@@ -115,24 +115,24 @@ def test_a_fine_tuned_source_has_the_labels_of_the_data(tmp_path: Path, teacher:
 
 
 def test_a_teacher_without_the_head_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
-    base = world.save(world.model(head="mask"), tmp_path / "base")
+    base = factories.save(factories.model(head="mask"), tmp_path / "base")
     only(found(tmp_path, teacher, data, {**DISTIL, "teacher": str(base)}), "stages.0.teacher", "is a BertForMaskedLM")
     only(found(tmp_path, base, data, DISTIL), "model", "is a BertForMaskedLM, it has no head for text-classification")
     assert found(tmp_path, base, data, {"kind": "finetune"}, DISTIL) == []
 
 
 def test_layers_of_a_teacher_that_splits_texts_otherwise_are_told(tmp_path: Path, teacher: Path, data: Path) -> None:
-    words = [w for w in world.WORDS if w not in ("film", "story")] + ["cinema", "tale"]
+    words = [w for w in factories.WORDS if w not in ("film", "story")] + ["cinema", "tale"]
     other = tmp_path / "other"
     load_model(teacher, AUTO).save_pretrained(other)
-    world.tokenizer(words).save_pretrained(other)
+    factories.tokenizer(words).save_pretrained(other)
     stage = {**DISTIL, "teacher": str(other), "losses": ["hidden_states"]}
     only(found(tmp_path, teacher, data, stage), "stages.0.teacher", "their layers see other tokens")
     assert found(tmp_path, teacher, data, {**DISTIL, "teacher": str(other)}) == []
 
 
 def test_a_teacher_or_student_with_too_few_positions_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
-    short = str(world.save(world.model(max_position_embeddings=12), tmp_path / "short"))
+    short = str(factories.save(factories.model(max_position_embeddings=12), tmp_path / "short"))
     only(found(tmp_path, teacher, data, {**DISTIL, "teacher": short}), "stages.0.teacher", "reads at most 12 tokens")
     student = {**DISTIL, "student": {"from": short}}
     only(
@@ -141,15 +141,17 @@ def test_a_teacher_or_student_with_too_few_positions_is_told(tmp_path: Path, tea
 
 
 def corpus(tmp_path: Path) -> dict[str, Any]:
-    return {"type": "fill-mask", "dataset": str(world.write_corpus(tmp_path / "corpus", 40)), "max_length": 16}
+    return {"type": "fill-mask", "dataset": str(factories.write_corpus(tmp_path / "corpus", 40)), "max_length": 16}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_teacher_of_raw_text_with_another_vocabulary_is_told(tmp_path: Path, data: Path, streaming: bool) -> None:
-    own = world.save(world.model(head="mask"), tmp_path / "own")
-    other = world.save(world.model(head="mask"), tmp_path / "other", [*world.WORDS[:5], *reversed(world.WORDS[5:])])
-    same = world.save(world.model(head="mask", seed=1), tmp_path / "same")
-    world.tokenizer(model_input_names=["input_ids"]).save_pretrained(same)
+    own = factories.save(factories.model(head="mask"), tmp_path / "own")
+    other = factories.save(
+        factories.model(head="mask"), tmp_path / "other", [*factories.WORDS[:5], *reversed(factories.WORDS[5:])]
+    )
+    same = factories.save(factories.model(head="mask", seed=1), tmp_path / "same")
+    factories.tokenizer(model_input_names=["input_ids"]).save_pretrained(same)
     task = {**corpus(tmp_path), "streaming": streaming, "dev_rows": 4}
     for teacher, expected in ((other, 1), (same, 0)):
         problems = found(tmp_path, own, data, {**DISTIL, "teacher": str(teacher)}, task=task)
@@ -165,9 +167,9 @@ def unmasked(path: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(world.WORDS)}, unk_token="[UNK]"))
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(factories.WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    world.model().save_pretrained(path)
+    factories.model().save_pretrained(path)
     PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
     return path
 
@@ -189,7 +191,7 @@ def test_an_augmenting_model_that_fills_no_masks_is_told(tmp_path: Path, teacher
     assert [key for key, _ in problems] == ["stages.0.augment.model"] * 2
     assert "has no mask token" in problems[0][1]
     assert "which fills in no masks" in problems[1][1]
-    masks = world.save(world.model(head="mask"), tmp_path / "masks")
+    masks = factories.save(factories.model(head="mask"), tmp_path / "masks")
     assert found(tmp_path, teacher, data, {**DISTIL, "augment": {"model": str(masks)}}) == []
 
 
@@ -225,7 +227,7 @@ def test_a_best_model_with_kept_zeros_is_kept(tmp_path: Path, teacher: Path, dat
 
     recover = {"keep_best": True, "epochs": 2, "batch_size": 16}
     zeros = {"kind": "prune", "criterion": "magnitude", "weights": {"share": 0.5}, "recover": recover}
-    ran(world.recipe(tmp_path / "r.yaml", teacher, data, stages=[zeros]), tmp_path / "run")
+    ran(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=[zeros]), tmp_path / "run")
     assert share_of_zeros(load_model(tmp_path / "run" / "01-prune", AUTO)) == pytest.approx(0.5, abs=1e-3)
 
 

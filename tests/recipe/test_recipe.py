@@ -13,7 +13,7 @@ import yaml
 from hfcompress.recipe.plan import plan
 from hfcompress.recipe.schema import Loaded, check, find, load, resolved, shipped
 from hfcompress.utils.errors import HfcompressError, Problem
-from tests import factories as world
+from tests import factories
 from tests.soak import recipes
 
 BERT_BASE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
@@ -171,7 +171,7 @@ def test_what_cannot_work_is_found_by_check(recipe: Path, overrides: list[str], 
 
 
 def test_the_texts_of_a_stage_with_a_task_of_its_own_fit_the_model(recipe: Path, tmp_path: Path) -> None:
-    corpus = f"{{type: fill-mask, dataset: {world.write_corpus(tmp_path / 'corpus')}, max_length: 41}}"
+    corpus = f"{{type: fill-mask, dataset: {factories.write_corpus(tmp_path / 'corpus')}, max_length: 41}}"
     (problem,) = problems(
         recipe,
         f"stages.0.task={corpus}",
@@ -183,7 +183,7 @@ def test_the_texts_of_a_stage_with_a_task_of_its_own_fit_the_model(recipe: Path,
 
 
 def test_check_tells_all_that_it_finds(recipe: Path, tmp_path: Path) -> None:
-    bare = config_only(tmp_path / "bare", world.model().config.to_dict())
+    bare = config_only(tmp_path / "bare", factories.model().config.to_dict())
     told = message(
         recipe, f"model={bare}", "task.label=lable", "task.max_length=99", "stages.0.student.heads=5", "stages.1.ffn=0",
         "stages.1.heads=0", "stages.0.teacher=02-prune",

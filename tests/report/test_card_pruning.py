@@ -15,7 +15,7 @@ from hfcompress.pruning.stage import Prune
 from hfcompress.recipe.schema import load
 from hfcompress.report import card
 from hfcompress.report.card_pruning import result
-from tests import factories as world
+from tests import factories
 
 TRAIN = {"epochs": 2, "losses": ["soft_labels"]}
 TRAINED = "2 epochs by `soft_labels` from `parent`"
@@ -114,20 +114,20 @@ def test_it_says_what_came_of_it(notes: dict[str, Any], facts: list[str], tmp_pa
 def rendered(tmp_path: Path, data: Path) -> Any:
     """Renders the card of a model in `tmp_path/final`, with notes and picture files."""
     stages = [{"kind": "prune", "heads": 0.25}]
-    loaded = load(world.recipe(tmp_path / "recipe.yaml", tmp_path / "teacher", data, stages=stages))
+    loaded = load(factories.recipe(tmp_path / "recipe.yaml", tmp_path / "teacher", data, stages=stages))
 
     def render(model: Any, cuts: dict[str, Any], *files: str) -> str:
         from hfcompress.models.artifact import save_model
 
         path = tmp_path / "final"
-        save_model(model, world.tokenizer(), path)
+        save_model(model, factories.tokenizer(), path)
         for name in files:
             (path / name).write_bytes(b"")
         content = {
             "name": "tiny",
             "environment": {"cpu": "A processor", "cpu_flags": [], "cores": 2, "accelerator": None},
             "task": {"split": "test", "max_length": 16},
-            "rows": [world.report_row("source"), world.report_row("01-prune", "prune")],
+            "rows": [factories.report_row("source"), factories.report_row("01-prune", "prune")],
             "cuts": cuts,
         }
         return card.render(loaded, content, open_artifact(path, "01-prune", "prune"))
@@ -137,7 +137,7 @@ def rendered(tmp_path: Path, data: Path) -> Any:
 
 def test_a_section_shows_the_facts_and_the_pictures_that_lie_beside_the_card(rendered: Any) -> None:
     notes = {"kept": KEPT, "latency": LATENCY, "sensitivity": {}}
-    text = rendered(world.model(), {"01-prune": notes}, "01-prune-kept.png", "01-prune-latency.png", "tradeoff.png")
+    text = rendered(factories.model(), {"01-prune": notes}, "01-prune-kept.png", "01-prune-latency.png", "tradeoff.png")
 
     section = text.partition("## What was cut\n")[2].partition("\n## ")[0]
     assert "\n### 01-prune\n\nIt keeps 7 of 8 attention heads" in section
@@ -152,8 +152,8 @@ def test_a_section_shows_the_facts_and_the_pictures_that_lie_beside_the_card(ren
 
 def test_blocks_of_a_card_are_set_off_by_one_empty_line(rendered: Any) -> None:
     notes = {"kept": KEPT, "latency": LATENCY, "sparsity": SPARSITY}
-    full = rendered(world.model(), {"01-prune": notes, "02-prune": notes}, "01-prune-kept.png", "02-prune-kept.png")
-    bare = rendered(world.model(), {})
+    full = rendered(factories.model(), {"01-prune": notes, "02-prune": notes}, "01-prune-kept.png", "02-prune-kept.png")
+    bare = rendered(factories.model(), {})
 
     for text in (full, bare):
         prose = re.sub(r"```.*?```", "code", text.partition("\n# ")[2], flags=re.DOTALL)
@@ -168,15 +168,15 @@ def test_blocks_of_a_card_are_set_off_by_one_empty_line(rendered: Any) -> None:
 
 
 def test_a_picture_that_does_not_lie_beside_the_card_is_not_linked(rendered: Any) -> None:
-    assert ".png" not in rendered(world.model(), {"01-prune": {"kept": KEPT, "latency": LATENCY}})
+    assert ".png" not in rendered(factories.model(), {"01-prune": {"kept": KEPT, "latency": LATENCY}})
 
 
 def test_only_a_shape_beyond_the_stock_configs_needs_remote_code(rendered: Any) -> None:
-    small = cut(world.model(), [Keep((0,), tuple(range(8))), Keep((0, 1), tuple(range(16)))])
+    small = cut(factories.model(), [Keep((0,), tuple(range(8))), Keep((0, 1), tuple(range(16)))])
 
     assert "No stock config can express" in (text := rendered(small, {}))
     assert text.count("trust_remote_code=True") == 3
 
 
 def test_a_stock_shape_needs_none(rendered: Any) -> None:
-    assert "trust_remote_code" not in rendered(world.model(), {})
+    assert "trust_remote_code" not in rendered(factories.model(), {})

@@ -17,7 +17,7 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.narrow import cut_hidden, drop_layers
 from hfcompress.report.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 
 def findings(config: dict[str, Any]) -> dict[str, Finding]:
@@ -30,7 +30,7 @@ def loads_as(model: Any) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_it_says_is_what_surgery_does(family: str) -> None:
-    model = world.model(family, layers=3)
+    model = factories.model(family, layers=3)
     told = findings(model.config.to_dict())
     assert tuple(told) == GRANULARITIES
     heads, neurons = unit_counts(model)
@@ -56,13 +56,13 @@ def test_what_it_says_is_what_surgery_does(family: str) -> None:
 
 
 def test_the_facts_of_a_grouped_decoder_and_of_a_fused_encoder() -> None:
-    grouped = world.model("llama", heads=4, num_key_value_heads=2).config.to_dict()
+    grouped = factories.model("llama", heads=4, num_key_value_heads=2).config.to_dict()
     assert "4 of 8, 2 queries to a key and value; three linear layers" in examine(grouped).facts["attention heads"]
     assert "groups of heads" in findings(grouped)["attention heads"].note
-    fused = examine(world.model("modernbert").config.to_dict()).facts
+    fused = examine(factories.model("modernbert").config.to_dict()).facts
     assert "one linear layer for queries, keys and values" in fused["attention heads"]
     assert fused["FFN neurons"] == "64 (multiples of 64), gated"
-    assert "all with the same weights" in examine(world.model("albert").config.to_dict()).facts["layers"]
+    assert "all with the same weights" in examine(factories.model("albert").config.to_dict()).facts["layers"]
 
 
 def test_the_stock_proportion_of_hidden_width_and_heads() -> None:
@@ -126,5 +126,5 @@ def test_the_command_reads_a_config_and_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_command_names_a_missing_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert world.run_cli("doctor", tmp_path / "nothing") == 2
+    assert factories.run_cli("doctor", tmp_path / "nothing") == 2
     assert "nothing" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hfcompress.report import plots_pruning as plot_pruning
 from hfcompress.report import report
 from hfcompress.report.plots import INK
-from tests import factories as world
+from tests import factories
 
 Drawn = Callable[..., Figure]
 
@@ -168,7 +168,7 @@ def test_a_report_draws_what_its_stages_have_notes_on(notes: dict[str, Any], nam
         "name": "tiny",
         "environment": {"cpu": "A processor", "cpu_flags": [], "cores": 2, "accelerator": None},
         "task": {"split": "test", "max_length": 16},
-        "rows": [world.report_row("source"), world.report_row("02-prune", "prune")],
+        "rows": [factories.report_row("source"), factories.report_row("02-prune", "prune")],
     }
     assert list(report.pictures(content)) == ["tradeoff.png"]
     content["cuts"] = {"02-prune": notes}

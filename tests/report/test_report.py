@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hfcompress import cli
 from hfcompress.report import report
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 
 def _content(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def _content(*rows: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def content() -> dict[str, Any]:
     return _content(
-        world.report_row("source", "source", 0.8, 10.0, 4_000_000),
-        world.report_row("01-distill", "distill", 0.76, 2.5, 1_000_000, speedup=4.0, compression=4.0),
-        world.report_row("02-quantize", "quantize", 0.75, 1.0, 250_000, speedup=None, encoder_parameters=None),
+        factories.report_row("source", "source", 0.8, 10.0, 4_000_000),
+        factories.report_row("01-distill", "distill", 0.76, 2.5, 1_000_000, speedup=4.0, compression=4.0),
+        factories.report_row("02-quantize", "quantize", 0.75, 1.0, 250_000, speedup=None, encoder_parameters=None),
     )
 
 
@@ -87,7 +87,7 @@ def test_energy_is_a_column_only_where_it_was_measured(content: dict[str, Any]) 
 
 
 def test_a_source_that_scores_nothing_is_no_hundred_percent() -> None:
-    content = _content(world.report_row("source", quality=0.0), world.report_row("01-distill", quality=0.5))
+    content = _content(factories.report_row("source", quality=0.0), factories.report_row("01-distill", quality=0.5))
     column = report.headings(content).index("of source")
     assert [row[column] for row in report.cells(content)] == ["-", "-"]
 
@@ -109,11 +109,11 @@ def test_the_conditions_say_how_it_was_measured(content: dict[str, Any]) -> None
 @pytest.fixture
 def timed(content: dict[str, Any]) -> dict[str, Any]:
     """A report of a run, of today, on two processors that were quiet."""
-    machine = {**content["environment"], **world.QUIET, "threads": [1, 2]}
+    machine = {**content["environment"], **factories.QUIET, "threads": [1, 2]}
     rows = [
-        world.report_row("source", "source", 0.8, 10.0, speedup=1.0, interval=(1.0, 1.0)),
-        world.report_row("01-distill", "distill", 0.76, 2.5, speedup=4.0, interval=(3.92, 4.125)),
-        world.report_row("02-quantize", "quantize", 0.75, 0.8, speedup=12.5, interval=(9.5, 14.25)),
+        factories.report_row("source", "source", 0.8, 10.0, speedup=1.0, interval=(1.0, 1.0)),
+        factories.report_row("01-distill", "distill", 0.76, 2.5, speedup=4.0, interval=(3.92, 4.125)),
+        factories.report_row("02-quantize", "quantize", 0.75, 0.8, speedup=12.5, interval=(9.5, 14.25)),
     ]
     return content | {"key": "0", "machine": machine, "rows": rows}
 
@@ -154,7 +154,7 @@ def test_where_it_was_timed_again_is_told(timed: dict[str, Any]) -> None:
 @pytest.fixture
 def crowded(timed: dict[str, Any]) -> dict[str, Any]:
     """The same, and the machine was busy."""
-    return timed | {"machine": {**timed["machine"], **world.BUSY}}
+    return timed | {"machine": {**timed["machine"], **factories.BUSY}}
 
 
 def test_a_busy_machines_report_tells_no_speedup_and_how_to_time_anew(crowded: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from hfcompress.recipe.schema import Loaded, load
 from hfcompress.report import card
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 STAGES = ["01-distill", "02-prune", "03-quantize"]
 
@@ -40,8 +40,8 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Finished:
     folder = tmp_path_factory.mktemp("run")
-    loaded = load(world.recipe(folder / "recipe.yaml", teacher, data))
-    with world.machine_state():
+    loaded = load(factories.recipe(folder / "recipe.yaml", teacher, data))
+    with factories.machine_state():
         done = runner.run(loaded, folder / "tiny")
     assert done is not None
     return Finished(loaded, done.directory, done.report)
@@ -188,7 +188,7 @@ for ids in json.loads(sys.argv[2]):
     print(session.run(["logits"], feed)[0].argmax())
 assert not {"torch", "transformers", "hfcompress"} & set(sys.modules)
 """
-    ids = world.tokenizer()(texts)["input_ids"]
+    ids = factories.tokenizer()(texts)["input_ids"]
     answers = [int(line) for line in _python(script, str(finished.directory / "final"), json.dumps(ids)).split()]
     assert sum(a == b for a, b in zip(answers, labels, strict=True)) / 48 == pytest.approx(
         finished.report["rows"][-1]["quality"]["accuracy"]
@@ -270,13 +270,13 @@ def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, fl
 
 
 def test_the_headline_tells_a_ratio_that_is_not_well_known_with_its_interval(finished: Finished) -> None:
-    text = rendered(finished, world.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("| |")[0]
+    text = rendered(finished, factories.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("| |")[0]
     assert "**3.9x** faster at batch 1,\n**2.0x** (1.25-2.50) slower at batch 8." in text
     assert "busy" not in text
 
 
 def test_a_card_of_a_busy_machine_has_no_speedup(finished: Finished) -> None:
-    text = rendered(finished, world.BUSY, (201.0, 190.0, 212.0), (447.0, 440.0, 460.0))
+    text = rendered(finished, factories.BUSY, (201.0, 190.0, 212.0), (447.0, 440.0, 460.0))
     headline, *tables = text.partition("| |")
     assert "smaller on disk" in headline
     assert "**busy**" in headline
@@ -369,7 +369,7 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         new = {"p50_ms": 77.0, "speedup": 3.21, "speedup_interval": [3.2, 3.22], "narrow": True}
         return [[entry | new for entry in by_stage[p.stage]] for p in processes], again.state
 
-    again = SimpleNamespace(directory=directory, state=world.QUIET, asked=asked)
+    again = SimpleNamespace(directory=directory, state=factories.QUIET, asked=asked)
     monkeypatch.setattr(measuring, "ModelProcess", process)
     monkeypatch.setattr(measuring, "timings", times)
     return again
@@ -384,9 +384,9 @@ def _without_times(path: Path) -> dict[str, Any]:
 
 
 def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    before = world.snapshot(again.directory)
-    assert world.run_cli("report", again.directory, "--measure") == 0
-    after = world.snapshot(again.directory)
+    before = factories.snapshot(again.directory)
+    assert factories.run_cli("report", again.directory, "--measure") == 0
+    after = factories.snapshot(again.directory)
     changed = {name for name in before if before[name] != after.get(name)}
     assert set(after) == set(before)
     assert changed <= {"report.json", "report.csv", "report.md", "plots/tradeoff.png", "final/README.md",
@@ -404,9 +404,9 @@ def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys:
 def test_times_of_a_busy_machine_do_not_replace_those_of_a_quiet_one(
     again: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, again.state = world.snapshot(again.directory), world.BUSY
-    assert world.run_cli("report", again.directory, "--measure") == 0
-    assert world.snapshot(again.directory) == before
+    before, again.state = factories.snapshot(again.directory), factories.BUSY
+    assert factories.run_cli("report", again.directory, "--measure") == 0
+    assert factories.snapshot(again.directory) == before
     assert "busy now (other work took 50% of the processors' time)" in capsys.readouterr().err
 
 
@@ -415,12 +415,12 @@ def test_a_report_of_an_earlier_version_or_a_busy_machine_is_timed_anew(again: A
     content = json.loads(path.read_text())
     del content["machine"], content["weights"]
     path.write_text(json.dumps(content))
-    again.state = world.BUSY
-    assert world.run_cli("report", again.directory, "--measure") == 0
+    again.state = factories.BUSY
+    assert factories.run_cli("report", again.directory, "--measure") == 0
     assert json.loads(path.read_text())["machine"]["busy"] is True
     assert "**busy**" in (again.directory / "final" / "README.md").read_text()
-    again.state = world.QUIET
-    assert world.run_cli("report", again.directory, "--measure") == 0
+    again.state = factories.QUIET
+    assert factories.run_cli("report", again.directory, "--measure") == 0
     assert json.loads(path.read_text())["machine"]["busy"] is False
 
 
@@ -439,10 +439,10 @@ def test_what_is_no_finished_run_is_not_timed(
     again: Any, harm: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     harm(again.directory)
-    before = world.snapshot(again.directory)
-    assert world.run_cli("report", again.directory, "--measure") == 2
+    before = factories.snapshot(again.directory)
+    assert factories.run_cli("report", again.directory, "--measure") == 2
     assert message in capsys.readouterr().err
-    assert world.snapshot(again.directory) == before
+    assert factories.snapshot(again.directory) == before
     assert again.asked == []
 
 
@@ -467,7 +467,7 @@ class Swift:
         """The stages that ran, in order."""
         self.ran.clear()
         self.measured.clear()
-        recipe = world.recipe(self.folder / "r.yaml", self.teacher, self.data, **changes)
+        recipe = factories.recipe(self.folder / "r.yaml", self.teacher, self.data, **changes)
         runner.run(load(recipe), self.run, only, fresh)
         return list(self.ran)
 
@@ -498,7 +498,7 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
 
     def unmeasured(artifacts: list[Any], *_: Any) -> dict[str, Any]:
         made.measured.append([a.stage for a in artifacts])
-        return {"machine": world.QUIET, "rows": [world.report_row(a.stage, a.kind) for a in artifacts]}
+        return {"machine": factories.QUIET, "rows": [factories.report_row(a.stage, a.kind) for a in artifacts]}
 
     monkeypatch.setattr(runner, "_run_stage", noted)
     monkeypatch.setattr(runner, "measure", unmeasured)
@@ -534,9 +534,9 @@ def test_a_way_to_measure_that_changed_measures_again_and_trains_nothing(swift: 
 
 
 def test_changed_data_run_again(swift: Swift, tmp_path: Path) -> None:
-    swift.data = world.write_data(tmp_path / "own")
+    swift.data = factories.write_data(tmp_path / "own")
     swift(stages=[DISTILL])
-    world.write_data(tmp_path / "own", seed=1)
+    factories.write_data(tmp_path / "own", seed=1)
     assert swift(stages=[DISTILL]) == ["01-distill"]
 
 
@@ -648,7 +648,7 @@ FINETUNE = {"kind": "finetune", "train": {"epochs": 15, "batch_size": 16, "learn
 
 
 def test_a_model_without_a_head_is_fine_tuned_into_the_source(swift: Swift, tmp_path: Path) -> None:
-    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    swift.teacher = factories.save(factories.model().bert, tmp_path / "base")
     assert swift(stages=[FINETUNE, DISTILL]) == ["01-finetune", "02-distill"]
     assert swift.measured == [["source", "02-distill"]]
     assert swift.stage("01-finetune")["dev"] == 1.0
@@ -668,7 +668,7 @@ def test_zero_epochs_take_a_fine_tuned_model_as_it_is(swift: Swift, teacher: Pat
 
 
 def test_zero_epochs_of_a_model_without_a_head_are_refused(swift: Swift, tmp_path: Path) -> None:
-    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    swift.teacher = factories.save(factories.model().bert, tmp_path / "base")
     with pytest.raises(HfcompressError, match="is a BertModel, it has no head for text-classification") as error:
         swift(stages=[{"kind": "finetune", "train": {"epochs": 0}}])
     assert "train it in its `finetune` stage" in str(error.value)
@@ -684,14 +684,16 @@ def _pairs(folder: Path) -> Path:
         lines = ["first\tsecond\tscore"]
         for _ in range(count):
             goods = draw.randint(0, 2), draw.randint(0, 2)
-            texts = [" ".join([*draw.choices(world.NEUTRAL, k=3), *draw.choices(world.GOOD, k=n)]) for n in goods]
+            texts = [
+                " ".join([*draw.choices(factories.NEUTRAL, k=3), *draw.choices(factories.GOOD, k=n)]) for n in goods
+            ]
             lines.append(f"{texts[0]}\t{texts[1]}\t{(goods[0] - goods[1]) / 2}")
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def _regression(swift: Swift, tmp_path: Path) -> None:
-    swift.teacher = world.save(world.model().bert, tmp_path / "base")
+    swift.teacher = factories.save(factories.model().bert, tmp_path / "base")
     task = {"type": "regression", "dataset": str(_pairs(tmp_path / "pairs")), "text": ["first", "second"],
             "max_length": 24}  # fmt: skip
     swift(task=task, stages=[FINETUNE, DISTILL | {"train": TRAIN | {"epochs": 4}}, FLOAT16])
@@ -699,8 +701,8 @@ def _regression(swift: Swift, tmp_path: Path) -> None:
 
 def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scored(artifacts: list[Any], *_: Any) -> dict[str, Any]:
-        rows = [world.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
-        return {"machine": world.QUIET, "rows": rows}
+        rows = [factories.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
+        return {"machine": factories.QUIET, "rows": rows}
 
     monkeypatch.setattr(runner, "measure", scored)
     _regression(swift, tmp_path)

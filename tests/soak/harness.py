@@ -122,11 +122,11 @@ def make_world(folder: Path) -> Path:
     """A fine-tuned model, data and a recipe of four stages; the recipe's path."""
     import yaml
 
-    from tests import factories as world
+    from tests import factories
 
     def make() -> None:
-        data = world.write_data(folder / "data", {"train": 96, "dev": 48, "test": 48})
-        world.fine_tuned(folder / "model", data)
+        data = factories.write_data(folder / "data", {"train": 96, "dev": 48, "test": 48})
+        factories.fine_tuned(folder / "model", data)
         train = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_steps": 5}
         content = {
             "name": "tiny",
@@ -146,8 +146,8 @@ def make_world(folder: Path) -> Path:
         }  # fmt: skip
         (folder / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
-    code = wait(fork(make, folder / "world.log"))[0]
-    assert code == 0, (folder / "world.log").read_text()
+    code = wait(fork(make, folder / "factories.log"))[0]
+    assert code == 0, (folder / "factories.log").read_text()
     return folder / "recipe.yaml"
 
 

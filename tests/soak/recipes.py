@@ -171,13 +171,13 @@ def _copy(tree: Any) -> Any:
 def starts(folder: Path) -> list[str]:
     """The shipped recipes, each on a model and data that are there, so that a check goes to its end."""
     from hfcompress.recipe.schema import shipped
-    from tests import factories as world
+    from tests import factories
 
-    data = world.write_data(folder / "data")
+    data = factories.write_data(folder / "data")
     model = folder / "model"
     model.mkdir()
     width = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 12}
-    config = world.model().config.to_dict() | width | {"max_position_embeddings": 512, "vocab_size": 30522}
+    config = factories.model().config.to_dict() | width | {"max_position_embeddings": 512, "vocab_size": 30522}
     (model / "config.json").write_text(json.dumps(config))
     (model / "model.safetensors").write_bytes(b"")
     texts = []
@@ -187,7 +187,7 @@ def starts(folder: Path) -> list[str]:
         if tree["task"]["type"] == "text-classification":
             tree["model"], tree["task"]["dataset"], tree["task"]["text"] = str(model), str(data), ["sentence"]
             texts += 4 * [yaml.safe_dump(tree, sort_keys=False)]
-    texts.append(world.recipe(folder / "tiny.yaml", model, data).read_text())
+    texts.append(factories.recipe(folder / "tiny.yaml", model, data).read_text())
     return texts
 
 

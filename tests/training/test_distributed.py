@@ -21,7 +21,7 @@ from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.schema import load
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -123,8 +123,8 @@ class Both:
 def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
     folder = tmp_path_factory.mktemp("distributed")
     calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # processes draw other dropout masks
-    teacher = world.fine_tuned(folder / "teacher", data, **calm)
-    recipe = load(world.recipe(folder / "one.yaml", teacher, data, stages=_stages(16))).recipe
+    teacher = factories.fine_tuned(folder / "teacher", data, **calm)
+    recipe = load(factories.recipe(folder / "one.yaml", teacher, data, stages=_stages(16))).recipe
     source = parent = open_artifact(teacher)
     for name, stage in zip(recipe.stage_names(), recipe.stages, strict=True):
         context = StageContext(recipe.task, recipe.seed, source, {}, folder / "one" / name)
@@ -132,7 +132,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
         parent = open_artifact(context.model_directory, name)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "two").mkdir()
-    recipe_file = world.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
+    recipe_file = factories.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
     printed = _two_processes(folder / "script.py", folder / "home", recipe_file, folder / "two")
     return Both(folder / "one", folder / "two", printed)
 
@@ -205,7 +205,7 @@ def test_a_launcher_that_starts_one_process_of_two_is_told(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_script_under_accelerate_runs_its_stages_and_resumes(tmp_path: Path, teacher: Path, data: Path) -> None:
-    recipe = world.recipe(tmp_path / "recipe.yaml", teacher, data)
+    recipe = factories.recipe(tmp_path / "recipe.yaml", teacher, data)
     done = _launch(ACCELERATE, tmp_path, SCRIPTS / "distill.py", recipe)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
@@ -221,8 +221,8 @@ def test_a_script_under_accelerate_runs_its_stages_and_resumes(tmp_path: Path, t
 
 @pytest.mark.slow
 def test_a_mistake_is_told_and_ends_both_processes(tmp_path: Path, data: Path) -> None:
-    untrained = world.save(world.model(), tmp_path / "untrained")
-    recipe = world.recipe(tmp_path / "recipe.yaml", untrained, data)
+    untrained = factories.save(factories.model(), tmp_path / "untrained")
+    recipe = factories.recipe(tmp_path / "recipe.yaml", untrained, data)
     done = _launch(TORCHRUN, tmp_path, SCRIPTS / "distill.py", recipe)
     assert done.returncode != 0
     assert "it was never fine-tuned for this task" in done.stderr

@@ -28,7 +28,7 @@ from hfcompress.recipe import schema as recipes
 from hfcompress.training import trainer as training
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 from tests.distillation.test_teachers import one_stage, ran
 
 CLASSES = {"ham": 0, "spam": 1}
@@ -41,7 +41,9 @@ def rare(path: Path, rows: int = 200, every: int = 50) -> Path:
         lines = ["sentence\tlabel"]
         for number in range(rows):
             spam = number % every == 0
-            words = [world.NEUTRAL[(number + i) % len(world.NEUTRAL)] for i in range(4)] + ["good" if spam else "film"]
+            words = [factories.NEUTRAL[(number + i) % len(factories.NEUTRAL)] for i in range(4)] + [
+                "good" if spam else "film"
+            ]
             lines.append(f"{' '.join(words)}\t{'spam' if spam else 'ham'}")
         (path / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -49,25 +51,25 @@ def rare(path: Path, rows: int = 200, every: int = 50) -> Path:
 
 def oracle(path: Path) -> Path:
     """A model that says spam where a text has a good word and ham elsewhere."""
-    model = world.model("bert", layers=1, num_labels=2, id2label={0: "ham", 1: "spam"}, label2id=CLASSES)
-    tokenizer = world.tokenizer()
-    rows = [" ".join([*world.NEUTRAL[:4], word]) for word in ("good", "film")]
+    model = factories.model("bert", layers=1, num_labels=2, id2label={0: "ham", 1: "spam"}, label2id=CLASSES)
+    tokenizer = factories.tokenizer()
+    rows = [" ".join([*factories.NEUTRAL[:4], word]) for word in ("good", "film")]
     batch = tokenizer(rows * 8, return_tensors="pt", padding=True)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3)
     for _ in range(60):
         model(**batch, labels=torch.tensor([1, 0] * 8)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return world.save(model.eval(), path)
+    return factories.save(model.eval(), path)
 
 
 def constant(path: Path) -> Path:
     """A model that always says ham."""
-    model = world.model("bert", layers=1, num_labels=2, id2label={0: "ham", 1: "spam"}, label2id=CLASSES)
+    model = factories.model("bert", layers=1, num_labels=2, id2label={0: "ham", 1: "spam"}, label2id=CLASSES)
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
-    return world.save(model, path)
+    return factories.save(model, path)
 
 
 # ---- chance
@@ -100,8 +102,8 @@ def test_a_source_at_chance_after_its_finetune_stage_is_told_as_that(
         {"kind": "finetune", "train": {"max_steps": 1, "learning_rate": 1e-9}},
         {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"]},
     ]
-    recipe = world.recipe(tmp_path / "r.yaml", base, data, stages=stages)
-    assert world.run_cli("run", recipe, "--output", tmp_path / "run") == 2
+    recipe = factories.recipe(tmp_path / "r.yaml", base, data, stages=stages)
+    assert factories.run_cli("run", recipe, "--output", tmp_path / "run") == 2
     told = capsys.readouterr().err
     assert "its `finetune` stage did not teach it: train longer" in told
     assert "put a `finetune` stage first" not in told
@@ -203,12 +205,12 @@ def test_the_weighted_loss_is_torchs_weighted_mean() -> None:
 def test_a_stage_trains_with_the_weights_of_its_rows(tmp_path: Path, weights: Any) -> None:
     data = rare(tmp_path / "data")
     task = TextClassification(type="text-classification", dataset=str(data), text=["sentence"], max_length=16)
-    rows = task.encode(task.read("train"), world.tokenizer(), CLASSES)
+    rows = task.encode(task.read("train"), factories.tokenizer(), CLASSES)
     loss = HardLabels(class_weights=weights)
     state = loss.state_of(rows, CLASSES)
     assert state is not None
-    objective = training.Objective(world.model().eval(), [loss], task, states=[state])
-    batch = task.batch([rows[i] for i in (0, 1, 2, 50)], world.tokenizer())
+    objective = training.Objective(factories.model().eval(), [loss], task, states=[state])
+    batch = task.batch([rows[i] for i in (0, 1, 2, 50)], factories.tokenizer())
     batch.pop("index")
     logits = objective.student(batch["input_ids"], batch["attention_mask"]).logits
     expected = F.cross_entropy(logits, batch["labels"], weight=state)
@@ -220,8 +222,8 @@ def test_a_step_that_is_split_is_one_weighted_mean(tmp_path: Path) -> None:
     """A batch of rare rows counts as much as their weights do, however a step is split."""
     task = TextClassification(type="text-classification", dataset="org/name", text=["a"])
     weights, loss = torch.tensor([1.0, 20.0]), HardLabels(class_weights={"spam": 20.0})
-    objective = training.Objective(world.model(), [loss], task, states=[weights])
-    batch = {**world.batch(6), "labels": torch.tensor([0, 1, 0, 0, 0, 1])}
+    objective = training.Objective(factories.model(), [loss], task, states=[weights])
+    batch = {**factories.batch(6), "labels": torch.tensor([0, 1, 0, 0, 0, 1])}
     parts = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 1), slice(1, 6))]
     units = torch.stack([objective.units(part)[0] for part in parts])
     assert units.tolist() == [1.0, 43.0]
@@ -243,7 +245,7 @@ def test_a_finetune_stage_and_hard_labels_take_class_weights(tmp_path: Path, mon
         {"kind": "finetune", "class_weights": "balanced", "train": short},
         {"kind": "distill", "losses": [{"use": "hard_labels", "class_weights": {"spam": 3}}], "train": short},
     ]
-    ran(world.recipe(tmp_path / "r.yaml", oracle(tmp_path / "base"), data, stages=stages), tmp_path / "run")
+    ran(factories.recipe(tmp_path / "r.yaml", oracle(tmp_path / "base"), data, stages=stages), tmp_path / "run")
     buffers = [dict(objective.named_buffers(recurse=False))["state_of_hard_labels"].tolist() for objective in seen]
     assert buffers == [pytest.approx([200 / (2 * 196), 200 / (2 * 4)]), [1.0, 3.0]]
 
@@ -279,7 +281,7 @@ def test_a_class_that_is_not_there_is_told_before_the_run(tmp_path: Path) -> Non
         {"kind": "finetune", "class_weights": {"span": 2.0}},
         {"kind": "distill", "losses": [{"use": "hard_labels", "class_weights": {"hm": 2.0}}]},
     ]
-    recipe = world.recipe(tmp_path / "r.yaml", oracle(tmp_path / "base"), data, stages=stages)
+    recipe = factories.recipe(tmp_path / "r.yaml", oracle(tmp_path / "base"), data, stages=stages)
     with pytest.raises(HfcompressError) as error:
         recipes.check(recipes.load(recipe))
     assert [(p.message, p.fix) for p in error.value.problems] == [

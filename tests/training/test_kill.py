@@ -11,7 +11,7 @@ from hfcompress.context import StageContext
 from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe import schema as recipes
 from hfcompress.training import trainer as training
-from tests import factories as world
+from tests import factories
 
 TRAIN = {"max_steps": 2, "batch_size": 16, "checkpoint_steps": 1}
 WORDS = {"vocabulary": "corpus", "embedding_rank": 8}
@@ -27,8 +27,13 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def wordy(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A fine-tuned model with words that no row has."""
-    words = [*world.WORDS, "unheard", *(x for x in LETTERS if x not in world.WORDS), *(f"##{x}" for x in LETTERS)]
-    return world.fine_tuned(tmp_path_factory.mktemp("wordy"), data, words=words, vocab_size=len(words))
+    words = [
+        *factories.WORDS,
+        "unheard",
+        *(x for x in LETTERS if x not in factories.WORDS),
+        *(f"##{x}" for x in LETTERS),
+    ]
+    return factories.fine_tuned(tmp_path_factory.mktemp("wordy"), data, words=words, vocab_size=len(words))
 
 
 def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: int | None = None) -> tuple[Any, int]:
@@ -76,7 +81,7 @@ def test_a_killed_stage_notes_what_an_uninterrupted_one_does(
     tmp_path: Path, wordy: Path, data: Path, stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before each of its trainings in turn: everything that comes before it is kept by then."""
-    recipe = world.recipe(tmp_path / "r.yaml", wordy, data, stages=[stage])
+    recipe = factories.recipe(tmp_path / "r.yaml", wordy, data, stages=[stage])
     recipes.check(recipes.load(recipe))
     expected, trainings = noted(recipe, tmp_path / "whole", monkeypatch)
     if stage["kind"] == "prune":

@@ -20,14 +20,14 @@ from hfcompress.models.shape import ARCHITECTURES
 from hfcompress.training import lora
 from hfcompress.training.lora import Lora, add_lora, merged
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return observe(model.eval(), world.batch()).logits
+        return observe(model.eval(), factories.batch()).logits
 
 
 def move(model: Any) -> Any:
@@ -40,9 +40,9 @@ def move(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in world.headed() if pair[1] not in ("token", "span")])
+@pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[1] not in ("token", "span")])
 def test_a_merged_student_answers_as_its_adapters_did(family: str, head: str) -> None:
-    student = world.model(family, head=head, seed=1)
+    student = factories.model(family, head=head, seed=1)
     before, weights = logits(student), {name: t.clone() for name, t in student.state_dict().items()}
     adapted = add_lora(student, Lora(r=4, targets=["query", "value", "attention_output", "ffn_in", "ffn_out"]))
     assert adapted is student
@@ -58,12 +58,12 @@ def test_a_merged_student_answers_as_its_adapters_did(family: str, head: str) ->
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_only_adapters_and_head_are_trained(family: str) -> None:
-    student = add_lora(world.model(family).train(), Lora(r=2))
+    student = add_lora(factories.model(family).train(), Lora(r=2))
     before = {name: t.clone() for name, t in student.named_parameters()}
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        observe(student, world.batch()).logits.pow(2).sum().backward()
+        observe(student, factories.batch()).logits.pow(2).sum().backward()
         optimizer.step()
     changed = {name for name, t in student.named_parameters() if not torch.equal(t, before[name])}
     head = {name for name in changed if "lora_" not in name}
@@ -77,13 +77,13 @@ def test_only_adapters_and_head_are_trained(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
 def test_the_words_of_a_mask_head_are_embeddings_and_stay(family: str) -> None:
-    student = add_lora(world.model(family, head="mask"), Lora())
+    student = add_lora(factories.model(family, head="mask"), Lora())
     assert not student.get_input_embeddings().weight.requires_grad
     assert student.get_output_embeddings().bias.requires_grad
 
 
 def test_the_update_is_scaled_by_alpha_over_r() -> None:
-    student = world.model(layers=1)
+    student = factories.model(layers=1)
     query = student.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
     adapted = move(add_lora(student, Lora(r=4, alpha=6.0, targets=["query"])))
     layer = adapted.bert.encoder.layer[0].attention.self.query
@@ -92,22 +92,24 @@ def test_the_update_is_scaled_by_alpha_over_r() -> None:
 
 
 def test_a_target_is_one_layer_and_not_its_namesake() -> None:
-    adapted = add_lora(world.model(layers=1), Lora(targets=["ffn_out"]))
+    adapted = add_lora(factories.model(layers=1), Lora(targets=["ffn_out"]))
     assert [name for name, _ in adapted.named_parameters() if "lora_A" in name] == [
         "bert.encoder.layer.0.output.dense.lora_A.default.weight"
     ]
 
 
 def test_adapters_drop_out_in_training_alone() -> None:
-    adapted = move(add_lora(world.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), Lora(dropout=0.5)))
-    one, other = (observe(adapted.train(), world.batch()).logits for _ in range(2))
+    adapted = move(
+        add_lora(factories.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), Lora(dropout=0.5))
+    )
+    one, other = (observe(adapted.train(), factories.batch()).logits for _ in range(2))
     assert not torch.allclose(one, other, atol=1e-4)
     assert torch.equal(logits(adapted), logits(adapted))
 
 
 def test_a_merged_student_is_a_stock_checkpoint(tmp_path: Path) -> None:
-    student = merged(move(add_lora(world.model(), Lora())))
-    world.save(student, tmp_path)
+    student = merged(move(add_lora(factories.model(), Lora())))
+    factories.save(student, tmp_path)
     assert not is_adapter(tmp_path)
     assert torch.allclose(logits(load_model(tmp_path, CLASSIFIER)), logits(student), atol=1e-6)
 
@@ -124,7 +126,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lora, "missing_modules", lambda: ["peft"])
     for act in (
-        lambda: add_lora(world.model(), Lora()),
+        lambda: add_lora(factories.model(), Lora()),
         lambda: merge_adapter(tmp_path, tmp_path / "out", CLASSIFIER, Path),
     ):
         with pytest.raises(HfcompressError, match="peft is not installed") as refused:
@@ -135,10 +137,10 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def adapter(path: Path, family: str = "bert", labels: int = 3, base: Path | None = None, **options: Any) -> Any:
     """A LoRA-adapted classifier, saved by peft; its base was saved without a head."""
     base = base or path.with_name("base")
-    model = world.model(family, labels=labels)
+    model = factories.model(family, labels=labels)
     if not base.exists():
         model.base_model.save_pretrained(base)
-        world.tokenizer().save_pretrained(base)
+        factories.tokenizer().save_pretrained(base)
     paths = family_of(model)
     options = {"target_modules": [paths.query, paths.value], "modules_to_save": ["pooler", "head"], **options}
     peft = get_peft_model(
@@ -157,7 +159,7 @@ def adapter(path: Path, family: str = "bert", labels: int = 3, base: Path | None
 def answer(peft: Any) -> torch.Tensor:
     """The adapted model's logits, through peft's own forward."""
     with torch.no_grad():
-        return peft(**world.batch()).logits
+        return peft(**factories.batch()).logits
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -177,21 +179,21 @@ def test_an_adapter_becomes_a_stock_model(family: str, tmp_path: Path) -> None:
     model = load_model(tmp_path / "out", CLASSIFIER)
     assert model.config.num_labels == 3
     assert torch.allclose(logits(model), answer(peft), atol=1e-5)
-    assert load_tokenizer(tmp_path / "out").get_vocab() == world.tokenizer().get_vocab()
+    assert load_tokenizer(tmp_path / "out").get_vocab() == factories.tokenizer().get_vocab()
     assert not is_adapter(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "out"]
 
 
 def test_a_base_that_names_its_labels_keeps_the_names(tmp_path: Path) -> None:
-    model = world.model(labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
-    save_model(model, world.tokenizer(), tmp_path / "base")
+    model = factories.model(labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    save_model(model, factories.tokenizer(), tmp_path / "base")
     adapter(tmp_path / "adapter", labels=2, base=tmp_path / "base")
     merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, Path)
     assert load_model(tmp_path / "out", CLASSIFIER).config.id2label == {0: "bad", 1: "good"}
 
 
 def test_a_base_with_a_head_of_another_size_gets_the_saved_one(tmp_path: Path) -> None:
-    world.save(world.model(labels=5), tmp_path / "other")
+    factories.save(factories.model(labels=5), tmp_path / "other")
     peft = adapter(tmp_path / "adapter", labels=3)
     merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, lambda _: _with_body_of(tmp_path))
     assert torch.allclose(logits(load_model(tmp_path / "out", CLASSIFIER)), answer(peft), atol=1e-5)
@@ -200,12 +202,12 @@ def test_a_base_with_a_head_of_another_size_gets_the_saved_one(tmp_path: Path) -
 def _with_body_of(folder: Path) -> Path:
     """The base's body under a head with five labels."""
     model = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=5)
-    return world.save(model, folder / "five")
+    return factories.save(model, folder / "five")
 
 
 def test_an_adapter_s_own_tokenizer_comes_first(tmp_path: Path) -> None:
     adapter(tmp_path / "adapter")
-    own = world.tokenizer([*world.WORDS[:-1], "its"])
+    own = factories.tokenizer([*factories.WORDS[:-1], "its"])
     own.save_pretrained(tmp_path / "adapter")
     merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, Path)
     assert "its" in load_tokenizer(tmp_path / "out").get_vocab()
@@ -234,7 +236,7 @@ def test_pickled_adapters_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
-    model = world.save(world.model(), tmp_path / "base")
+    model = factories.save(factories.model(), tmp_path / "base")
     other = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
     get_peft_model(load_model(model, CLASSIFIER), other).save_pretrained(tmp_path / "adapter")
     with pytest.raises(HfcompressError, match="is a PROMPT_TUNING adapter"):
@@ -243,7 +245,7 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_for_another_base_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     adapter(tmp_path / "adapter")
-    wide = world.save(world.model(hidden=64, labels=3), tmp_path / "wide")
+    wide = factories.save(factories.model(hidden=64, labels=3), tmp_path / "wide")
     with pytest.raises(HfcompressError, match="does not fit"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, lambda _: wide)
     assert not (tmp_path / "out").exists()

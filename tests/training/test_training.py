@@ -24,7 +24,7 @@ from hfcompress.training import checkpoints
 from hfcompress.training import trainer as training
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
-from tests import factories as world
+from tests import factories
 
 TRAIN = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1}
 NARROW = {"layers": 1, "hidden": 16, "ffn": 32}
@@ -89,7 +89,7 @@ def distil(tmp_path: Path, teacher: Path, data: Path, watch: Watch) -> Distil:
         folder: str = "stage", source: Path = teacher, parent: Path | None = None, more: Any = (), **options: Any
     ) -> StageContext:
         stage = {"kind": "distill", "losses": ["soft_labels"], "student": NARROW, "train": TRAIN} | options
-        recipe = load(world.recipe(tmp_path / "recipe.yaml", source, data, stages=[stage])).recipe
+        recipe = load(factories.recipe(tmp_path / "recipe.yaml", source, data, stages=[stage])).recipe
         context = StageContext(recipe.task, recipe.seed, open_artifact(source), {}, tmp_path / folder, [watch, *more])
         recipe.stages[0].run(open_artifact(parent or source), context)
         return context
@@ -132,7 +132,7 @@ def test_a_checkpoint_holds_a_tied_weight_once_and_gives_it_back(tmp_path: Path,
     from safetensors.torch import load_file, save_file
 
     task = FillMask(type="fill-mask", dataset=str(data), text=["sentence"])
-    objectives = [training.Objective(world.model(head="mask", seed=seed), [HardLabels()], task) for seed in (0, 1)]
+    objectives = [training.Objective(factories.model(head="mask", seed=seed), [HardLabels()], task) for seed in (0, 1)]
     save_file(objectives[0].state_dict(), tmp_path / "model.safetensors")
     objectives[1].load_state_dict(load_file(tmp_path / "model.safetensors"))
     own, other = (dict(o.student.named_parameters(remove_duplicate=False)) for o in objectives)
@@ -244,7 +244,7 @@ def test_the_teacher_is_in_eval_mode_and_is_not_trained(
 
 
 def test_a_teacher_that_was_never_fine_tuned_is_refused(distil: Distil, tmp_path: Path) -> None:
-    untrained = world.save(world.model(), tmp_path / "untrained")
+    untrained = factories.save(factories.model(), tmp_path / "untrained")
     with pytest.raises(
         HfcompressError,
         match=r"is at chance: it scores accuracy 0\.5000 on the dev split, answering without looking 0\.5000",
@@ -253,7 +253,7 @@ def test_a_teacher_that_was_never_fine_tuned_is_refused(distil: Distil, tmp_path
 
 
 def test_a_teacher_without_its_classifier_is_refused(distil: Distil, tmp_path: Path) -> None:
-    headless = world.save(world.model().bert, tmp_path / "headless")
+    headless = factories.save(factories.model().bert, tmp_path / "headless")
     with pytest.raises(HfcompressError, match=r"lacks 2 of the weights .*classifier\.bias, classifier\.weight"):
         distil(source=headless)
 
@@ -280,7 +280,7 @@ def test_each_loss_is_logged_and_they_add_up(distil: Distil, watch: Watch) -> No
 
 def test_two_batches_of_sixteen_are_one_of_thirty_two(distil: Distil, watch: Watch, tmp_path: Path, data: Path) -> None:
     calm = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    source = world.fine_tuned(tmp_path / "calm", data, **calm)
+    source = factories.fine_tuned(tmp_path / "calm", data, **calm)
     train = {"epochs": 1, "learning_rate": 1e-3, "logging_steps": 1, "length_grouping": False}
     distil("one", source=source, train=train | {"batch_size": 32})
     logs, weights = watch.logs, watch.weights
@@ -310,10 +310,10 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Words and tags in rows of 1 to 12 words; 36 rows to train on, so the last step of 32 is not full."""
 
     def row(draw: Any, number: int) -> dict[str, Any]:
-        words = draw.choices(world.WORDS[5:], k=1 + draw.randrange(12) * (number % 3 > 0))
-        return {"tokens": words, "ner_tags": ["B-X" if word in world.GOOD else "O" for word in words]}
+        words = draw.choices(factories.WORDS[5:], k=1 + draw.randrange(12) * (number % 3 > 0))
+        return {"tokens": words, "ner_tags": ["B-X" if word in factories.GOOD else "O" for word in words]}
 
-    return world.write_rows(tmp_path_factory.mktemp("uneven"), row, {"train": 36, "dev": 8})
+    return factories.write_rows(tmp_path_factory.mktemp("uneven"), row, {"train": 36, "dev": 8})
 
 
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -326,15 +326,15 @@ def test_a_step_of_tokens_is_the_same_however_it_is_accumulated(
     tmp_path: Path, uneven: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, grouping: bool
 ) -> None:
     monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
-    source = world.save(world.model(head="token", id2label={0: "O", 1: "B-X"}, label2id={"O": 0, "B-X": 1}, **CALM),
-                        tmp_path / "source")  # fmt: skip
+    labels = {"id2label": {0: "O", 1: "B-X"}, "label2id": {"O": 0, "B-X": 1}}
+    source = factories.save(factories.model(head="token", **labels, **CALM), tmp_path / "source")
     task = {"type": "token-classification", "dataset": str(uneven), "max_length": 32}
 
     def taken(rows: int, accumulated: int) -> tuple[list[Weights], list[dict[str, float]]]:
         train = {"epochs": 1, "learning_rate": 1e-4, "max_grad_norm": 1e9, "logging_steps": 1, "batch_size": rows,
                  "gradient_accumulation": accumulated, "length_grouping": grouping}  # fmt: skip
         stage = {"kind": "distill", "losses": TOKEN_LOSSES, "student": {"layers": 1}, "train": train}
-        recipe = load(world.recipe(tmp_path / "r.yaml", source, uneven, task=task, stages=[stage])).recipe
+        recipe = load(factories.recipe(tmp_path / "r.yaml", source, uneven, task=task, stages=[stage])).recipe
         kept, watch.logs = Gradients(), []
         context = StageContext(recipe.task, 0, open_artifact(source), {}, tmp_path / f"{rows}", [watch, kept])
         recipe.stages[0].run(open_artifact(source), context)
@@ -371,8 +371,8 @@ def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
             return nullcontext()
 
     task = FillMask(type="fill-mask", dataset="nowhere", text=["sentence"])
-    objective = training.Objective(world.model(head="mask"), [HardLabels()], task, masks=Penalty())  # type: ignore[arg-type]
-    batch = world.batch()
+    objective = training.Objective(factories.model(head="mask"), [HardLabels()], task, masks=Penalty())  # type: ignore[arg-type]
+    batch = factories.batch()
     whole = objective(labels=batch["input_ids"], **batch)
     half = objective(labels=batch["input_ids"], shares=torch.tensor([0.5]), **batch)
     assert half["parts"]["mask"] == whole["parts"]["mask"] == 3.0
@@ -392,9 +392,11 @@ def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatc
 
 
 def test_fine_tuning_learns(tmp_path: Path, data: Path) -> None:
-    base = world.save(world.model().bert, tmp_path / "base")
+    base = factories.save(factories.model().bert, tmp_path / "base")
     train = {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3}
-    recipe = load(world.recipe(tmp_path / "r.yaml", base, data, stages=[{"kind": "finetune", "train": train}])).recipe
+    recipe = load(
+        factories.recipe(tmp_path / "r.yaml", base, data, stages=[{"kind": "finetune", "train": train}])
+    ).recipe
     context = StageContext(recipe.task, recipe.seed, open_artifact(base), {}, tmp_path / "stage")
     recipe.stages[0].run(open_artifact(base), context)
     assert context.notes["dev"] == 1.0
@@ -423,27 +425,27 @@ def test_no_epochs_train_nothing(distil: Distil, watch: Watch) -> None:
 
 @pytest.fixture(scope="module")
 def task(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load(world.recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", teacher, data)).recipe.task
+    return load(factories.recipe(tmp_path_factory.mktemp("recipe") / "r.yaml", teacher, data)).recipe.task
 
 
 @pytest.fixture(scope="module")
 def encoded(task: Any) -> Any:
-    return task.encode(task.read("train"), world.tokenizer(), {"LABEL_0": 0, "LABEL_1": 1})
+    return task.encode(task.read("train"), factories.tokenizer(), {"LABEL_0": 0, "LABEL_1": 1})
 
 
 def test_a_batch_is_as_long_as_its_longest_row(encoded: Any, task: Any) -> None:
     rows = [encoded[i] for i in range(4)]
-    batch = training.Collator(task, world.tokenizer(), None, on_gpu=False)(rows)
+    batch = training.Collator(task, factories.tokenizer(), None, on_gpu=False)(rows)
     longest = max(row["length"] for row in rows)
     assert batch["input_ids"].shape == (4, longest)
     assert longest < 16  # max_length
     assert batch["attention_mask"].sum(1).tolist() == [row["length"] for row in rows]
     assert batch["labels"].tolist() == [row["labels"] for row in rows]
-    assert training.Collator(task, world.tokenizer(), None, on_gpu=True)(rows)["input_ids"].shape[1] % 8 == 0
+    assert training.Collator(task, factories.tokenizer(), None, on_gpu=True)(rows)["input_ids"].shape[1] % 8 == 0
 
 
 def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any, task: Any) -> None:
-    batches = list(training.batches(encoded, world.tokenizer(), task, 16))
+    batches = list(training.batches(encoded, factories.tokenizer(), task, 16))
     assert sum(len(batch["labels"]) for batch in batches) == len(encoded)
     lengths = [batch["attention_mask"].sum(1) for batch in batches]
     assert all(a.max() <= b.min() for a, b in pairwise(lengths))

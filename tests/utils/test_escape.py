@@ -25,7 +25,7 @@ from hfcompress.utils import logging as console
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.escape import code, fenced, markdown, one_line, printable, without_tokens
 from hfcompress.utils.places import forget_places, is_place, name_of, without_places
-from tests import factories as world
+from tests import factories
 
 NASTY = [
     "\x1b[2J\x1b]0;title\x07", "a\rerror: b", "a\nerror: all is well", "\u202egnp.exe", "\x9b31m", "\udcff", "\x00",
@@ -123,7 +123,7 @@ def test_a_token_is_never_printed(token: str, monkeypatch: pytest.MonkeyPatch) -
     ["convert", "\x1b[2J", "\x1b[2J"], ["evaluate", "\x1b[2J", "--task", "quickstart"], ["doctor", "[/]"],
 ])  # fmt: skip
 def test_no_command_prints_control_characters(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert world.run_cli(*arguments) == 2
+    assert factories.run_cli(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.err
     assert not CONTROLS.search(printed.out + printed.err)
@@ -143,8 +143,8 @@ def test_columns_labels_and_settings_are_printed_safely(
     text = task.replace("[sentence]", r'["sent\e[2Jence"]').replace("label: label", r'label: "lab\ael"')
     for setting in (task, text, f"model={tmp_path}/mo", rf'model="{tmp_path}/mo\e[2Jdel"'):
         for command in ("check", "plan", "show"):
-            world.run_cli(command, recipe, "--set", setting)
-    world.run_cli("doctor", named)
+            factories.run_cli(command, recipe, "--set", setting)
+    factories.run_cli("doctor", named)
     printed = capsys.readouterr()
     assert "\\x1b[2J" in printed.err
     assert not CONTROLS.search(printed.out + printed.err)
@@ -226,7 +226,8 @@ stages:
         "name": "tiny",
         "environment": {"cpu": name, "cpu_flags": [name], "cores": 2, "accelerator": None, "versions": {}},
         "task": {"split": "test", "max_length": 16, "metric": "accuracy"},
-        "rows": [world.report_row("source", "source"), world.report_row("02-quantize", "quantize", speedup=2.0)],
+        "rows": [factories.report_row("source", "source"),
+                 factories.report_row("02-quantize", "quantize", speedup=2.0)],
         "rounded": {"02-quantize": {
             "odd_weights": [{"layer": name, "channels": 2, "what": "zeros"}],
             "mixed": {"metric": "accuracy", "max_drop": 0.5, "holds": True, "float": 0.9, "kept": [name],
@@ -271,7 +272,7 @@ def test_a_report_in_markdown_keeps_its_cells() -> None:
     content = {
         "name": "x", "environment": {"cpu": "a\nb", "cpu_flags": [], "cores": 2, "accelerator": None, "versions": {}},
         "task": {"split": "test", "max_length": 16},
-        "rows": [world.report_row("a|b\nc", "source"), world.report_row("<b>`")],
+        "rows": [factories.report_row("a|b\nc", "source"), factories.report_row("<b>`")],
     }  # fmt: skip
     lines = report.as_markdown(content).splitlines()
     assert len(lines) == 2 + 2 + 2

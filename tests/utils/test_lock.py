@@ -21,7 +21,7 @@ from hfcompress.run import runner
 from hfcompress.utils import files, lock
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.lock import HeldError, Owner, hold, remove_dead, require_free, shared_directory, shared_file
-from tests import factories as world
+from tests import factories
 from tests.factories import run_cli
 
 HOLD = """
@@ -227,7 +227,7 @@ def test_a_shared_directory_is_whole_or_not_there(tmp_path: Path) -> None:
     with shared_directory(target) as scratch:
         (scratch / "whole").write_text("x")
         assert not target.exists()
-    assert world.snapshot(tmp_path / "cache") == {"answers/whole": b"x"}
+    assert factories.snapshot(tmp_path / "cache") == {"answers/whole": b"x"}
 
 
 def test_the_quicker_of_two_runs_wins(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_the_quicker_of_two_runs_wins(tmp_path: Path) -> None:
         (slow / "who").write_text("slow")
         with shared_directory(target) as quick:
             (quick / "who").write_text("quick")
-    assert world.snapshot(tmp_path) == {"answers/who": b"quick"}
+    assert factories.snapshot(tmp_path) == {"answers/who": b"quick"}
 
 
 def test_what_a_killed_run_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_shared_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
     with shared_file(path) as scratch:
         scratch.write_text("new")
         assert path.read_text() == "old"
-    assert world.snapshot(tmp_path) == {"table.json": b"new"}
+    assert factories.snapshot(tmp_path) == {"table.json": b"new"}
 
 
 # Files and directories
@@ -288,7 +288,7 @@ def test_a_directory_that_was_being_replaced_is_never_lost(
     files.restore(tmp_path / "01-distill")
     assert (tmp_path / "01-distill" / "which").read_text() == "01-distill"
     files.replace_directory(tmp_path / "new", tmp_path / "01-distill")
-    assert world.snapshot(tmp_path) == {"01-distill/which": b"new"}
+    assert factories.snapshot(tmp_path) == {"01-distill/which": b"new"}
 
 
 def test_a_directory_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
     files.write_text(path, "before")
     with pytest.raises(ZeroDivisionError), files.new_file(path) as scratch:
         scratch.write_text(f"half {1 / 0}")
-    assert world.snapshot(tmp_path) == {"report.json": b"before"}
+    assert factories.snapshot(tmp_path) == {"report.json": b"before"}
 
 
 # A run directory
@@ -320,13 +320,13 @@ def test_a_second_run_is_refused_at_once_however_the_directory_is_named(
     (tmp_path / "link").symlink_to(directory)
     monkeypatch.chdir(tmp_path)
     with holder(directory / runner.LOCK) as process:
-        before = world.snapshot(directory)
+        before = factories.snapshot(directory)
         for more in ([], ["--fresh"], ["--set", "seed=7"]):
             assert run_cli("run", recipe, "--output", names[by], *more) == 2
             said = capsys.readouterr().err
             assert f"error: another run writes to {names[by]}: process {process.pid} on " in said
             assert "Traceback" not in said
-        assert world.snapshot(directory) == before
+        assert factories.snapshot(directory) == before
 
 
 @pytest.mark.parametrize("command", [["report"], ["card", "--write"]])
