@@ -1,10 +1,11 @@
-"""What a stage is, and the bench it works at."""
+"""A stage, the context in which it runs, and its result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,8 +17,9 @@ from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.shape import Shape
-from hfcompress.utils.distributed import on_main_process
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
+from hfcompress.utils.files import write_text
 from hfcompress.utils.hashing import digest
 from hfcompress.utils.strict_model import StrictModel
 
@@ -27,6 +29,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hfcompress.distillation.local_checks import Locals
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made.
+
+    Attributes:
+        directory: The model directory.
+        facts: What stage.json, report and card tell of it, as JSON.
+        logits: The model's logits on its dummy inputs, in this process; the saved model must give the same. None on
+            all processes but the first.
+        reading: How the stage read its texts; whoever loads the saved model must read them alike. None as well.
+    """
+
+    directory: Path
+    facts: Mapping[str, Any]
+    logits: NDArray[Any] | None = None
+    reading: Reading | None = None
 
 
 @dataclass
@@ -40,9 +60,6 @@ class StageContext:
         made: The artifacts so far, by stage name, and the recipe's own `model`.
         directory: Where the stage writes; renamed to its final name once the stage is done.
         callbacks: `transformers` callbacks that every training run takes on.
-        notes: What the stage wants kept in its stage.json.
-        logits: The finished model's logits on its probe, in this process; the saved one must give the same.
-        reading: How the stage read its texts; who loads the saved model must read them alike.
     """
 
     task: Any
@@ -51,9 +68,6 @@ class StageContext:
     made: Mapping[str, Artifact]
     directory: Path
     callbacks: Sequence[TrainerCallback] = ()
-    notes: dict[str, Any] = field(default_factory=dict)
-    logits: NDArray[Any] | None = None
-    reading: Reading | None = None
 
     @property
     def model_directory(self) -> Path:
@@ -124,21 +138,55 @@ class StageContext:
             return self._fingerprint
         return digest([raw[column][:] for column in (*self.task.text, self.task.label)])
 
-    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Saves the stage's model, and keeps what the saved one must answer."""
+    def remember(self, name: str, find: Callable[[], Any]) -> Any:
+        """Finds a JSON value once, and gives all processes the same one, also after the run was killed.
+
+        Args:
+            name: The file under `facts/` that keeps it.
+            find: Finds it; called on the first process alone.
+        """
+        path = self.directory / "facts" / f"{name}.json"
+
+        def read() -> Any:
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # not found yet, or damaged
+                return None
+
+        def find_once() -> None:
+            if read() is None:
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, json.dumps(find()))
+
+        on_main_process(find_once)
+        return agreed(read() if process_state().is_main_process else None)
+
+    def finish(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> StageResult:
+        """Saves the stage's model, and says what the saved one must answer.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            facts: What stage.json, report and card tell of it.
+        """
+        found = list[StageResult]()
 
         def save() -> None:
             save_weights(model.cpu(), self.model_directory)
-            self.keep_reading(tokenizer, dict(model.config.label2id or {}))  # type: ignore[arg-type]
-            self.logits = logits_of(model, probe_inputs(self.model_directory))
+            reading = self.save_reading(tokenizer, dict(model.config.label2id or {}))  # type: ignore[arg-type]
+            logits = logits_of(model, probe_inputs(self.model_directory))
+            found.append(StageResult(self.model_directory, facts, logits, reading))
 
         on_main_process(save)
+        return found[0] if found else StageResult(self.model_directory, facts)
 
-    def keep_reading(self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> None:
+    def save_reading(self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> Reading:
         """Puts beside the stage's model what a pipeline needs to answer as was measured: tokenizer, kind of problem."""
         tokenizer.save_pretrained(self.model_directory)
         note_problem_type(self.model_directory, self.task.problem_type)
-        self.reading = Reading(self.task, tokenizer, labels, self.rows("dev"))
+        return Reading(self.task, tokenizer, labels, self.rows("dev"))
 
 
 def _merged(adapter: Path, auto_class: str) -> Path:
@@ -217,8 +265,8 @@ class Stage(StrictModel):
         """The stage with its defaults resolved, as JSON."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
-    def run(self, parent: Artifact, context: StageContext) -> None:
-        """Writes the stage's model into `context.model_directory`, on every process of a distributed run."""
+    def run(self, parent: Artifact, context: StageContext) -> StageResult:
+        """Writes the stage's model into `context.model_directory`; called on every process of a distributed run."""
         raise NotImplementedError
 
 

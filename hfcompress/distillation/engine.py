@@ -42,8 +42,8 @@ def teach(
     tokenizer: PreTrainedTokenizerBase,
     raw: datasets.Dataset | None = None,
     masks: TrainingOverlay | None = None,
-) -> None:
-    """Trains the student in place; notes its dev score and the teachers'.
+) -> dict[str, Any]:
+    """Trains the student in place.
 
     Args:
         student: The model to train.
@@ -55,6 +55,9 @@ def teach(
         raw: Rows to train on in place of the train split.
         masks: What lies over the student while it trains.
 
+    Returns:
+        The facts: the student's score on the dev split, and the teachers'.
+
     Raises:
         HfcompressError: for a teacher that is at chance, or that cannot teach this student.
     """
@@ -64,12 +67,12 @@ def teach(
 
     labels = dict(student.config.label2id or {})
     rows = {"train": context.encoded("train", tokenizer, labels, raw), "dev": context.encoded("dev", tokenizer, labels)}
-    teaching, first, pairs = None, None, list[tuple[int, int]]()
+    teaching, first, pairs, facts = None, None, list[tuple[int, int]](), dict[str, Any]()
     if taught.asks:
         artifacts = [context.artifact(name, parent) for name in taught.teacher.models]
         own = shape_of(student.config.to_dict())
         _require_meeting(own, artifacts, taught, context.task)
-        teaching = _teaching(taught, train, artifacts, context, tokenizer, rows, labels, raw)
+        teaching, facts["teacher"] = _teaching(taught, train, artifacts, context, tokenizer, rows, labels, raw)
         first = require_trainable(artifacts[0], "a teacher")
         pairs += pairs_of(taught.layer_map, len(own.layers), len(first.layers))
     set_seed(context.seed)
@@ -85,7 +88,7 @@ def teach(
     )
     _say_what_is_ahead(objective, teaching, train, rows["train"], context)
     training.examine(objective, teaching, rows["train"], tokenizer)
-    context.notes["dev"] = training.train(
+    facts["dev"] = training.train(
         objective,
         train,
         rows=rows,
@@ -95,6 +98,7 @@ def teach(
         teaching=teaching,
         callbacks=context.callbacks,
     )
+    return facts
 
 
 def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: DistillationOptions, task: Any) -> None:
@@ -120,12 +124,13 @@ def _teaching(
     rows: Mapping[str, Any],
     labels: Mapping[str, int],
     raw: datasets.Dataset | None,
-) -> TeacherEnsemble:
+) -> tuple[TeacherEnsemble, Any]:
+    """Gets the teachers ready: the ensemble, and each one's score on the dev split."""
     from hfcompress.distillation.answers import answers_of
 
     kept = taught.kept(train, context.task.head, row_count(rows["train"]), process_state().num_processes)
     fingerprint = context.fingerprint(raw)
-    members, notes = list[Member](), list[dict[str, Any]]()
+    members, scores = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
         model, headed = _loaded(artifact, context.task, any(loss.needs_logits for loss in taught.losses))
         _require_none(label_problems(artifact.stage, label_ids(model.config.to_dict()), labels, context.task))
@@ -141,15 +146,15 @@ def _teaching(
             member.rows = asked["train"]
         tuned = any(made.kind == "finetune" and made.path == artifact.path for made in context.made.values())
         score = examined(member, asked["dev"], context.task, tuned) if headed else None
-        notes.append({"stage": artifact.stage, "dev": score})
+        scores.append({"stage": artifact.stage, "dev": score})
         content: Any = (kept if index == 0 else "logits") if kept else None
         if content:
             given = {"weights": weights_hash(artifact.path), "fingerprint": fingerprint}
             member.answers = answers_of(model, member.tokenizer, asked["train"], context.task, content, **given)
             member.model = None
         members.append(member)
-    context.notes["teacher"] = notes[0] if len(notes) == 1 else notes
-    return TeacherEnsemble(members, taught.teacher, context.task)
+    ensemble = TeacherEnsemble(members, taught.teacher, context.task)
+    return ensemble, scores[0] if len(scores) == 1 else scores
 
 
 def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrainedModel, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.tasks import Task
 from hfcompress.data.texts import texts_of
 from hfcompress.distillation.augmentation.options import Augment, augment_problems, augmented_rows
@@ -92,19 +92,22 @@ class Distill(Stage, DistillationOptions):
     def task_of(self, task: Any) -> Any:
         return self.task or task
 
-    def run(self, parent: Artifact, context: StageContext) -> None:
+    def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.training.lora import add_lora, merged
 
         origin = context.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
-        raw = augmented_rows(self.augment, self, parent, context) if self.augment else None
+        facts, raw = dict[str, Any](), None
+        if self.augment:
+            raw, facts["augment"] = augmented_rows(self.augment, self, parent, context)
         tokenizer, model = load_tokenizer(origin.path, context.task), self._with_head(origin, parent, context)
         if self.student is not None:
             fresh_head = not has_head(read_config(origin.path), context.task)
-            model, tokenizer = self._student(self.student, model, tokenizer, context, raw, fresh_head)
+            model, tokenizer, facts["student"] = self._student(self.student, model, tokenizer, context, raw, fresh_head)
         lora = self.student.lora if self.student else None
-        teach(add_lora(model, lora) if lora else model, self, self.train, parent, context, tokenizer, raw)
-        context.finish(merged(model) if lora else model, tokenizer)
+        student = add_lora(model, lora) if lora else model
+        facts |= teach(student, self, self.train, parent, context, tokenizer, raw)
+        return context.finish(merged(model) if lora else model, tokenizer, facts)
 
     def _with_head(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
         """The model that the student starts from; a new head has the labels of the source, or of a teacher."""
@@ -120,8 +123,8 @@ class Distill(Stage, DistillationOptions):
         context: StageContext,
         raw: datasets.Dataset | None,
         fresh_head: bool,
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The student before its training, and its tokenizer; notes where its weights come from."""
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, str]]:
+        """Builds the student before its training: the model, its tokenizer, and where its weights come from."""
         from hfcompress.distillation.student_weights import build_student
         from hfcompress.distillation.width_importance import rank_dimensions
         from hfcompress.models import vocabulary
@@ -142,9 +145,8 @@ class Distill(Stage, DistillationOptions):
             tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, context.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
             report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
-        context.notes["student"] = report
         say("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
-        return origin, tokenizer
+        return origin, tokenizer, report
 
     def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:
         from hfcompress.training import trainer as training

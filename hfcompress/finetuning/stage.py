@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.class_weights import ClassWeights
 from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
@@ -58,7 +58,7 @@ class Finetune(Stage):
     def steps(self, task: Any) -> int | None:
         return self.train.steps(task.rows())
 
-    def run(self, parent: Artifact, context: StageContext) -> None:
+    def run(self, parent: Artifact, context: StageContext) -> StageResult:
         require_trainable(parent, self.kind)
         from hfcompress.training import trainer as training
 
@@ -67,7 +67,7 @@ class Finetune(Stage):
         model = load_for(context.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
         rows = {split: context.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
-        context.notes["dev"] = training.train(
+        dev = training.train(
             training.Objective(model, [self._loss], context.task, states=[self._loss.state_of(rows["train"], labels)]),
             self.train,
             rows=rows,
@@ -76,4 +76,4 @@ class Finetune(Stage):
             seed=context.seed,
             callbacks=context.callbacks,
         )
-        context.finish(model, tokenizer)
+        return context.finish(model, tokenizer, {"dev": dev})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.context import StageContext
+from hfcompress.context import StageContext, StageResult
 from hfcompress.data.texts import texts_of
 from hfcompress.distillation.engine import teach
 from hfcompress.distillation.recovery import Recover
@@ -52,7 +52,12 @@ class Pruning:
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(self.parent.path, self.context.task)
 
-    def run(self) -> None:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was found so far, for stage.json and the card."""
+        return self.cutting.facts
+
+    def run(self) -> StageResult:
         """Cuts and trains as the schedule says, and saves."""
         schedule = self.options.schedule
         if isinstance(schedule, Lottery):
@@ -63,7 +68,7 @@ class Pruning:
             ends_in_training = isinstance(schedule, Gradual) or self.options.criterion.learned
             model = self._recovered(self._under_masks() if ends_in_training else self._cut("parent", 1.0, "cut"), "")
         self._note(model)
-        self.context.finish(model, self.tokenizer)
+        return self.context.finish(model, self.tokenizer, self.facts)
 
     def _rounds(self, shares: Sequence[float]) -> PreTrainedModel:
         last = "parent"
@@ -137,13 +142,13 @@ class Pruning:
         if self.options.vocabulary == "corpus":
             splits, before = [self.context.rows("train"), self.context.rows("dev")], len(self.tokenizer)
             self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.context.task.text))
-            self.context.notes["vocabulary"] = [len(ids), before]
+            self.facts["vocabulary"] = [len(ids), before]
             say(f"prune: {len(ids):,} of {before:,} tokens stay")
             model = select_tokens(model, ids, self.tokenizer)
         if self.options.embedding_rank:
             texts = texts_of([self.context.rows("train")], self.context.task.text)
             model, kept = factor_embeddings(model, self.options.embedding_rank, token_counts(self.tokenizer, texts))
-            self.context.notes["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
+            self.facts["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
             say(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
         return model
 
@@ -163,7 +168,8 @@ class Pruning:
         context = self.context.at(name) if name else self.context
         if training.lora:
             add_lora(model, training.lora)
-        teach(model, training, training, self.parent, context, self.tokenizer, masks=masks)
+        found = teach(model, training, training, self.parent, context, self.tokenizer, masks=masks)
+        self.facts.update(found)
         return merged(model) if training.lora else model
 
     def _made(self, name: str) -> bool:
@@ -175,7 +181,7 @@ class Pruning:
         path = self.parent.path if name == "parent" else self.context.directory / name
         if name != "parent":
             facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-            self.context.notes.update(facts["notes"])
+            self.facts.update(facts["notes"])
             self.cutting.kept_layers = facts["layers"]
         self.tokenizer = load_tokenizer(path, self.context.task)
         return load_model(path, self.context.task.auto_class).to(process_state().device)
@@ -186,7 +192,7 @@ class Pruning:
         def save() -> None:
             with new_directory(self.context.directory / name) as scratch:
                 save_model(model.cpu(), self.tokenizer, scratch)
-                facts = {"notes": self.context.notes, "layers": self.cutting.kept_layers}
+                facts = {"notes": self.facts, "layers": self.cutting.kept_layers}
                 (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
                 seal(scratch)
 
@@ -199,7 +205,7 @@ class Pruning:
 
     def _note(self, model: PreTrainedModel) -> None:
         """What stayed, for stage.json and the card."""
-        notes, final = self.context.notes, shape_of(model.config.to_dict())
+        notes, final = self.facts, shape_of(model.config.to_dict())
         layers = self.cutting.kept_layers
         before = [self.shape.layers[number - 1] for number in layers]
         kept: dict[str, Any] = {

@@ -55,6 +55,7 @@ class Cutting:
     kept_layers: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.facts = dict[str, Any]()
         self.kept_layers = list(range(1, len(self.shape.layers) + 1))
         self.tokenizer = load_tokenizer(self.parent.path, self.context.task)
         self.labels = label_ids(read_config(self.parent.path))
@@ -230,7 +231,7 @@ class Cutting:
         say("prune: scaling what stays")
         gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
         fold(model, gates.heads, gates.neurons)
-        self.context.notes["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
+        self.facts["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
 
     @property
     def _rows(self) -> int:
@@ -243,18 +244,16 @@ class Cutting:
         from hfcompress.pruning.sensitivity import sensitivity
 
         wanted = self.options.sensitivity
-        if wanted is None or "sensitivity" in self.context.notes:
+        if wanted is None:
             return
 
-        def look() -> None:
+        def look() -> dict[str, Any]:
             rows = self.context.encoded("dev", self.tokenizer, self.labels).shuffle(seed=self.context.seed)
             rows = rows.select(range(min(wanted.rows, len(rows))))
             group = self.options.multiple_of if self.options.ffn or self.options.budget else 1
-            found.append(sensitivity(model, scores, rows, self.tokenizer, self.context.task, wanted.shares, group))
+            return sensitivity(model, scores, rows, self.tokenizer, self.context.task, wanted.shares, group)
 
-        found = list[dict[str, Any]]()
-        on_main_process(look)
-        self.context.notes["sensitivity"] = agreed(found[0] if found else None)
+        self.facts["sensitivity"] = self.context.remember("sensitivity", look)
 
     def sparsity(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the zeros of a model come to, for its card."""

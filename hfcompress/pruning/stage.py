@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.distillation.recovery import Recover
 from hfcompress.models.architectures import FAMILIES
 from hfcompress.models.artifact import Artifact
@@ -321,10 +321,10 @@ class Prune(Stage):
             for problem in block.unavailable()
         ]
 
-    def run(self, parent: Artifact, context: StageContext) -> None:
+    def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.pruning.engine import Pruning
 
-        Pruning(self, require_trainable(parent, self.kind), parent, context).run()
+        return Pruning(self, require_trainable(parent, self.kind), parent, context).run()
 
 
 _WHAT = {"units": "heads and neurons", "layers": "whole layers", "hidden": "hidden dimensions", "weights": "weights"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hfcompress.context import StageContext
+from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import teach
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, save_model
 from hfcompress.models.dummy_inputs import probe_inputs
@@ -38,29 +38,35 @@ class Quantizing:
     parent: Artifact
     context: StageContext
 
-    def run(self) -> None:
+    def __post_init__(self) -> None:
+        self.facts = dict[str, Any]()
+
+    def run(self) -> StageResult:
         """Trains where the stage says so, and writes the quantized model."""
         train, backend = self.options.train, self.options.backend
         source, ranges = self.parent.path, None
         if train is not None and backend.trains == "adapters":
             from hfcompress.quantization.qlora import qlora
 
-            qlora(train, backend, self.parent, self.context, self.work(source, self.context.model_directory))
-            return
+            return qlora(train, backend, self.parent, self.context, self.work(source, self.context.model_directory))
         if train is not None:
             source, ranges = self._trained(train)
-        on_main_process(lambda: self._write(source, ranges))
+        written = list[StageResult]()
+        on_main_process(lambda: written.append(self._write(source, ranges)))
+        return written[0] if written else StageResult(self.context.model_directory, self.facts)
 
-    def _write(self, source: Path, ranges: Ranges | None) -> None:
+    def _write(self, source: Path, ranges: Ranges | None) -> StageResult:
         target = self.context.model_directory
         target.mkdir(parents=True, exist_ok=True)
         if self.options.max_drop is None:
-            self.context.logits = self.options.backend.quantize(self.work(source, target, ranges))
+            logits = self.options.backend.quantize(self.work(source, target, ranges))
         else:
             from hfcompress.quantization.mixed_precision import mixed
 
-            self.context.logits = mixed(self.options, self.work(source, target, ranges), self.context)
-        self.context.keep_reading(load_tokenizer(source, self.context.task), label_ids(read_config(source)))
+            logits = mixed(self.options, self.work(source, target, ranges), self.context)
+        labels = label_ids(read_config(source))
+        reading = self.context.save_reading(load_tokenizer(source, self.context.task), labels)
+        return StageResult(target, self.facts, logits, reading)
 
     def _trained(self, train: QatTraining) -> tuple[Path, Ranges | None]:
         """Where the model lies after quantization-aware training, and its ranges."""
@@ -68,7 +74,8 @@ class Quantizing:
         tokenizer = load_tokenizer(self.parent.path, self.context.task)
         work = self.work(self.parent.path, self.context.model_directory)
         masks = self.options.backend.masks(model, work, train.ranges, train.freeze)
-        teach(model, train, train, self.parent, self.context, tokenizer, masks=masks)
+        found = teach(model, train, train, self.parent, self.context, tokenizer, masks=masks)
+        self.facts.update(found)
         masks.settle(model)
         path = self.context.directory / "trained"
         on_main_process(lambda: save_model(model.cpu(), tokenizer, path))
@@ -84,7 +91,7 @@ class Quantizing:
             self._rows,
             self._texts,
             ranges=ranges,
-            notes=self.context.notes,
+            facts=self.facts,
         )
 
     def _rows(self, count: int) -> Sequence[Batch]:

@@ -77,7 +77,7 @@ def mixed(options: Quantize, work: Work, context: StageContext) -> NDArray[Any]:
     chosen = search.best()
     if not search.holds(chosen):
         say(f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}")
-    context.notes["mixed"] = {
+    work.facts["mixed"] = {
         "metric": context.task.metric,
         "float": search.float_metric,
         "max_drop": options.max_drop,
@@ -116,7 +116,7 @@ class _Search:
         self.rows = Rows(context.task, self.tokenizer, context.rows("dev"), labels)
         self.tried: list[Attempt] = []
         self._logits: list[NDArray[Any]] = []
-        self._notes: list[dict[str, Any]] = []
+        self._facts: list[dict[str, Any]] = []
         self.float_metric = self._judge(work.source)
 
     def holds(self, attempt: Attempt) -> bool:
@@ -132,8 +132,8 @@ class _Search:
         target = self._directory(len(self.tried))
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        self._notes.append({})
-        work = replace(self.work, target=target, keep=frozenset(keep), notes=self._notes[-1])
+        self._facts.append({})
+        work = replace(self.work, target=target, keep=frozenset(keep), facts=self._facts[-1])
         self._logits.append(self.options.backend.quantize(work))
         metric = self._judge(target)
         sign = -1 if self.context.task.metric in LOWER_IS_BETTER else 1
@@ -152,7 +152,7 @@ class _Search:
     def write(self, chosen: Attempt) -> NDArray[Any]:
         """Moves the chosen model to where the stage's model goes, with what was noted of it, and drops the others."""
         index = self.tried.index(chosen)
-        self.context.notes.update(self._notes[index])
+        self.work.facts.update(self._facts[index])
         for file in self._directory(index).iterdir():
             file.rename(self.work.target / file.name)
         shutil.rmtree(self._directory(index).parent)

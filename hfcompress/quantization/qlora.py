@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.context import StageContext
+from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import teach
 from hfcompress.models.adapters import WEIGHTS
 from hfcompress.models.artifact import (
@@ -27,10 +27,11 @@ from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.logging import say
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 
-def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: StageContext, work: Work) -> None:
+def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: StageContext, work: Work) -> StageResult:
     """Quantizes the model, trains adapters and head on it, and writes model and adapters; on every process.
 
     `work.target` then is what stock `from_pretrained` loads, with the trained head in it, and `adapter/` inside of it
@@ -65,10 +66,17 @@ def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: Stage
     set_seed(context.seed)  # adapters are drawn
     add_lora(model, options)
     if options.init == "loftq":
-        context.notes["loftq"] = _fit(model, work, options)
-    teach(model, train, train, parent, context, tokenizer)
-    on_main_process(lambda: _save(model, backend, first, work, context))
-    on_main_process(lambda: context.keep_reading(tokenizer, label_ids(read_config(work.source))))
+        work.facts["loftq"] = _fit(model, work, options)
+    work.facts.update(teach(model, train, train, parent, context, tokenizer))
+    saved = list[StageResult]()
+
+    def save() -> None:
+        logits = _save(model, backend, first, work, context)
+        reading = context.save_reading(tokenizer, label_ids(read_config(work.source)))
+        saved.append(StageResult(work.target, work.facts, logits, reading))
+
+    on_main_process(save)
+    return saved[0] if saved else StageResult(work.target, work.facts)
 
 
 def _quantize(backend: Backend, work: Work) -> None:
@@ -77,8 +85,8 @@ def _quantize(backend: Backend, work: Work) -> None:
     backend.quantize(work)
 
 
-def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, context: StageContext) -> None:
-    """Quantizes what was quantized first, with the trained head, and writes the adapters beside it.
+def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, context: StageContext) -> NDArray[Any]:
+    """Quantizes the model again, with the trained head, and writes the adapters beside it; returns the logits.
 
     transformers cannot save a quantized model that it has loaded. The same weights become the same bytes.
     """
@@ -91,8 +99,8 @@ def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, con
     save_adapter(model, work.target / ADAPTER)
     final = _loaded(work)
     final.load_adapter(str(work.target / ADAPTER))
-    context.logits = logits_of(final, work.probe)
-    context.notes["adapter"] = {"bytes": (work.target / ADAPTER / WEIGHTS).stat().st_size}
+    work.facts["adapter"] = {"bytes": (work.target / ADAPTER / WEIGHTS).stat().st_size}
+    return logits_of(final, work.probe)
 
 
 def _leave_to_adapters(backend: Backend, work: Work, options: Lora, path: Path) -> None:

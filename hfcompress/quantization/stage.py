@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from hfcompress.context import Stage, StageContext, require_trainable
+from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.models.architectures import FAMILIES
 from hfcompress.models.artifact import Artifact, read_config
 from hfcompress.models.shape import Shape, shape_of
@@ -112,8 +112,8 @@ class Quantize(Stage):
         problems = self.train.unavailable() if self.train else []
         return [*own, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
 
-    def run(self, parent: Artifact, context: StageContext) -> None:
+    def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.quantization.engine import Quantizing
 
         require_trainable(parent, self.kind)
-        Quantizing(self, parent, context).run()
+        return Quantizing(self, parent, context).run()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.context import Stage, StageContext
+from hfcompress.context import Stage, StageContext, StageResult
 from hfcompress.data.source import cache_home, data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
@@ -56,8 +56,6 @@ LOCK = ".lock"
 """The file in a run directory that says who writes to it, and is there for as long as somebody does."""
 KEY = "key"
 """The file in a stage's working directory that says what it is an attempt at."""
-NOTES = "notes.json"
-"""The file in a stage's working directory with what its stage.json will tell, once it is done."""
 SPACE_FACTOR = 5
 """A stage writes its model, a checkpoint with two moments a weight, and a copy: five times its bytes, roughly."""
 
@@ -413,16 +411,15 @@ def _run_stage(name: str, stage: Stage, parent: Artifact, context: StageContext,
     start = time.perf_counter()
     on_main_process(lambda: _take(context.directory, key))
     set_seed(context.seed)
-    with _kept_notes(context):
-        stage.run(parent, context)
-    on_main_process(lambda: _complete(name, stage, context, key, directory, time.perf_counter() - start))
+    result = stage.run(parent, context)
+    on_main_process(lambda: _complete(name, stage, context, result, key, directory, time.perf_counter() - start))
     return open_artifact(directory / name, name, stage.kind)
 
 
 def _take(folder: Path, key: str) -> None:
-    """Keeps an interrupted attempt at the same work, throws away one at other work, or whose notes are damaged."""
-    mark, notes = folder / KEY, folder / NOTES
-    if folder.is_dir() and (_text(mark) != key or (notes.exists() and _record(notes) is None)):
+    """Keeps an interrupted attempt at the same work; removes one at other work."""
+    mark = folder / KEY
+    if folder.is_dir() and _text(mark) != key:
         remove(folder)
     remove(folder / "model")
     folder.mkdir(exist_ok=True)
@@ -437,37 +434,27 @@ def _text(path: Path) -> str | None:
         return None
 
 
-@contextmanager
-def _kept_notes(context: StageContext) -> Iterator[None]:
-    """Notes survive an interruption, as the work they tell of does."""
-    path = context.directory / NOTES
-    context.notes.update(_record(path) or {})
-    try:
-        yield
-    finally:
-        if os.environ.get("RANK", "0") == "0" and context.directory.is_dir():
-            write_text(path, json.dumps(context.notes))
-
-
-def _complete(name: str, stage: Stage, context: StageContext, key: str, directory: Path, seconds: float) -> None:
-    """Proves the saved model, then gives the stage its name."""
+def _complete(
+    name: str, stage: Stage, context: StageContext, result: StageResult, key: str, directory: Path, seconds: float
+) -> None:
+    """Checks the saved model in a fresh process, then gives the stage's directory its name."""
     mark = context.directory / KEY
     if _text(mark) != key:  # saving made the directory again, in a run that was removed or moved
         raise FileNotFoundError(errno.ENOENT, "the directory of the stage is gone", str(mark))
-    model = open_artifact(context.model_directory, name, stage.kind)
-    assert context.logits is not None
+    model = open_artifact(result.directory, name, stage.kind)
+    assert result.logits is not None
     device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
-    differences = verify(model, context.logits, context.task.auto_class, device, context.reading)
+    differences = verify(model, result.logits, context.task.auto_class, device, result.reading)
     record = {
         "key": key,
         "stage": stage_options(stage),
         "seconds": round(seconds, 1),
         "reload": differences,
-        "files": hashes(context.model_directory),
-        **context.notes,
+        "files": hashes(result.directory),
+        **result.facts,
     }
-    write_text(context.model_directory / "stage.json", json.dumps(record, indent=2) + "\n")
-    replace_directory(context.model_directory, directory / name)
+    write_text(result.directory / "stage.json", json.dumps(record, indent=2) + "\n")
+    replace_directory(result.directory, directory / name)
     remove(context.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
     say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")

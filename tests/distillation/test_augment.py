@@ -476,16 +476,16 @@ def test_a_stage_gets_raw_rows_that_the_task_reads(
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
     taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=["source"]))
     options = Augment(model=str(mlm), copies=3)
-    rows = augmented_rows(options, taught, context.source, context)
+    rows, facts = augmented_rows(options, taught, context.source, context)
     train = context.rows("train")
     assert rows.select(range(len(train))).to_list() == train.to_list()
     assert len(rows) > 2 * len(train)
-    assert context.notes["augment"]["generated"] == len(rows) - len(train)
+    assert facts["generated"] == len(rows) - len(train)
     assert len(context.encoded("train", factories.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
     monkeypatch.setattr(
         "hfcompress.distillation.augmentation.augment.MaskedWords", None
     )  # a second run, of any batch size, makes nothing
-    again = augmented_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, context.source, context)
+    again, _ = augmented_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, context.source, context)
     assert again.to_list() == rows.to_list()
 
 
@@ -498,9 +498,9 @@ def test_the_teachers_weights_belong_to_the_lineage_of_what_it_filtered(
     kept = []
     for name in ("source", "01-distill"):
         taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=[name]))
-        rows = augmented_rows(options, taught, context.source, context)
+        rows, facts = augmented_rows(options, taught, context.source, context)
         kept.append(len(rows) - len(context.rows("train")))
-        assert context.notes["augment"]["dropped"] > 0
+        assert facts["dropped"] > 0
     assert kept[0] != kept[1]
     folders = list((cache_home() / "augmented").iterdir())
     identities = [json.loads((f / "lineage.json").read_text())["identity"] for f in folders]

@@ -35,7 +35,7 @@ def one_stage(path: Path, model: Path, data: Path, **stage: Any) -> Path:
 
 
 def ran(recipe: Path, directory: Path) -> dict[str, Any]:
-    """Runs the stages of a recipe without measuring; what the last one noted."""
+    """Runs the stages of a recipe without measuring; the facts about the last one."""
     loaded = recipes.load(recipe)
     recipes.check(loaded)
     directory.mkdir()
@@ -43,10 +43,10 @@ def ran(recipe: Path, directory: Path) -> dict[str, Any]:
     made = {"model": source}
     for name, stage in zip(loaded.recipe.stage_names(), loaded.recipe.stages, strict=True):
         context = StageContext(stage.task_of(loaded.recipe.task), 0, source, made, directory / f"{name}.partial")
-        stage.run(parent, context)
+        result = stage.run(parent, context)
         context.model_directory.rename(directory / name)
         parent = made[name] = open_artifact(directory / name, name)
-    return context.notes
+    return dict(result.facts)
 
 
 def weights(directory: Path, stage: str = "01-distill") -> dict[str, torch.Tensor]:

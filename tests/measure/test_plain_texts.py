@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,24 @@ KINDS = {"text-classification": TextClassification, "regression": Regression, "q
 READ = {"text-classification", "pairs", "regression", "token-classification", "question-answering", "fill-mask"}
 
 
-def saved(folder: Path, kind: str, tokens: str) -> StageContext:
+@dataclass
+class Saved:
+    """A model that a stage saved.
+
+    Attributes:
+        context: Where the stage ran.
+        reading: How it read its texts.
+    """
+
+    context: StageContext
+    reading: Reading
+
+    @property
+    def directory(self) -> Path:
+        return self.context.model_directory
+
+
+def saved(folder: Path, kind: str, tokens: str) -> Saved:
     """A random model for a task, as a stage saves it."""
     options = rows_of(kind, folder)
     task = KINDS[options["type"]].model_validate(options)
@@ -79,26 +97,25 @@ def saved(folder: Path, kind: str, tokens: str) -> StageContext:
     model.save_pretrained(origin)
     tokenizer.save_pretrained(origin)
     context = StageContext(task, 0, open_artifact(origin), {}, folder / "stage")
-    context.finish(model, load_tokenizer(origin, task))
-    return context
+    result = context.finish(model, load_tokenizer(origin, task), {})
+    assert result.reading is not None
+    return Saved(context, result.reading)
 
 
-def checked(context: StageContext) -> dict[str, float]:
-    assert context.reading is not None
-    return read_alike(Here(context.model_directory, context.task.auto_class), context.reading)  # type: ignore[arg-type]
+def checked(made: Saved) -> dict[str, float]:
+    return read_alike(Here(made.directory, made.context.task.auto_class), made.reading)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tokens", ["wordpiece", "byte level"])
 @pytest.mark.parametrize("kind", sorted(READ))
 def test_a_saved_model_answers_plain_texts_as_it_was_measured(tmp_path: Path, kind: str, tokens: str) -> None:
-    context = saved(tmp_path, kind, tokens)
-    assert context.reading is not None
-    texts = context.reading.texts()
+    made = saved(tmp_path, kind, tokens)
+    texts = made.reading.texts()
     assert len(texts) == 8
     lengths = [len(text.features["input_ids"]) for text in texts]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] or kind in ("regression", "fill-mask")  # whose texts are all as long
-    found = checked(context)
+    found = checked(made)
     name = {"pairs": "text-classification", "regression": "text-classification"}.get(kind, kind)
     way = "plain texts" if kind == "question-answering" else f"{name} pipeline"
     assert list(found) == [way, "padding"]
@@ -112,10 +129,10 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_tagger_that_is_saved_with_another_tokenizer_is_caught(tmp_path: Path) -> None:
     """As it was: the space before a first word was put there by a copy, and the copy was not saved."""
-    context = saved(tmp_path, "token-classification", "byte level")
-    load_tokenizer(context.source.path).save_pretrained(context.model_directory)
+    made = saved(tmp_path, "token-classification", "byte level")
+    load_tokenizer(made.context.source.path).save_pretrained(made.directory)
     with pytest.raises(ReloadError, match=r"its saved tokenizer reads row \d+ of the dev split as .* it was measured"):
-        checked(context)
+        checked(made)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +149,16 @@ def test_a_tagger_that_is_saved_with_another_tokenizer_is_caught(tmp_path: Path)
 def test_what_a_pipeline_would_do_otherwise_is_caught(
     tmp_path: Path, kind: str, file: str, changes: dict[str, Any], said: str
 ) -> None:
-    context = saved(tmp_path, kind, "wordpiece")
+    made = saved(tmp_path, kind, "wordpiece")
     if "truncation_side" in changes:
+        context = made.context
         context.task = context.task.model_copy(update={"max_length": 6})
-        context.finish(*_again(context))
-    edit(context.model_directory / file, **changes)
+        again = context.finish(*_again(context), {}).reading
+        assert again is not None
+        made = Saved(context, again)
+    edit(made.directory / file, **changes)
     with pytest.raises(ReloadError, match=said):
-        checked(context)
+        checked(made)
 
 
 def _again(context: StageContext) -> tuple[Any, Any]:
@@ -168,12 +188,12 @@ def test_rows_that_are_no_plain_text_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
 def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str, tokens: str) -> None:
     """A stage, its directory, and transformers alone on the texts of the dev split."""
-    source = saved(tmp_path, kind, tokens).source.path
+    source = saved(tmp_path, kind, tokens).context.source.path
     stage = {"kind": "finetune", "train": {"max_steps": 40, "batch_size": 16, "learning_rate": 5e-3}}
     task = rows_of(kind, tmp_path)
     recipe = load(factories.recipe(tmp_path / "r.yaml", source, tmp_path, task=task, stages=[stage])).recipe
     context = StageContext(recipe.task, 0, open_artifact(source), {}, tmp_path / "fine-tuned")
-    recipe.stages[0].run(open_artifact(source), context)
+    result = recipe.stages[0].run(open_artifact(source), context)
     pipe = transformers.pipeline(kind, model=str(context.model_directory), device="cpu")
     rows = recipe.task.read("dev")
     if kind == "text-classification":
@@ -188,13 +208,13 @@ def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str,
             starts = np.cumsum([0, *(len(word) + 1 for word in text.split())])[:-1]
             predictions[number] = [by_start[start] for start in starts]
             references[number] = list(rows["ner_tags"][number])
-    assert recipe.task.score(predictions, references) == pytest.approx(context.notes["dev"])
-    assert context.notes["dev"] > 0.5
+    assert recipe.task.score(predictions, references) == pytest.approx(result.facts["dev"])
+    assert result.facts["dev"] > 0.5
 
 
 @pytest.mark.slow
 def test_a_byte_level_tagger_goes_through_a_whole_run(tmp_path: Path) -> None:
-    source = saved(tmp_path, "token-classification", "byte level").source.path
+    source = saved(tmp_path, "token-classification", "byte level").context.source.path
     train = {"max_steps": 60, "batch_size": 16, "learning_rate": 5e-3}
     stages = [
         {"kind": "finetune", "train": train},

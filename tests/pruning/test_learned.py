@@ -375,9 +375,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from safetensors.torch import save_file
-from hfcompress.stages.base import process_state
+from hfcompress.utils.distributed import process_state
 from tests import factories, masked
-from tests.test_learned import KINDS, calm
+from tests.pruning.test_learned import KINDS, calm
 
 kind, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 process_state()

@@ -176,7 +176,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def pruned(things: tuple[Path, Path], folder: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
-    """The directory that a prune stage makes, and its notes; run without measuring, in this process."""
+    """The directory that a prune stage makes, and the facts about it; run without measuring, in this process."""
     from transformers import set_seed
 
     from hfcompress.context import StageContext
@@ -190,8 +190,8 @@ def pruned(things: tuple[Path, Path], folder: Path, **options: Any) -> tuple[Pat
     stage = recipe.stages[0]
     assert stage.problems(source.shape, {"parent": source.shape, "source": source.shape}, recipe.task) == []  # type: ignore[arg-type]
     set_seed(recipe.seed)
-    stage.run(source, context)
-    return context.model_directory, context.notes
+    result = stage.run(source, context)
+    return result.directory, dict(result.facts)
 
 
 def zeros(model: Any) -> float:

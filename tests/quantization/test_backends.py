@@ -275,7 +275,7 @@ def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) 
     (tmp_path / "out").mkdir()
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     BACKENDS.parse(name).quantize(work)
-    found = {(odd["layer"], odd["what"], odd["channels"]) for odd in work.notes["odd_weights"]}
+    found = {(odd["layer"], odd["what"], odd["channels"]) for odd in work.facts["odd_weights"]}
     odd = ["zeros"] if name == "onnx_int4" else ["outlier", "zeros"]  # a block of its own holds the outlier
     assert found == {("bert.encoder.layer.1.output.dense", what, 1) for what in odd}
 

@@ -387,7 +387,7 @@ def test_an_outlier_and_a_channel_of_zeros_are_told(mode: str, tmp_path: Path) -
 
     source, notes = odd_model(tmp_path, change), dict[str, Any]()
     (tmp_path / "out").mkdir()
-    made = quantize(source, tmp_path / "out", changes={"notes": notes}, mode=mode)
+    made = quantize(source, tmp_path / "out", changes={"facts": notes}, mode=mode)
     assert notes["odd_weights"] == [
         {"layer": "bert.encoder.layer.0.output.dense", "what": "outlier", "channels": 1},
         {"layer": "bert.encoder.layer.1.intermediate.dense", "what": "zeros", "channels": 2},
@@ -402,14 +402,14 @@ def test_an_outlier_under_one_step_a_matrix_costs_the_matrix(tmp_path: Path) -> 
 
     source, notes = odd_model(tmp_path, change), dict[str, Any]()
     (tmp_path / "out").mkdir()
-    quantize(source, tmp_path / "out", changes={"notes": notes}, per_channel=False)
+    quantize(source, tmp_path / "out", changes={"facts": notes}, per_channel=False)
     assert notes["odd_weights"] == [
         {"layer": "bert.encoder.layer.0.output.dense", "what": "outlier", "channels": WIDTH}
     ]
 
 
 def test_ordinary_weights_are_not_odd(quantized: Quantized) -> None:
-    assert "odd_weights" not in quantized().work.notes
+    assert "odd_weights" not in quantized().work.facts
 
 
 @pytest.mark.parametrize("mode", MODES)

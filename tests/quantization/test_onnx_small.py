@@ -325,7 +325,7 @@ def test_channels_of_zeros_are_noted(tmp_path: Path) -> None:
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4:6] = 0
     BACKENDS.parse("onnx_int4").note_odd_weights(linears(model), work)
-    assert work.notes["odd_weights"] == [{"layer": "bert.encoder.layer.1.output.dense", "what": "zeros", "channels": 2}]
+    assert work.facts["odd_weights"] == [{"layer": "bert.encoder.layer.1.output.dense", "what": "zeros", "channels": 2}]
 
 
 def test_training_feels_what_int4_stores(made: Callable[..., Any]) -> None:

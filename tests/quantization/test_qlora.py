@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hfcompress.context import StageContext
+from hfcompress.context import StageContext, StageResult
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import FAMILIES
 from hfcompress.models.artifact import load_model, open_artifact, save_model, weights_hash
@@ -57,6 +57,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @dataclass
 class Done:
     context: StageContext
+    result: StageResult
 
     @property
     def path(self) -> Path:
@@ -92,8 +93,7 @@ def run(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         recipe = load(factories.recipe(folder / "recipe.yaml", teacher, data, stages=stages)).recipe
         context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, folder / "stage", callbacks)
         shutil.rmtree(context.model_directory, ignore_errors=True)
-        recipe.stages[0].run(open_artifact(source), context)
-        return Done(context)
+        return Done(context, recipe.stages[0].run(open_artifact(source), context))
 
     return stage
 
@@ -138,7 +138,7 @@ def test_the_quantized_weights_stay_bit_for_bit_and_the_head_is_trained(
     moved = {name for name, tensor in done.saved.items() if not torch.equal(tensor, done.base[name])}
     assert moved == {name for name in done.base if name.startswith(("classifier.", "bert.pooler."))}
     assert all(bool(t.any()) for name, t in done.adapter.items() if "lora_B" in name)
-    assert np.array_equal(logits_of(reloaded(done.path), probe_inputs(done.path)), done.context.logits)
+    assert np.array_equal(logits_of(reloaded(done.path), probe_inputs(done.path)), done.result.logits)
 
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4", "double_quant": True}])
@@ -182,13 +182,13 @@ def test_training_brings_the_quantized_model_nearer_to_the_float_one(trained: Do
 
 
 def test_a_fresh_process_gives_the_same_answers(trained: Done) -> None:
-    found = verify(open_artifact(trained.path), trained.context.logits, CLASSIFIER)
+    found = verify(open_artifact(trained.path), trained.result.logits, CLASSIFIER)
     assert found == pytest.approx({"transformers": 0}, abs=1e-5)
 
 
 @pytest.mark.slow
 def test_a_fresh_process_gives_the_same_answers_of_uneven_layers(uneven: Done) -> None:
-    found = verify(open_artifact(uneven.path), uneven.context.logits, CLASSIFIER)
+    found = verify(open_artifact(uneven.path), uneven.result.logits, CLASSIFIER)
     assert found == {"transformers": 0, "hfcompress": 0}
 
 
@@ -247,7 +247,7 @@ def test_the_adapter_counts_as_weights_and_is_pushed(trained: Done, tmp_path: Pa
     sizes = {p.name: p.stat().st_size for p in artifact.weight_files}
     assert set(sizes) == {"model.safetensors", file.name}
     assert artifact.disk_bytes == sum(sizes.values())
-    assert trained.context.notes["adapter"] == {"bytes": sizes[file.name]}
+    assert trained.result.facts["adapter"] == {"bytes": sizes[file.name]}
     (tmp_path / "final" / "README.md").write_text("a card")
     names = {upload.name for upload in uploads(tmp_path)}
     assert {"model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
@@ -263,7 +263,7 @@ def test_the_adapter_is_peft_s_and_names_no_place_on_this_machine(trained: Done)
     assert (config["r"], config["peft_type"], config["base_model_name_or_path"]) == (4, "LORA", None)
     assert str(trained.context.directory) not in json.dumps(config)
     model = PeftModel.from_pretrained(reloaded(trained.path, adapter=False), trained.path, subfolder="adapter")
-    assert np.array_equal(logits_of(model.get_base_model(), probe_inputs(trained.path)), trained.context.logits)
+    assert np.array_equal(logits_of(model.get_base_model(), probe_inputs(trained.path)), trained.result.logits)
 
 
 # LoftQ
@@ -327,7 +327,7 @@ def test_adapters_start_from_what_quantizing_took(backend: str, tmp_path: Path) 
 def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teacher: Path) -> None:
     wanted = answers(load_model(teacher, CLASSIFIER))
     done = run(epochs=0, lora={"r": 64, "alpha": 32, "targets": EVERY, "init": "loftq", "iterations": 2})
-    assert done.context.notes["loftq"]["error"] < 1e-5 < done.context.notes["loftq"]["error_without_adapters"]
+    assert done.result.facts["loftq"]["error"] < 1e-5 < done.result.facts["loftq"]["error_without_adapters"]
     exact = reloaded(done.path)
     qlora._train_exactly(exact)
     assert torch.allclose(answers(exact), wanted, atol=1e-3)
@@ -338,10 +338,10 @@ def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teac
 def test_more_turns_leave_less(run: Run) -> None:
     starts = [{}, {"init": "loftq"}, {"init": "loftq", "iterations": 8}]
     done = [run(epochs=0, lora={"r": 16, "targets": EVERY, **start}) for start in starts]
-    errors = [x.context.notes["loftq"]["error"] for x in done[1:]]
-    assert errors[1] < errors[0] < done[1].context.notes["loftq"]["error_without_adapters"]
-    assert "loftq" not in done[0].context.notes
-    assert all(np.array_equal(logits_of(reloaded(x.path), probe_inputs(x.path)), x.context.logits) for x in done)
+    errors = [x.result.facts["loftq"]["error"] for x in done[1:]]
+    assert errors[1] < errors[0] < done[1].result.facts["loftq"]["error_without_adapters"]
+    assert "loftq" not in done[0].result.facts
+    assert all(np.array_equal(logits_of(reloaded(x.path), probe_inputs(x.path)), x.result.logits) for x in done)
 
 
 @pytest.mark.parametrize(

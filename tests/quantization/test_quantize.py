@@ -58,10 +58,11 @@ def stage(**options: Any) -> Quantize:
     return Quantize.model_validate({"kind": "quantize", "backend": Coarse(), **options})
 
 
-def run(options: Quantize, context: StageContext) -> Any:
+def run(options: Quantize, context: StageContext) -> tuple[Any, dict[str, Any]]:
+    """The logits, and the facts about the search."""
     path = context.source.path
     work = Work(path, context.model_directory, context.task.auto_class, probe_inputs(path))
-    return mixed.mixed(options, work, context)
+    return mixed.mixed(options, work, context), work.facts["mixed"]
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 16])
@@ -83,7 +84,7 @@ def test_the_fewest_layers_that_hold_are_found_in_few_tries(most: int) -> None:
 
 def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(context: StageContext) -> None:
     model = load_model(context.source.path, context.task.auto_class)
-    logits, notes = run(stage(max_drop=5.0), context), context.notes["mixed"]
+    logits, notes = run(stage(max_drop=5.0), context)
     assert notes["holds"]
     chosen = next(a for a in notes["tried"] if a["keep"] == len(notes["kept"]))
     assert chosen["drop"] <= 5 < notes["tried"][0]["drop"]
@@ -101,10 +102,10 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(contex
 
 
 def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageContext) -> None:
-    run(stage(max_drop=5.0, rows=16), context)
+    _, facts = run(stage(max_drop=5.0, rows=16), context)
     from hfcompress.training.trainer import answers
 
-    worst = context.notes["mixed"]["layers"][0]
+    worst = facts["layers"][0]
     model = load_model(context.source.path, context.task.auto_class)
     rows = context.encoded("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
     before, _ = answers(model, rows, factories.tokenizer(), context.task)
@@ -127,8 +128,7 @@ def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
 
 
 def test_a_budget_that_all_layers_hold_is_met_at_once(context: StageContext) -> None:
-    run(stage(max_drop=100.0), context)
-    notes = context.notes["mixed"]
+    _, notes = run(stage(max_drop=100.0), context)
     assert (notes["kept"], notes["holds"], len(notes["tried"]), notes["layers"]) == ([], True, 1, [])
 
 
@@ -136,8 +136,7 @@ def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
     context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mixed._Search, "holds", lambda self, attempt: False)
-    run(stage(max_drop=0.1), context)
-    notes = context.notes["mixed"]
+    _, notes = run(stage(max_drop=0.1), context)
     assert not notes["holds"]
     assert notes["tried"][-1]["keep"] == len(notes["layers"])
     least = min(notes["tried"], key=lambda a: a["drop"])

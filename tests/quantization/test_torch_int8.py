@@ -313,7 +313,7 @@ def test_a_channel_of_zeros_gives_its_bias_and_is_noted(tmp_path: Path) -> None:
     BACKEND.quantize(work)
     layer: Any = loaded(work).get_submodule(OUT)
     assert torch.equal(layer(torch.randn(4, 64))[:, 3], layer.bias[3].expand(4))
-    assert work.notes["odd_weights"] == [{"layer": OUT, "what": "zeros", "channels": 1}]
+    assert work.facts["odd_weights"] == [{"layer": OUT, "what": "zeros", "channels": 1}]
 
 
 def test_an_outlier_costs_its_own_channel_alone_and_is_noted(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_an_outlier_costs_its_own_channel_alone_and_is_noted(tmp_path: Path) -> 
     assert torch.equal(layer.codes[others].float(), literal_rows(plain.weight)[0][others])
     assert layer.codes[3].tolist() == [127 if column == 5 else 0 for column in range(64)]
     assert np.isfinite(logits).all()
-    assert work.notes["odd_weights"] == [{"layer": OUT, "what": "outlier", "channels": 1}]
+    assert work.facts["odd_weights"] == [{"layer": OUT, "what": "outlier", "channels": 1}]
 
 
 @pytest.mark.parametrize("path", [OUT, "bert.embeddings.word_embeddings"])
@@ -346,8 +346,8 @@ def test_a_kept_layer_may_be_odd(tmp_path: Path) -> None:
         model.get_submodule(OUT).weight[3] = 0
 
     work = changed(tmp_path, change)
-    BACKEND.quantize(Work(work.source, work.target, AUTO, work.probe, keep=frozenset({OUT}), notes=work.notes))
-    assert work.notes == {}
+    BACKEND.quantize(Work(work.source, work.target, AUTO, work.probe, keep=frozenset({OUT}), facts=work.facts))
+    assert work.facts == {}
 
 
 def test_layers_without_weights_are_left_alone(quantized: Quantized) -> None:

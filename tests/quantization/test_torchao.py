@@ -45,7 +45,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         model = factories.model(hidden=hidden, ffn=2 * hidden)
         save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
         work = Work(source, target, AUTO, probe_inputs(source), keep=keep)
-        work.notes["logits"] = BACKENDS.parse(name).quantize(work)
+        work.facts["logits"] = BACKENDS.parse(name).quantize(work)
         return work
 
     return make
@@ -65,7 +65,7 @@ def test_it_answers_like_the_float_model_and_reloads_through_stock_transformers(
     name: str, uneven: bool, quantized: Quantized
 ) -> None:
     work = quantized(name, uneven)
-    plain, answers = load_model(work.source, AUTO), work.notes["logits"]
+    plain, answers = load_model(work.source, AUTO), work.facts["logits"]
     assert 0 < relative(answers, logits_of(plain, work.probe)) <= NEAR[name]
     model = loaded(work)
     assert np.array_equal(logits_of(model, work.probe), answers)
@@ -81,7 +81,7 @@ _PLAIN = (type(None), nn.Parameter)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fresh_process_answers_the_same(name: str, uneven: bool, quantized: Quantized) -> None:
     work = quantized(name, uneven)
-    differences = verify(open_artifact(work.target), work.notes["logits"], AUTO)
+    differences = verify(open_artifact(work.target), work.facts["logits"], AUTO)
     assert set(differences) == {"transformers", *(["hfcompress"] if uneven else [])}
     assert set(differences.values()) == {0.0}
 
@@ -139,8 +139,8 @@ def test_odd_weights_are_noted_and_those_that_are_not_finite_refused(name: str, 
     work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     work.target.mkdir()
     assert np.isfinite(BACKENDS.parse(name).quantize(work)).all()
-    assert work.notes["odd_weights"][1:] == [{"layer": OUT, "what": "zeros", "channels": 1}]
-    assert work.notes["odd_weights"][0]["layer"] == QUERY
+    assert work.facts["odd_weights"][1:] == [{"layer": OUT, "what": "zeros", "channels": 1}]
+    assert work.facts["odd_weights"][0]["layer"] == QUERY
     with torch.no_grad():
         model.get_submodule(QUERY).weight[5, 7] = float("nan")
     factories.save(model, tmp_path / "broken")

@@ -28,22 +28,23 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from hfcompress.base.console import say
-from hfcompress.base.errors import HfcompressError
-from hfcompress.model.artifact import open_artifact
-from hfcompress.recipe import load
-from hfcompress.stages.base import Bench, process_state
+from hfcompress.utils.logging import say
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe.schema import load
+from hfcompress.context import StageContext
+from hfcompress.utils.distributed import process_state
 
 recipe_file, target = Path(sys.argv[1]), Path(sys.argv[2])
 recipe = load(recipe_file).recipe
 source = parent = open_artifact(Path(recipe.model))
 say("said once")
 for name, stage in zip(recipe.stage_names(), recipe.stages):
-    bench = Bench(recipe.task, recipe.seed, source, {}, target / name)
-    stage.run(parent, bench)
-    parent = open_artifact(context.model_directory, name)
+    context = StageContext(recipe.task, recipe.seed, source, {}, target / name)
+    result = stage.run(parent, context)
+    parent = open_artifact(result.directory, name)
 if os.environ["RANK"] == "1":
-    (target / "second.txt").write_text(repr(context.logits))
+    (target / "second.txt").write_text(repr(result.logits))
 process_state().wait_for_everyone()
 process_state().destroy_process_group()  # a process that leaves first can abort the other's communication threads
 """
@@ -128,8 +129,8 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
     source = parent = open_artifact(teacher)
     for name, stage in zip(recipe.stage_names(), recipe.stages, strict=True):
         context = StageContext(recipe.task, recipe.seed, source, {}, folder / "one" / name)
-        stage.run(parent, context)
-        parent = open_artifact(context.model_directory, name)
+        result = stage.run(parent, context)
+        parent = open_artifact(result.directory, name)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "two").mkdir()
     recipe_file = factories.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))

@@ -37,9 +37,12 @@ def wordy(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 
 def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: int | None = None) -> tuple[Any, int]:
-    """What a recipe's only stage notes, and its trainings; killed before one of them where its number is said.
+    """Runs a recipe's only stage; killed before a training where its number is said.
 
-    a stage's context is new after a kill: nothing that was noted in memory is left.
+    The context is new after a kill: nothing that was in memory is left.
+
+    Returns:
+        The facts about the stage, and how many trainings there were.
     """
     loaded = recipes.load(recipe)
     source = open_artifact(Path(loaded.recipe.model))
@@ -57,10 +60,10 @@ def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", counted)
         try:
-            loaded.recipe.stages[0].run(source, context)
+            result = loaded.recipe.stages[0].run(source, context)
         except Killed:
             return None, count
-    return context.notes, count
+    return result.facts, count
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,23 @@ def watch() -> Watch:
     return Watch()
 
 
-Distil = Callable[..., StageContext]
+@dataclass
+class Distilled:
+    """What one distill stage did.
+
+    Attributes:
+        context: Where it ran.
+        facts: What it found.
+    """
+
+    context: StageContext
+    facts: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+
+Distil = Callable[..., Distilled]
 
 
 @pytest.fixture
@@ -87,12 +104,12 @@ def distil(tmp_path: Path, teacher: Path, data: Path, watch: Watch) -> Distil:
 
     def run(
         folder: str = "stage", source: Path = teacher, parent: Path | None = None, more: Any = (), **options: Any
-    ) -> StageContext:
+    ) -> Distilled:
         stage = {"kind": "distill", "losses": ["soft_labels"], "student": NARROW, "train": TRAIN} | options
         recipe = load(factories.recipe(tmp_path / "recipe.yaml", source, data, stages=[stage])).recipe
         context = StageContext(recipe.task, recipe.seed, open_artifact(source), {}, tmp_path / folder, [watch, *more])
-        recipe.stages[0].run(open_artifact(parent or source), context)
-        return context
+        result = recipe.stages[0].run(open_artifact(parent or source), context)
+        return Distilled(context, result.facts)
 
     return run
 
@@ -263,7 +280,7 @@ def test_a_student_of_labels_alone_asks_no_teacher(distil: Distil, monkeypatch: 
         raise AssertionError("no loss asks for a teacher")
 
     monkeypatch.setattr("hfcompress.distillation.engine.examined", never)
-    assert "teacher" not in distil(losses=["hard_labels"]).notes
+    assert "teacher" not in distil(losses=["hard_labels"]).facts
 
 
 # Steps
@@ -385,7 +402,7 @@ def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatc
     monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
     monkeypatch.setattr(training, "score", lambda *_: next(scores))
     context = distil(train=TRAIN | {"keep_best": True})
-    assert context.notes["dev"] == 0.7  # the kept model is judged once more at the end
+    assert context.facts["dev"] == 0.7  # the kept model is judged once more at the end
     _, second, third, kept = watch.at_evaluation
     assert _equal(kept, second)
     assert not _equal(kept, third)
@@ -398,15 +415,15 @@ def test_fine_tuning_learns(tmp_path: Path, data: Path) -> None:
         factories.recipe(tmp_path / "r.yaml", base, data, stages=[{"kind": "finetune", "train": train}])
     ).recipe
     context = StageContext(recipe.task, recipe.seed, open_artifact(base), {}, tmp_path / "stage")
-    recipe.stages[0].run(open_artifact(base), context)
-    assert context.notes["dev"] == 1.0
+    result = recipe.stages[0].run(open_artifact(base), context)
+    assert result.facts["dev"] == 1.0
 
 
 def test_a_second_phase_goes_on_with_the_student_of_the_first(distil: Distil, watch: Watch) -> None:
     first = distil("intermediate", losses=["embeddings", "hidden_states", "attention_scores"], student={"layers": 1})
     made = watch.weights
     second = distil("prediction", parent=first.model_directory, student=None, train=TRAIN | {"epochs": 0})
-    assert "student" not in second.notes  # nothing is initialised anew
+    assert "student" not in second.facts  # nothing is initialised anew
     after = open_artifact(second.model_directory)
     assert after.shape == open_artifact(first.model_directory).shape
     from safetensors.torch import load_file

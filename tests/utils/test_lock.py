@@ -27,7 +27,7 @@ from tests.factories import run_cli
 HOLD = """
 import os, sys
 from pathlib import Path
-from hfcompress.base.lock import hold
+from hfcompress.utils.lock import hold
 with hold(Path(sys.argv[1])):
     if "--fork" in sys.argv and os.fork() == 0:
         sys.stdin.readline()  # goes on after its parent was killed

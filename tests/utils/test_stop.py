@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, signal, time
-from hfcompress.base.stop import stoppable
+from hfcompress.utils.stop import stoppable
 
 class Closed:
     def __del__(self):

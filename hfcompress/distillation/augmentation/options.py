@@ -15,7 +15,7 @@ from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import HEADS
-from hfcompress.utils.distributed import on_main_process, process_state
+from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.files import file_hash
 from hfcompress.utils.hashing import digest
@@ -111,14 +111,17 @@ def _fills_masks(config: Mapping[str, Any]) -> bool:
 
 def augmented_rows(
     options: Augment, taught: DistillationOptions, parent: Artifact, context: StageContext
-) -> datasets.Dataset:
-    """The raw rows of the train split and the new ones; made by the first process, once for all runs that ask the same.
+) -> tuple[datasets.Dataset, dict[str, Any]]:
+    """Adds new rows to the train split; the first process makes them, once for all runs that ask the same.
 
     Args:
         options: The block.
         taught: The stage, whose first teacher judges the new rows where the block says so.
         parent: What `teacher: parent` means.
         context: The stage's context.
+
+    Returns:
+        The raw rows of the train split with the new ones, and the facts about them.
     """
     mlm = context.artifact(options.model, parent).path
     device = process_state().device
@@ -151,10 +154,11 @@ def augmented_rows(
             device=str(device),
             bfloat16=bfloat16,
         )
-        context.notes["augment"] = {**counts, "data": directory.name}
+        facts.update(counts, data=directory.name)
 
+    facts = dict[str, Any]()
     on_main_process(make)
-    return augmented(directory)
+    return augmented(directory), agreed(facts)
 
 
 def computes_in_bfloat16(precision: str, device: str) -> bool:

@@ -44,7 +44,7 @@ class Work:
         texts: At most so many raw texts of the train split.
         keep: Paths of linear layers of the model that stay in float32.
         ranges: What quantization-aware training came to; None where nothing was trained.
-        notes: What is kept in stage.json.
+        facts: What is kept in stage.json.
     """
 
     source: Path
@@ -55,7 +55,7 @@ class Work:
     texts: Callable[[int], Sequence[str]] = _no_rows
     keep: frozenset[str] = frozenset()
     ranges: Ranges | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Component):
@@ -121,7 +121,7 @@ class Backend(Component):
 
         found = odd_weights({path: layer for path, layer in layers.items() if path not in work.keep}, self.rounded)
         if found:
-            work.notes["odd_weights"] = found
+            work.facts["odd_weights"] = found
         for odd in found:
             say(f"{self.name}: {odd['layer']} has output channels that {ODD[odd['what']]}: {odd['channels']}")
 
