@@ -19,6 +19,8 @@ from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.shape import Shape
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
+from hfcompress.utils.escape import Markdown
+from hfcompress.utils.figures import Figure
 from hfcompress.utils.files import write_text
 from hfcompress.utils.hashing import digest
 from hfcompress.utils.strict_model import StrictModel
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hfcompress.distillation.local_checks import Locals
+    from hfcompress.measure.hardware import Abilities
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,14 @@ class Stage(StrictModel):
 
     compresses: ClassVar[bool] = True
     """False for a stage that makes the source itself."""
+    tag: ClassVar[str] = ""
+    """The tag of its models on the Hub."""
+    relation: ClassVar[str] = "finetune"
+    """How its model relates to the base model on the Hub (`base_model_relation` in the card)."""
+    report_key: ClassVar[str] = ""
+    """The key of report.json that keeps the stage's facts, by stage name; empty where it keeps none."""
+    reports: ClassVar[tuple[str, ...]] = ()
+    """The facts that it keeps there."""
 
     kind: Literal["finetune", "distill", "prune", "quantize"]
 
@@ -264,6 +275,28 @@ class Stage(StrictModel):
     def options(self) -> dict[str, Any]:
         """The stage with its defaults resolved, as JSON."""
         return self.model_dump(mode="json", serialize_as_any=True)
+
+    def describe(self) -> Markdown:
+        """What the stage does, as a sentence of the card."""
+        return Markdown(f"**{self.kind}**")
+
+    def limits(self) -> list[str]:
+        """What a user of its model should know about its answers, as sentences of the card."""
+        return []
+
+    def advice(self, machine: Abilities) -> list[str]:
+        """What is slow or inaccurate on this machine, each sentence after the key inside the stage that it is about."""
+        return []
+
+    @classmethod
+    def summarize(cls, facts: Mapping[str, Any]) -> list[Markdown]:
+        """What came of the stage, as paragraphs of the card, from the facts that the report keeps of it."""
+        return []
+
+    @classmethod
+    def figures(cls, facts: Mapping[str, Any]) -> list[Figure]:
+        """Pictures of the facts that the report keeps of it."""
+        return []
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         """Writes the stage's model into `context.model_directory`; called on every process of a distributed run."""
