@@ -89,7 +89,9 @@ def _fields(model: type[BaseModel], skip: set[str]) -> str:
 def _row(name: str, field: Any) -> str:
     text = " ".join((field.description or "").split())
     bounds = ", ".join(filter(None, map(_bound, field.metadata)))
-    default = "required" if field.is_required() else _default(field)
+    # Python's classes stand for what a recipe spells out: which kind of stage, type of task, or schedule.
+    spelled = field.is_required() or (name in ("kind", "type", "use") and len(get_args(field.annotation)) == 1)
+    default = "required" if spelled else _default(field)
     described = f"{text} ({bounds})" if bounds and text else text or bounds
     return f"| `{name}` | {_type(field.annotation)} | {default} | {described} |".replace("\n", " ")
 

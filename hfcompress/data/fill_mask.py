@@ -46,7 +46,7 @@ class FillMask(BaseTask):
     required: ClassVar[tuple[Split, ...]] = ("train",)
     kinds: ClassVar[str] = "txt (one document a line), csv, tsv, jsonl or parquet"
 
-    type: Literal["fill-mask"]
+    type: Literal["fill-mask"] = "fill-mask"
     text: list[str] = Field(default=["text"], min_length=1, max_length=1)
     """The column with a document; a .txt file has one a line, in the column `text`."""
     packed: bool = True

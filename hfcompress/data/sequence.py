@@ -83,7 +83,7 @@ class TextClassification(SequenceTask):
     metrics: ClassVar[Mapping[str, Metric]] = CLASSIFICATION
     problem_type: ClassVar[str | None] = "single_label_classification"
 
-    type: Literal["text-classification"]
+    type: Literal["text-classification"] = "text-classification"
     metric: str = "accuracy"
     """accuracy, f1 or matthews_correlation."""
 
@@ -145,7 +145,7 @@ class Regression(SequenceTask):
     outputs: ClassVar[int | None] = 1
     label_type: ClassVar[ColumnType] = SCORE
 
-    type: Literal["regression"]
+    type: Literal["regression"] = "regression"
     label: str = "score"
     """The column with the score."""
     metric: str = "pearson"

@@ -43,7 +43,7 @@ class QuestionAnswering(LabelledTask):
     metrics: ClassVar[Mapping[str, Metric]] = SPANS
     label_type: ClassVar[ColumnType] = ANSWERS
 
-    type: Literal["question-answering"]
+    type: Literal["question-answering"] = "question-answering"
     text: list[str] = Field(default=["question", "context"], min_length=2, max_length=2)
     """The columns with the question and the context."""
     label: str = "answers"

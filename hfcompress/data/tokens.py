@@ -40,7 +40,7 @@ class TokenClassification(LabelledTask):
     metrics: ClassVar[Mapping[str, Metric]] = TOKENS
     label_type: ClassVar[ColumnType] = TAGS
 
-    type: Literal["token-classification"]
+    type: Literal["token-classification"] = "token-classification"
     text: list[str] = Field(default=["tokens"], min_length=1, max_length=1)
     """The column with the list of words."""
     label: str = "ner_tags"

@@ -33,7 +33,7 @@ class Distill(Stage, DistillationOptions):
     its intermediate phase.
     """
 
-    kind: Literal["distill"]
+    kind: Literal["distill"] = "distill"
     task: Task | None = None
     """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The stage's model is not part of
     the report, and a later stage puts the recipe's head on it."""

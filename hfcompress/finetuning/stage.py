@@ -23,7 +23,7 @@ class Finetune(Stage):
 
     compresses: ClassVar[bool] = False
 
-    kind: Literal["finetune"]
+    kind: Literal["finetune"] = "finetune"
     train: Train = Train()
     class_weights: ClassWeights = None
     """How much the rows of each class count: `balanced` (`n / (classes · count)`, from the train rows), or a mapping of

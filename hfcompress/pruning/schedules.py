@@ -20,7 +20,7 @@ class OneShot(StrictModel):
 class Iterative(StrictModel):
     """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
 
-    use: Literal["iterative"]
+    use: Literal["iterative"] = "iterative"
     rounds: int = Field(default=4, ge=2, le=LARGEST["rounds"])
     curve: Curve = "cubic"
     """How the cut grows over the rounds."""
@@ -34,7 +34,7 @@ class Iterative(StrictModel):
 class Gradual(StrictModel):
     """Gates close while the model trains (`train`), then what they closed is cut out."""
 
-    use: Literal["gradual"]
+    use: Literal["gradual"] = "gradual"
     begin: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps before the first cut."""
     end: float = Field(default=0.7, gt=0, le=1)
@@ -57,7 +57,7 @@ class Lottery(StrictModel):
     BERT: Chen et al. 2020, arXiv:2007.12223. `train` is the training that each round and the last ticket go through.
     """
 
-    use: Literal["lottery"]
+    use: Literal["lottery"] = "lottery"
     rounds: int = Field(default=3, ge=1, le=LARGEST["rounds"])
     rewind_steps: int = Field(default=0, ge=0)
     """The optimizer step whose weights each round goes back to; 0 is the model as the stage gets it."""

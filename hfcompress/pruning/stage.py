@@ -39,7 +39,7 @@ class Sensitivity(StrictModel):
 class Prune(Stage):
     """Cuts what matters least by a criterion, and trains what is left."""
 
-    kind: Literal["prune"]
+    kind: Literal["prune"] = "prune"
     criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
     """What tells how much each part matters: a name, or a mapping `{use: NAME, …}` with options."""
     heads: float = Field(default=0.0, ge=0, lt=1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Quantize(Stage):
     """Stores the model as the backend does."""
 
-    kind: Literal["quantize"]
+    kind: Literal["quantize"] = "quantize"
     backend: AnyBackend
     train: QatTraining | None = None
     """Training first: quantization-aware, where the backend's rounding can be felt while the model trains; of LoRA

@@ -166,7 +166,7 @@ def validate(read: Document) -> Loaded:
         HfcompressError: with every mistake in it.
     """
     try:
-        return Loaded(Recipe.model_validate(read.data), read)
+        return Loaded(Recipe.model_validate(read.data, by_alias=True, by_name=False), read)
     except ValidationError as error:
         schema = [_problem(read, details) for details in error.errors(include_url=False)]
         raise HfcompressError([*schema, *_task_problems(read)]) from None

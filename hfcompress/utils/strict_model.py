@@ -14,7 +14,14 @@ class StrictModel(BaseModel):
     """Options that refuse an unknown key (with the nearest known one), a wrong type, and later change."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        # Python spells `from:` as `origin=`; a recipe file has the one spelling (`by_name=False` where it is read).
+        validate_by_name=True,
+        validate_by_alias=True,
     )
 
     def says(self, *keys: str) -> list[str]:

@@ -10,8 +10,24 @@ from typing import Any
 import pytest
 import yaml
 
+from hfcompress.data.tasks import TextClassification
+from hfcompress.distillation.student import Student
+from hfcompress.pruning.schedules import Iterative
+from hfcompress.recipe.document import Document
 from hfcompress.recipe.plan import plan
-from hfcompress.recipe.schema import Loaded, check, find, load, resolved, shipped
+from hfcompress.recipe.schema import (
+    Distill,
+    Loaded,
+    Prune,
+    Quantize,
+    Recipe,
+    check,
+    find,
+    load,
+    resolved,
+    shipped,
+    validate,
+)
 from hfcompress.utils.errors import HfcompressError, Problem
 from tests import factories
 from tests.soak import recipes
@@ -438,3 +454,21 @@ def test_a_number_beyond_all_models_is_told_at_once(recipe: Path, stage: str, ke
 def test_a_recipe_at_random_is_sound_or_refused() -> None:
     found: list[tuple[int, str]] = []
     assert recipes.run(range(250), lambda *what: found.append(what)) == 0, found
+
+
+def test_a_recipe_in_python_spells_no_kinds_and_types() -> None:
+    made = Recipe(
+        name="a", model="m", task=TextClassification(dataset="d", text=["sentence"]),
+        stages=[
+            Distill(student=Student(layers=3, origin="source"), losses=["soft_labels"]),
+            Prune(heads=0.25, schedule=Iterative(rounds=2)),
+            Quantize(backend="onnx_int8"),
+        ],
+    )  # fmt: skip
+    spelled = validate(Document(Path("a.yaml"), "", resolved(made)))
+    assert spelled.recipe == made
+    assert resolved(made)["stages"][0]["student"]["from"] == "source"
+
+
+def test_a_recipe_file_has_one_spelling_for_each_key(recipe: Path) -> None:
+    assert "unknown key 'origin'" in message(recipe, "stages.0.student.origin=source")
