@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.data.source import is_local
+from hfcompress.distillation.wording import describe_length, describe_teachers, describe_training, shown_name
 from hfcompress.measure.process import has_int8_layers
 from hfcompress.models.artifact import ADAPTER, MODELING_FILE, Artifact
 from hfcompress.recipe.schema import Loaded
@@ -14,7 +15,8 @@ from hfcompress.report import card_pruning, card_quantization, report
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import Markdown, code, fenced, markdown, one_line
-from hfcompress.utils.places import is_place, name_of, without_places
+from hfcompress.utils.places import name_of, without_places
+from hfcompress.utils.wording import significant
 
 UNNAMED = "PATH_OR_REPO"
 """Stands in the snippet until `push` knows the repository."""
@@ -153,7 +155,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "high": row["quality_interval"][1],
         "n": row["quality"]["n"],
         "share": row["quality"][metric] / base if base else None,
-        "mb": lambda count: report.significant(count / 1e6),
+        "mb": lambda count: significant(count / 1e6),
         "busy": report.busy(content),
         "measure_again": Markdown(report.measure_again(content)),
         "speeds": []
@@ -189,44 +191,26 @@ def _speed(entry: Mapping[str, Any]) -> str:
 
 def _sentence(stage: Any) -> str:
     if stage.kind == "finetune":
-        trained = f"{_epochs(stage.train)} on the task's labels" if stage.train.epochs else "none, the model came so"
+        trained = (
+            f"{describe_length(stage.train)} on the task's labels" if stage.train.epochs else "none, the model came so"
+        )
         return f"**finetune**: {trained}"
     if stage.kind == "distill":
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        corpus = f" on {code(_shown(stage.task.dataset))}" if stage.task else ""
+        corpus = f" on {code(shown_name(stage.task.dataset))}" if stage.task else ""
         more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
-        return f"**distill** from {_teachers(stage)}{corpus}, {_epochs(stage.train)}{more}: {losses}"
+        return f"**distill** from {describe_teachers(stage)}{corpus}, {describe_length(stage.train)}{more}: {losses}"
     if stage.kind == "prune":
-        return f"**prune**: {card_pruning.told(stage, _training(stage.train), _training(stage.recover))}"
-    return f"**quantize**: {card_quantization.told(stage, _training(stage.train))}"
-
-
-def _training(training: Any) -> str:
-    """How long and by what a training inside of a prune stage goes."""
-    if training is None:
-        return ""
-    losses = " and ".join(f"`{loss.name}`" for loss in training.losses)
-    adapters = ", through LoRA" if training.lora else ""
-    return f"{_epochs(training)} by {losses} from {_teachers(training)}{adapters}"
-
-
-def _teachers(taught: Any) -> str:
-    return " and ".join(code(_shown(name)) for name in taught.teacher.models) if taught.asks else "labels"
-
-
-def _shown(name: str) -> str:
-    """A Hub id or a stage as it is; of a directory its name alone, which is all that means anything elsewhere."""
-    return name_of(name) if is_local(name) or is_place(name) else name
+        return (
+            f"**prune**: {card_pruning.told(stage, describe_training(stage.train), describe_training(stage.recover))}"
+        )
+    return f"**quantize**: {card_quantization.told(stage, describe_training(stage.train))}"
 
 
 def _published(assignment: str) -> str:
     """`KEY=VALUE`, where places on this machine are their names alone."""
     key, _, value = assignment.partition("=")
     return f"{key}={without_places(value)}"
-
-
-def _epochs(train: Any) -> str:
-    return report.count(train.max_steps, "step") if train.max_steps else report.count(train.epochs, "epoch")
 
 
 def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:

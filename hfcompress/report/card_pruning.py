@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfcompress.report import report
 from hfcompress.report.plots_pruning import BARS, conditions, drawn, milliseconds, total
 from hfcompress.utils.escape import Markdown, markdown
+from hfcompress.utils.wording import count, significant
 
 CAPTIONS = {
     "kept": "Attention heads and FFN neurons that each layer keeps.",
@@ -46,7 +46,7 @@ def _goal(stage: Any) -> str:
     shares = {"heads": stage.heads, "FFN neurons": stage.ffn, "hidden dimensions": stage.hidden}
     counts = {"layer": stage.layers, "attention block": stage.attention_blocks, "FFN block": stage.ffn_blocks}
     cut = [f"{share:.0%} of the {name}" for name, share in shares.items() if share]
-    cut += [report.count(number, f"whole {noun}") for noun, number in counts.items() if number]
+    cut += [count(number, f"whole {noun}") for noun, number in counts.items() if number]
     cut += ["the tokens that its data does not use"] if stage.vocabulary == "corpus" else []
     goals = [f"cuts {_listed(cut)}"] if cut else []
     goals += [f"cuts heads and FFN neurons down to {_budget(stage.budget)}"] if stage.budget else []
@@ -75,7 +75,7 @@ def _course(stage: Any, training: str) -> str:
         return f"in {schedule.rounds} rounds"
     if schedule.use == "lottery":
         start = f"of step {schedule.rewind_steps}" if schedule.rewind_steps else "it began with"
-        rounds = report.count(schedule.rounds, "round")
+        rounds = count(schedule.rounds, "round")
         return f"a lottery ticket drawn in {rounds}, each from the weights {start} (Frankle & Carbin 2019): {training}"
     return f"while it trains: {training}" if training else ""
 
@@ -127,7 +127,7 @@ def _latency(notes: Mapping[str, Any]) -> str:
 
 
 def _sparsity(notes: Mapping[str, Any]) -> str:
-    dense, sparse = (report.significant(notes[f"{kind}_bytes"] / 1e6) for kind in ("dense", "sparse"))
+    dense, sparse = (significant(notes[f"{kind}_bytes"] / 1e6) for kind in ("dense", "sparse"))
     return (
         f"{notes['share']:.1%} of the weights in its layers' linear modules are zero. Dense runtimes gain nothing from "
         "zeros: they take as much time and memory as any other number. Stored sparsely, each matrix in the smallest "

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress.models.odd_weights import ODD
-from hfcompress.report import report
 from hfcompress.utils.escape import Markdown, code, markdown
+from hfcompress.utils.wording import count, significant
 
 NOTES = ("mixed", "odd_weights", "loftq")
 """What of a quantize stage's notes the card tells."""
@@ -59,9 +59,9 @@ def _mixed(notes: Mapping[str, Any]) -> list[str]:
     metric, kept = notes["metric"], notes["kept"]
     goal = f"At most {notes['max_drop']:g} points of {metric} were to be lost on the dev split"
     came = "that holds" if notes["holds"] else "none of the models tried holds that, and this one loses least"
-    left = f"{report.count(len(kept), 'linear layer')} in float32" if kept else "no linear layer in float32"
+    left = f"{count(len(kept), 'linear layer')} in float32" if kept else "no linear layer in float32"
     rows = [
-        [str(a["keep"]), f"{a['metric']:.4f}", f"{a['drop']:.2f}", report.significant(a["bytes"] / 1e6)]
+        [str(a["keep"]), f"{a['metric']:.4f}", f"{a['drop']:.2f}", significant(a["bytes"] / 1e6)]
         for a in notes["tried"]
     ]
     tried = _table(["layers in float32", f"{metric} on dev", "points lost", "MB"], rows)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import Markdown, markdown
 from hfcompress.utils.files import write_text
+from hfcompress.utils.wording import count, significant
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,16 +155,6 @@ def _megabytes(count: int | None) -> str:
 
 def _energy(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def significant(value: float) -> str:
-    """A positive figure with one decimal, or with three digits where it is small."""
-    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
-
-
-def count(number: float, noun: str) -> str:
-    """A number and its noun, in the singular or the plural."""
-    return f"{number:g} {noun}" + ("" if number == 1 else "s")
 
 
 def _millions(count: int | None) -> str:

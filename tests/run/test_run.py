@@ -241,6 +241,7 @@ def test_the_card_embeds_the_published_recipe(finished: Finished) -> None:
 
 def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     from hfcompress.report import report
+    from hfcompress.utils.wording import significant
 
     tables = [re.findall(r"^\|(.*)\|$", part, re.MULTILINE) for part in finished.card.split("What each step cost")]
     assert [[cell.strip() for cell in line.split("|")] for line in tables[1][2:]] == report.cells(finished.report)
@@ -249,7 +250,7 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
     for model in (source, row):
         low, high = model["quality_interval"]
         figures |= {f"{model['quality']['accuracy']:.4f}", f"{low:.3f}", f"{high:.3f}", "95"}
-        figures |= {report.significant(model[key] / 1e6) for key in ("disk_bytes", "embedding_bytes")}
+        figures |= {significant(model[key] / 1e6) for key in ("disk_bytes", "embedding_bytes")}
         figures |= {f"{model['peak_memory_bytes'] / 1e6:.0f}"}
         for entry in model["latency"]:
             figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}

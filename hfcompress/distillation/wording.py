@@ -1,0 +1,39 @@
+"""What the cards of all stages say of a training: how long it is, which losses it uses, and who teaches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hfcompress.data.source import is_local
+from hfcompress.utils.escape import code
+from hfcompress.utils.places import is_place, name_of
+from hfcompress.utils.wording import count
+
+if TYPE_CHECKING:
+    from hfcompress.distillation.options import DistillationOptions
+    from hfcompress.distillation.recovery import Recover
+    from hfcompress.training.options import Train
+
+
+def describe_training(training: Recover | None) -> str:
+    """Describes a training inside of another stage in a few words; empty if there is none."""
+    if training is None:
+        return ""
+    losses = " and ".join(f"`{loss.name}`" for loss in training.losses)
+    adapters = ", through LoRA" if training.lora else ""
+    return f"{describe_length(training)} by {losses} from {describe_teachers(training)}{adapters}"
+
+
+def describe_length(train: Train) -> str:
+    """Gives the length of a training, in epochs or in steps."""
+    return count(train.max_steps, "step") if train.max_steps else count(train.epochs, "epoch")
+
+
+def describe_teachers(options: DistillationOptions) -> str:
+    """Names the teachers, or the labels if no loss asks a teacher."""
+    return " and ".join(code(shown_name(name)) for name in options.teacher.models) if options.asks else "labels"
+
+
+def shown_name(name: str) -> str:
+    """Keeps a Hub id or a stage's name, and shortens a path to its last part: the rest means nothing elsewhere."""
+    return name_of(name) if is_local(name) or is_place(name) else name

@@ -1,0 +1,13 @@
+"""Numbers in sentences and tables."""
+
+from __future__ import annotations
+
+
+def significant(value: float) -> str:
+    """Formats a positive number with one decimal, or with three digits if it is small."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def count(number: float, noun: str) -> str:
+    """Formats a number and its noun, in the singular or the plural: `1 layer`, `2 layers`."""
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
