@@ -14,7 +14,7 @@ import typer
 
 from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, require_directory
 from hfcompress.utils.launch import lost_process
-from hfcompress.utils.logging import err, guard_terminal, out, print_table, print_traceback
+from hfcompress.utils.logging import err, guard_terminal, log, log_to_terminal, out, print_table, print_traceback
 from hfcompress.utils.stop import stoppable
 
 app = typer.Typer(
@@ -92,7 +92,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     loaded = _load(recipe, overrides)
     check_(loaded)
     for warning in warnings(loaded.recipe):
-        err().print(f"warning: {warning}", style="yellow")
+        log.warning(warning)
     out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}")
 
 
@@ -326,7 +326,7 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry is a warning; what came of them is told once
     guard_terminal()
-    with stoppable() as stop:
+    with log_to_terminal(), stoppable() as stop:
         try:
             status = app(standalone_mode=False)
         except HfcompressError as error:

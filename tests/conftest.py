@@ -22,6 +22,15 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_DATASETS_CACHE"] = str(home / "datasets")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _progress() -> Iterator[None]:
+    """Prints what the package logs, as the command line does."""
+    from hfcompress.utils.logging import log_to_terminal
+
+    with log_to_terminal():
+        yield
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with train, dev and test files."""

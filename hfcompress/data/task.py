@@ -24,7 +24,7 @@ from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class BaseTask(StrictModel):
             try:
                 targets = self.targets(self.read(split), ids)
                 for warning in self.label_warnings(targets, ids) if split == "train" else []:
-                    say(f"warning: {warning}", style="yellow")
+                    log.warning(warning)
             except HfcompressError as error:
                 found += [replace(p, message=f"{split}: {p.message}", key=("task", "dataset")) for p in error.problems]
         return found

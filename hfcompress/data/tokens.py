@@ -15,7 +15,7 @@ from hfcompress.data.task import IGNORED, LabelledTask, PlainText, mapped, numbe
 from hfcompress.data.values import TAGS, WORDS, ColumnType
 from hfcompress.models.padding import set_option
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.logging import say_once
+from hfcompress.utils.logging import info_once
 
 if TYPE_CHECKING:
     import datasets
@@ -107,7 +107,7 @@ class TokenClassification(LabelledTask):
         changed = super().prepare_tokenizer(tokenizer)
         if not read_words(tokenizer):
             return changed
-        say_once(
+        info_once(
             f"{tokenizer.name_or_path}: its tokenizer puts no space before a first word; words are read with one, as "
             "in a text (add_prefix_space), and so does what a stage saves"
         )

@@ -16,7 +16,7 @@ from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.files import remove
 from hfcompress.utils.hashing import digest
 from hfcompress.utils.lock import shared_directory
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -63,7 +63,7 @@ def answers_of(
     }
     path = cache_home() / "teachers" / digest(identity)
     if _usable(path, identity):
-        say(f"teacher: {len(rows):,} answers read from {path}")
+        log.info(f"teacher: {len(rows):,} answers read from {path}")
         return open_answers(path)
     with ExitStack() as stack:
         scratch = _scratch(stack, path)
@@ -73,7 +73,7 @@ def answers_of(
         process_state().wait_for_everyone()
         on_main_process(lambda: writer.finish(identity))
         on_main_process(stack.close)
-    say(f"teacher: {len(rows):,} answers kept in {path}")
+    log.info(f"teacher: {len(rows):,} answers kept in {path}")
     return open_answers(path)
 
 
@@ -85,7 +85,7 @@ def _usable(path: Path, identity: Mapping[str, Any]) -> bool:
             return False
         why = why_not(path, identity)
         if why is not None:
-            say(f"teacher: the answers in {path} are made anew: {why}")
+            log.info(f"teacher: the answers in {path} are made anew: {why}")
             remove(path)
         return why is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from hfcompress.distillation.teachers import Member
@@ -44,7 +44,7 @@ def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | N
             "certainty",
             "\n    ".join(_ways_out(task, blind, references, tuned_here)),
         )
-    say(f"teacher: {member.stage}, {task.metric} {score:.4f} on dev")
+    log.info(f"teacher: {member.stage}, {task.metric} {score:.4f} on dev")
     return score
 
 

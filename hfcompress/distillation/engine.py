@@ -24,7 +24,7 @@ from hfcompress.training.options import Train, row_count
 from hfcompress.training.task_heads import has_head
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError, Problem
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -175,7 +175,7 @@ def _say_what_is_ahead(
     lengths = rows["length"][:] if count is not None else [context.task.max_length]
     live = [m.model for m in teaching.members if m.model is not None] if teaching is not None else []
     needed = expected_bytes(objective, live, train.batch_size, max(lengths))
-    say(
+    log.info(
         f"ahead: {steps:,} steps of {train.batch_size * train.gradient_accumulation} rows a process, up to "
         f"{max(lengths)} tokens, about {needed / 1e9:.1f} GB of memory"
     )

@@ -17,7 +17,7 @@ from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
 from hfcompress.training.task_heads import has_head, load_for
 from hfcompress.utils.errors import Key, Problem
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -145,7 +145,7 @@ class Distill(Stage, DistillationOptions):
             tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, context.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
             report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
-        say("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
+        log.info("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
         return origin, tokenizer, report
 
     def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.task import PlainText
 from hfcompress.measure.process import Batch, ModelProcess
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -76,7 +76,7 @@ def read_alike(process: ModelProcess, reading: Reading) -> dict[str, float]:
     """
     texts = reading.texts()
     if not texts:
-        say(f"{process.artifact.path}: no dev row can be written as a plain text, so no pipeline was tried")
+        log.info(f"{process.artifact.path}: no dev row can be written as a plain text, so no pipeline was tried")
         return {}
     name = reading.task.pipeline if process.artifact.runtime == "torch" else None
     read = process.read([text.texts for text in texts], reading.task, name)

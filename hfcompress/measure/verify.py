@@ -17,7 +17,7 @@ from hfcompress.onnx.export import export, quiet
 from hfcompress.onnx.model_directory import EXPORT_TOLERANCE
 from hfcompress.utils.errors import disk_problem
 from hfcompress.utils.files import require_space, scratch_directory
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,6 +104,6 @@ def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
                 raise
             require_space(folder, error)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            say(f"{artifact.path} cannot be exported to ONNX: {reason}")
+            log.info(f"{artifact.path} cannot be exported to ONNX: {reason}")
             graph = None
         yield graph

@@ -34,7 +34,7 @@ from hfcompress.models.weights import openvino_files as openvino_files
 from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, require_directory
 from hfcompress.utils.files import scratch_directory
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,7 +146,7 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
 def tell_others(where: str, choice: Choice) -> None:
     """Says once which of several graphs is used."""
     if choice.others:
-        say(
+        log.info(
             f"{where} holds {len(choice.others) + 1} graphs, and {choice.file} is the one that is used; "
             f"another one is named as {where}:{choice.others[0]}"
         )
@@ -286,7 +286,9 @@ def weights_hash(path: Path) -> str:
 @cache
 def _tell_widened(path: Path, dtype: str) -> None:
     """Says once that a model's 16-bit weights are made float32."""
-    say(f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in")
+    log.info(
+        f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in"
+    )
 
 
 def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:

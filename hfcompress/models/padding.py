@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.shape import ARCHITECTURES, PRUNED
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.logging import say_once
+from hfcompress.utils.logging import info_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +86,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
     changed = own is None
     if own is None:
         tokenizer.pad_token = token = _token(tokenizer, named, path)
-        say_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
+        info_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
     elif reads_last_token(config):
         _require_one_pad_token(tokenizer, named, path)
     if tokenizer.padding_side != "right":
@@ -116,7 +116,7 @@ def _require_one_pad_token(tokenizer: PreTrainedTokenizerBase, named: int | None
                 "the token that its texts end in, which a classifier's answer is read at",
                 _NAMES_ONE,
             )
-        say_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
+        info_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
     elif named != own:
         theirs = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
         raise HfcompressError(

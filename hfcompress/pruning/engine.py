@@ -20,7 +20,7 @@ from hfcompress.pruning.select import Cutting
 from hfcompress.training.checkpoints import seal, sealed
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.files import new_directory
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,10 +75,10 @@ class Pruning:
         for number, share in enumerate(shares[:-1], start=1):
             name = f"round-{number}"
             if not self._made(name):
-                say(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
+                log.info(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
                 self._keep(name, self._recovered(self._cut(last, share, f"cut-{number}"), f"train-{number}"))
             last = name
-        say(f"prune: round {len(shares)} of {len(shares)}")
+        log.info(f"prune: round {len(shares)} of {len(shares)}")
         return self._recovered(self._cut(last, 1.0, "cut"), "")
 
     def _lottery(self, schedule: Lottery) -> PreTrainedModel:
@@ -87,13 +87,13 @@ class Pruning:
         if not self._made("ticket-0"):
             early = self._load("parent")
             if schedule.rewind_steps:
-                say(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
+                log.info(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
                 early = self._trained(early, train.until(schedule.rewind_steps), "early")
             self._keep("ticket-0", early)
         for number, share in enumerate(schedule.shares, start=1):
             if self._made(f"ticket-{number}"):
                 continue
-            say(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
+            log.info(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
             ticket = self._load(f"ticket-{number - 1}")
             trained = self._trained(self._load(f"ticket-{number - 1}"), train, f"train-{number}")
             for change in self.cutting.decided(trained, share)[1]:
@@ -143,13 +143,13 @@ class Pruning:
             splits, before = [self.context.rows("train"), self.context.rows("dev")], len(self.tokenizer)
             self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.context.task.text))
             self.facts["vocabulary"] = [len(ids), before]
-            say(f"prune: {len(ids):,} of {before:,} tokens stay")
+            log.info(f"prune: {len(ids):,} of {before:,} tokens stay")
             model = select_tokens(model, ids, self.tokenizer)
         if self.options.embedding_rank:
             texts = texts_of([self.context.rows("train")], self.context.task.text)
             model, kept = factor_embeddings(model, self.options.embedding_rank, token_counts(self.tokenizer, texts))
             self.facts["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
-            say(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
+            log.info(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
         return model
 
     def _recovered(self, model: PreTrainedModel, name: str) -> PreTrainedModel:

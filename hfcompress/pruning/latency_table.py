@@ -23,7 +23,7 @@ from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.lock import shared_file
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.processors import default_threads, thread_counts
 
 if TYPE_CHECKING:
@@ -147,13 +147,13 @@ def table_of(model: PreTrainedModel, setting: Setting) -> Table:
     path = cache_home() / "latency" / f"{name}.json"
     found = _read(path, identity)
     if found is None:
-        say(f"timing heads and FFN widths on {setting.device_name}, once for this kind of model")
+        log.info(f"timing heads and FFN widths on {setting.device_name}, once for this kind of model")
         before = machine.moment()
         found = measure_table(model, shape, setting)
         found = replace(found, busy=machine.other_work(before) if setting.device == "cpu" else "")
         _write(path, identity, found)
     if found.busy:  # kept all the same: a run that is interrupted must go on with what it began with
-        say(f"these timings were made on a busy machine ({found.busy}): delete {path} to time anew")
+        log.info(f"these timings were made on a busy machine ({found.busy}): delete {path} to time anew")
     return found
 
 

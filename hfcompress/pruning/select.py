@@ -17,7 +17,7 @@ from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
 from hfcompress.pruning.criteria.obs import Obs
 from hfcompress.pruning.schedules import Gradual
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ class Cutting:
 
         if "units" not in self.options.granularities:
             return None
-        say(f"prune: scoring heads and neurons by {self.options.criterion.name}")
+        log.info(f"prune: scoring heads and neurons by {self.options.criterion.name}")
         scores = self.options.criterion.scores(model, self.calibration)
         self._look_at_sensitivity(model, scores)
         keep = self.chosen(scores, model, done)
@@ -106,7 +106,7 @@ class Cutting:
         if self.options.tuning == "scales":
             self._scale(model, keep)
         elif self.options.tuning == "weights":
-            say("prune: refitting what stays")
+            log.info("prune: refitting what stays")
             Obs(rows=self._rows).refit(model, keep, self.calibration)
         return partial(cut, keep=keep)
 
@@ -115,7 +115,7 @@ class Cutting:
 
         if self.options.weights is None:
             return None
-        say(f"prune: scoring single weights by {self.options.criterion.name}")
+        log.info(f"prune: scoring single weights by {self.options.criterion.name}")
         self.options.criterion.sparsify(model, self.options.weights.at(done), self.calibration)
         return partial(with_zeros, kept=kept_weights(model))
 
@@ -228,7 +228,7 @@ class Cutting:
         from hfcompress.pruning.gates import fold
         from hfcompress.pruning.mask_tuning import tune
 
-        say("prune: scaling what stays")
+        log.info("prune: scaling what stays")
         gates = tune(model, keep, self.calibration.batches(self._rows), total=self.calibration.total)
         fold(model, gates.heads, gates.neurons)
         self.facts["tuned"] = [[round(error, 6) for error in pair] for pair in gates.errors]
@@ -261,7 +261,7 @@ class Cutting:
 
         dense = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values())
         found = {"share": share_of_zeros(model), "dense_bytes": dense, "sparse_bytes": sparse_bytes(model)}
-        say(
+        log.info(
             f"prune: {found['share']:.0%} of the layers' weights are zero: {dense / 1e6:.1f} MB, "
             f"{found['sparse_bytes'] / 1e6:.1f} MB in sparse storage; dense runtimes are no faster for it"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +45,7 @@ def sensitivity(
     from hfcompress.training.trainer import score
 
     depth = len(scores.heads)
-    say(f"prune: sensitivity of {depth} layers, {2 * depth * len(shares) + 1} scorings of {len(rows)} dev rows")
+    log.info(f"prune: sensitivity of {depth} layers, {2 * depth * len(shares) + 1} scorings of {len(rows)} dev rows")
     whole = score(model, rows, tokenizer, task)
     units = {"heads": scores.heads, "ffn": scores.neurons}
     gates = {block: [gate(values, 0.0, 1).to(model.device) for values in layers] for block, layers in units.items()}

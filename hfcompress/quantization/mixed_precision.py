@@ -16,7 +16,7 @@ from hfcompress.models.architectures import family_of
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.models.linears import linears
 from hfcompress.quantization.backends.base import Work
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,13 +70,15 @@ def mixed(options: Quantize, work: Work, context: StageContext) -> NDArray[Any]:
     ranked: list[LayerSensitivity] = []
     first = search.attempt(())
     if search.holds(first):
-        say(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
+        log.info(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
     else:
         ranked = search.sensitivity()
         fewest(len(ranked), lambda count: search.holds(search.attempt([p for x in ranked[:count] for p in x.layers])))
     chosen = search.best()
     if not search.holds(chosen):
-        say(f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}")
+        log.info(
+            f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}"
+        )
     work.facts["mixed"] = {
         "metric": context.task.metric,
         "float": search.float_metric,
@@ -139,7 +141,7 @@ class _Search:
         sign = -1 if self.context.task.metric in LOWER_IS_BETTER else 1
         drop = round(100 * sign * (self.float_metric - metric), 6)
         self.tried.append(Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes))
-        say(
+        log.info(
             f"quantize: {len(keep)} layers in float32, {self.context.task.metric} {metric:.4f}, {drop:+.2f} points lost"
         )
         return self.tried[-1]
@@ -168,7 +170,7 @@ class _Search:
         rows = self.rows.encoded.shuffle(seed=self.context.seed).select(range(count))
         model = load_model(self.work.source, task.auto_class)
         groups = together(model) if self.options.backend.fuses else [(path,) for path in linears(model)]
-        say(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
+        log.info(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
         plain, order = answers(model, rows, self.tokenizer, task)
         found = []
         for paths in groups:

@@ -24,7 +24,7 @@ from hfcompress.quantization.backends.base import Backend, Work
 from hfcompress.quantization.qat.options import QatTraining
 from hfcompress.training.lora import Lora, add_lora, save_adapter, targets_of
 from hfcompress.utils.distributed import on_main_process, process_state
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,5 +143,5 @@ def _fit(model: PreTrainedModel, work: Work, options: Lora) -> dict[str, float]:
     whole = load_model(work.source, work.auto_class)
     weights: dict[str, Any] = {name: layer.weight for name, layer in targets_of(whole, options).items()}
     without, left = fit(model, weights, options)
-    say(f"loftq: the adapted layers' quantized weights are {without:.2%} off, with their adapters {left:.2%}")
+    log.info(f"loftq: the adapted layers' quantized weights are {without:.2%} off, with their adapters {left:.2%}")
     return {"error_without_adapters": without, "error": left}

@@ -11,7 +11,7 @@ from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
 from hfcompress.recipe.schema import Loaded
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 
 def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
         "name": f"{len(models)} models on {recipe.name}",
         "environment": environment(),
         "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
-        **measure(artifacts, recipe.task, recipe.measure, recipe.seed, say),
+        **measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info),
     }
 
 

@@ -41,7 +41,7 @@ from hfcompress.utils.files import (
 )
 from hfcompress.utils.hashing import digest
 from hfcompress.utils.lock import HeldError, Lock, hold, remove_dead, require_free
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.places import forget_places, without_places
 from hfcompress.utils.stop import interrupt_main_thread
 
@@ -340,7 +340,7 @@ def _run_stages(
         key = _resume_key(stage, artifacts[-1], context)
         done = _finished(directory / name, key, stage)
         if done is not None:
-            say(f"{name}: done before")
+            log.info(f"{name}: done before")
             on_main_process(partial(remove, context.directory))
         else:
             if only not in (None, stage.kind) and stage.compresses:
@@ -382,7 +382,7 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
     """
     record = _record(path / "stage.json")
     if record is None and path.is_dir():
-        say(f"{path.name} is made anew: its stage.json is missing or damaged")
+        log.info(f"{path.name} is made anew: its stage.json is missing or damaged")
     if record is None or record.get("key") != key:
         return None
     for name, expected in record.get("files", {}).items():
@@ -407,7 +407,7 @@ def _record(path: Path) -> dict[str, Any] | None:
 def _run_stage(name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path) -> Artifact:
     from transformers import set_seed
 
-    say(f"{name}: {stage.kind}")
+    log.info(f"{name}: {stage.kind}")
     start = time.perf_counter()
     on_main_process(lambda: _take(context.directory, key))
     set_seed(context.seed)
@@ -457,7 +457,7 @@ def _complete(
     replace_directory(result.directory, directory / name)
     remove(context.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
-    say(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
+    log.info(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
 
 def _quantized_on_gpu(stage: Any, model: Artifact) -> bool:
@@ -486,10 +486,10 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
     )
     kept = _record(directory / "report.json") or {}
     if kept.get("key") == key:
-        say("report: done before")
+        log.info("report: done before")
         return kept
     start = time.perf_counter()
-    measured = measure(artifacts, recipe.task, recipe.measure, recipe.seed, say)
+    measured = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
     return {
         "schema": 1,
         "name": recipe.name,
@@ -563,10 +563,10 @@ def _measured_again(directory: Path) -> dict[str, Any]:
         raise HfcompressError(f"{final} holds no model", "the same `hfcompress run` writes it again")
     artifacts = _measured_models(loaded, directory, content)
     recipe = loaded.recipe
-    timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, say)
+    timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, log.info)
     if report.busy(timed) and content.get("machine", {}).get("busy") is False:
         why = "; ".join(timed["machine"]["why"])
-        say(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
+        log.info(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
         return content
     content = timed
     report.write(content, directory)

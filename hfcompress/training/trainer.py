@@ -28,7 +28,7 @@ from hfcompress.training.options import Train, row_count
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     import datasets
@@ -446,7 +446,7 @@ def train(
     if options.epochs > 0:
         resumed = _resumed_from(checkpoints)
         if resumed:
-            say(f"resuming from {resumed.name}")
+            log.info(f"resuming from {resumed.name}")
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     found = trainer.evaluate()[f"eval_{metric}"]
     objective.student.eval()

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hfcompress.utils import files
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 
 BEAT = 5.0
 """Seconds between two touches."""
@@ -237,7 +237,7 @@ def _beats(path: Path, owner: Owner) -> bool:
     first = _touched(path)
     age = _server_time(path) - first
     if age < LAPSE:
-        say(f"{path.parent} was held by {owner}: waiting {LAPSE - age:.0f} s to see whether it is still there")
+        log.info(f"{path.parent} was held by {owner}: waiting {LAPSE - age:.0f} s to see whether it is still there")
     end = time.monotonic() + LAPSE - age
     while time.monotonic() < end:
         time.sleep(min(1.0, BEAT / 5))

@@ -1,4 +1,4 @@
-"""The one place that writes to the terminal, where every string that others wrote is made safe to print."""
+"""The logger, and the one place that writes to the terminal: strings that others wrote are made safe to print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,16 +67,51 @@ def print_table(table: Table) -> None:
         console.width = before
 
 
-def say(message: str, **style: Any) -> None:
-    """One line of progress; silent on every process but the first of a distributed run."""
-    if os.environ.get("RANK", "0") == "0":
-        err().print(message, **style)
+log = logging.getLogger("hfcompress")
+"""What the package is doing. Nobody sees it below WARNING unless the program asks; the command line does."""
+
+
+def _is_first_process(_record: logging.LogRecord) -> bool:
+    """True on the first process of a distributed run: the others do the same work and would log the same lines."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+log.addFilter(_is_first_process)
 
 
 @cache
-def say_once(message: str) -> None:
-    """Says a thing that is found again and again, the first time."""
-    say(message)
+def info_once(message: str) -> None:
+    """Logs a message the first time only."""
+    log.info(message)
+
+
+class TerminalHandler(logging.Handler):
+    """Prints log lines through `err()`.
+
+    `rich.logging.RichHandler` lays each line out in a table, which breaks long lines at 80 columns in a file or a pipe.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        urgent = record.levelno >= logging.WARNING
+        prefix = f"{record.levelname.lower()}: " if urgent else ""
+        err().print(prefix + record.getMessage(), style="yellow" if urgent else None)
+
+
+@contextmanager
+def log_to_terminal() -> Iterator[None]:
+    """Shows progress and warnings on standard error while the block runs; for the command line."""
+    if any(isinstance(handler, TerminalHandler) for handler in log.handlers):
+        yield
+        return
+    handler, before = TerminalHandler(), (log.level, log.propagate)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # a library may have set up the root logger, and would print each line again
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
 
 
 class _SafeRecord(logging.LogRecord):

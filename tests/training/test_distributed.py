@@ -26,9 +26,9 @@ from tests import factories
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 SCRIPT = """
-import os, sys
+import logging, os, sys
 from pathlib import Path
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.schema import load
@@ -38,7 +38,8 @@ from hfcompress.utils.distributed import process_state
 recipe_file, target = Path(sys.argv[1]), Path(sys.argv[2])
 recipe = load(recipe_file).recipe
 source = parent = open_artifact(Path(recipe.model))
-say("said once")
+logging.basicConfig(level="INFO")
+log.info("said once")
 for name, stage in zip(recipe.stage_names(), recipe.stages):
     context = StageContext(recipe.task, recipe.seed, source, {}, target / name)
     result = stage.run(parent, context)

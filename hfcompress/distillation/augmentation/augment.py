@@ -15,7 +15,7 @@ from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import file_hash, remove
 from hfcompress.utils.lock import shared_directory
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.places import local_path
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def augment(
     why = why_not(directory, identity)
     if why is None:
         counts: dict[str, int] = json.loads((directory / RECORD).read_text(encoding="utf-8"))["counts"]
-        say(f"augmentation: {_summary(counts)}, read from {directory}")
+        log.info(f"augmentation: {_summary(counts)}, read from {directory}")
         return counts
     if directory.exists():
-        say(f"augmentation: {directory} is made anew: {why}")
+        log.info(f"augmentation: {directory} is made anew: {why}")
         remove(directory)
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
@@ -85,7 +85,7 @@ def augment(
         counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)
         record = {"identity": dict(identity), "counts": counts, "sha256": file_hash(scratch / DATA)}
         (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    say(f"augmentation: {_summary(counts)}, kept in {directory}")
+    log.info(f"augmentation: {_summary(counts)}, kept in {directory}")
     return counts
 
 

@@ -15,7 +15,7 @@ from hfcompress.models.dummy_inputs import Probe
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.grids.ranges import Ranges
 from hfcompress.utils.errors import Problem
-from hfcompress.utils.logging import say
+from hfcompress.utils.logging import log
 from hfcompress.utils.registry import Component, Registry
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Backend(Component):
         if found:
             work.facts["odd_weights"] = found
         for odd in found:
-            say(f"{self.name}: {odd['layer']} has output channels that {ODD[odd['what']]}: {odd['channels']}")
+            log.info(f"{self.name}: {odd['layer']} has output channels that {ODD[odd['what']]}: {odd['channels']}")
 
     def rounded(self, weight: Tensor) -> Tensor:
         """A linear layer's weights `(out_features, in_features)` as they are stored, made floats again."""
