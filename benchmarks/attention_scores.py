@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import torch
@@ -39,7 +40,8 @@ def step(length: int = LENGTH) -> Step:
     mask[::4, length // 2 :] = False
     logits = torch.zeros(ROWS, 2)
     student, teacher = (Observed(logits, (), heads(own), heads(own)) for own in (True, False))
-    return Step(student, teacher, mask, None, ((1, 1),), SimpleNamespace(head="sequence"))
+    task: Any = SimpleNamespace(head="sequence")
+    return Step(student, teacher, mask, None, ((1, 1),), task)
 
 
 def gram(seen: Step) -> Tensor:

@@ -148,7 +148,7 @@ class Ours:
             options=train,
             rows={"train": data, "dev": data},
             tokenizer=padding_tokenizer(),
-            teaching=TeacherEnsemble([teacher], Teachers(models=["source"]), "sequence"),
+            teaching=TeacherEnsemble([teacher], Teachers(models=["source"]), task),
             callbacks=[],
         )
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets before its first step

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.data.source import cache_home, model_directory
-from hfcompress.data.task import Split
+from hfcompress.data.task import Split, Task
 from hfcompress.measure.plain_texts import Reading
 from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
@@ -65,7 +65,7 @@ class StageContext:
         callbacks: `transformers` callbacks that every training run takes on.
     """
 
-    task: Any
+    task: Task
     seed: int
     source: Artifact
     made: Mapping[str, Artifact]
@@ -139,7 +139,7 @@ class StageContext:
         """A hash of the data that the stage sees, or of `raw` in the train split's place."""
         if raw is None:
             return self._fingerprint
-        return digest([raw[column][:] for column in (*self.task.text, self.task.label)])
+        return digest([raw[column][:] for column in self.task.columns])
 
     def remember(self, name: str, find: Callable[[], Any]) -> Any:
         """Finds a JSON value once, and gives all processes the same one, also after the run was killed.
@@ -233,7 +233,7 @@ class Stage(StrictModel):
         """The shape that the stage makes of a shape."""
         raise NotImplementedError
 
-    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         """What cannot work, with key paths inside the stage.
 
         Args:
@@ -256,7 +256,7 @@ class Stage(StrictModel):
         """The name of the model whose tokenizer the stage's model has."""
         return "parent"
 
-    def steps(self, task: Any) -> int | None:
+    def steps(self, task: Task) -> int | None:
         """Optimizer steps on one process; None where the number of the task's rows is not known."""
         return 0
 
@@ -264,7 +264,7 @@ class Stage(StrictModel):
         """The models that the stage names besides its parent, by the key that names them."""
         return {}
 
-    def task_of(self, task: Any) -> Any:
+    def task_of(self, task: Task) -> Task:
         """The task that the stage works on: the recipe's, or its own."""
         return task
 

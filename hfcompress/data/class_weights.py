@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from hfcompress.data.task import IGNORED
+from hfcompress.data.task import IGNORED, Task
 from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeVa
 """`balanced`, or a weight for some classes; those that are not named have 1."""
 
 
-def class_weight_problems(asked: ClassWeights, task: Any, names: Mapping[str, Any] | None = None) -> list[Problem]:
+def class_weight_problems(asked: ClassWeights, task: Task, names: Mapping[str, Any] | None = None) -> list[Problem]:
     """Why classes cannot be weighed so.
 
     Args:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
-from hfcompress.data.task import IGNORED, BaseTask, PlainText, Split, numbered, token_loss
+from hfcompress.data.task import IGNORED, PlainText, Split, Task, numbered, token_loss
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ TEXTS = 1000
 """Documents that are tokenized together."""
 
 
-class FillMask(BaseTask):
+class FillMask(Task):
     """A corpus of raw text, for general distillation and masked language modelling.
 
     In training, masks are drawn anew each epoch by a row's number and the epoch alone, so a resumed run, and one on
@@ -64,6 +64,10 @@ class FillMask(BaseTask):
     @property
     def streamed(self) -> bool:
         return self.streaming
+
+    @property
+    def has_labels(self) -> bool:
+        return self.mask_probability > 0
 
     def rows(self, split: Split = "train") -> None:
         """None: only tokens tell how many rows documents give."""

@@ -32,7 +32,7 @@ class SequenceTask(LabelledTask):
         trained = config.get("problem_type")
         if trained not in ("multi_label_classification", "regression") or trained == self.problem_type:
             return []
-        message = f"the model's head was trained for {trained.replace('_', ' ')}, the task is {self.type}"  # type: ignore[attr-defined]
+        message = f"the model's head was trained for {trained.replace('_', ' ')}, the task is {self.type}"
         return [Problem(message, "name a model for this task, or put a `finetune` stage first", ("model",))]
 
     def encode(

@@ -72,7 +72,7 @@ class PlainText:
     features: Mapping[str, Any]
 
 
-class BaseTask(StrictModel):
+class Task(StrictModel):
     """Texts, a head that reads them, and a metric that judges it.
 
     Attributes:
@@ -112,6 +112,11 @@ class BaseTask(StrictModel):
     encoding: str = "utf-8"
     """How the text files of a directory are encoded, such as `cp1252`, `utf-16` or `gb18030`."""
 
+    if TYPE_CHECKING:
+        # Each task declares its own, with its own default: declared here they would come before `dataset`.
+        type: str
+        metric: str
+
     @field_validator("metric", check_fields=False)
     @classmethod
     def _known_metric(cls, name: str) -> str:
@@ -149,6 +154,11 @@ class BaseTask(StrictModel):
     def streamed(self) -> bool:
         """Whether the train split has no end that is known beforehand: training then needs `max_steps`."""
         return False
+
+    @property
+    def has_labels(self) -> bool:
+        """True if training rows have labels; raw text without masks has none."""
+        return True
 
     def problems(self) -> list[Problem]:
         """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
@@ -348,8 +358,7 @@ class BaseTask(StrictModel):
 
     @property
     def _metric(self) -> Metric:
-        name: str = self.metric  # type: ignore[attr-defined]
-        return self.metrics[name]
+        return self.metrics[self.metric]
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Makes a tokenizer read as the task reads, in place; whether there was anything to change.
@@ -444,12 +453,12 @@ class BaseTask(StrictModel):
         """
         import numpy as np
 
-        sign = -1 if self.metric in LOWER_IS_BETTER else 1  # type: ignore[attr-defined]
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
         gains = sign * bootstrap_differences(self._metric, predictions, others, references, samples, seed)
         return float(np.quantile(gains, 0.05))
 
 
-class LabelledTask(BaseTask):
+class LabelledTask(Task):
     """A task whose rows carry labels."""
 
     label: str = "label"

@@ -13,6 +13,6 @@ from hfcompress.data.tokens import TokenClassification
 
 TASKS = (TextClassification, Regression, TokenClassification, QuestionAnswering, FillMask)
 """In the order in which they are listed."""
-Task = Annotated[
+AnyTask = Annotated[
     TextClassification | Regression | TokenClassification | QuestionAnswering | FillMask, Field(discriminator="type")
 ]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
+
 FORMAT = 2
 """Of the identity and the files; answers of an earlier one are never used again."""
 
@@ -30,7 +32,7 @@ def answers_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
-    task: Any,
+    task: Task,
     content: Content,
     *,
     weights: str,
@@ -100,7 +102,7 @@ def _scratch(stack: ExitStack, path: Path) -> Path:
     return scratch
 
 
-def _create(writer: Writer, model: PreTrainedModel, rows: datasets.Dataset, task: Any, content: Content) -> None:
+def _create(writer: Writer, model: PreTrainedModel, rows: datasets.Dataset, task: Task, content: Content) -> None:
     config: Any = model.config
     writer.create(
         rows["length"][:],
@@ -117,7 +119,7 @@ def _fill(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
-    task: Any,
+    task: Task,
     content: Content,
 ) -> None:
     """Every process answers its share of the batches."""

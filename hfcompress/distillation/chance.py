@@ -8,13 +8,14 @@ from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
+    from hfcompress.data.task import Task
     from hfcompress.distillation.teachers import Member
 
 RARE = 0.8
 """The share of one class from which a data set is called imbalanced."""
 
 
-def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | None:
+def examined(member: Member, dev: Any, task: Task, tuned_here: bool) -> float | None:
     """The teacher's dev score, where a paired bootstrap over the judged units finds it better than chance.
 
     Args:
@@ -32,7 +33,7 @@ def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | N
     from hfcompress.training import trainer as training
 
     assert member.model is not None
-    if task.head == "mask" and not task.mask_probability:
+    if not task.has_labels:
         return None
     predictions, references, features = training.judged(member.model, dev, member.tokenizer, task)
     blind = task.blind(references, features)
@@ -48,7 +49,7 @@ def examined(member: Member, dev: Any, task: Any, tuned_here: bool) -> float | N
     return score
 
 
-def _ways_out(task: Any, blind: Any, references: Any, tuned_here: bool) -> list[str]:
+def _ways_out(task: Task, blind: Any, references: Any, tuned_here: bool) -> list[str]:
     """What helps a teacher that is at chance, a line each."""
     if tuned_here:
         found = [

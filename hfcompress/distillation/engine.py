@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.training.overlay import TrainingOverlay
 
 
@@ -101,7 +102,7 @@ def teach(
     return facts
 
 
-def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: DistillationOptions, task: Any) -> None:
+def _require_meeting(student: Shape, artifacts: Sequence[Artifact], taught: DistillationOptions, task: Task) -> None:
     problems = list[Problem]()
     for index, artifact in enumerate(artifacts):
         teacher = require_trainable(artifact, "a teacher")
@@ -157,7 +158,7 @@ def _teaching(
     return ensemble, scores[0] if len(scores) == 1 else scores
 
 
-def _loaded(artifact: Artifact, task: Any, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
+def _loaded(artifact: Artifact, task: Task, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
     """The teacher, and whether it has the task's head; one that is asked about its layers alone needs none."""
     config = read_config(artifact.path)
     if has_head(config, task):

@@ -26,6 +26,7 @@ from hfcompress.utils.errors import HfcompressError, Key, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.distillation.options import DistillationOptions
 
 ROWS = 1000
@@ -59,7 +60,7 @@ class Locals:
             look before.
     """
 
-    task: Any
+    task: Task
     named: Mapping[str, Local]
     readable: bool = True
     read_first: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ from hfcompress.training.loss import Loss
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.strict_model import StrictModel
+
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
 
 Losses = Annotated[list[AnyLoss], Field(min_length=1)]
 
@@ -61,7 +64,7 @@ class DistillationOptions(StrictModel):
             return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
-    def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         """What cannot work, of the teachers whose shapes are known."""
         found = [*cache_problems(self, task.head), *self._idle_problems()]
         for index, loss in enumerate(self.losses):

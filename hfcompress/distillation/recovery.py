@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ from hfcompress.training.lora import Lora, init_problems
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import Problem
 
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
+
 
 class Recover(Train, DistillationOptions):
     """A `train:` block with losses and a teacher."""
@@ -29,7 +32,7 @@ class Recover(Train, DistillationOptions):
     lora: Lora | None = None
     """Train through LoRA adapters, merged before the model is saved."""
 
-    def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         """What cannot work when a model of this shape is trained."""
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
         return [*self.taught_problems(shape, known, task), *named, *self._adapter_problems()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
-from hfcompress.data.tasks import Task
+from hfcompress.data.tasks import AnyTask
 from hfcompress.data.texts import texts_of
 from hfcompress.distillation.augmentation.options import Augment, augment_problems, augmented_rows
 from hfcompress.distillation.engine import teach
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.distillation.local_checks import Locals
 
 
@@ -34,7 +35,7 @@ class Distill(Stage, DistillationOptions):
     """
 
     kind: Literal["distill"] = "distill"
-    task: Task | None = None
+    task: AnyTask | None = None
     """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The stage's model is not part of
     the report, and a later stage puts the recipe's head on it."""
     student: Student | None = None
@@ -45,7 +46,7 @@ class Distill(Stage, DistillationOptions):
     def plan(self, shape: Shape) -> Shape:
         return self.student.shape(shape) if self.student else shape
 
-    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         found = [*self.student.problems(shape, task)] if self.student else []
         if self.task is not None:
             found += self.task.problems()
@@ -75,7 +76,7 @@ class Distill(Stage, DistillationOptions):
     def starts_from(self) -> str:
         return self.student.origin if self.student else "parent"
 
-    def steps(self, task: Any) -> int | None:
+    def steps(self, task: Task) -> int | None:
         rows = task.rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
@@ -89,7 +90,7 @@ class Distill(Stage, DistillationOptions):
             named[("augment", "model")] = self.augment.model
         return named | self.teacher_specs()
 
-    def task_of(self, task: Any) -> Any:
+    def task_of(self, task: Task) -> Task:
         return self.task or task
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -15,6 +15,9 @@ from hfcompress.models.shape import Shape
 from hfcompress.training.lora import Lora, init_problems
 from hfcompress.utils.errors import Problem, did_you_mean
 from hfcompress.utils.strict_model import StrictModel
+
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
 
 
 class Preset(NamedTuple):
@@ -116,7 +119,7 @@ class Student(StrictModel):
         """Modules that are not installed."""
         return uninstalled(missing_modules(), EXTRA) if self.lora else []
 
-    def problems(self, origin: Shape, task: Any) -> list[Problem]:
+    def problems(self, origin: Shape, task: Task) -> list[Problem]:
         """Why this student cannot be built for the task from a model of this shape; the keys start with `student`."""
         found = [*self._head_problems(origin), *self._position_problems(origin, task), *self._random_problems()]
         if self.init == "copy":
@@ -140,7 +143,7 @@ class Student(StrictModel):
             return [Problem(message, "use another number of heads, or another width", key)]
         return []
 
-    def _position_problems(self, origin: Shape, task: Any) -> list[Problem]:
+    def _position_problems(self, origin: Shape, task: Task) -> list[Problem]:
         if self.positions is None:
             return []
         found, usable = [], self.shape(origin).usable_positions

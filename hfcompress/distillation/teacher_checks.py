@@ -18,10 +18,11 @@ from hfcompress.utils.errors import HfcompressError, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.distillation.options import DistillationOptions
 
 
-def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Any) -> list[Problem]:
+def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Task) -> list[Problem]:
     """That teacher and student do not mean the same by a label's id.
 
     Args:
@@ -39,7 +40,7 @@ def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, in
     return []
 
 
-def length_problems(name: str, teacher: Shape, task: Any) -> list[Problem]:
+def length_problems(name: str, teacher: Shape, task: Task) -> list[Problem]:
     """That the task's rows are longer than the teacher can read."""
     limit = teacher.usable_positions
     if task.max_length <= limit:
@@ -114,7 +115,7 @@ def reading_problems(
     return [Problem(message, fix)]
 
 
-def head_problems(name: str, config: Mapping[str, Any], task: Any) -> list[Problem]:
+def head_problems(name: str, config: Mapping[str, Any], task: Task) -> list[Problem]:
     """That a teacher's head, as its config tells, is one for another task."""
     if has_head(config, task):
         return [replace(p, message=f"the teacher {name}: {p.message}", key=()) for p in task.head_problems(config)]

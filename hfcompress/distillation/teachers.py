@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
+
 _NOT_ASKED = ("labels", "index")
 
 
@@ -85,7 +87,7 @@ class TeacherEnsemble:
     A teacher whose tokenizer makes other inputs of the rows than the student's is given its own.
     """
 
-    def __init__(self, members: Sequence[Member], options: Teachers, task: Any) -> None:
+    def __init__(self, members: Sequence[Member], options: Teachers, task: Task) -> None:
         self.members, self.options, self.task = members, options, task
 
     def to(self, device: Any) -> TeacherEnsemble:

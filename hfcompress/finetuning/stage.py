@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.class_weights import ClassWeights
@@ -15,6 +15,7 @@ from hfcompress.training.task_heads import label_names, load_for
 from hfcompress.utils.errors import Problem
 
 if TYPE_CHECKING:
+    from hfcompress.data.task import Task
     from hfcompress.distillation.local_checks import Local, Locals
 
 
@@ -32,7 +33,7 @@ class Finetune(Stage):
     def plan(self, shape: Shape) -> Shape:
         return shape
 
-    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         return [*self.train.problems(task), *self._loss.task_problems(task)]
 
     def local_problems(self, models: Locals) -> list[Problem]:
@@ -55,7 +56,7 @@ class Finetune(Stage):
     def _loss(self) -> HardLabels:
         return HardLabels(class_weights=self.class_weights)
 
-    def steps(self, task: Any) -> int | None:
+    def steps(self, task: Task) -> int | None:
         return self.train.steps(task.rows())
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:

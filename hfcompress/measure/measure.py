@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import datasets
     from numpy.typing import NDArray
 
+    from hfcompress.data.task import Task
+
 ENERGY_SECONDS = 10.0
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
@@ -49,7 +51,7 @@ class Measure(StrictModel):
 
 def measure(
     artifacts: Sequence[Artifact],
-    task: Any,
+    task: Task,
     options: Measure,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
@@ -82,7 +84,7 @@ def measure(
 
 def time_again(
     artifacts: Sequence[Artifact],
-    task: Any,
+    task: Task,
     options: Measure,
     seed: int,
     content: Mapping[str, Any],
@@ -120,7 +122,7 @@ def _machine(state: Mapping[str, Any], options: Latency) -> dict[str, Any]:
 
 @contextmanager
 def _loaded(
-    artifacts: Sequence[Artifact], task: Any, options: Measure, progress: Callable[[str], None]
+    artifacts: Sequence[Artifact], task: Task, options: Measure, progress: Callable[[str], None]
 ) -> Iterator[tuple[list[ModelProcess], list[Rows]]]:
     """Every model in a process of its own, and the judged rows as it reads them."""
     rows = task.read(task.judged_split())
@@ -140,7 +142,7 @@ def _loaded(
 class Rows:
     """Rows as one model reads them, to be judged on."""
 
-    def __init__(self, task: Any, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
+    def __init__(self, task: Task, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.encoded: datasets.Dataset = task.encode(rows, tokenizer, labels)
 
@@ -219,7 +221,7 @@ def _odd_tensor(artifact: Artifact) -> str:
 
 def _row(
     process: ModelProcess,
-    task: Any,
+    task: Task,
     quality: dict[str, float],
     interval: list[float],
     latency: list[dict[str, Any]],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.task import PlainText
+from hfcompress.data.task import PlainText, Task
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.utils.logging import log
 
@@ -44,7 +44,7 @@ class Reading:
         rows: Raw rows.
     """
 
-    task: Any
+    task: Task
     tokenizer: Any
     labels: Mapping[str, int]
     rows: datasets.Dataset

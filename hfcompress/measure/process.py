@@ -25,6 +25,8 @@ from hfcompress.utils.processors import default_threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from hfcompress.data.task import Task
+
 Batch = Mapping[str, "NDArray[Any]"]
 
 
@@ -127,7 +129,7 @@ class ModelProcess:
         self._ask("logits", inputs=self._write(batches), output=str(output))
         return np.load(output, allow_pickle=False)
 
-    def read(self, texts: Sequence[Sequence[str]], task: Any, pipeline: str | None) -> dict[str, Any]:
+    def read(self, texts: Sequence[Sequence[str]], task: Task, pipeline: str | None) -> dict[str, Any]:
         """What the directory's own tokenizer makes of texts, and what a pipeline answers, see `worker.Worker.read`."""
         return self._ask(
             "read",

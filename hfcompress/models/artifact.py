@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcompress.models.bounds import require_bounds
 from hfcompress.models.loading_report import loading_report, not_finite
@@ -345,7 +345,14 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def load_tokenizer(path: Path, task: Any = None) -> PreTrainedTokenizerBase:
+class TextReader(Protocol):
+    """What texts are read for: a task, as far as a tokenizer is concerned."""
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Makes a tokenizer read as the task reads, in place; true if that changed it."""
+
+
+def load_tokenizer(path: Path, task: TextReader | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory, padding as the model there does, and reading as a task reads.
 
     Training, measuring and saving go through this one function. What it changes has been through `save_pretrained`

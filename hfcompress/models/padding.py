@@ -67,7 +67,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
     """Gives a tokenizer the pad token of its model's config, where it names none.
 
     The other way round, `load_model` gives the tokenizer's to the config. Padding goes to the right, as
-    `BaseTask.batch` puts it.
+    `Task.batch` puts it.
 
     Args:
         tokenizer: The model's; changed in place.

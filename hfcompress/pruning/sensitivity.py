@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.pruning.criteria.base import Scores
 
 
@@ -20,7 +21,7 @@ def sensitivity(
     scores: Scores,
     rows: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    task: Any,
+    task: Task,
     shares: Sequence[float],
     group: int = 1,
 ) -> dict[str, Any]:

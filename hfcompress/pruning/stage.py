@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
+    from hfcompress.data.task import Task
     from hfcompress.distillation.local_checks import Locals
 
 
@@ -120,7 +121,7 @@ class Prune(Stage):
         asked |= {key: key for key in ("layers", "hidden", "weights") if getattr(self, key)}
         return {name: key for name, key in asked.items() if key}
 
-    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         found = [*self._nothing(), *self._criterion_problems(), *self._size_problems(shape), *self._idle_problems()]
         found += self._schedule_problems()
         for key, asked in (("vocabulary", self.vocabulary == "corpus"), ("embedding_rank", self.embedding_rank)):
@@ -290,7 +291,7 @@ class Prune(Stage):
     def _refits(self) -> bool:
         return self.criterion.refits
 
-    def steps(self, task: Any) -> int | None:
+    def steps(self, task: Task) -> int | None:
         rows, total = task.rows(), 0
         rounds = {"iterative": len(getattr(self.schedule, "shares", ())), "lottery": 1}.get(self.schedule.use, 1)
         for training, times in ((self.train, self._trainings), (self.recover, rounds)):

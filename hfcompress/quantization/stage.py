@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from hfcompress.quantization.qat.options import QatTraining
 from hfcompress.utils.errors import Key, Problem
 
 if TYPE_CHECKING:
+    from hfcompress.data.task import Task
     from hfcompress.distillation.local_checks import Local, Locals
 
 
@@ -38,7 +39,7 @@ class Quantize(Stage):
         planned = self.backend.plan(shape)
         return replace(planned, estimated=planned.estimated or self.max_drop is not None)
 
-    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         found = [Problem(why, "", ("backend",)) for why in self.backend.problems(shape)]
         if self.max_drop is not None and not self.backend.mixed:
             able = ", ".join(name for name in BACKENDS.names() if BACKENDS.get(name).mixed)
@@ -48,7 +49,7 @@ class Quantize(Stage):
             found.append(Problem("`rows` is for `max_drop`", "leave it out", ("rows",)))
         return [*found, *self._training_problems(shape, known, task)]
 
-    def _training_problems(self, shape: Shape, known: Mapping[str, Shape], task: Any) -> list[Problem]:
+    def _training_problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         train, trains = self.train, self.backend.trains
         if train is None:
             return []
@@ -100,7 +101,7 @@ class Quantize(Stage):
         problems = self.backend.module_problems(models.without_weights(start), head)
         return [replace(problem, key=("backend", *problem.key)) for problem in problems]
 
-    def steps(self, task: Any) -> int | None:
+    def steps(self, task: Task) -> int | None:
         return self.train.steps(task.rows()) if self.train else 0
 
     def specs(self) -> dict[Key, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import (
@@ -24,7 +24,7 @@ from pydantic import (
 from hfcompress.context import Stage
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
-from hfcompress.data.tasks import Task
+from hfcompress.data.tasks import AnyTask
 from hfcompress.distillation.local_checks import Local, Locals
 from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
@@ -42,6 +42,9 @@ from hfcompress.utils.card_metadata import require_hub_id, require_language, req
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.utils.places import local_path
 from hfcompress.utils.strict_model import StrictModel
+
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
 
 MAX_NAME_BYTES = 200
 """A file system takes 255 bytes; endings such as `.partial` come on top."""
@@ -95,7 +98,7 @@ class Recipe(StrictModel):
     """Names the run directory; letters, digits, `-`, `_` and `.`."""
     model: str = Field(min_length=1)
     """Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
-    task: Task
+    task: AnyTask
     stages: list[AnyStage] = Field(min_length=1)
     measure: Measure = Measure()
     hub: Hub = Hub()
@@ -175,7 +178,7 @@ def validate(read: Document) -> Loaded:
 def _task_problems(read: Document) -> list[Problem]:
     """What is wrong with the data of a recipe whose other parts are not valid: said at once, not at the next try."""
     try:
-        task: Any = TypeAdapter(Task).validate_python(read.data.get("task"))
+        task: Task = TypeAdapter(AnyTask).validate_python(read.data.get("task"))
     except ValidationError:
         return []
     return [replace(p, where=read.where(p.key)) for p in task.problems()]
@@ -280,7 +283,7 @@ def _local_problems(recipe: Recipe, readable: bool, download: bool) -> list[Prob
     return found
 
 
-def _local(spec: str, task: Any) -> Local | None:
+def _local(spec: str, task: Task) -> Local | None:
     """A model on this machine, adapters excepted."""
     if not is_local(spec) or not (model_directory(spec) / "config.json").is_file():
         return None
@@ -378,7 +381,7 @@ def _planned(recipe: Recipe, config: Mapping[str, Any], model: Shape, problems: 
     return shapes
 
 
-def _length_problems(task: Any, model: Shape, key: Key) -> list[Problem]:
+def _length_problems(task: Task, model: Shape, key: Key) -> list[Problem]:
     limit = model.usable_positions
     if task.max_length <= limit:
         return []
@@ -386,7 +389,7 @@ def _length_problems(task: Any, model: Shape, key: Key) -> list[Problem]:
     return [Problem(message, f"set it to {limit} or less", (*key, "max_length"))]
 
 
-def _labels(task: Any, start: Shape, source: Shape) -> int:
+def _labels(task: Task, start: Shape, source: Shape) -> int:
     """Outputs of a stage's head: the source's where the task is the same, since a student answers what it does."""
     return source.labels if source.head == task.head else task.head_labels() or start.labels
 
@@ -406,7 +409,7 @@ def _stage_order(index: int, recipe: Recipe) -> list[Problem]:
     found = []
     if not stage.compresses and any(s.compresses for s in recipe.stages[:index]):
         found.append(Problem("finetune makes the source, so it comes first", "move it to the top", key))
-    if index == len(recipe.stages) - 1 and stage.task_of(None) is not None:
+    if index == len(recipe.stages) - 1 and stage.task_of(recipe.task) is not recipe.task:
         message = "the recipe ends with a model for another task than its own"
         found.append(Problem(message, "add a `distill` stage on the recipe's task after it", (*key, "task")))
     if any(s.kind == "quantize" for s in recipe.stages[:index]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import is_local
 from hfcompress.distillation.wording import describe_length, describe_teachers, describe_training, shown_name
@@ -17,6 +17,9 @@ from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import Markdown, code, fenced, markdown, one_line
 from hfcompress.utils.places import name_of, without_places
 from hfcompress.utils.wording import significant
+
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
 
 UNNAMED = "PATH_OR_REPO"
 """Stands in the snippet until `push` knows the repository."""
@@ -221,7 +224,7 @@ def snippet(loaded: Loaded, artifact: Artifact, place: str) -> str:
     return _SNIPPETS[artifact.runtime](artifact, task, place, example)
 
 
-def _torch_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
+def _torch_snippet(artifact: Artifact, task: Task, place: str, example: str) -> str:
     trust = ", trust_remote_code=True" if (artifact.path / MODELING_FILE).is_file() else ""
     adapters = ""
     if (artifact.path / ADAPTER).is_dir():
@@ -242,11 +245,11 @@ logits = {_logits(task)}
 {_ANSWERS[task.type].replace("NAMES", "model.config.id2label")}"""
 
 
-def _logits(task: Any) -> str:
+def _logits(task: Task) -> str:
     return "torch.stack([output.start_logits, output.end_logits], -1)" if task.head == "span" else "output.logits"
 
 
-def _openvino_snippet(_artifact: Artifact, task: Any, place: str, example: str) -> str:
+def _openvino_snippet(_artifact: Artifact, task: Task, place: str, example: str) -> str:
     auto = task.auto_class.replace("Auto", "OV", 1)
     return f"""import torch
 from optimum.intel import {auto}
@@ -261,7 +264,7 @@ logits = {_logits(task)}
 {_ANSWERS[task.type].replace("NAMES", "model.config.id2label")}"""
 
 
-def _onnx_snippet(artifact: Artifact, task: Any, place: str, example: str) -> str:
+def _onnx_snippet(artifact: Artifact, task: Task, place: str, example: str) -> str:
     answer = _ANSWERS[task.type].replace("NAMES[int(", 'config["id2label"][str(')
     return f"""import json
 from pathlib import Path

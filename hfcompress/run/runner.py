@@ -48,6 +48,8 @@ from hfcompress.utils.stop import interrupt_main_thread
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from hfcompress.data.task import Task
+
 CUTS = ("kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitivity")
 """Notes of a prune stage that the report shows."""
 ROUNDED = card_quantization.NOTES
@@ -215,7 +217,7 @@ def _clear(directory: Path) -> None:
     remove(mark)
 
 
-def _with_later_options(held: Any, task: Any) -> Any:
+def _with_later_options(held: Any, task: Task) -> Any:
     """A task as it was recorded, with the options that a later version added, at their defaults."""
     if not isinstance(held, dict):
         return held
@@ -354,7 +356,8 @@ def _run_stages(
         else:
             source = replace(done, stage="source", kind="source")
             artifacts = [source]
-    elsewhere = {n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if stage.task_of(None)}
+    stages = zip(recipe.stage_names(), recipe.stages, strict=True)
+    elsewhere = {name for name, stage in stages if stage.task_of(recipe.task) is not recipe.task}
     return [artifact for artifact in artifacts if artifact.stage not in elsewhere]
 
 

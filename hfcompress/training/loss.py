@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
 
+    from hfcompress.data.task import Task
     from hfcompress.models.forward import Observed
 
 
@@ -47,7 +48,7 @@ class Step:
     mask: Tensor
     labels: Tensor | None
     pairs: Pairs
-    task: Any
+    task: Task
     dynamic: bool = False
     state: Tensor | None = None
 
@@ -70,7 +71,7 @@ class Units:
 
     mask: Tensor
     labels: Tensor | None
-    task: Any
+    task: Task
     state: Tensor | None = None
 
     @property
@@ -161,7 +162,7 @@ class Loss(Component):
         """Why this loss cannot be trained with these pairs of layers; empty where it can."""
         return []
 
-    def task_problems(self, task: Any, labels: Mapping[str, int] | None = None) -> list[Problem]:
+    def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
         """Why this loss cannot be used for a task, with key paths inside of the loss; empty where it can.
 
         Args:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
 from hfcompress.training.trackers import tracker_problems
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.strict_model import StrictModel
+
+if TYPE_CHECKING:
+    from hfcompress.data.task import Task
 
 
 def row_count(rows: Any) -> int | None:
@@ -66,7 +69,7 @@ class Train(StrictModel):
         """The same training, ended after so many steps as a longer one would be there: its rate has not fallen yet."""
         return self.model_copy(update={"max_steps": steps, "schedule": "constant", "keep_best": False})
 
-    def problems(self, task: Any) -> list[Problem]:
+    def problems(self, task: Task) -> list[Problem]:
         """What cannot work with the task's rows; the key starts with `train`."""
         if not task.streamed or self.max_steps is not None:
             return []

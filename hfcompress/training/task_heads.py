@@ -13,13 +13,15 @@ from hfcompress.models.shape import HEADS, class_name
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hfcompress.data.task import Task
 
-def has_head(config: Mapping[str, Any], task: Any) -> bool:
+
+def has_head(config: Mapping[str, Any], task: Task) -> bool:
     """Whether a config.json says that its weights end in the task's kind of head."""
     return class_name(config).endswith(HEADS[task.head])
 
 
-def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
+def load_for(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
     """A model with the task's head.
 
     Args:
@@ -45,7 +47,7 @@ def load_for(task: Any, artifact: Artifact, fresh: bool, like: Artifact | None =
     )
 
 
-def label_names(task: Any, config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> list[str]:
+def label_names(task: Task, config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> list[str]:
     """The names of a new head's outputs, in the order of their ids; the arguments are those of `load_for`."""
     if like is not None and has_head(like, task):
         return in_order(label_ids(like))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.task import Task
     from hfcompress.distillation.teachers import TeacherEnsemble
 
 
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         self,
         student: PreTrainedModel,
         losses: Sequence[Loss],
-        task: Any,
+        task: Task,
         teacher: Shape | None = None,
         pairs: Pairs = (),
         dynamic: bool = False,
@@ -181,7 +182,7 @@ class Collator:
     """Makes a batch of rows as the task says, with what cached teachers answered to them."""
 
     def __init__(
-        self, task: Any, tokenizer: PreTrainedTokenizerBase, teaching: TeacherEnsemble | None, on_gpu: bool
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, teaching: TeacherEnsemble | None, on_gpu: bool
     ) -> None:
         self.task, self.tokenizer, self.teaching = task, tokenizer, teaching
         self.multiple = 8 if on_gpu else None
@@ -389,7 +390,7 @@ def taught(objective: Objective, teaching: TeacherEnsemble | None, batch: Mappin
 
 
 def batches(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any, batch_size: int = 32
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task, batch_size: int = 32
 ) -> Iterator[dict[str, Tensor]]:
     """All rows in batches of like length."""
     for group in _like_lengths(rows, batch_size):
@@ -490,13 +491,13 @@ def examine(
         )
 
 
-def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any) -> float:
+def score(model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task) -> float:
     """A model's metric on encoded rows; its mode stays as it was."""
     return float(task.score(*judged(model, rows, tokenizer, task)[:2]))
 
 
 def judged(
-    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any
+    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> tuple[NDArray[Any], NDArray[Any], datasets.Dataset]:
     """A model's predictions for encoded rows, the references, and the rows in that order."""
     outputs, order = answers(model, rows, tokenizer, task)
@@ -505,7 +506,7 @@ def judged(
 
 
 def answers(
-    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Any
+    model: PreTrainedModel, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> tuple[NDArray[Any], list[int]]:
     """What `worker.reduced` makes of a model's logits for encoded rows, and the rows' order; its mode stays."""
     import numpy as np

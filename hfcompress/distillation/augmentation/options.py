@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor
 
+    from hfcompress.data.task import Task
     from hfcompress.distillation.local_checks import Locals
 
 
@@ -59,7 +60,7 @@ class Augment(StrictModel):
         """Whether the teacher is asked about the new rows."""
         return self.minimum_confidence is not None or self.tolerance is not None
 
-    def problems(self, task: Any, asks: bool = True) -> list[Problem]:
+    def problems(self, task: Task, asks: bool = True) -> list[Problem]:
         """What cannot work, with key paths inside the stage.
 
         Args:
@@ -172,7 +173,7 @@ def computes_in_bfloat16(precision: str, device: str) -> bool:
     return device == "cpu" and bool({"avx512_bf16", "amx_bf16"}.intersection(cpu_flags()))
 
 
-def agreement(options: Augment, teacher: Artifact, task: Any) -> Keep:
+def agreement(options: Augment, teacher: Artifact, task: Task) -> Keep:
     """The label-consistency filter: which of some raw rows the teacher gives the label that they have."""
     import numpy as np
     import torch

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hfcompress.data.class_weights import ClassWeights, class_weight_problems, class_weights_of
-from hfcompress.data.task import IGNORED
+from hfcompress.data.task import IGNORED, Task
 from hfcompress.training.loss import Loss, Step, Units
 from hfcompress.utils.errors import Problem
 
@@ -29,7 +29,7 @@ class HardLabels(Loss):
     """`balanced` (`n / (classes · count)`, from the train rows), or a mapping of class names to weights, 1 where a
     class is not named: rare classes count more. For tasks with classes."""
 
-    def task_problems(self, task: Any, labels: Mapping[str, int] | None = None) -> list[Problem]:
+    def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
         return class_weight_problems(self.class_weights, task, labels)
 
     def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
