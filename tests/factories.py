@@ -71,16 +71,17 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
     import torch
     import transformers as t
 
-    from hfcompress.models.shape import ARCHITECTURES, HEADS
+    from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS
 
-    keys = ARCHITECTURES[family]
+    spec = ARCHITECTURES[family]
+    keys = spec.keys
     sizes = {keys.layers: layers, keys.hidden: hidden, keys.heads: heads, keys.ffn: ffn}
-    if keys.decoder:
+    if spec.decoder:
         sizes |= {keys.kv_heads: heads // 2 if heads % 2 == 0 else 1, keys.head_dim: hidden // heads}
     common = {"vocab_size": len(WORDS), "num_labels": labels, "max_position_embeddings": 40, "pad_token_id": 0}
     made = t.AutoConfig.for_model(family, **{**common, **sizes, **PUBLISHED.get(family, {}), **config})
     torch.manual_seed(seed)
-    built = getattr(t, "AutoModel" + HEADS[head]).from_config(made)
+    built = getattr(t, "AutoModel" + TASK_HEADS[head]).from_config(made)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -89,9 +90,9 @@ def model(family: str = "bert", layers: int = 2, hidden: int = 32, heads: int = 
 
 def headed() -> list[tuple[str, str]]:
     """Every family with each kind of head that it can have."""
-    from hfcompress.models.shape import ARCHITECTURES
+    from hfcompress.models.architectures import ARCHITECTURES
 
-    return [(family, head) for family, keys in sorted(ARCHITECTURES.items()) for head in keys.kinds_of_head]
+    return [(family, head) for family, spec in sorted(ARCHITECTURES.items()) for head in spec.task_head_kinds]
 
 
 def batch(rows: int = 4, length: int = 12, seed: int = 0) -> dict[str, Any]:

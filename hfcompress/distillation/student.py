@@ -98,7 +98,7 @@ class Student(StrictModel):
         preset = PRESETS[self.preset] if self.preset else None
         layers = self.layers or (preset.layers if preset else len(origin.layers))
         hidden = self.hidden or (preset.hidden if preset else origin.hidden)
-        told = origin.keys.head_dim != ""
+        told = origin.spec.keys.head_dim != ""
         own = max(layer.heads for layer in origin.layers) if told else origin.hidden // origin.head_dim
         heads = self.heads or (preset.heads if preset else own)
         ffn = self.ffn or (preset.ffn if preset else origin.layers[0].ffn)
@@ -131,14 +131,14 @@ class Student(StrictModel):
         shape = self.shape(origin)
         hidden, heads = shape.hidden, shape.layers[0].heads
         key = ("heads",) if self.heads else ("hidden",)
-        if hidden % heads and (shape.keys.divided or not shape.keys.head_dim):
+        if hidden % heads and (shape.spec.heads_divide_hidden or not shape.spec.keys.head_dim):
             message = f"{heads} heads do not divide the hidden width {hidden}"
             fix = f"use {_nearest_divisor(hidden, heads)} heads, or another width"
             return [Problem(message, fix, key)]
         if heads % shape.group:
             message = f"{heads} heads are no groups of {shape.group}, and so many share keys and values in this model"
             return [Problem(message, f"use a multiple of {shape.group}", key)]
-        if shape.keys.rotated and shape.head_dim % 2:
+        if shape.spec.rotary and shape.head_dim % 2:
             message = f"heads of {shape.head_dim} dimensions cannot be rotated, which takes pairs"
             return [Problem(message, "use another number of heads, or another width", key)]
         return []
@@ -150,7 +150,7 @@ class Student(StrictModel):
         if task.max_length > usable:
             message = f"max_length is {task.max_length}, wider than the student's position table allows ({usable})"
             found.append(Problem(message, "lower task.max_length or raise student.positions", ("positions",)))
-        if self.positions > origin.positions and self.init == "copy" and origin.keys.position_table:
+        if self.positions > origin.positions and self.init == "copy" and origin.spec.position_table:
             message = (
                 f"the model it comes from has {origin.positions} positions, the student cannot copy {self.positions}"
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hfcompress.distillation.width_importance import Importance, Narrowing
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import empty_model
@@ -53,7 +53,7 @@ def build_student(
         return student.train(), {"all": "random"}
     source, axes = origin.state_dict(), axes_of(student)
     narrowing = Narrowing(old, shape, importance, same_heads=any(("heads",) in kinds for kinds in axes.values()))
-    last = len(family_of(origin).stack(origin)) - 1
+    last = len(layers_of(origin)) - 1
     report: dict[str, set[str]] = {}
     with torch.no_grad():
         for name, tensor in student.state_dict().items():
@@ -69,7 +69,7 @@ def _number(part: str) -> int:
 
 
 def _renumbered(name: str, model: PreTrainedModel, layer: int) -> str:
-    before, separator, after = name.partition(f"{family_of(model).layers}.")
+    before, separator, after = name.partition(f"{spec_of(model).modules.layers}.")
     return f"{before}{separator}{layer}.{after.partition('.')[2]}" if separator else name
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.axes import Axis
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import Shape, shape_of
@@ -50,7 +50,7 @@ def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
 
     training = model.training
     model.eval()
-    sums = _Sums(shape_of(model.config.to_dict()).head_dim, len(family_of(model).stack(model)))
+    sums = _Sums(shape_of(model.config.to_dict()).head_dim, len(layers_of(model)))
     with torch.no_grad(), sums.listening(model):
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items()}
@@ -70,10 +70,10 @@ class _Sums:
 
     @contextmanager
     def listening(self, model: nn.Module) -> Iterator[None]:
-        family = family_of(model)
+        modules = spec_of(model).modules
         handles = []
-        for index, layer in enumerate(family.stack(model)):
-            for path, look in ((family.attention_output, self._heads), (family.ffn_out, self._neurons)):
+        for index, layer in enumerate(layers_of(model)):
+            for path, look in ((modules.attention_output, self._heads), (modules.ffn_out, self._neurons)):
                 handles.append(layer.get_submodule(path).register_forward_pre_hook(partial(look, index)))
         try:
             yield
@@ -181,7 +181,7 @@ class Narrowing:
         if new > old or count > have // old // group:
             count, width = -(-want // (old * group)), old
         # A rotation turns dimension i with i + half, so both stay or go.
-        pairs = 2 if part == "scores" and self.old.keys.rotated else 1
+        pairs = 2 if part == "scores" and self.old.spec.rotary else 1
         kept = []
         for shared in best(self._head_scores(layer), count, have // old // group):
             scores = None

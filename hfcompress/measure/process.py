@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.machine import Turn
+from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
-from hfcompress.models.shape import PRUNED, head_of, label_count
+from hfcompress.models.shape import count_labels
 from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, tells_of_a_full_disk
 from hfcompress.utils.files import require_space
@@ -244,9 +245,9 @@ OWN_CODE: Mapping[str, Any] = {"trust": False, "register": str(Path(__file__).pa
 
 def _classes(auto_class: str, config: Mapping[str, Any]) -> int | None:
     """The numbers that a model's head answers with, for a text or a token, as far as its config tells."""
-    head = head_of(auto_class)
+    head = task_head_of(auto_class)
     if head in ("sequence", "token"):
-        return label_count(config)
+        return count_labels(config)
     return 2 if head == "span" else None
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfcompress.models.architectures import FAMILIES, Family
+from hfcompress.models.architectures import ARCHITECTURES, PRUNED, ModulePaths
 from hfcompress.models.artifact import Artifact, read_config
-from hfcompress.models.shape import PRUNED
 from hfcompress.models.weights import load_graph, read_header
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ def sizes(artifact: Artifact) -> dict[str, int] | None:
         By part; None for an architecture that hfcompress does not know, and of OpenVINO, whose tensors lose their
         names.
     """
-    family = FAMILIES.get(str(read_config(artifact.path).get("model_type", "")).removeprefix(PRUNED))
-    if family is None or artifact.runtime == "openvino":
+    spec = ARCHITECTURES.get(str(read_config(artifact.path).get("model_type", "")).removeprefix(PRUNED))
+    if spec is None or artifact.runtime == "openvino":
         return None
     found = dict.fromkeys(PARTS, 0)
     onnx = artifact.runtime == "onnx"
@@ -39,16 +38,16 @@ def sizes(artifact: Artifact) -> dict[str, int] | None:
     # Of a graph's files the first is the graph, which tells what the others hold.
     for file in artifact.weight_files[:1] if onnx else artifact.weight_files:
         for names, count in read(file):
-            found[next((part for part in (_part(name, family) for name in names) if part), "other")] += count
+            found[next((part for part in (_part(name, spec.modules) for name in names) if part), "other")] += count
     return found
 
 
-def _part(name: str, family: Family) -> str | None:
+def _part(name: str, modules: ModulePaths) -> str | None:
     """The part that a tensor, or a node that reads it, belongs to by its name; None where the name does not tell."""
     path = f".{name.replace('/', '.')}."
-    if f".{family.layers}." in path:
+    if f".{modules.layers}." in path:
         return "encoder"
-    if any(f".{module}." in path for modules in family.head_modules.values() for module in modules):
+    if any(f".{module}." in path for parts in modules.task_heads.values() for module in parts):
         return "head"
     return "embeddings" if any(f".{kind}" in path for kind in ("weight", "bias")) or "embed" in path else None
 

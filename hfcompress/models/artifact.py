@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
-from hfcompress.models.shape import ARCHITECTURES, PRUNED, Shape, UnsupportedError, label_count, shape_of
+from hfcompress.models.shape import Shape, count_labels, shape_of
 from hfcompress.models.weights import ADAPTER as ADAPTER
 from hfcompress.models.weights import (
     ADAPTER_CONFIG,
@@ -249,7 +250,7 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         HfcompressError: for names that are not one for each id, or too many.
     """
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(label_count(config))}
+    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count_labels(config))}
     fix = "`id2label` in config.json gives each output, from 0 on, a name of its own"
     try:
         found = {str(name): int(index) for index, name in names.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hfcompress.models.architectures import Family, family_of
+from hfcompress.models.architectures import ModulePaths, spec_of
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import empty_model
 
@@ -29,7 +29,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     """
     import torch
 
-    family, shape = family_of(model), shape_of(model.config.to_dict())
+    modules, shape = spec_of(model).modules, shape_of(model.config.to_dict())
     hidden = _HEADS * _HEAD_DIM * shape.group
     told = replace(
         shape.with_layers(len(shape.layers), _HEADS * shape.group, _FFN),
@@ -53,20 +53,20 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
         _POSITIONS: ("positions",),
     }
     return {
-        name: _with_heads(name, tuple(kinds.get(size, ()) for size in tensor.shape), family)
+        name: _with_heads(name, tuple(kinds.get(size, ()) for size in tensor.shape), modules)
         for name, tensor in probe.state_dict().items()
     }
 
 
-def _with_heads(name: str, axes: tuple[Axis, ...], family: Family) -> tuple[Axis, ...]:
+def _with_heads(name: str, axes: tuple[Axis, ...], modules: ModulePaths) -> tuple[Axis, ...]:
     rows = tuple(
         part
-        for path, part in ((family.query, "scores"), (family.key, "scores"), (family.value, "values"))
+        for path, part in ((modules.query, "scores"), (modules.key, "scores"), (modules.value, "values"))
         if f".{path}." in name
     )
     if rows:
         return (rows, *axes[1:])
-    if name.endswith(f".{family.attention_output}.weight"):
+    if name.endswith(f".{modules.attention_output}.weight"):
         return (axes[0], ("values",))
     return axes
 
@@ -79,5 +79,5 @@ def part_of(name: str, model: PreTrainedModel) -> str:
     base = f"{model.base_model_prefix}."
     if not name.startswith(base) or name.startswith(f"{base}pooler."):
         return "head"
-    _, layer, rest = name.partition(f"{family_of(model).layers}.")
+    _, layer, rest = name.partition(f"{spec_of(model).modules.layers}.")
     return f"layer {int(rest.partition('.')[0]) + 1}" if layer else "embeddings"

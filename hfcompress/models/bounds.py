@@ -42,7 +42,7 @@ def require_bound(name: str, value: int, kind: str) -> None:
     """
     if value > LARGEST[kind]:
         raise HfcompressError(
-            f"the config says {name}: {shown(value)}, and at most {LARGEST[kind]:,} are taken",
+            f"the config says {name}: {shorten(value)}, and at most {LARGEST[kind]:,} are taken",
             "no published model comes near it: use the config.json that belongs to the weights",
         )
 
@@ -57,13 +57,15 @@ def require_bounds(config: Mapping[str, Any]) -> None:
         kind = next((kind for pattern, kind in _COUNTS if pattern.search(str(key))), None)
         if kind and isinstance(value, (int, float)) and not isinstance(value, bool):
             if not is_count(value):
-                raise HfcompressError(f"the config says {key}: {shown(value)}", "it takes a whole number of at least 0")
+                raise HfcompressError(
+                    f"the config says {key}: {shorten(value)}", "it takes a whole number of at least 0"
+                )
             require_bound(key, int(value), kind)
         if isinstance(value, Mapping) and key.endswith("_config"):
             require_bounds(value)
 
 
-def shown(value: Any) -> str:
-    """A value of a foreign file, short enough for a message."""
+def shorten(value: Any) -> str:
+    """Writes a value of a foreign file short enough for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

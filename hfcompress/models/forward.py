@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import family_of, head_dim_of
+from hfcompress.models.architectures import head_dim_of, layers_of, spec_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,13 +82,13 @@ def _caught(
     caught: dict[str, dict[int, Tensor]] = {name: {} for name in PROJECTIONS}
     handles = []
     if needs & set(PROJECTIONS):
-        family = family_of(model)
+        modules = spec_of(model).modules
         wanted = {name: caught[name] for name in PROJECTIONS if name in needs}
         catcher = _Catcher(wanted, layers, head_dim_of(model.config))
         places: dict[str, tuple[str, ...]] = {}
-        for name, path in zip(PROJECTIONS, (family.query, family.key, family.value), strict=True):
+        for name, path in zip(PROJECTIONS, (modules.query, modules.key, modules.value), strict=True):
             places[path] = (*places.get(path, ()), name)
-        for layer in family.stack(model):
+        for layer in layers_of(model):
             handles.append(layer.register_forward_pre_hook(catcher.enter))
             for path, names in places.items():
                 handles.append(layer.get_submodule(path).register_forward_hook(partial(catcher.catch, names)))

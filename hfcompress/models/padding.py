@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.shape import ARCHITECTURES, PRUNED
+from hfcompress.models.architectures import ARCHITECTURES, architecture_of
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import info_once
 
@@ -29,7 +29,7 @@ def pad_in_config(config: Mapping[str, Any]) -> int | None:
     """The pad token's id that a config.json names, or its class where the file leaves it out; None for no token."""
     from transformers import CONFIG_MAPPING
 
-    kind = _kind(config)
+    kind = architecture_of(config)
     if "pad_token_id" in config or kind not in CONFIG_MAPPING:
         value = config.get("pad_token_id")
     else:
@@ -39,12 +39,8 @@ def pad_in_config(config: Mapping[str, Any]) -> int | None:
 
 def reads_last_token(config: Mapping[str, Any]) -> bool:
     """Whether a model may find its last real token by the pad token: decoders, and what hfcompress does not know."""
-    keys = ARCHITECTURES.get(_kind(config))
-    return keys is None or keys.decoder
-
-
-def _kind(config: Mapping[str, Any]) -> str:
-    return str(config.get("model_type", "")).removeprefix(PRUNED)
+    spec = ARCHITECTURES.get(architecture_of(config))
+    return spec is None or spec.decoder
 
 
 def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:

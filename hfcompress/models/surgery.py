@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import Family, family_of, unit_counts
+from hfcompress.models.architectures import ModulePaths, layers_of, spec_of, unit_counts
 from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
     """
     import torch
 
-    shape, family = shape_of(model.config.to_dict()), family_of(model)
-    stack = family.stack(model)
+    shape, modules = shape_of(model.config.to_dict()), spec_of(model).modules
+    stack = layers_of(model)
     weights = dict(model.state_dict())
     for index, (layer, kept, units) in enumerate(zip(stack, keep, zip(*unit_counts(model), strict=True), strict=True)):
-        for name, tensor in _cut_layer(family, layer, kept, *units).items():
-            weights[_layer_prefix(model, family, index) + name] = tensor
+        for name, tensor in _cut_layer(modules, layer, kept, *units).items():
+            weights[_layer_prefix(model, modules, index) + name] = tensor
     small_shape = _cut_shape(shape, keep)
     if small_shape.bias_heads != shape.bias_heads:
         name = next(name for name in weights if name.endswith(BIAS_TABLE))
@@ -57,7 +57,7 @@ def _cut_shape(shape: Shape, keep: Sequence[Keep]) -> Shape:
 
     MPNet's table of relative positions loses columns only where all layers read the same ones.
     """
-    keep = list(keep) * (len(shape.layers) if shape.keys.shared else 1)
+    keep = list(keep) * (len(shape.layers) if shape.spec.shared_layers else 1)
     layers = [Layer(len(k.heads) * shape.group, len(k.neurons)) for k in keep]
     if not shape.bias_heads:
         return replace(shape, layers=tuple(layers))
@@ -85,17 +85,17 @@ def empty_model(class_name: str, shape: Shape, config: Any) -> PreTrainedModel:
     return cls._from_config(new_config, attn_implementation=config._attn_implementation)
 
 
-def _layer_prefix(model: nn.Module, family: Family, index: int) -> str:
+def _layer_prefix(model: nn.Module, modules: ModulePaths, index: int) -> str:
     base = model.base_model_prefix
-    return (f"{base}." if hasattr(model, str(base)) else "") + f"{family.layers}.{index}."
+    return (f"{base}." if hasattr(model, str(base)) else "") + f"{modules.layers}.{index}."
 
 
-def _cut_layer(family: Family, layer: nn.Module, keep: Keep, heads: int, neurons: int) -> dict[str, Tensor]:
+def _cut_layer(modules: ModulePaths, layer: nn.Module, keep: Keep, heads: int, neurons: int) -> dict[str, Tensor]:
     """What the layer's weights become, of those that are cut: `keep` of its `heads` groups and of its `neurons`."""
     weights, smaller = layer.state_dict(), {}
     for units, kept, rows, columns in (
-        (heads, keep.heads, family.head_rows, family.attention_output),
-        (neurons, keep.neurons, family.neuron_rows, family.ffn_out),
+        (heads, keep.heads, modules.head_rows, modules.attention_output),
+        (neurons, keep.neurons, modules.neuron_rows, modules.ffn_out),
     ):
         for path, parts in rows.items():
             for name in (f"{path}.weight", f"{path}.bias"):

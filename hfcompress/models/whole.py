@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfcompress.models.shape import HEADS, class_name, head_of
+from hfcompress.models.architectures import TASK_HEADS, class_name_of, task_head_of
 from hfcompress.utils.errors import HfcompressError
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
@@ -90,11 +90,12 @@ def require_numbers(path: Path, not_finite: Sequence[str]) -> None:
 
 def _require_own_head(path: Path, auto_class: str, config: Mapping[str, Any], fresh_head: bool) -> None:
     """Passes where a config does not name another kind of head: the weights of two may have the same names."""
-    trained, wanted = head_of(class_name(config)), head_of(auto_class)
+    trained, wanted = task_head_of(class_name_of(config)), task_head_of(auto_class)
     if trained is not None and wanted is not None and trained != wanted and not fresh_head:
         raise HfcompressError(
-            f"{path} is a model {HEADS[trained].removeprefix('For')} and not {HEADS[wanted].removeprefix('For')}: "
-            f"config.json names {class_name(config)}, and its head means something else",
+            f"{path} is a model {TASK_HEADS[trained].removeprefix('For')} and not "
+            f"{TASK_HEADS[wanted].removeprefix('For')}: "
+            f"config.json names {class_name_of(config)}, and its head means something else",
             "put a `finetune` stage first, or name a model that was fine-tuned for this task",
         )
 

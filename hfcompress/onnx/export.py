@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.models.architectures import task_head_of
 from hfcompress.models.dummy_inputs import Probe
-from hfcompress.models.shape import head_of
 from hfcompress.onnx.graph_files import save_graph
 from hfcompress.utils.files import scratch_directory
 from hfcompress.utils.processors import default_threads
@@ -48,7 +48,7 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
 
     inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
     names = list(inputs)
-    head = head_of(type(model).__name__)
+    head = task_head_of(type(model).__name__)
     outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
     axes = {0: "batch"} if head == "sequence" else {0: "batch", 1: "sequence"}
     # torch puts each tensor of a large model into a file of its own, beside the graph.

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.models.architectures import PRUNED
 from hfcompress.models.artifact import load_model
 from hfcompress.models.dummy_inputs import Probe, logits_of
-from hfcompress.models.shape import PRUNED
 from hfcompress.onnx.export import export, quiet, run_onnx
 from hfcompress.onnx.graph_files import save_graph
 from hfcompress.utils.errors import HfcompressError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hfcompress.models.shape import ARCHITECTURES, PRUNED
+from hfcompress.models.architectures import spec_of
 from hfcompress.onnx.fuse import DOMAIN
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def traced(model: PreTrainedModel) -> Iterator[None]:
 
 def _reads_all(model: PreTrainedModel) -> bool:
     """Whether each token of each layer reads every token that is no padding."""
-    keys = ARCHITECTURES[str(model.config.model_type).removeprefix(PRUNED)]
-    return keys.plain_attention and not getattr(model.config, "is_decoder", False)
+    return spec_of(model).plain_attention and not getattr(model.config, "is_decoder", False)
 
 
 class _Masks:

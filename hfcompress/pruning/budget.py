@@ -89,7 +89,7 @@ def costs_of(budget: Budget, shape: Shape, group: int, length: int, table: Table
         assert table is not None
         return costs_in_time(table, shape, group)
     amount, runs = _AMOUNTS[budget.kind], len(shape.layers)
-    blocks = shape.layers[:1] if shape.keys.shared else shape.layers
+    blocks = shape.layers[:1] if shape.spec.shared_layers else shape.layers
 
     def of(heads: int, ffn: int) -> int:
         return amount(replace(shape, layers=(Layer(heads, ffn),) * runs), length)

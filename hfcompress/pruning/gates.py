@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,11 +26,11 @@ def gated(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) 
         heads: One tensor for each layer's weights, `(head groups,)` or `(batch, head groups)`.
         neurons: One tensor for each layer's weights, `(ffn,)` or `(batch, ffn)`.
     """
-    family = family_of(model)
+    modules = spec_of(model).modules
     handles = []
     try:
-        for layer, head_gate, neuron_gate in zip(family.stack(model), heads, neurons, strict=True):
-            for path, gate in ((family.attention_output, head_gate), (family.ffn_out, neuron_gate)):
+        for layer, head_gate, neuron_gate in zip(layers_of(model), heads, neurons, strict=True):
+            for path, gate in ((modules.attention_output, head_gate), (modules.ffn_out, neuron_gate)):
                 handles.append(layer.get_submodule(path).register_forward_pre_hook(partial(_multiply, gate)))
         yield
     finally:
@@ -56,10 +56,10 @@ def fold(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -
     """
     import torch
 
-    family = family_of(model)
+    modules = spec_of(model).modules
     with torch.no_grad():
-        for layer, head_gate, neuron_gate in zip(family.stack(model), heads, neurons, strict=True):
-            for path, gate in ((family.attention_output, head_gate), (family.ffn_out, neuron_gate)):
+        for layer, head_gate, neuron_gate in zip(layers_of(model), heads, neurons, strict=True):
+            for path, gate in ((modules.attention_output, head_gate), (modules.ffn_out, neuron_gate)):
                 weight = layer.get_parameter(f"{path}.weight")
                 if len(gate):
                     weight.mul_(gate.to(weight).repeat_interleave(weight.shape[1] // len(gate)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
 from hfcompress.models.frozen import frozen
 from hfcompress.models.linears import layer_linears
@@ -43,10 +43,10 @@ def unit_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[t
         One tensor for each layer's weights, `(batch, head groups)`, and one for each, `(batch, ffn)`; where a layer
         runs again and again, the sum over its runs.
     """
-    family, counts = family_of(model), unit_counts(model)
+    modules, counts = spec_of(model).modules, unit_counts(model)
     places = [
-        [layer.get_submodule(path) for layer in family.stack(model)]
-        for path in (family.attention_output, family.ffn_out)
+        [layer.get_submodule(path) for layer in layers_of(model)]
+        for path in (modules.attention_output, modules.ffn_out)
     ]
     with frozen(model):
         for batch in batches:
@@ -73,9 +73,9 @@ def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator
         batches: Encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
     """
-    family = family_of(model)
-    stack = family.stack(model)
-    writers = {id(layer.get_submodule(path)) for layer in stack for path in (family.attention_output, family.ffn_out)}
+    modules = spec_of(model).modules
+    stack = layers_of(model)
+    writers = {id(layer.get_submodule(path)) for layer in stack for path in (modules.attention_output, modules.ffn_out)}
     readers = [module for module in layer_linears(model).values() if id(module) not in writers]
     with frozen(model):
         for batch in batches:

@@ -117,7 +117,7 @@ def costs_in_time(table: Table, shape: Shape, group: int) -> Costs:
     Each is rounded up to one of `STEPS` steps, so that few sums differ and none is too low.
     """
     step = max(math.ceil(predict(table, shape) * 1e9 / STEPS), 1)
-    blocks, runs = (shape.layers[:1], len(shape.layers)) if shape.keys.shared else (shape.layers, 1)
+    blocks, runs = (shape.layers[:1], len(shape.layers)) if shape.spec.shared_layers else (shape.layers, 1)
 
     def block(points: Points, unit: int, most: int) -> tuple[int, ...]:
         return tuple(rounded(runs * _between(points, k)) for k in range(0, most + 1, unit))

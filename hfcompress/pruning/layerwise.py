@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
 from hfcompress.models.frozen import frozen
 
@@ -73,7 +73,7 @@ def start(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Row
         observe(model, inputs)
         return inputs
 
-    with torch.no_grad(), frozen(model), _handing_on(family_of(model).stack(model)) as stand_ins:
+    with torch.no_grad(), frozen(model), _handing_on(layers_of(model)) as stand_ins:
         for batch in told[:1]:
             show(batch, 1)  # the first time each layer really runs, so one row is enough
         for batch in told:
@@ -98,7 +98,7 @@ def runs(model: nn.Module, index: int, rows: Rows, watched: Sequence[str] = (), 
     """
     import torch
 
-    layer, calls, hidden = family_of(model).stack(model)[index], rows.calls[index], rows.hidden
+    layer, calls, hidden = layers_of(model)[index], rows.calls[index], rows.hidden
     for number, (args, kwargs) in enumerate(calls, start=1):
         seen = Run(hidden, result=hidden)
         with torch.no_grad(), _watching(layer, seen, {*watched, stop} - {""}, stop if number == len(calls) else ""):

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.frozen import frozen
-from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.layerwise import Rows, Run, runs, start
@@ -146,18 +145,18 @@ class _Tuner:
 
     def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, total: Total) -> None:
         self.model, self.teacher, self.total = model, teacher, total
-        self.family, self.stack = family_of(model), family_of(model).stack(model)
+        self.modules, self.stack = spec_of(model).modules, layers_of(model)
         device = next(model.parameters()).device
         self.heads, self.neurons = ([torch.ones(n, device=device) for n in units] for units in unit_counts(model))
-        keys = shape_of(model.config.to_dict()).keys
-        self.norm_before = keys.modern or keys.decoder
+        spec = spec_of(model)
+        self.norm_before = spec.modern or spec.decoder
 
     def tune_layer(self, index: int, pupil: list[Rows], taught: list[Rows]) -> list[tuple[float, float]]:
         """Sets the layer's gates; the rows of both models are behind the layer then, where another one follows."""
-        family, errors = self.family, []
+        modules, errors = self.modules, []
         wanted = [self._sums(index, batch) for batch in taught]
         with gated(self.model, self.heads, self.neurons):
-            for path, gate in ((family.attention_output, self.heads[index]), (family.ffn_out, self.neurons[index])):
+            for path, gate in ((modules.attention_output, self.heads[index]), (modules.ffn_out, self.neurons[index])):
                 equations = _Equations(_linear(self.stack[index], path), gate)
                 for batch, sums in zip(pupil, wanted, strict=True):
                     for number, run in enumerate(self._runs_before(path, index, batch) if len(gate) else ()):
@@ -172,9 +171,9 @@ class _Tuner:
 
     def _sums(self, index: int, batch: Rows) -> dict[str, list[Tensor]]:
         """The teacher's sums of residual and block, at real tokens, for each run; by the block's last module."""
-        family = self.family
-        found: dict[str, list[Tensor]] = {family.attention_output: [], family.ffn_out: []}
-        for run in runs(self.teacher, index, batch, (family.attention_output, family.ffn_in, family.ffn_out)):
+        modules = self.modules
+        found: dict[str, list[Tensor]] = {modules.attention_output: [], modules.ffn_out: []}
+        for run in runs(self.teacher, index, batch, (modules.attention_output, modules.ffn_in, modules.ffn_out)):
             for path, sums in found.items():
                 sums.append(batch.tokens(self._residual(run, path) + run.outputs[path]))
             batch.hidden = run.result
@@ -182,16 +181,18 @@ class _Tuner:
 
     def _runs_before(self, path: str, index: int, batch: Rows) -> Iterator[Run]:
         """The pruned model's layer, up to the input of a block's last module."""
-        watched = [path] if path == self.family.attention_output else [self.family.ffn_in, self.family.attention_output]
+        watched = (
+            [path] if path == self.modules.attention_output else [self.modules.ffn_in, self.modules.attention_output]
+        )
         return runs(self.model, index, batch, [*watched, path], stop=path)
 
     def _residual(self, run: Run, path: str) -> Tensor:
         """What a block's output is added to: the layer's input, or what the attention made of it."""
-        if path == self.family.attention_output:
+        if path == self.modules.attention_output:
             return run.hidden
         if self.norm_before:
-            return run.hidden + run.outputs[self.family.attention_output]
-        return run.inputs[self.family.ffn_in]
+            return run.hidden + run.outputs[self.modules.attention_output]
+        return run.inputs[self.modules.ffn_in]
 
 
 class _Equations:

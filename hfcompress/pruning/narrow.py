@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.distillation.width_importance import best
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import spec_of
 from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import empty_model
@@ -45,7 +45,7 @@ def cut_hidden(model: PreTrainedModel, dims: Sequence[int], inner: Sequence[int]
 
     shape = shape_of(model.config.to_dict())
     kept = _kept(model, dims, inner)
-    if shape.embedding == len(dims) and not shape.keys.shared:
+    if shape.embedding == len(dims) and not shape.spec.shared_layers:
         raise HfcompressError(
             f"a hidden width of {len(dims)} is the width of the embeddings, and {shape.architecture} then has no "
             "projection between them",
@@ -115,19 +115,19 @@ def drop_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         config.layer_types = [config.layer_types[layer] for layer in kept]
     layers = tuple(shape.layers[layer] for layer in kept)
     small = empty_model(type(model).__name__, replace(shape, layers=layers), config)
-    source, stack = model.state_dict(), family_of(model).layers
+    source, stack = model.state_dict(), spec_of(model).modules.layers
     with torch.no_grad():
         for name, tensor in small.state_dict().items():
             before, found, after = name.partition(f"{stack}.")
             number, _, rest = after.partition(".")
-            old = f"{before}{found}{kept[int(number)]}.{rest}" if found and not shape.keys.shared else name
+            old = f"{before}{found}{kept[int(number)]}.{rest}" if found and not shape.spec.shared_layers else name
             tensor.copy_(source[old])
     return small.train(model.training)
 
 
 def must_stay(shape: Shape) -> tuple[int, ...]:
     """The layers, from 0, that `drop_layers` cannot drop: ModernBERT's first has no norm before its attention."""
-    return (0,) if shape.keys.modern else ()
+    return (0,) if shape.spec.modern else ()
 
 
 def _unsaid(shape: Shape, config: Mapping[str, Any], kept: Sequence[int]) -> str | None:

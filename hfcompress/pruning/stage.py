@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.distillation.recovery import Recover
-from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.artifact import Artifact
 from hfcompress.models.bounds import LARGEST
 from hfcompress.models.linears import planned_linears
@@ -192,7 +192,7 @@ class Prune(Stage):
         elif self.embedding_rank and self.embedding_rank * (shape.vocab + width) >= shape.vocab * width:
             message = f"a product of rank {self.embedding_rank} has no fewer weights than a table of width {width}"
             found.append(Problem(message, "give a smaller rank", ("embedding_rank",)))
-        if self.layers and shape.keys.shared:
+        if self.layers and shape.spec.shared_layers:
             return [*found, Problem("all layers have the same weights: none matters less", "use `ffn`", ("layers",))]
         return found
 
@@ -263,7 +263,7 @@ class Prune(Stage):
             return []
         for number, layer in enumerate(shape.layers):
             for path, inputs, outputs in planned_linears(shape, layer):
-                name = f"{FAMILIES[shape.architecture].layers}.{number}.{path}.weight"
+                name = f"{ARCHITECTURES[shape.architecture].modules.layers}.{number}.{path}.weight"
                 if problem := self.weights.untiled(name, outputs, inputs):
                     return [replace(problem, key=("weights",))]
         return []

@@ -12,7 +12,7 @@ from hfcompress.context import StageContext
 from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import spec_of
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.models.linears import linears
 from hfcompress.quantization.backends.base import Work
@@ -191,8 +191,8 @@ class _Search:
 
 def together(model: Any) -> list[tuple[str, ...]]:
     """The paths of all linear layers; those that make queries, keys and values, or an FFN and its gate, together."""
-    family = family_of(model)
-    parts = ({family.query, family.key, family.value}, {family.ffn_in, family.ffn_gate} - {""})
+    modules = spec_of(model).modules
+    parts = ({modules.query, modules.key, modules.value}, {modules.ffn_in, modules.ffn_gate} - {""})
     found: dict[str, list[str]] = {}
     for path in linears(model):
         name = path

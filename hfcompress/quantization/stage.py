@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
-from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.artifact import Artifact, read_config
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.quantization.backends.base import BACKENDS, AnyBackend
@@ -97,7 +97,7 @@ class Quantize(Stage):
             return []
         shape = shape_of(read_config(start.directory), head=models.task.head)
         adapted = self.train is not None and self.backend.trains == "adapters"
-        head = FAMILIES[shape.architecture].head_modules[shape.head] if adapted else ()
+        head = ARCHITECTURES[shape.architecture].modules.task_heads[shape.head] if adapted else ()
         problems = self.backend.module_problems(models.without_weights(start), head)
         return [replace(problem, key=("backend", *problem.key)) for problem in problems]
 

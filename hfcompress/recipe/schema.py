@@ -367,7 +367,7 @@ def _planned(recipe: Recipe, config: Mapping[str, Any], model: Shape, problems: 
             problems += _length_problems(task, start, ("task",))
         if task is not recipe.task:
             problems += _length_problems(task, start, ("stages", index, "task"))
-            if task.head not in start.keys.kinds_of_head:
+            if task.head not in start.spec.task_head_kinds:
                 message = f"no {start.architecture} model has a head for {task.type}"
                 problems.append(Problem(message, "give the stage another type of task", ("stages", index, "task")))
         start = replace(start, head=task.head, labels=_labels(task, start, known["source"]))

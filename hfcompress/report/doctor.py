@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.hardware import abilities, advice
-from hfcompress.models.architectures import FAMILIES
-from hfcompress.models.shape import Layer, Shape, UnsupportedError, shape_of
+from hfcompress.models.architectures import ARCHITECTURES, UnsupportedError
+from hfcompress.models.shape import Layer, Shape, shape_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,14 +105,14 @@ def _nothing(reason: str) -> list[Finding]:
 
 
 def _facts(shape: Shape) -> dict[str, str]:
-    heads, family = [x.heads for x in shape.layers], FAMILIES[shape.architecture]
+    heads, modules = [x.heads for x in shape.layers], ARCHITECTURES[shape.architecture].modules
     grouped = f", {shape.group} queries to a key and value" if shape.group > 1 else ""
-    made = "one linear layer" if family.query == family.key else "three linear layers"
+    made = "one linear layer" if modules.query == modules.key else "three linear layers"
     return {
         "architecture": f"{shape.architecture}, {STOCK if shape.stock else PRUNED_CLASS}",
-        "layers": f"{len(shape.layers)}{', all with the same weights' if shape.keys.shared else ''}",
+        "layers": f"{len(shape.layers)}{', all with the same weights' if shape.spec.shared_layers else ''}",
         "attention heads": f"{_span(heads)} of {shape.head_dim}{grouped}; {made} for queries, keys and values",
-        "FFN neurons": f"{_widths([x.ffn for x in shape.layers])}{', gated' if family.ffn_gate else ''}",
+        "FFN neurons": f"{_widths([x.ffn for x in shape.layers])}{', gated' if modules.ffn_gate else ''}",
         "hidden": _widths([shape.hidden])
         + (f", embeddings of {shape.embedding}, projected" if shape.embedding else ""),
         "vocabulary": f"{shape.vocab:,}",
@@ -152,7 +152,7 @@ def _heads(shape: Shape) -> Finding:
     note = f"{what}, with all their queries" if shape.group > 1 else ""
     if not even.stock:
         note = "stock where as large a share of the hidden width goes"
-    elif shape.keys.divided:
+    elif shape.spec.heads_divide_hidden:
         note += "; their number must divide the hidden width to be stock"
     return Finding(GRANULARITIES[0], _even_or_not(shape, even), note)
 
@@ -169,30 +169,30 @@ def _layers(shape: Shape) -> Finding:
     if len(shape.layers) < 2:
         return Finding(GRANULARITIES[2], "", "there is one")
     note = ""
-    if shape.keys.shared:
+    if shape.spec.shared_layers:
         note = "fewer runs of the one layer: faster, not smaller"
-    elif shape.keys.modern:
+    elif shape.spec.modern:
         note = "the first must stay: it has no norm before its attention"
     return Finding(GRANULARITIES[2], _reload(replace(shape, layers=shape.layers[:-1])), note)
 
 
 def _block(shape: Shape, granularity: str) -> Finding:
-    if shape.keys.shared:
+    if shape.spec.shared_layers:
         return Finding(granularity, "", "one layer's weights serve as all: it would go everywhere")
     first = shape.layers[0]
     layer = Layer(0, first.ffn) if granularity.startswith("attention") else replace(first, ffn=0)
-    note = "" if shape.keys.modern or shape.keys.decoder else "the block's norm stays"
+    note = "" if shape.spec.modern or shape.spec.decoder else "the block's norm stays"
     return Finding(granularity, _reload(replace(shape, layers=(layer, *shape.layers[1:]))), note)
 
 
 def _hidden(shape: Shape) -> Finding:
     heads, notes = shape.layers[0].heads, []
-    if shape.stock and heads > 1 and not shape.keys.head_dim:
+    if shape.stock and heads > 1 and not shape.spec.keys.head_dim:
         with_heads = f"{shape.hidden - shape.head_dim} with {heads - 1}"
         notes.append(f"stock where as large a share of the heads goes: {with_heads}")
-    if shape.keys.divided:
+    if shape.spec.heads_divide_hidden:
         notes.append("the heads must divide what stays to be stock")
-    if shape.embedding and not shape.keys.shared:
+    if shape.embedding and not shape.spec.shared_layers:
         notes.append(f"not to {shape.embedding}, the width of the embeddings")
     narrow = replace(shape, hidden=shape.hidden - max(heads, 1))
     return Finding(GRANULARITIES[5], _reload(narrow), "; ".join(notes))
@@ -209,7 +209,7 @@ def _two_of_four(shape: Shape) -> Finding:
 
 def _even_or_not(shape: Shape, even: Shape) -> str:
     """How a model loads that lost the same of each layer, and how where layers differ."""
-    if not even.stock or shape.keys.shared:
+    if not even.stock or shape.spec.shared_layers:
         return _reload(even)
     return f"even: {STOCK}; uneven: {PRUNED_CLASS}; or ONNX"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from hfcompress.models.adapters import PEFT_PREFIX, WEIGHTS, require_peft
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.axes import part_of
 from hfcompress.models.bounds import LARGEST
 from hfcompress.utils.errors import HfcompressError, Problem
@@ -91,8 +91,8 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
 
 def targets_of(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
     """The linear layers that get adapters, by their paths in a model without any."""
-    family = family_of(model)
-    parts = [layer.get_submodule(getattr(family, name)) for layer in family.stack(model) for name in options.targets]
+    modules = spec_of(model).modules
+    parts = [layer.get_submodule(getattr(modules, name)) for layer in layers_of(model) for name in options.targets]
     wanted = {id(part) for part in parts if part.weight.numel()}  # type: ignore[operator,union-attr]
     return {name: module for name, module in model.named_modules() if id(module) in wanted}
 

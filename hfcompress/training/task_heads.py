@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.labels import in_order, match_one_to_one
 from hfcompress.data.values import is_integer
+from hfcompress.models.architectures import TASK_HEADS, class_name_of
 from hfcompress.models.artifact import Artifact, label_ids, load_numbers, read_config
-from hfcompress.models.shape import HEADS, class_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def has_head(config: Mapping[str, Any], task: Task) -> bool:
     """Whether a config.json says that its weights end in the task's kind of head."""
-    return class_name(config).endswith(HEADS[task.head])
+    return class_name_of(config).endswith(TASK_HEADS[task.head])
 
 
 def load_for(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:

@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hfcompress.distillation.losses import base
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.losses.hidden_states import monotone
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.forward import Observed, observe
-from hfcompress.models.shape import ARCHITECTURES, Layer, Shape
+from hfcompress.models.shape import Layer, Shape
 from hfcompress.training.loss import Loss, Ramp, Step, Units
 from tests import factories, literal
 from tests.seen import LENGTHS, loss, observed, part, repadded, shape, step, task, tensors, token_labels, widened
@@ -422,7 +423,7 @@ def test_heads_that_differ_from_layer_to_layer_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["attention_scores", "attention_probabilities", "minilm"])
 def test_attention_that_knows_positions_is_refused(name: str) -> None:
-    unlike = [kind for kind, keys in ARCHITECTURES.items() if not keys.plain_attention]
+    unlike = [kind for kind, spec in ARCHITECTURES.items() if not spec.plain_attention]
     for kind in unlike:
         found = loss(name).problems(shape(), replace(shape(), architecture=kind))
         assert len(found) == 1

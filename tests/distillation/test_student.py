@@ -13,9 +13,9 @@ from hfcompress.distillation.layer_map import uniform_map
 from hfcompress.distillation.student import PRESETS, Student
 from hfcompress.distillation.student_weights import build_student
 from hfcompress.distillation.width_importance import Importance, best, rank_dimensions
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import ARCHITECTURES, Shape, shape_of
+from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.utils.errors import Problem
 from tests import factories
@@ -35,7 +35,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def layer(model: Any, index: int) -> dict[str, torch.Tensor]:
-    return family_of(model).stack(model)[index].state_dict()
+    return layers_of(model)[index].state_dict()
 
 
 def outside_layers(model: Any) -> dict[str, torch.Tensor]:
@@ -88,7 +88,7 @@ def test_a_narrower_student_keeps_the_first_dimensions_of_each_head(
     teacher = factories.model(family, layers=2, hidden=32, heads=4, ffn=64, seed=1)
     small = replace(shape(teacher), hidden=hidden, head_dim=hidden // heads).with_layers(1, heads, ffn)
     student, report = build_student(teacher, small, [1])
-    names, ours, theirs, width = family_of(teacher), layer(student, 0), layer(teacher, 1), hidden // heads
+    names, ours, theirs, width = spec_of(teacher), layer(student, 0), layer(teacher, 1), hidden // heads
     for head in range(heads):
         for dim in range(width):
             new, old = head * width + dim, head * 8 + dim
@@ -213,7 +213,7 @@ def test_a_student_comes_from_any_family_with_any_head(family: str, head: str) -
     assert torch.equal(logits(whole), logits(origin))
     for importance in (None, ranked):
         small = replace(shape(origin, head), hidden=24).with_layers(2, 2, 40)
-        if not small.keys.decoder:
+        if not small.spec.decoder:
             small = replace(small, head_dim=12)
         student, report = build_student(origin, small, [0, 2], importance=importance)
         assert not any("random" in how for how in report.values())
@@ -247,7 +247,7 @@ def test_the_same_dimensions_are_kept_all_through_the_model(family: str) -> None
     known = importance(teacher)
     small = replace(shape(teacher), hidden=12, head_dim=6).with_layers(1, 2, 20)
     student, report = build_student(teacher, small, [1], importance=known)
-    stream, neurons, names = top(known.residual, 12), top(known.neurons[1], 20), family_of(teacher)
+    stream, neurons, names = top(known.residual, 12), top(known.neurons[1], 20), spec_of(teacher)
     heads = top(known.heads[1], 2)
     scores = [head * 8 + dim for head in heads for dim in top(known.scores[1][head], 6)]
     values = [head * 8 + dim for head in heads for dim in top(known.values[1][head], 6)]
@@ -290,7 +290,7 @@ def test_dimensions_that_do_nothing_are_left_out_and_the_answer_stays() -> None:
                 parameter[dead] = 0
             if "embeddings.weight" in name or "_embeddings." in name:
                 parameter[:, dead] = 0
-        for each in family_of(teacher).stack(teacher):
+        for each in layers_of(teacher):
             each.attention.output.dense.weight[:, idle_head * 8 : idle_head * 8 + 8] = 0
             each.attention.self.value.weight[idle_head * 8 : idle_head * 8 + 8] = 0
             each.attention.self.value.bias[idle_head * 8 : idle_head * 8 + 8] = 0
@@ -422,7 +422,7 @@ def test_whole_heads_make_up_heads_that_are_wider() -> None:
     small = replace(shape(teacher), hidden=16, head_dim=16).with_layers(1, 1, 64)
     student, _ = build_student(teacher, small, [0], importance=known)
     rows = [head * 8 + dim for head in top(known.heads[0], 2) for dim in range(8)]
-    names = family_of(teacher)
+    names = spec_of(teacher)
     ours, theirs = layer(student, 0), layer(teacher, 0)
     assert torch.equal(ours[f"{names.query}.bias"], theirs[f"{names.query}.bias"][rows])
     assert torch.equal(ours[f"{names.value}.bias"], theirs[f"{names.value}.bias"][rows])

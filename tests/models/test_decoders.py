@@ -18,11 +18,11 @@ from hfcompress.distillation.losses.minilm_v2 import MiniLMv2
 from hfcompress.distillation.student import Student
 from hfcompress.distillation.student_weights import build_student
 from hfcompress.distillation.width_importance import Importance, rank_dimensions
-from hfcompress.models.architectures import unit_counts
+from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError, unit_counts
 from hfcompress.models.artifact import MODELING_FILE, load_model, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import ARCHITECTURES, PRUNED, Layer, Shape, UnsupportedError, config_of, shape_of
+from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 from hfcompress.models.surgery import Keep, cut, empty_model
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated
@@ -31,7 +31,7 @@ from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
-FAMILIES = [name for name, keys in ARCHITECTURES.items() if keys.decoder]
+FAMILIES = [name for name, spec in ARCHITECTURES.items() if spec.decoder]
 families = pytest.mark.parametrize("family", FAMILIES)
 BOTH, ALL, HALF = (0, 1), tuple(range(64)), tuple(range(1, 64, 2))
 LAYOUTS = {
@@ -60,7 +60,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMILIES for h in ARCHITECTURES[f].kinds_of_head])
+@pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMILIES for h in ARCHITECTURES[f].task_head_kinds])
 def test_heads_in_groups_and_of_a_width_of_their_own_are_counted(family: str, head: str, tied: bool) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.models.architectures import FAMILIES, family_of
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.artifact import open_artifact
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import Observed, accepted, observe
-from hfcompress.models.shape import ARCHITECTURES
 from tests import factories
 
 EVERY = frozenset({"hidden_states", "queries", "keys", "values"})
@@ -31,7 +30,7 @@ NAMES = {
     **dict.fromkeys(("llama", "qwen2", "qwen3"), ("q_proj", "k_proj", "v_proj")),
 }
 """What the linear layers are called; ModernBERT has one for all three."""
-families = pytest.mark.parametrize("family", sorted(FAMILIES))
+families = pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 headed = pytest.mark.parametrize(("family", "head"), factories.headed())
 implementations = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
@@ -79,10 +78,6 @@ def into_layer(built: Any, family: str, layer: int, hidden: Tensor) -> Tensor:
     return built.model.layers[layer - 1].attn_norm(hidden) if family == "modernbert" else hidden
 
 
-def test_every_architecture_has_its_paths() -> None:
-    assert FAMILIES.keys() == ARCHITECTURES.keys()
-
-
 @implementations
 @headed
 def test_logits_and_hidden_states_of_every_head(family: str, head: str, attention: str) -> None:
@@ -118,7 +113,7 @@ def test_projections_are_those_of_the_state_before_each_layer(family: str, atten
                 assert close(caught[layer], expected)
 
 
-@pytest.mark.parametrize("family", [name for name, keys in ARCHITECTURES.items() if keys.plain_attention])
+@pytest.mark.parametrize("family", [name for name, spec in ARCHITECTURES.items() if spec.plain_attention])
 def test_plain_attention_is_the_softmax_of_what_is_caught(family: str) -> None:
     built = build(family, attention="eager")
     inputs = factories.batch(length=LENGTH)
@@ -127,7 +122,7 @@ def test_plain_attention_is_the_softmax_of_what_is_caught(family: str) -> None:
     assert ours(see(built), inputs["attention_mask"], attentions)
 
 
-@pytest.mark.parametrize("family", [name for name, keys in ARCHITECTURES.items() if not keys.plain_attention])
+@pytest.mark.parametrize("family", [name for name, spec in ARCHITECTURES.items() if not spec.plain_attention])
 def test_where_attention_is_not_plain_what_is_caught_does_not_make_it(family: str) -> None:
     built = build(family, attention="eager", **({"local_attention": 64} if family == "modernbert" else {}))
     inputs = factories.batch(length=LENGTH)
@@ -180,20 +175,20 @@ def test_nothing_stays_hooked_and_what_is_caught_carries_gradients(family: str) 
     built = build(family)
     seen = observe(built, factories.batch(length=LENGTH), EVERY)
     assert not any(m._forward_pre_hooks for m in built.modules())
-    stack = family_of(built).stack(built)
+    stack = layers_of(built)
     last = max(seen.queries)
     (seen.queries[last].sum() + seen.hidden_states[0].sum()).backward()
-    weight = stack[-1].get_submodule(family_of(built).query).weight
+    weight = stack[-1].get_submodule(spec_of(built).modules.query).weight
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
 
 
 @families
 def test_a_stack_is_the_layers_whose_weights_there_are(family: str) -> None:
-    built, parts = build(family), FAMILIES[family]
-    stack = parts.stack(built)
+    built, parts = build(family), ARCHITECTURES[family].modules
+    stack = layers_of(built)
     assert len(stack) == (1 if family == "albert" else LAYERS)
-    assert parts.stack(built.base_model) == stack
+    assert layers_of(built.base_model) == stack
     gated = 2 if family == "modernbert" else 1
     for layer in stack:
         assert layer.get_submodule(parts.attention_output).weight.shape == (HIDDEN, HIDDEN)
@@ -206,7 +201,9 @@ def test_head_modules_hold_what_is_neither_embeddings_nor_layers(family: str, he
     built = build(family, head)
     base, prefix = built.base_model, f"{built.base_model_prefix}."
     within = {f"{prefix}{name}" for name, _ in base.named_parameters() if "pooler" not in name.split(".")}
-    named = [name for name in FAMILIES[family].head_modules[head] if hasattr(built, name) or hasattr(base, name)]
+    named = [
+        name for name in ARCHITECTURES[family].modules.task_heads[head] if hasattr(built, name) or hasattr(base, name)
+    ]
     owned = [getattr(built, name, None) or getattr(base, name) for name in named]
     theirs = {id(parameter) for module in owned for parameter in module.parameters()}
     outside = {name: p for name, p in built.named_parameters(remove_duplicate=False) if name not in within}

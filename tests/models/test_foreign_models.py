@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from hfcompress.data.source import model_directory, open_model, split_graph, stored_dtype
 from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, load_numbers, load_tokenizer, open_artifact, weights_hash
-from hfcompress.models.shape import HEADS
 from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -166,7 +166,7 @@ def test_what_a_model_does_not_read_is_no_fault(model: Path, tmp_path: Path, wor
 def test_words_that_are_tied_are_not_missed(family: str, tmp_path: Path) -> None:
     head = "causal" if family == "llama" else "mask"
     path = factories.save(factories.model(family, head=head, tie_word_embeddings=True), tmp_path / "tied")
-    load_model(path, "AutoModel" + HEADS[head])
+    load_model(path, "AutoModel" + TASK_HEADS[head])
 
 
 def test_values_that_are_not_numbers_are_told_by_name(model: Path, worker: ModelProcess) -> None:

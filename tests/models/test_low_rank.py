@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from hfcompress.measure.verify import verify
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
 from hfcompress.models.forward import accepted, observe
-from hfcompress.models.shape import ARCHITECTURES, config_of, shape_of
+from hfcompress.models.shape import config_of, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 from hfcompress.pruning.narrow import cut_hidden

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from hfcompress.models.shape import ARCHITECTURES, HEADS, Layer, Shape, UnsupportedError, config_of, head_of, shape_of
+from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS, UnsupportedError, layers_of, task_head_of
+from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
 FAMILIES = sorted(ARCHITECTURES)
-OWN_LAYERS = [name for name, keys in ARCHITECTURES.items() if not keys.decoder and not keys.shared]
+OWN_LAYERS = [name for name, spec in ARCHITECTURES.items() if not spec.decoder and not spec.shared_layers]
 """Encoders each of whose layers has weights of its own; ALBERT's has those of one."""
 SIZES = [
     {"layers": 1, "hidden": 8, "heads": 1, "ffn": 12, "labels": 2},
@@ -32,9 +33,8 @@ def count(module: Any) -> int:
 
 
 def layer_stack(model: Any) -> list[Any]:
-    from hfcompress.models.architectures import family_of
 
-    return family_of(model).stack(model)
+    return layers_of(model)
 
 
 def shape_from(model: Any, head: str | None = None) -> Shape:
@@ -80,7 +80,7 @@ def test_parameters_of_an_uneven_shape_are_those_of_the_pruned_model(
 def test_the_pruned_config_says_what_each_layer_has(family: str) -> None:
     base = factories.model(family).config.to_dict()
     config = config_of(replace(shape_of(base), layers=(Layer(3, 16), Layer(1, 40))), base)
-    keys = ARCHITECTURES[family]
+    keys = ARCHITECTURES[family].keys
     assert config["model_type"] == f"pruned_{family}"
     assert config["per_layer_config"] == {"0": {keys.heads: 3, keys.ffn: 16}, "1": {keys.heads: 1, keys.ffn: 40}}
     assert (config[keys.heads], config[keys.ffn], config["head_dim"]) == (4, 40, 8)
@@ -128,8 +128,8 @@ def test_a_stock_config_tells_nothing_of_columns_that_mpnets_layers_read() -> No
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_shape_survives_its_config(family: str, change: dict[str, Any]) -> None:
-    base, keys = factories.model(family, labels=3).config.to_dict(), ARCHITECTURES[family]
-    has = {"types": keys.types, "embedding": keys.embedding, "relative": keys.relative}
+    base, keys = factories.model(family, labels=3).config.to_dict(), ARCHITECTURES[family].keys
+    has = {"types": keys.token_types, "embedding": keys.embedding, "relative": keys.relative}
     shape = replace(shape_of(base), **{name: size for name, size in change.items() if has.get(name, True)})
     if "layers" in change:
         shape = replace(shape, layers=tuple(replace(x, heads=x.heads * shape.group) for x in shape.layers))
@@ -195,14 +195,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str) -> Non
 
 def test_the_head_is_that_of_the_class_unless_the_task_decides() -> None:
     base = factories.model("bert").config.to_dict()
-    for head in ARCHITECTURES["bert"].kinds_of_head:
-        ending = HEADS[head]
+    for head in ARCHITECTURES["bert"].task_head_kinds:
+        ending = TASK_HEADS[head]
         assert shape_of(base | {"architectures": [f"Bert{ending}"]}).head == head
         assert shape_of(base | {"architectures": [f"PrunedBert{ending}"]}, head="span").head == "span"
-        assert head_of(f"AutoModel{ending}") == head
+        assert task_head_of(f"AutoModel{ending}") == head
     for other in (None, [], ["BertModel"], ["ElectraForPreTraining"], ["BertForCausalLM"]):
         assert shape_of(base | {"architectures": other}).head == "sequence"
-    assert head_of("BertModel") is None
+    assert task_head_of("BertModel") is None
 
 
 def test_a_stock_config_that_comes_from_a_pruned_one_keeps_nothing_of_it() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from hfcompress.models import modeling_pruned as pruned
-from hfcompress.models.architectures import FAMILIES, unit_counts
+from hfcompress.models.architectures import ARCHITECTURES, unit_counts
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import ARCHITECTURES, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
 from tests import factories
 
-ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
+ENCODERS = tuple(name for name, spec in ARCHITECTURES.items() if not spec.decoder)
 PLAIN = ("bert", "distilbert", "roberta")
 """Those whose attention is `softmax(Q Kᵀ / √d)`, and whose first hidden state is what the embeddings give."""
 ALL_HEADS, ALL_NEURONS = (0, 1, 2, 3), tuple(range(64))
@@ -67,9 +67,9 @@ def same(one: Any, other: Any) -> bool:
 
 def test_a_checkpoints_own_file_names_the_parts_as_the_families_do() -> None:
     named = {getattr(pruned, f"Pruned{prefix}Config").model_type: parts for prefix, parts in pruned.PARTS.items()}
-    assert named.keys() == {f"pruned_{family}" for family in FAMILIES}
-    for family, paths in FAMILIES.items():
-        parts, keys = named[f"pruned_{family}"], ARCHITECTURES[family]
+    assert named.keys() == {f"pruned_{family}" for family in ARCHITECTURES}
+    for family, spec in ARCHITECTURES.items():
+        parts, keys, paths = named[f"pruned_{family}"], spec.keys, spec.modules
         assert parts["config"] == (keys.heads, keys.ffn)
         assert (parts["layers"], parts["mixed"], parts["gathered"]) == (
             paths.layers, paths.attention_output, paths.ffn_out,

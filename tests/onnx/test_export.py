@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.dummy_inputs import logits_of
-from hfcompress.models.shape import ARCHITECTURES
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet, run_onnx
 from hfcompress.onnx.fuse import fuse, linears, paths_of
@@ -44,10 +44,10 @@ def build(family: str, head: str = "sequence", layout: str = "stock") -> Any:
         return cut_hidden(model, tuple(range(0, 32, 2)))
     if layout == "stock":
         return model
-    keys = ARCHITECTURES[family]
-    every = (0, 1) if keys.decoder else (0, 1, 2, 3)  # a decoder's are groups of two
+    spec = ARCHITECTURES[family]
+    every = (0, 1) if spec.decoder else (0, 1, 2, 3)  # a decoder's are groups of two
     layers = [Keep((1,), HALF), Keep((), ()) if layout == "empty" else Keep(every, (5, 6, 60))]
-    return cut(model, layers[: 1 if keys.shared else 2])
+    return cut(model, layers[: 1 if spec.shared_layers else 2])
 
 
 @pytest.fixture(scope="module")

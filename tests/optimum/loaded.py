@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hfcompress.models.shape import HEADS
+from hfcompress.models.architectures import TASK_HEADS
 
 CLASSES = {
     "sequence": "ORTModelForSequenceClassification",
@@ -16,7 +16,7 @@ CLASSES = {
 
 
 def auto_class(head: str) -> str:
-    return "AutoModel" + HEADS[head]
+    return "AutoModel" + TASK_HEADS[head]
 
 
 def answers(path: Path, head: str, probe: Any) -> Any:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hfcompress.data.source import cache_home
-from hfcompress.models.shape import ARCHITECTURES, Layer, Shape, shape_of
+from hfcompress.models.architectures import ARCHITECTURES
+from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.models.surgery import cut
 from hfcompress.pruning import latency_table as blocks
 from hfcompress.pruning.allocation import allocate

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hfcompress.models.architectures import family_of
-from hfcompress.models.shape import ARCHITECTURES, Layer, Shape, shape_of
+from hfcompress.models.architectures import ARCHITECTURES, layers_of
+from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.models.surgery import cut
 from hfcompress.pruning.allocation import allocate
 from hfcompress.pruning.budget import Budget, costs_of, target_of
@@ -164,7 +164,7 @@ def test_costs_add_up_to_the_shape_s(family: str, kind: str) -> None:
     shape = shape_from(family, layers=3)
     costs = costs_of(Budget(**{kind: 0.5}), shape, 8, 20)
     groups, runs = shape.layers[0].heads // shape.group, len(costs.heads)
-    assert runs == (1 if shape.keys.shared else 3)
+    assert runs == (1 if shape.spec.shared_layers else 3)
     for heads, neurons in (((groups, 0, 1), (64, 8, 0)), ((1, groups, 1), (16, 56, 64)), ((0, 0, 0), (0, 0, 0))):
         small = kept_shape(shape, heads[:runs], neurons[:runs])
         bare = replace(shape, layers=())
@@ -184,9 +184,7 @@ def test_the_cut_model_keeps_the_share_of_the_layers_parameters(share: float) ->
     scores = Scores([torch.rand(4, generator=generator) for _ in range(3)],
                     [torch.rand(128, generator=generator) for _ in range(3)])  # fmt: skip
     small = cut(model, allocate(scores, target_of(Budget(parameters=share), shape, shape, 8, 20), normalise=True))
-    before, after = (
-        sum(p.numel() for layer in family_of(m).stack(m) for p in layer.parameters()) for m in (model, small)
-    )
+    before, after = (sum(p.numel() for layer in layers_of(m) for p in layer.parameters()) for m in (model, small))
     group = 8 * (2 * 32 + 1)
     assert share * before - group < after <= share * before
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hfcompress.measure.verify import ReloadError
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.pruning.convert.convert import Converted, convert, pruned_model, summary
@@ -51,17 +51,18 @@ def write(path: Path, model: Any, weights: dict[str, torch.Tensor], tokenizer: b
 
 
 def layer_name(model: Any, index: int) -> str:
-    return f"{model.base_model_prefix}.{family_of(model).layers}.{index}."
+    return f"{model.base_model_prefix}.{spec_of(model).modules.layers}.{index}."
 
 
 def pruned(model: Any, kept: Any = KEPT) -> dict[str, torch.Tensor]:
     """The weights, with heads and neurons cut out as transformers 4's `prune_linear_layer` does."""
-    weights, family, width = dict(model.state_dict()), family_of(model), 8
+    weights, modules, width = dict(model.state_dict()), spec_of(model).modules, 8
     for index, (heads, neurons) in enumerate(kept):
         rows = [h * width + i for h in heads for i in range(width)]
         for path, index_, axis in [
-            *((p, rows, 0) for p in (family.query, family.key, family.value)),
-            (family.attention_output, rows, 1), (family.ffn_in, list(neurons), 0), (family.ffn_out, list(neurons), 1),
+            *((p, rows, 0) for p in (modules.query, modules.key, modules.value)),
+            (modules.attention_output, rows, 1), (modules.ffn_in, list(neurons), 0),
+            (modules.ffn_out, list(neurons), 1),
         ]:  # fmt: skip
             name = f"{layer_name(model, index)}{path}"
             weights[f"{name}.weight"] = weights[f"{name}.weight"].index_select(axis, torch.tensor(index_))
@@ -234,12 +235,12 @@ def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_boun
 
 def zeroed(model: Any) -> dict[str, torch.Tensor]:
     """Weights of full size in which some heads and neurons do nothing, each in another way."""
-    family = family_of(model)
+    modules = spec_of(model).modules
     with torch.no_grad():
-        for layer in family.stack(model):
-            value, out = layer.get_submodule(family.value), layer.get_submodule(family.attention_output)
-            made, read = layer.get_submodule(family.ffn_in), layer.get_submodule(family.ffn_out)
-            values = value.weight.chunk(3)[-1] if family.value == family.query else value.weight
+        for layer in layers_of(model):
+            value, out = layer.get_submodule(modules.value), layer.get_submodule(modules.attention_output)
+            made, read = layer.get_submodule(modules.ffn_in), layer.get_submodule(modules.ffn_out)
+            values = value.weight.chunk(3)[-1] if modules.value == modules.query else value.weight
             values[:8] = 0  # a head whose values are its biases
             out.weight[:, 16:24] = 0  # a head that nothing reads, or with grouped queries a part of one
             read.weight[:, :5] = 0  # neurons that nothing reads
@@ -256,7 +257,7 @@ def test_zeros_of_nn_pruning_go_and_no_logit_moves(family: str, tmp_path: Path) 
     expected = logits(model)
     found, done = read(old)
     assert torch.allclose(found, expected, atol=1e-5)
-    stored = len(family_of(model).stack(model))
+    stored = len(layers_of(model))
     assert done.idle == ((1 if family == "llama" else 2) * stored, 17 * stored)
     assert [(x.heads, x.ffn) for x in done.shape.layers] == [(2, 47)] * len(done.shape.layers)
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of, unit_counts
 from hfcompress.models.artifact import load_model
 from hfcompress.models.forward import accepted
 from hfcompress.models.linears import layer_linears
-from hfcompress.models.shape import ARCHITECTURES, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.allocation import choose, kept, quota
 from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
@@ -108,7 +108,7 @@ def literal_units(model: Any, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 def uneven(family: str) -> Any:
-    return cut(factories.model(family), UNEVEN[:1] if ARCHITECTURES[family].shared else UNEVEN)
+    return cut(factories.model(family), UNEVEN[:1] if ARCHITECTURES[family].shared_layers else UNEVEN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -214,7 +214,7 @@ def test_the_documented_criterion_works(tmp_path: Path, monkeypatch: pytest.Monk
 
 def literal_stream(model: Any, of: Callable[[Tensor], Tensor]) -> Tensor:
     """One gate a dimension that is really there, at everything that reads the stream, row by row."""
-    family, shape = family_of(model), shape_of(model.config.to_dict())
+    modules, shape = spec_of(model).modules, shape_of(model.config.to_dict())
     gate = torch.ones(shape.hidden, requires_grad=True)
     runs, length = 0, 0
 
@@ -229,9 +229,9 @@ def literal_stream(model: Any, of: Callable[[Tensor], Tensor]) -> Tensor:
             return output
         return (output[0] * gate, *output[1:]) if isinstance(output, tuple) else output * gate
 
-    for layer in family.stack(model):
+    for layer in layers_of(model):
         layer.register_forward_hook(last)
-        for path in (*family.head_rows, *family.neuron_rows):
+        for path in (*modules.head_rows, *modules.neuron_rows):
             layer.get_submodule(path).register_forward_pre_hook(read)
     total = torch.zeros(shape.hidden)
     for row in ALONE:
@@ -311,12 +311,12 @@ def test_wanda_is_the_weight_times_the_norm_of_its_input_over_real_tokens(family
     assert list(found) == [f"{name}.weight" for name in expected]
     assert_close(list(found.values()), list(expected.values()))
 
-    parts, names = family_of(model), {id(module): name for name, module in model.named_modules()}
+    parts, names = spec_of(model).modules, {id(module): name for name, module in model.named_modules()}
     units = CRITERIA.parse("wanda").scores(model, calibration(3))
     for path, counts, scores in zip(
         (parts.attention_output, parts.ffn_out), unit_counts(model), (units.heads, units.neurons), strict=True
     ):
-        for layer, count, of_units in zip(parts.stack(model), counts, scores, strict=True):
+        for layer, count, of_units in zip(layers_of(model), counts, scores, strict=True):
             matrix = expected[names[id(layer.get_submodule(path))]]
             width = matrix.shape[1] // count
             literal = [matrix[:, u * width : (u + 1) * width].sum() for u in range(count)]

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import ARCHITECTURES
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.masks.hard_concrete import HardConcrete
@@ -226,10 +225,10 @@ def test_scores_of_units_get_the_sum_over_their_columns(mode: str) -> None:
         backward(model)
     keep = masks.keep()
     scores, gradients = (masks.split(x) for x in (masks.scores.detach(), masks.scores.grad))
-    family = family_of(model)
+    modules = spec_of(model).modules
     columns = {}
-    for index, layer in enumerate(family.stack(literal)):
-        for part, path in enumerate((family.attention_output, family.ffn_out)):
+    for index, layer in enumerate(layers_of(literal)):
+        for part, path in enumerate((modules.attention_output, modules.ffn_out)):
             own, weight = scores[part][index], layer.get_parameter(f"{path}.weight")
             stay: Tensor = 1 / (1 + torch.exp(-own)) > tau
             if mode == "topk":

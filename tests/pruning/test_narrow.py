@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from hfcompress.models.architectures import FAMILIES, family_of, unit_counts
+from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS, layers_of, unit_counts
 from hfcompress.models.artifact import load_model, save_weights
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
-ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
-DECODERS = [name for name in FAMILIES if name not in ENCODERS]
-KINDS = [(f, h) for f in ENCODERS for h in HEADS if h != "causal"] + [
-    (f, h) for f in DECODERS for h in HEADS if h != "mask"
+ENCODERS = [name for name in ARCHITECTURES if name not in ("llama", "qwen2", "qwen3")]
+DECODERS = [name for name in ARCHITECTURES if name not in ENCODERS]
+KINDS = [(f, h) for f in ENCODERS for h in TASK_HEADS if h != "causal"] + [
+    (f, h) for f in DECODERS for h in TASK_HEADS if h != "mask"
 ]
 DIMS = (0, 1, 3, 4, 6, 7, 9, 10, 11, 12, 14, 17, 18, 20, 22, 23, 25, 26, 27, 29, 30)
 THREE_QUARTERS = (*DIMS, 28, 31, 13)
@@ -149,10 +149,10 @@ def test_the_order_of_cuts_does_not_matter(family: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(first))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "albert"])
+@pytest.mark.parametrize("family", [f for f in ARCHITECTURES if f != "albert"])
 def test_a_dropped_layer_is_as_if_its_blocks_passed_everything_on(family: str) -> None:
     model, kept, passed = factories.model(family, layers=4), (0, 2), []
-    small, whole, stack = drop_layers(model, kept), logits(model), family_of(model).stack(model)
+    small, whole, stack = drop_layers(model, kept), logits(model), layers_of(model)
 
     def pass_on(_module: Any, inputs: Any, kwargs: Any, output: Any) -> Any:
         stream = inputs[0] if inputs else kwargs["hidden_states"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
@@ -168,7 +168,7 @@ def test_rows_and_blocks_are_kept_to() -> None:
 def caught(model: Any, index: int, path: str, batch: Mapping[str, Tensor]) -> Tensor:
     """What goes into a module of a layer, at real tokens, from a plain forward pass."""
     found: list[Tensor] = []
-    module = family_of(model).stack(model)[index].get_submodule(path)
+    module = layers_of(model)[index].get_submodule(path)
     handle = module.register_forward_pre_hook(lambda _module, args: found.append(args[0]))
     with torch.no_grad():
         observe(model, {name: tensor for name, tensor in batch.items() if name != "labels"})
@@ -183,7 +183,7 @@ def second(inputs: Tensor, around_mean: bool) -> Tensor:
 
 def literal_curvature(model: Any, index: int, path: str) -> Tensor:
     """The second moment of each row's gradient by a module's output, row by row."""
-    found, module = [], family_of(model).stack(model)[index].get_submodule(path)
+    found, module = [], layers_of(model)[index].get_submodule(path)
 
     def catch(_module: Any, _args: Any, output: Tensor) -> None:
         output.retain_grad()
@@ -203,9 +203,9 @@ def literal_curvature(model: Any, index: int, path: str) -> Tensor:
 def test_scores_are_the_published_costs_of_the_models_own_layers(family: str) -> None:
     model = factories.model(family)
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scores, parts = CRITERIA.parse("obs").scores(model, calibration()), family_of(model)
+    scores, parts = CRITERIA.parse("obs").scores(model, calibration()), spec_of(model).modules
     assert all(parameter.grad is None for parameter in model.parameters())
-    for index, layer in enumerate(parts.stack(model)):
+    for index, layer in enumerate(layers_of(model)):
         for path, found in ((parts.attention_output, scores.heads[index]), (parts.ffn_out, scores.neurons[index])):
             module: Any = layer.get_submodule(path)
             # Outputs count by the gradient's second moment: as if they were turned and stretched by its square root.
@@ -264,14 +264,14 @@ KEEP = [Keep((1, 3), tuple(range(0, 64, 2))), Keep((0,), tuple(range(5, 45)))]
 @pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "deberta-v2"])
 def test_a_refit_is_the_regression_on_what_earlier_layers_now_give(family: str) -> None:
     model, batch = factories.model(family), rows()
-    then, parts = copy.deepcopy(model), family_of(model)
+    then, parts = copy.deepcopy(model), spec_of(model).modules
     CRITERIA.parse("obs").refit(model, KEEP, calibration())
     for index, kept in enumerate(KEEP):
         for path, units, width in (
             (parts.attention_output, kept.heads, 8),
             (parts.ffn_out, kept.neurons, 1),
         ):
-            new, old = (parts.stack(m)[index].get_submodule(path) for m in (model, then))
+            new, old = (layers_of(m)[index].get_submodule(path) for m in (model, then))
             inputs = caught(model, index, path, batch)
             moment = second(inputs, new.bias is not None)
             columns = torch.tensor([u * width + i for u in units for i in range(width)])
@@ -315,22 +315,22 @@ def test_weights_go_layer_by_layer_on_what_the_pruned_layers_give(family: str, p
     model, then = factories.model(family), factories.model(family)
     CRITERIA.parse("obs").sparsify(model, Pattern(**pattern), calibration())
     assert share_of_zeros(model) == pytest.approx(0.5, abs=0.01)
-    parts = family_of(model)
-    last = len(parts.stack(model)) - 1
+    parts = spec_of(model).modules
+    last = len(layers_of(model)) - 1
     # All layers but the last as they are now, the last as it was: what it saw.
     state = {n: t for n, t in model.state_dict().items() if f"{parts.layers}.{last}." not in n}
     then.load_state_dict(state, strict=False)
     for path in (parts.query, parts.attention_output, parts.ffn_in, parts.ffn_out):
         moment = second(caught_tokens(then, last, path), around_mean=False)
-        expected = sparse_weight(parts.stack(then)[last].get_submodule(path).weight, moment, Pattern(**pattern))
-        found = parts.stack(model)[last].get_submodule(path).weight
+        expected = sparse_weight(layers_of(then)[last].get_submodule(path).weight, moment, Pattern(**pattern))
+        found = layers_of(model)[last].get_submodule(path).weight
         assert torch.allclose(found.double(), expected, atol=1e-3)
 
 
 def caught_tokens(model: Any, index: int, path: str) -> Tensor:
     """As `caught`; DeBERTa's queries and keys also see relative positions, which are no tokens."""
     batch, found = rows(), []
-    module = family_of(model).stack(model)[index].get_submodule(path)
+    module = layers_of(model)[index].get_submodule(path)
 
     def keep(_module: Any, args: tuple[Tensor, ...]) -> None:
         if args[0].shape[:2] == batch["attention_mask"].shape:

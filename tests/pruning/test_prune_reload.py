@@ -16,6 +16,7 @@ import transformers
 from hfcompress.measure import verify as verifying
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.measure.verify import ReloadError, verify
+from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS
 from hfcompress.models.artifact import (
     MODELING_FILE,
     load_model,
@@ -26,13 +27,12 @@ from hfcompress.models.artifact import (
 )
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import accepted
-from hfcompress.models.shape import ARCHITECTURES, HEADS
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet, run_onnx
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from tests import factories
 
-ENCODERS = tuple(name for name, keys in ARCHITECTURES.items() if not keys.decoder)
+ENCODERS = tuple(name for name, spec in ARCHITECTURES.items() if not spec.decoder)
 AUTO = "AutoModelForSequenceClassification"
 ALL_HEADS, ALL_NEURONS, HALF = (0, 1, 2, 3), tuple(range(64)), tuple(range(1, 64, 2))
 EMPTY = "nothing left of a layer"
@@ -151,7 +151,7 @@ def test_an_uneven_shape_without_flag_or_import_says_what_it_needs(
 
 @pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[0] in ENCODERS])
 def test_what_is_saved_again_is_the_same(family: str, head: str, tmp_path: Path) -> None:
-    auto, small = "AutoModel" + HEADS[head], build(family, "uneven", head=head)
+    auto, small = "AutoModel" + TASK_HEADS[head], build(family, "uneven", head=head)
     save_model(small, factories.tokenizer(), tmp_path / "once")
     again = load_model(tmp_path / "once", auto)
     save_model(again, load_tokenizer(tmp_path / "once"), tmp_path / "twice")

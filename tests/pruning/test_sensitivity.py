@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.sensitivity import gate, sensitivity
@@ -61,9 +61,9 @@ def test_it_is_the_metric_of_the_model_without_the_least_units_of_one_block(
 def without(model: Any, block: str, layer: int, width: int, gone: list[int]) -> float:
     """The same metric, of a copy whose next linear layer has zeros in the columns of these units."""
     other = deepcopy(model)
-    family = family_of(other)
-    path = family.attention_output if block == "heads" else family.ffn_out
-    weight = family.stack(other)[layer].get_submodule(path).weight
+    modules = spec_of(other).modules
+    path = modules.attention_output if block == "heads" else modules.ffn_out
+    weight = layers_of(other)[layer].get_submodule(path).weight
     with torch.no_grad():
         for unit in gone:
             weight[:, unit * width : (unit + 1) * width] = 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.models.architectures import FAMILIES, family_of
+from hfcompress.models.architectures import ARCHITECTURES, spec_of
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import (
     KeptZeros,
@@ -23,7 +23,7 @@ from hfcompress.pruning.sparsity import (
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
-ENCODERS = [name for name in FAMILIES if name not in ("llama", "qwen2", "qwen3")]
+ENCODERS = [name for name in ARCHITECTURES if name not in ("llama", "qwen2", "qwen3")]
 
 
 def drawn(model: Any, seed: int = 0) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def test_only_the_linear_modules_of_the_layers_get_zeros(family: str) -> None:
     zero(model, Pattern(share=0.5), drawn(model))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, then[name])}
     assert changed == names
-    inside = family_of(model)
+    inside = spec_of(model).modules
     paths = (inside.query, inside.key, inside.value, inside.attention_output, inside.ffn_in, inside.ffn_out)
     assert len(names) == len(inside.stack(model)) * len(set(paths))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import spec_of, unit_counts
 from hfcompress.models.forward import accepted
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import fold, gated
@@ -93,7 +93,7 @@ def test_gradients_of_a_model_are_what_is_expected() -> None:
 
 def sides(model: Any, gates: Gates | None, index: int, path: str) -> tuple[Tensor, Tensor]:
     """Of a block, for all real tokens: what goes into its last module, and the sum that its output ends in."""
-    parts = family_of(model)
+    parts = spec_of(model).modules
     layer: Any = parts.stack(model)[index]
     inputs, outputs, hidden = [], [], []
     handles = [layer.register_forward_pre_hook(lambda _module, args: hidden.append(args[0]))]
@@ -127,7 +127,7 @@ def block_error(model: Any, gates: Gates, index: int, path: str) -> float:
 
 def untuned(model: Any, gates: Gates, index: int, path: str) -> Gates:
     """The gates as they were when a block's turn came: its own and all after it are 1 or 0."""
-    ffn = path == family_of(model).ffn_out
+    ffn = path == spec_of(model).modules.ffn_out
     heads = [g if i < index or (i == index and ffn) else (g != 0).float() for i, g in enumerate(gates.heads)]
     neurons = [g if i < index else (g != 0).float() for i, g in enumerate(gates.neurons)]
     return Gates(heads, neurons, [])
@@ -136,7 +136,7 @@ def untuned(model: Any, gates: Gates, index: int, path: str) -> Gates:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(family: str) -> None:
     model = of_family(family)
-    gates, parts = tune(model, KEEP, batches(model)), family_of(model)
+    gates, parts = tune(model, KEEP, batches(model)), spec_of(model).modules
     blocks = [(index, path) for index in range(2) for path in (parts.attention_output, parts.ffn_out)]
     for (index, path), (before, after) in zip(blocks, gates.errors, strict=True):
         assert after < before
@@ -148,7 +148,7 @@ def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(famil
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: str) -> None:
     model = of_family(family)
-    gates, parts = tune(model, KEEP, batches(model)), family_of(model)
+    gates, parts = tune(model, KEEP, batches(model)), spec_of(model).modules
     for index, path, found in (
         (0, parts.attention_output, gates.heads[0]),
         (0, parts.ffn_out, gates.neurons[0]),

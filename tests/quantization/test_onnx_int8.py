@@ -17,11 +17,12 @@ from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 
 from hfcompress.measure.verify import verify
+from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
 from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
 from hfcompress.models.forward import accepted
 from hfcompress.models.linears import linears
-from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx import model_directory as made_module
 from hfcompress.onnx.export import run_onnx
@@ -84,7 +85,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
 
     @cache
     def make(family: str = "bert", head: str = "sequence", layout: str = "stock", **options: Any) -> Made:
-        origin, auto = source(family, head, layout), "AutoModel" + HEADS[head]
+        origin, auto = source(family, head, layout), "AutoModel" + TASK_HEADS[head]
         return quantize(origin, tmp_path_factory.mktemp("int8"), auto, **options)
 
     return make

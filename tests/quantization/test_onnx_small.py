@@ -234,10 +234,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     @cache
     def make(name: str, family: str = "bert", head: str = "sequence", keep: Any = (), **options: Any) -> Any:
-        from hfcompress.models.shape import HEADS
+        from hfcompress.models.architectures import TASK_HEADS
 
         origin, target = source(family, head), tmp_path_factory.mktemp(name)
-        work = Work(origin, target, f"AutoModel{HEADS[head]}", probe_inputs(origin), keep=frozenset(keep))
+        work = Work(origin, target, f"AutoModel{TASK_HEADS[head]}", probe_inputs(origin), keep=frozenset(keep))
         return work, BACKENDS.parse({"use": name, **options}).quantize(work)
 
     return make

@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import open_artifact, weights_hash
-from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
 from hfcompress.quantization.graphs.optimum import rows_alone
@@ -199,7 +200,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def make(family: str = "bert", layout: str = "stock", head: str = "sequence", **options: Any) -> Any:
         origin, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("openvino")
-        model, auto = factories.model(family, head=head), f"AutoModel{HEADS[head]}"
+        model, auto = factories.model(family, head=head), f"AutoModel{TASK_HEADS[head]}"
         if layout == "uneven":
             model = cut(model, [Keep((1, 3), tuple(range(48))), Keep((), tuple(range(0, 64, 4)))])
         save_model(model, factories.tokenizer(), origin)
@@ -283,7 +284,7 @@ def test_optimum_loads_the_directory(head: str, quantized: Quantized) -> None:
     from hfcompress.models.forward import logits_of_output
 
     source, target, _, logits = quantized("roberta" if head == "span" else "bert", head=head)
-    model = getattr(optimum.intel, f"OVModel{HEADS[head]}").from_pretrained(target)
+    model = getattr(optimum.intel, f"OVModel{TASK_HEADS[head]}").from_pretrained(target)
     inputs = {name: torch.from_numpy(value) for name, value in probe_inputs(source).items()}
     assert np.array_equal(logits_of_output(model(**inputs)).numpy(), logits)
 

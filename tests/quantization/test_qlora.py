@@ -20,11 +20,11 @@ from transformers import TrainerCallback
 
 from hfcompress.context import StageContext, StageResult
 from hfcompress.measure.verify import verify
-from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, save_model, weights_hash
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import HEADS, shape_of
+from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization import qlora
 from hfcompress.quantization.backends.base import BACKENDS, Work
@@ -366,13 +366,13 @@ def test_loftq_where_nothing_is_quantized_is_refused(
 @pytest.mark.parametrize("head", ["sequence", "token", "span", "mask"])
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_every_head_and_option_reloads_with_the_same_answers(backend: Any, head: str, tmp_path: Path) -> None:
-    auto_class = f"AutoModel{HEADS[head]}"
+    auto_class = f"AutoModel{TASK_HEADS[head]}"
     save_model(factories.model(head=head, **WIDTHS), factories.tokenizer(), tmp_path / "float")
     probe = probe_inputs(tmp_path / "float")
     made = BACKENDS.parse(backend).quantize(Work(tmp_path / "float", tmp_path / "low", auto_class, probe))
     assert np.array_equal(logits_of(reloaded(tmp_path / "low", auto_class, adapter=False), probe), made)
     kinds = {name: t.dtype for name, t in load_file(tmp_path / "low" / "model.safetensors").items()}
-    parts = FAMILIES["bert"].head_modules[head]
+    parts = ARCHITECTURES["bert"].task_heads[head]
     heads = {name for name in kinds if set(name.split(".")) & set(parts)}
     assert heads
     assert {kinds[name] for name in heads} == {torch.float32}

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from hfcompress.measure.verify import verify
+from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.factorized_embeddings import factor_embeddings
-from hfcompress.models.shape import HEADS
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.quantization.int8_modules import Int8Embedding, Int8Linear, put_int8_layers
@@ -48,7 +48,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("int8")
         model = factories.model(family, hidden=64, ffn=128, head=head)
         save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
-        work = Work(source, target, "AutoModel" + HEADS[head], probe_inputs(source))
+        work = Work(source, target, "AutoModel" + TASK_HEADS[head], probe_inputs(source))
         BACKENDS.parse({"use": "torch_int8", **options}).quantize(work)
         factories.tokenizer().save_pretrained(target)
         return work

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from hfcompress.models.architectures import FAMILIES, unit_counts
-from hfcompress.models.shape import PRUNED
+from hfcompress.models.architectures import ARCHITECTURES, PRUNED, unit_counts
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.narrow import cut_hidden, drop_layers
 from hfcompress.report.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
@@ -28,7 +27,7 @@ def loads_as(model: Any) -> str:
     return PRUNED_CLASS if str(model.config.model_type).startswith(PRUNED) else STOCK
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_what_it_says_is_what_surgery_does(family: str) -> None:
     model = factories.model(family, layers=3)
     told = findings(model.config.to_dict())

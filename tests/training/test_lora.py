@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.models.adapters import is_adapter, merge_adapter
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer, save_model
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import ARCHITECTURES
 from hfcompress.training import lora
 from hfcompress.training.lora import Lora, add_lora, merged
 from hfcompress.utils.errors import HfcompressError
@@ -69,8 +68,8 @@ def test_only_adapters_and_head_are_trained(family: str) -> None:
     head = {name for name in changed if "lora_" not in name}
     assert head
     assert all(not name.startswith(f"{student.base_model_prefix}.") or ".pooler." in name for name in head)
-    paths = {getattr(family_of(student), name) for name in ("query", "value")}
-    layers = len(family_of(student).stack(student))
+    paths = {getattr(spec_of(student), name) for name in ("query", "value")}
+    layers = len(layers_of(student))
     assert len(changed - head) == 2 * layers * len(paths)
     assert all(any(f".{path}.lora_" in name for path in paths) for name in changed - head)
 
@@ -141,7 +140,7 @@ def adapter(path: Path, family: str = "bert", labels: int = 3, base: Path | None
     if not base.exists():
         model.base_model.save_pretrained(base)
         factories.tokenizer().save_pretrained(base)
-    paths = family_of(model)
+    paths = spec_of(model).modules
     options = {"target_modules": [paths.query, paths.value], "modules_to_save": ["pooler", "head"], **options}
     peft = get_peft_model(
         AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels),

@@ -12,9 +12,9 @@ from hfcompress.data.source import cache_home
 from hfcompress.distillation.augmentation.augment import Keep, augment, augmented
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.measure.environment import cpu_flags, versions
+from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
 from hfcompress.models.forward import observe
-from hfcompress.models.shape import HEADS
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.files import file_hash
@@ -107,7 +107,7 @@ def augment_problems(options: Augment, models: Locals) -> list[Problem]:
 
 def _fills_masks(config: Mapping[str, Any]) -> bool:
     named = config.get("architectures")
-    return not named or str(named[0]).endswith(HEADS["mask"])
+    return not named or str(named[0]).endswith(TASK_HEADS["mask"])
 
 
 def augmented_rows(

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.task import padded
-from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.architectures import ARCHITECTURES, layers_of
 from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.models.forward import accepted
-from hfcompress.models.shape import ARCHITECTURES, ArchitectureSpec
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import err
 
@@ -111,9 +110,9 @@ class MaskedWords:
             base.to(torch.bfloat16)
         base.register_forward_hook(self._narrow_output)
         # Nothing but the masked token is read of the last layer: in BERT's kin its FFN can leave out the others.
-        family = FAMILIES.get(str(self.model.config.model_type))
-        if family is not None and (family.ffn_in, family.ffn_out) == ("intermediate.dense", "output.dense"):
-            last = family.stack(self.model)[-1]
+        spec = ARCHITECTURES.get(str(self.model.config.model_type))
+        if spec is not None and (spec.modules.ffn_in, spec.modules.ffn_out) == ("intermediate.dense", "output.dense"):
+            last = layers_of(self.model)[-1]
             for part in (last.get_submodule("intermediate"), last.get_submodule("output")):
                 part.register_forward_pre_hook(lambda _, states: tuple(map(self._masked, states)))
         self._positions: Tensor | None = None
@@ -190,10 +189,10 @@ def _load(path: Path) -> Any:
 
 
 def _longest_input(config: Any, tokenizer: Any) -> int:
-    keys = ARCHITECTURES.get(str(config.model_type), ArchitectureSpec())
+    spec = ARCHITECTURES.get(str(config.model_type))
     positions = getattr(config, "max_position_embeddings", None)
     limit = int(tokenizer.model_max_length)
-    return limit if positions is None else min(limit, positions - keys.position_offset)
+    return limit if positions is None else min(limit, positions - (spec.position_offset if spec else 0))
 
 
 def whole_words(tokenizer: Any) -> dict[int, str]:

@@ -164,7 +164,7 @@ def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int
         heads: How many heads the compared layers have.
     """
     for whose, shape in (("student", student), ("teacher", teacher)):
-        if not shape.keys.plain_attention:
+        if not shape.spec.plain_attention:
             return [
                 f"{loss} needs attention scores that are Q Kᵀ / √d, and those of the {whose} ({shape.architecture}) "
                 "know positions too; use minilm_v2 or hidden_states"

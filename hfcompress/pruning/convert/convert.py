@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.source import model_directory, pickled_directory
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.verify import verify
+from hfcompress.models.architectures import PRUNED, TASK_HEADS, UnsupportedError, class_name_of, task_head_of
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
-from hfcompress.models.shape import HEADS, PRUNED, Shape, UnsupportedError, class_name, head_of, shape_of
+from hfcompress.models.shape import Shape, shape_of
 from hfcompress.pruning.convert.idle import without_idle_units
 from hfcompress.pruning.convert.legacy import rebuild
 from hfcompress.pruning.convert.pickles import read_tensors, write_safetensors
@@ -93,7 +94,7 @@ def _rebuilt(
 ) -> Converted | None:
     """Writes the model that the tensors make up, or the tensors as they are, and proves it."""
     try:
-        if pickled and head_of(class_name(config)) is None:
+        if pickled and task_head_of(class_name_of(config)) is None:
             raise NothingPrunedError(f"the config of {source} names no class with a head")
         small, converted = _pruned(source, config, weights)
     except (NothingPrunedError, UnsupportedError):
@@ -103,14 +104,16 @@ def _rebuilt(
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         # Loading proves it: what is missing, or of another size, is refused.
-        ModelProcess(open_artifact(target), "AutoModel" + HEADS.get(head_of(class_name(config)) or "", "")).close()
+        ModelProcess(
+            open_artifact(target), "AutoModel" + TASK_HEADS.get(task_head_of(class_name_of(config)) or "", "")
+        ).close()
         return None
     if tokenizer is None:
         save_weights(small, target)
     else:
         save_model(small, tokenizer, target)
     expected = logits_of(small, probe_inputs(target))
-    verify(open_artifact(target), expected, "AutoModel" + HEADS[converted.shape.head])
+    verify(open_artifact(target), expected, "AutoModel" + TASK_HEADS[converted.shape.head])
     return converted
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import Family, family_of, unit_counts
+from hfcompress.models.architectures import ModulePaths, layers_of, spec_of, unit_counts
 from hfcompress.models.surgery import Keep, cut
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ def without_idle_units(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[i
     """
     import torch
 
-    family, activation = family_of(model), _activation(model.config)
+    modules, activation = spec_of(model).modules, _activation(model.config)
     keep = []
     with torch.no_grad():
-        for layer, groups, neurons in zip(family.stack(model), *unit_counts(model), strict=True):
-            keep.append(Keep(_busy_heads(family, layer, groups), _busy_neurons(family, layer, neurons, activation)))
+        for layer, groups, neurons in zip(layers_of(model), *unit_counts(model), strict=True):
+            keep.append(Keep(_busy_heads(modules, layer, groups), _busy_neurons(modules, layer, neurons, activation)))
     heads, neurons = (sum(counts) for counts in unit_counts(model))
     idle = (heads - sum(len(k.heads) for k in keep), neurons - sum(len(k.neurons) for k in keep))
     return (cut(model, keep) if any(idle) else model), idle
@@ -39,13 +39,13 @@ def _activation(config: PretrainedConfig) -> Any:
     return ACT2FN[next(getattr(config, key) for key in keys if hasattr(config, key))]
 
 
-def _busy_heads(family: Family, layer: nn.Module, groups: int) -> tuple[int, ...]:
+def _busy_heads(modules: ModulePaths, layer: nn.Module, groups: int) -> tuple[int, ...]:
     """A head whose values are all the same gives them whatever it attends to, since attention sums to 1."""
     if not groups:
         return ()
-    value: Any = layer.get_submodule(family.value)
-    reader: Any = layer.get_submodule(family.attention_output)
-    parts = family.head_rows[family.value]
+    value: Any = layer.get_submodule(modules.value)
+    reader: Any = layer.get_submodule(modules.attention_output)
+    parts = modules.head_rows[modules.value]
     rows = value.weight.unflatten(0, (parts, groups, -1))[-1]
     columns = reader.weight.unflatten(1, (groups, -1))
     given = columns.new_zeros(columns.shape[1:])
@@ -55,17 +55,17 @@ def _busy_heads(family: Family, layer: nn.Module, groups: int) -> tuple[int, ...
     return _busy(reader, columns, (rows == 0).flatten(1).all(1), given)
 
 
-def _busy_neurons(family: Family, layer: nn.Module, neurons: int, activation: Any) -> tuple[int, ...]:
+def _busy_neurons(modules: ModulePaths, layer: nn.Module, neurons: int, activation: Any) -> tuple[int, ...]:
     """A neuron without incoming weights gives its activated bias; a gated one is idle if it or its gate is."""
     import torch
 
     if not neurons:
         return ()
-    reader: Any = layer.get_submodule(family.ffn_out)
+    reader: Any = layer.get_submodule(modules.ffn_out)
     rows: list[Tensor] = []
     biases: list[Tensor] = []
     columns = reader.weight.unflatten(1, (neurons, -1))
-    for path, parts in family.neuron_rows.items():
+    for path, parts in modules.neuron_rows.items():
         made: Any = layer.get_submodule(path)
         rows += made.weight.unflatten(0, (parts, neurons)).unbind(0)
         biases += made.weight.new_zeros(parts, neurons) if made.bias is None else made.bias.unflatten(0, (parts, -1))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.architectures import FAMILIES, Family
-from hfcompress.models.bounds import shown
-from hfcompress.models.shape import HEADS, Layer, Shape, class_name, head_of, shape_of
+from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS, ModulePaths, class_name_of, task_head_of
+from hfcompress.models.bounds import shorten
+from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.models.surgery import empty_model
 from hfcompress.utils.errors import HfcompressError
 
@@ -70,7 +70,7 @@ def _pruned_heads(config: Mapping[str, Any]) -> dict[int, set[int]]:
         return {int(index): {int(head) for head in heads} for index, heads in told.items()}
     except (ValueError, TypeError, AttributeError):
         raise HfcompressError(
-            f"the config says pruned_heads: {shown(told)}", "it maps layers, from 0, to lists of heads"
+            f"the config says pruned_heads: {shorten(told)}", "it maps layers, from 0, to lists of heads"
         ) from None
 
 
@@ -78,15 +78,15 @@ def _class_and_config(config: Mapping[str, Any], shape: Shape) -> tuple[type[Pre
     """The stock class of a checkpoint, whatever the old tool called its own, and a config of that class."""
     import transformers
 
-    name = class_name(config)
-    head = head_of(name)
+    name = class_name_of(config)
+    head = task_head_of(name)
     if head is None:
         raise HfcompressError(
             f"the config names no class with a head: architectures is {name or 'missing'}",
-            f"it must end in one of {', '.join(HEADS.values())}; or name the model that was pruned with --base",
+            f"it must end in one of {', '.join(TASK_HEADS.values())}; or name the model that was pruned with --base",
         )
     settings = transformers.AutoConfig.for_model(shape.architecture).from_dict(dict(config))
-    mapping = getattr(transformers, "AutoModel" + HEADS[head])._model_mapping
+    mapping = getattr(transformers, "AutoModel" + TASK_HEADS[head])._model_mapping
     return mapping[type(settings)], settings
 
 
@@ -117,13 +117,13 @@ class _Checkpoint:
 
     def __init__(self, nominal: Shape, prefix: str, weights: dict[str, Tensor]) -> None:
         self.nominal, self.weights = nominal, weights
-        self.family: Family = FAMILIES[nominal.architecture]
+        self.modules: ModulePaths = ARCHITECTURES[nominal.architecture].modules
         self.base = f"{prefix}."
-        self.layers = f"{self.base}{self.family.layers}."
+        self.layers = f"{self.base}{self.modules.layers}."
 
     def shape(self, gone: Mapping[int, set[int]]) -> Shape:
         """The shape of the tensors; layers that are missing whole go, and the others are renumbered."""
-        stored = 1 if self.nominal.keys.shared else len(self.nominal.layers)
+        stored = 1 if self.nominal.spec.shared_layers else len(self.nominal.layers)
         layers, kept = [], []
         for index in range(stored):
             layer = self._layer(index, gone.get(index))
@@ -135,13 +135,13 @@ class _Checkpoint:
         self._renumber(kept)
         inside = (name for name in self.weights if name.startswith(self.layers))
         hidden = next(self.weights[name].shape[0] for name in inside if name.endswith(self._readers))
-        layers *= len(self.nominal.layers) if self.nominal.keys.shared else 1
+        layers *= len(self.nominal.layers) if self.nominal.spec.shared_layers else 1
         return replace(self.nominal, layers=tuple(layers), hidden=int(hidden))
 
     @property
     def _readers(self) -> tuple[str, str]:
         """How the names of the weights end that read heads and neurons, and write to the residual stream."""
-        return f".{self.family.attention_output}.weight", f".{self.family.ffn_out}.weight"
+        return f".{self.modules.attention_output}.weight", f".{self.modules.ffn_out}.weight"
 
     def _layer(self, index: int, gone: set[int] | None) -> Layer:
         widths = [self.weights[n].shape[1] if n in self.weights else 0 for n in self._names(index, self._readers)]
@@ -191,7 +191,7 @@ class _Checkpoint:
         import torch
 
         last = f"{self.base}embeddings.LayerNorm"
-        for index in range(1 if shape.keys.shared else len(shape.layers)):
+        for index in range(1 if shape.spec.shared_layers else len(shape.layers)):
             for reader in self._names(index, self._readers):
                 norm = reader.removesuffix("dense.weight") + "LayerNorm"
                 if reader not in self.weights:

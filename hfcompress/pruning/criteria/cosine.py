@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
 from hfcompress.models.frozen import frozen
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion
@@ -34,7 +34,7 @@ class Cosine(DataCriterion):
             after = output[0] if isinstance(output, tuple) else output
             similarities.append(torch.nn.functional.cosine_similarity(args[0].float(), after.float(), dim=-1))
 
-        handles = [layer.register_forward_hook(compare) for layer in family_of(model).stack(model)]
+        handles = [layer.register_forward_hook(compare) for layer in layers_of(model)]
         try:
             with frozen(model):
                 for batch in calibration.batches(self.rows):

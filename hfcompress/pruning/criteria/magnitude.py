@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.linears import layer_linears
 from hfcompress.pruning.criteria.base import Calibration, Criterion, Scores
 
@@ -28,11 +28,11 @@ class Magnitude(Criterion):
     """`l1` is the sum of the weights' magnitudes, `l2` the root of the sum of their squares; of one weight the same."""
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
-        family = family_of(model)
-        layers = list(zip(family.stack(model), *unit_counts(model), strict=True))
+        modules = spec_of(model).modules
+        layers = list(zip(layers_of(model), *unit_counts(model), strict=True))
         return Scores(
-            [self._units(layer, family.head_rows, family.attention_output, count) for layer, count, _ in layers],
-            [self._units(layer, family.neuron_rows, family.ffn_out, count) for layer, _, count in layers],
+            [self._units(layer, modules.head_rows, modules.attention_output, count) for layer, count, _ in layers],
+            [self._units(layer, modules.neuron_rows, modules.ffn_out, count) for layer, _, count in layers],
         )
 
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.models.architectures import family_of
+from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Obs(DataCriterion):
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         from hfcompress.models.architectures import unit_counts
 
-        family, counts = family_of(model), unit_counts(model)
-        paths = (family.attention_output, family.ffn_out)
+        modules, counts = spec_of(model).modules, unit_counts(model)
+        paths = (modules.attention_output, modules.ffn_out)
         curvature = self._curvature(model, calibration, [paths] * len(counts[0]))
         heads: list[Tensor] = []
         neurons: list[Tensor] = []
@@ -58,11 +58,11 @@ class Obs(DataCriterion):
         """
         from hfcompress.models.architectures import unit_counts
 
-        family, counts = family_of(model), unit_counts(model)
+        modules, counts = spec_of(model).modules, unit_counts(model)
         for index, rows in self._layers(model, calibration):
             for path, kept, units in (
-                (family.attention_output, keep[index].heads, counts[0][index]),
-                (family.ffn_out, keep[index].neurons, counts[1][index]),
+                (modules.attention_output, keep[index].heads, counts[0][index]),
+                (modules.ffn_out, keep[index].neurons, counts[1][index]),
             ):
                 if len(kept) < units:
                     _refit(_moments(model, index, rows, calibration, (path,))[path], kept, units)
@@ -73,7 +73,7 @@ class Obs(DataCriterion):
         from hfcompress.models.linears import layer_linears
 
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
-        paths = [_linear_paths(layer) for layer in family_of(model).stack(model)]
+        paths = [_linear_paths(layer) for layer in layers_of(model)]
         curvature = self._curvature(model, calibration, paths)
         found: dict[str, Tensor] = {}
         for index, rows in self._layers(model, calibration):
@@ -95,7 +95,7 @@ class Obs(DataCriterion):
             gone = zeros(model, pattern, self.weight_scores(model, calibration))
             shares = {name: float(mask.double().mean()) for name, mask in gone.items()}
         for index, rows in self._layers(model, calibration):
-            paths = _linear_paths(family_of(model).stack(model)[index])
+            paths = _linear_paths(layers_of(model)[index])
             for moments in _moments(model, index, rows, calibration, paths).values():
                 own = pattern if pattern.n_of_m else pattern.model_copy(update={"share": shares[names[moments.module]]})
                 with torch.no_grad():
@@ -108,7 +108,7 @@ class Obs(DataCriterion):
         """By module, the second moment of the loss's gradient by its output."""
         from hfcompress.pruning.obs.output_hessian import output_curvature
 
-        stack = family_of(model).stack(model)
+        stack = layers_of(model)
         modules: Any = [layer.get_submodule(p) for layer, own in zip(stack, paths, strict=True) for p in own]
         found = output_curvature(model, modules, calibration.batches(self.rows), calibration.loss, calibration.total)
         return dict(zip(modules, found, strict=True))
@@ -119,7 +119,7 @@ class Obs(DataCriterion):
 
         rows = start(model, calibration.batches(self.rows))
         with frozen(model):
-            for index in range(len(family_of(model).stack(model))):
+            for index in range(len(layers_of(model))):
                 yield index, rows
 
 
@@ -144,7 +144,7 @@ def _moments(
     from hfcompress.pruning.layerwise import runs
     from hfcompress.pruning.obs.solver import Moments
 
-    layer = family_of(model).stack(model)[index]
+    layer = layers_of(model)[index]
     found = {path: Moments(layer.get_submodule(path)) for path in paths}  # type: ignore[arg-type]
     stop = paths[0] if len(paths) == 1 else ""
     for batch in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.models.architectures import family_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
 from hfcompress.models.frozen import frozen
 from hfcompress.models.linears import layer_linears
@@ -29,7 +29,7 @@ class Wanda(DataCriterion):
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         import torch
 
-        family, weights = family_of(model), self.weight_scores(model, calibration)
+        modules, weights = spec_of(model).modules, self.weight_scores(model, calibration)
         names = {id(module): name for name, module in layer_linears(model).items()}
 
         def of(layer: nn.Module, path: str, count: int) -> Tensor:
@@ -38,10 +38,10 @@ class Wanda(DataCriterion):
             columns = weights[f"{names[id(layer.get_submodule(path))]}.weight"].sum(0)
             return columns.unflatten(0, (count, -1)).sum(-1)
 
-        layers = list(zip(family.stack(model), *unit_counts(model), strict=True))
+        layers = list(zip(layers_of(model), *unit_counts(model), strict=True))
         return Scores(
-            [of(layer, family.attention_output, heads) for layer, heads, _ in layers],
-            [of(layer, family.ffn_out, neurons) for layer, _, neurons in layers],
+            [of(layer, modules.attention_output, heads) for layer, heads, _ in layers],
+            [of(layer, modules.ffn_out, neurons) for layer, _, neurons in layers],
         )
 
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
@@ -68,9 +68,7 @@ def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) ->
             seen.add(name)
             squares[name] += (args[0].float() * masks[-1]).square().sum((0, 1), dtype=torch.float64)
 
-    handles: list[Any] = [
-        layer.register_forward_pre_hook(lambda *_: seen.clear()) for layer in family_of(model).stack(model)
-    ]
+    handles: list[Any] = [layer.register_forward_pre_hook(lambda *_: seen.clear()) for layer in layers_of(model)]
     handles += [module.register_forward_pre_hook(partial(add, name)) for name, module in linears.items()]
     try:
         with frozen(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hfcompress.models.architectures import FAMILIES
+from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.linears import planned_linears
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.backends.bnb_8bit import Bnb8Bit
@@ -43,7 +43,7 @@ class Bnb4Bit(Bnb8Bit):
             return []  # which widths there will be is not known; `require_runnable` sees them
         for number, layer in enumerate(shape.layers):
             for path, inputs, outputs in planned_linears(shape, layer):
-                place = f"{FAMILIES[shape.architecture].layers}.{number}.{path}"
+                place = f"{ARCHITECTURES[shape.architecture].modules.layers}.{number}.{path}"
                 left = any(f".{name}." in f".{place}." for name in self.skip or [])
                 if _unblocked(inputs, outputs) and not left and not _gpu():
                     return [f"{_refusal(place, inputs, outputs)}: {REPAIR}"]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.dummy_inputs import logits_of
-from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.models.shape import Shape
 from hfcompress.quantization.backends.base import Backend, Work
 from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
@@ -65,14 +66,14 @@ class Bnb8Bit(Backend):
         import torch
         import transformers
 
-        from hfcompress.models.architectures import FAMILIES
+        from hfcompress.models.architectures import ARCHITECTURES
         from hfcompress.models.artifact import load_model, read_config, save_weights, settled_config
         from hfcompress.models.linears import linears
 
         kind = str(read_config(work.source)["model_type"]).removeprefix(PRUNED)
         skip = self.skip
         if skip is None:
-            skip = list(FAMILIES[kind].head_modules[head_of(work.auto_class) or "sequence"])
+            skip = list(ARCHITECTURES[kind].modules.task_heads[task_head_of(work.auto_class) or "sequence"])
         layers = linears(load_model(work.source, work.auto_class))
         self.note_odd_weights({path: x for path, x in layers.items() if not _named_in(path, skip)}, work)
         model = getattr(transformers, work.auto_class).from_pretrained(

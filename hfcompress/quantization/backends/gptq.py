@@ -52,7 +52,7 @@ class Gptq(Backend):
         return replace(shape, linear_bits=bits, head_bits=16, embedding_bits=16, other_bits=16)
 
     def problems(self, shape: Shape) -> list[str]:
-        if not shape.keys.decoder:
+        if not shape.spec.decoder:
             return [f"gptq is for decoders, and {shape.architecture} is an encoder: use bnb_4bit or onnx_int4"]
         layers = shape.layers if shape.even else ()
         inputs = {shape.hidden} | {x.heads * shape.head_dim for x in layers} | {x.ffn for x in layers}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.models.architectures import PRUNED, task_head_of
+from hfcompress.models.shape import Shape
 from hfcompress.onnx.export import quiet
 from hfcompress.onnx.model_directory import EXPORT_TOLERANCE, write_config
 from hfcompress.quantization.backends.base import Backend, Work
@@ -90,7 +91,9 @@ class OpenvinoInt8(Backend):
         model = load_model(work.source, work.auto_class)
         with scratch_directory() as folder, redirect_stdout(StringIO()):
             with quiet(), _of_stock_architecture(model):
-                export_from_model(model, folder, task=TASKS[head_of(work.auto_class) or "sequence"], preprocessors=[])
+                export_from_model(
+                    model, folder, task=TASKS[task_head_of(work.auto_class) or "sequence"], preprocessors=[]
+                )
             auto = getattr(optimum.intel, work.auto_class.replace("Auto", "OV", 1))
             with quiet():  # the exporter undid the first
                 exported = auto.from_pretrained(folder, compile=False, ov_config={"INFERENCE_PRECISION_HINT": "f32"})

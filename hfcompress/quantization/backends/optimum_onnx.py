@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hfcompress.measure.environment import cpu_flags
-from hfcompress.models.shape import PRUNED, Shape, head_of
+from hfcompress.models.architectures import PRUNED, task_head_of
+from hfcompress.models.shape import Shape
 from hfcompress.onnx.export import quiet, run_onnx
 from hfcompress.onnx.graph_files import LIMIT
 from hfcompress.onnx.model_directory import require_same, write_config
@@ -169,7 +170,7 @@ def _export(model: Any, auto_class: str, path: Path) -> None:
     from optimum.exporters.onnx import export
     from optimum.exporters.tasks import TasksManager
 
-    kind, head = str(model.config.model_type).removeprefix(PRUNED), head_of(auto_class) or "sequence"
+    kind, head = str(model.config.model_type).removeprefix(PRUNED), task_head_of(auto_class) or "sequence"
     try:
         make = TasksManager.get_exporter_config_constructor(
             "onnx", model_type=kind, task=TASKS[head], library_name="transformers"
