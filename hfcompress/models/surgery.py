@@ -31,7 +31,7 @@ def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
     The class is the stock one where a stock config can express the result, else the pruned one of `model/pruned.py`.
 
     Args:
-        model: A model of one of `FAMILIES`.
+        model: A model of one of `ARCHITECTURES`.
         keep: One for each layer's weights: a single one where one layer serves as all (ALBERT).
     """
     import torch
