@@ -53,7 +53,7 @@ def maps(seen: Step) -> Tensor:
     """As the formula reads, over pairs of real tokens."""
     student, teacher = (
         observed.queries[1] @ observed.keys[1].transpose(-1, -2) / WIDTH**0.5
-        for observed in (seen.student, seen.taught())
+        for observed in (seen.student, seen.require_teacher())
     )
     pairs = (seen.mask.unsqueeze(2) & seen.mask.unsqueeze(1)).unsqueeze(1)
     return ((student - teacher) * pairs).pow(2).sum() / (pairs.sum() * HEADS)

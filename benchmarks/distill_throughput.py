@@ -32,6 +32,8 @@ from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.teachers import Member, TeacherEnsemble, Teachers
 from hfcompress.models.shape import shape_of
 from hfcompress.training import trainer as training
+from hfcompress.training.arguments import make_arguments
+from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
 
 # WordPiece lengths of SST-2's train split, at each twentieth: the median text has 10 tokens, the mean 13.3.
@@ -138,17 +140,17 @@ class Ours:
         task = TextClassification(type="text-classification", dataset=".", text=["text"], max_length=longest)
         own = shape_of(student.config.to_dict())
         pairs = pairs_of("uniform", len(own.layers), len(shape.layers))
-        self.objective = training.Objective(student, [LOSSES.parse(name) for name in losses], task, shape, pairs)
+        self.objective = Objective(student, [LOSSES.parse(name) for name in losses], task, shape, pairs)
         train = Train(batch_size=batch, logging_steps=10**6, precision="auto" if device == "cuda" else "float32")
         with TemporaryDirectory() as folder:
-            arguments = training.training_arguments(train, Path(folder), 0, len(data), "accuracy")
+            arguments = make_arguments(train, Path(folder), 0, len(data), "accuracy")
         self.trainer = training.CompressionTrainer(
             self.objective.to(device),
             arguments,
             options=train,
             rows={"train": data, "dev": data},
             tokenizer=padding_tokenizer(),
-            teaching=TeacherEnsemble([teacher], Teachers(models=["source"]), task),
+            teachers=TeacherEnsemble([teacher], Teachers(models=["source"]), task),
             callbacks=[],
         )
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets before its first step

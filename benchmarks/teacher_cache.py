@@ -15,7 +15,7 @@ import torch
 from distill_throughput import SIZES, Ours, bert, in_turns, padding_tokenizer, rows
 
 from hfcompress.data.sequence import TextClassification
-from hfcompress.distillation.answers import answers_of
+from hfcompress.distillation.fill_cache import fill_teacher_cache
 from hfcompress.distillation.teachers import Member
 from hfcompress.models.shape import shape_of
 
@@ -32,7 +32,7 @@ def main() -> None:
     with TemporaryDirectory() as home:
         os.environ["HFCOMPRESS_HOME"] = home
         start = time.perf_counter()
-        answers = answers_of(teacher, tokenizer, data, task, "logits", weights="random", fingerprint="random")
+        answers = fill_teacher_cache(teacher, tokenizer, data, task, "logits", weights="random", fingerprint="random")
         fill = time.perf_counter() - start
         members = [Member("cached", None, tokenizer, answers=answers), Member("live", teacher, tokenizer)]
         shape = shape_of(teacher.config.to_dict())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from hfcompress.distillation.local_checks import Locals
+    from hfcompress.local_models import LocalModels
     from hfcompress.measure.hardware import Abilities
 
 
@@ -243,7 +243,7 @@ class Stage(StrictModel):
         """
         return []
 
-    def local_problems(self, models: Locals) -> list[Problem]:
+    def local_problems(self, models: LocalModels) -> list[Problem]:
         """What cannot work as far as configs, tokenizers and rows here tell, with key paths inside the stage.
 
         It is asked where `problems` found nothing; it reads files, and loads tokenizers.

@@ -1,6 +1,6 @@
-"""What lies on this machine already: configs, tokenizers and rows tell of a recipe what no shape does.
+"""Models whose files are on this machine already, and the first rows as their tokenizers read them.
 
-`check` looks before anything runs, at the first rows; the rules are those that a run asks of all of them.
+`check` finds with it what no shape can tell, before anything runs. A run applies the same rules to all rows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.distillation.teacher_checks import (
-    head_problems,
-    label_problems,
-    reading_problems,
-    same_behaviour,
-    same_inputs,
-)
 from hfcompress.models.artifact import load_tokenizer, read_config
 from hfcompress.models.shape import shape_of
 from hfcompress.utils.errors import HfcompressError, Key, Problem
@@ -27,20 +20,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfcompress.data.task import Task
-    from hfcompress.distillation.options import DistillationOptions
-
 ROWS = 1000
-"""Rows of the train split that are looked at."""
+"""Rows of the train split that are read."""
 
 
 @dataclass(frozen=True)
-class Local:
-    """A model that lies on this machine, or one that a stage will make with the same tokenizer.
+class LocalModel:
+    """A model on this machine, or one that a stage will make with the same tokenizer.
 
     Attributes:
-        directory: Where the tokenizer lies.
-        labels: The head's label names and ids; None where they are not known.
-        config: Its config.json; None of a model that is not made yet.
+        directory: Where its tokenizer is.
+        labels: The label names and ids of its task head; None where they are not known.
+        config: Its config.json; None for a model that is not made yet.
     """
 
     directory: Path
@@ -49,29 +40,29 @@ class Local:
 
 
 @dataclass
-class Locals:
-    """The models that a stage names, as far as they are known, and the task's first rows as their tokenizers read them.
+class LocalModels:
+    """The models that a stage names, as far as they are on this machine, and the first rows of its task.
 
     Attributes:
         task: The stage's task.
-        named: By the name that the recipe has for them: `parent`, `source`, `model`, an earlier stage, a directory.
-        readable: Whether the task's rows may be read.
-        read_first: The directory whose tokenizer reads this task's rows as the first thing that a run does: it needs no
-            look before.
+        named: The models, by their names in the recipe: `parent`, `source`, `model`, an earlier stage, a directory.
+        readable: True if the task's rows may be read.
+        read_first: The directory whose tokenizer a run uses first. The run itself finds at once what is wrong with
+            it, so it is not checked here.
     """
 
     task: Task
-    named: Mapping[str, Local]
+    named: Mapping[str, LocalModel]
     readable: bool = True
     read_first: Path | None = None
     _tokenizers: dict[Path, Any] = field(default_factory=dict)
     _rows: dict[Any, Any] = field(default_factory=dict)
 
-    def tokenizer(self, model: Local) -> PreTrainedTokenizerBase:
-        """A model's tokenizer.
+    def tokenizer(self, model: LocalModel) -> PreTrainedTokenizerBase:
+        """Loads a model's tokenizer.
 
         Raises:
-            HfcompressError: where it does not load.
+            HfcompressError: if it cannot be loaded.
         """
         if model.directory not in self._tokenizers:
             self._tokenizers[model.directory] = load_tokenizer(model.directory, self.task)
@@ -79,32 +70,32 @@ class Locals:
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The label names and ids that a student has: the source's, else the data's."""
+        """The label names and ids that a student has: those of the source, or else those of the data."""
         source = self.named.get("source")
         if source is not None and source.labels is not None:
             return source.labels
         return {name: index for index, name in enumerate(self.task.label_names())}
 
-    def rows(self, model: Local) -> dict[str, Any]:
-        """The first train rows as a model's tokenizer encodes them; of a stream, the dev rows too, and no train row.
+    def rows(self, model: LocalModel) -> dict[str, Any]:
+        """Encodes the first train rows with a model's tokenizer; of a stream, no train row but the dev rows.
 
         Raises:
-            HfcompressError: for whatever a run would say of the tokenizer or of these rows.
+            HfcompressError: for everything that a run would refuse about this tokenizer or these rows.
         """
         if model.directory not in self._rows:
             tokenizer, labels = self.tokenizer(model), self.labels
-            with _quietly():
+            with _no_progress_bars():
                 self._rows[model.directory] = {
                     split: self.task.encode(rows, tokenizer, labels) for split, rows in self._first.items()
                 }
         return self._rows[model.directory]  # type: ignore[no-any-return]
 
-    def reading_problems(self, model: Local) -> list[Problem]:
-        """What a run would say of the first rows as a model's tokenizer reads them."""
-        return told(lambda: self.rows(model)) if self.readable else []
+    def reading_problems(self, model: LocalModel) -> list[Problem]:
+        """What a run would refuse about the first rows, as a model's tokenizer reads them."""
+        return collect_problems(lambda: self.rows(model)) if self.readable else []
 
-    def without_weights(self, model: Local) -> PreTrainedModel:
-        """A model of the class that the task takes, on the meta device."""
+    def without_weights(self, model: LocalModel) -> PreTrainedModel:
+        """Builds a model with the task's head on the meta device."""
         import torch
         import transformers
 
@@ -117,11 +108,11 @@ class Locals:
             stock = getattr(transformers, self.task.auto_class)._model_mapping[type(settings)]
             return empty_model(stock.__name__, shape, settings)
 
-    def vocabulary_problems(self, model: Local, key: Key) -> list[Problem]:
+    def vocabulary_problems(self, model: LocalModel, key: Key) -> list[Problem]:
         """Why a model's vocabulary cannot be cut."""
         from hfcompress.models.vocabulary import require_cuttable
 
-        return told(lambda: require_cuttable(self.tokenizer(model)), key)
+        return collect_problems(lambda: require_cuttable(self.tokenizer(model)), key)
 
     @cached_property
     def _first(self) -> dict[str, Any]:
@@ -132,8 +123,8 @@ class Locals:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """No progress bars while the context lasts."""
+def _no_progress_bars() -> Iterator[None]:
+    """Hides the progress bars of `datasets` inside the context."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
@@ -145,50 +136,15 @@ def _quietly() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def told(ask: Callable[[], Any], key: Key = ()) -> list[Problem]:
-    """What a step of a run would refuse, asked before it."""
+def collect_problems(step: Callable[[], Any], key: Key = ()) -> list[Problem]:
+    """Calls a step of a run, and returns the problems for which it is refused; the result of the step is dropped.
+
+    Args:
+        step: It raises HfcompressError for what it refuses.
+        key: Where the recipe says what the step needs.
+    """
     try:
-        ask()
+        step()
     except HfcompressError as error:
         return [replace(problem, key=key) for problem in error.problems]
     return []
-
-
-def local_taught_problems(taught: DistillationOptions, student: Local, models: Locals) -> list[Problem]:
-    """Why teachers that lie on this machine cannot teach a student that starts from one that does.
-
-    The keys are those of a block with losses and a teacher.
-    """
-    found = list[Problem]()
-    if models.readable:
-        for number, loss in enumerate(taught.losses):
-            found += [
-                replace(p, key=("losses", number, *p.key)) for p in loss.task_problems(models.task, models.labels)
-            ]
-    for index, (key, name) in enumerate(taught.teacher_specs().items()):
-        teacher = models.named.get(name)
-        if teacher is None:
-            continue
-        problems = list[Problem]()
-        answers = models.task.head != "mask" or any(loss.needs_logits for loss in taught.losses)
-        if teacher.config is not None and answers:
-            problems += head_problems(name, teacher.config, models.task)
-        if models.readable and teacher.labels is not None and models.task.head in ("sequence", "token"):
-            problems += label_problems(name, teacher.labels, models.labels, models.task)
-        if models.readable and not problems and teacher.directory != student.directory:
-            problems += told(lambda t=teacher, n=name, i=index: _require_reading(n, t, student, models, taught, i == 0))  # type: ignore[misc]
-        found += [replace(problem, key=key) for problem in problems]
-    return found
-
-
-def _require_reading(
-    name: str, teacher: Local, student: Local, models: Locals, taught: DistillationOptions, first: bool
-) -> None:
-    tokenizers = models.tokenizer(student), models.tokenizer(teacher)
-    if same_behaviour(*tokenizers):
-        return
-    rows, theirs = models.rows(student), models.rows(teacher)
-    if not same_inputs(*tokenizers, rows, theirs):
-        problems = reading_problems(name, *tokenizers, rows["train"], theirs["train"], taught, models.task.head, first)
-        if problems:
-            raise HfcompressError(problems)

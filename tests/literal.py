@@ -17,7 +17,7 @@ Pairwise = Callable[[Tensor, Tensor], Tensor]
 
 
 def both(step: Step) -> list[tuple[Any, Any]]:
-    return list(zip(rows(step.student), rows(step.taught()), strict=True))
+    return list(zip(rows(step.student), rows(step.require_teacher()), strict=True))
 
 
 def through(learned: Any, states: Tensor, layer: int) -> Tensor:
@@ -60,7 +60,7 @@ def hidden_cosines(step: Step, learned: Any) -> Tensor:
 def aligned(step: Step, learned: Any, distance: Pairwise = square) -> Tensor:
     """CoFi: the least sum over all strictly increasing maps."""
     depth = len(step.student.hidden_states) - 1
-    maps = itertools.combinations(range(1, len(step.taught().hidden_states)), depth)
+    maps = itertools.combinations(range(1, len(step.require_teacher().hidden_states)), depth)
     sums = [
         sum((over_tokens(step, m, g, learned, distance) for m, g in enumerate(chosen, 1)), torch.zeros(()))
         for chosen in maps
@@ -69,7 +69,7 @@ def aligned(step: Step, learned: Any, distance: Pairwise = square) -> Tensor:
 
 
 def cosine(step: Step, learned: Any) -> Tensor:
-    last, final = len(step.student.hidden_states) - 1, len(step.taught().hidden_states) - 1
+    last, final = len(step.student.hidden_states) - 1, len(step.require_teacher().hidden_states) - 1
     return over_tokens(step, last, final, None, angle)
 
 
@@ -129,7 +129,7 @@ def attention_probability_squares(step: Step, learned: Any) -> Tensor:
 
 
 def minilm(step: Step, learned: Any, g: int = 0) -> Tensor:
-    m, g = max(step.student.queries), g or max(step.taught().queries)
+    m, g = max(step.student.queries), g or max(step.require_teacher().queries)
     found = []
     for s, t in both(step):
         attention = torch.stack(relation(s.queries[m], s.keys[m], t.queries[g], t.keys[g])).mean()
@@ -144,7 +144,7 @@ def minilm_v2(
         """The heads side by side, then cut into others: `(heads, length, width)`."""
         return torch.stack(torch.cat(list(x), dim=-1).chunk(heads, dim=-1))
 
-    m, g = max(step.student.queries), g or max(step.taught().queries)
+    m, g = max(step.student.queries), g or max(step.require_teacher().queries)
     found = []
     for s, t in both(step):
         parts = [(s.queries[m], t.queries[g]), (s.keys[m], t.keys[g]), (s.values[m], t.values[g])]
@@ -180,7 +180,7 @@ def rkd(step: Step, learned: Any, of: str = "cls", weights: tuple[float, float] 
     def angles(x: list[Tensor]) -> list[Tensor]:
         return [1 - angle(x[i] - x[j], x[k] - x[j]) for i, j, k in itertools.permutations(range(len(x)), 3)]
 
-    student, teacher = points(step.student), points(step.taught())
+    student, teacher = points(step.student), points(step.require_teacher())
     return sum(
         (
             weight * torch.stack([huber(a, b) for a, b in zip(of_what(student), of_what(teacher), strict=True)]).mean()

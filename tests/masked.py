@@ -9,6 +9,7 @@ from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.pruning.costs import Costs, Target
 from hfcompress.recipe.schema import load
 from hfcompress.training import trainer as training
+from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
 from tests import factories
 
@@ -49,6 +50,6 @@ def trained(model: Any, masks: Any, data: Path, folder: Path, callbacks: Any = (
     task = task_of(folder, data)
     train = Train(**({"epochs": 3.0, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1} | options))
     return training.train(
-        training.Objective(model, [HardLabels()], task, masks=masks), train, rows=rows_of(task),
+        Objective(model, [HardLabels()], task, masks=masks), train, rows=rows_of(task),
         tokenizer=factories.tokenizer(), checkpoints=folder / "checkpoints", seed=7, callbacks=callbacks,
     )  # fmt: skip

@@ -95,7 +95,7 @@ def repadded(given: Step, junk: float) -> Step:
             tensor[row].narrow(axis - 1, length, LONGEST - length).fill_(junk)
         return tensor
 
-    return replace(given, student=changed(given.student, fill), teacher=changed(given.taught(), fill))
+    return replace(given, student=changed(given.student, fill), teacher=changed(given.require_teacher(), fill))
 
 
 def widened(given: Step, more: int) -> Step:
@@ -107,7 +107,7 @@ def widened(given: Step, more: int) -> Step:
     labels = given.labels
     if labels is not None and labels.dim() == 2:
         labels = F.pad(labels, (0, more), value=-100)
-    return replace(given, student=changed(given.student, pad), teacher=changed(given.taught(), pad),
+    return replace(given, student=changed(given.student, pad), teacher=changed(given.require_teacher(), pad),
                    mask=F.pad(given.mask, (0, more)), labels=labels)  # fmt: skip
 
 
@@ -119,7 +119,9 @@ def part(given: Step, some: slice) -> Step:
         return Observed(seen.logits[some], tuple(t[some] for t in seen.hidden_states), *layers)
 
     labels = None if given.labels is None else given.labels[some]
-    return replace(given, student=of(given.student), teacher=of(given.taught()), mask=given.mask[some], labels=labels)
+    return replace(
+        given, student=of(given.student), teacher=of(given.require_teacher()), mask=given.mask[some], labels=labels
+    )
 
 
 def rows(seen: Observed) -> Iterator[Observed]:

@@ -28,7 +28,7 @@ FORMAT = 2
 """Of the identity and the files; answers of an earlier one are never used again."""
 
 
-def answers_of(
+def fill_teacher_cache(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
@@ -125,12 +125,12 @@ def _fill(
     """Every process answers its share of the batches."""
     import torch
 
-    from hfcompress.training.trainer import batches
+    from hfcompress.training.batches import make_batches
 
     state = process_state()
     model = model.to(state.device).eval()
     needs = frozenset({"hidden_states"} if content != "logits" else ())
-    for number, batch in enumerate(batches(rows, tokenizer, task, 64)):
+    for number, batch in enumerate(make_batches(rows, tokenizer, task, 64)):
         if number % state.num_processes != state.process_index:
             continue
         tokens = {name: value.to(state.device) for name, value in batch.items()}

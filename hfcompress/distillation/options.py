@@ -39,14 +39,14 @@ class DistillationOptions(StrictModel):
     at and there is more than one epoch; `cls` and `hidden_states` keep those too."""
 
     @property
-    def asks(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether any loss needs a teacher."""
         return any(loss.needs_teacher for loss in self.losses)
 
     def teacher_specs(self) -> dict[Key, str]:
         """The teachers' names, by the keys that spell them."""
         names = self.teacher.models
-        if not self.asks:
+        if not self.needs_teacher:
             return {}
         return (
             {("teacher",): names[0]} if len(names) == 1 else {("teacher", "models", i): x for i, x in enumerate(names)}
@@ -57,40 +57,43 @@ class DistillationOptions(StrictModel):
         """What the losses look at besides logits."""
         return frozenset[str]().union(*(loss.needs for loss in self.losses))
 
-    def kept(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
+    def cache_content(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
         """What of the teacher's answers is kept on disk; None where it is asked live."""
         if self.teacher_cache == "auto":
             again = rows is not None and train.rows_seen(rows, processes) > rows
             return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
-    def taught_problems(self, student: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
+    def teacher_problems(self, student: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         """What cannot work, of the teachers whose shapes are known."""
         found = [*cache_problems(self, task.head), *self._idle_problems()]
         for index, loss in enumerate(self.losses):
             found += [replace(p, key=("losses", index, *p.key)) for p in loss.task_problems(task)]
-        if not self.asks:
+        if not self.needs_teacher:
             return found
         for index, name in enumerate(self.teacher.models):
             teacher = known.get(name)
             if teacher is not None:
                 if student.usable_positions >= task.max_length:
                     found += [replace(p, key=("teacher",)) for p in length_problems(name, teacher, task)]
-                found += self.meeting_problems(student, teacher, first=index == 0)
+                found += self.compatibility_problems(student, teacher, first=index == 0)
         return found
 
     def _idle_problems(self) -> list[Problem]:
         """Options that would change nothing."""
         found = []
-        if not self.asks and self.says("teacher"):
-            message = f"no loss asks a teacher, so `teacher: {', '.join(self.teacher.models)}` changes nothing"
-            found.append(Problem(message, "leave it out, or add a loss that asks (soft_labels)", ("teacher",)))
+        if not self.needs_teacher and self.says("teacher"):
+            message = f"no loss needs a teacher, so `teacher: {', '.join(self.teacher.models)}` changes nothing"
+            found.append(Problem(message, "leave it out, or add a loss that needs one (soft_labels)", ("teacher",)))
         if self.layer_map != "uniform" and not self._layered:
             message = "no loss compares layers pair by pair, so `layer_map` changes nothing"
             found.append(Problem(message, "leave it out, or add such a loss (hidden_states)", ("layer_map",)))
-        if not self.asks and self.teacher_cache not in ("auto", "off"):
-            message = "no loss asks a teacher, so there are no answers to keep"
-            found.append(Problem(message, "leave it out, or add a loss that asks (soft_labels)", ("teacher_cache",)))
+        if not self.needs_teacher and self.teacher_cache not in ("auto", "off"):
+            message, fix = (
+                "no loss needs a teacher, so there are no answers to keep",
+                "leave it out, or add soft_labels",
+            )
+            found.append(Problem(message, fix, ("teacher_cache",)))
         asked = any(loss.needs_teacher and loss.needs_logits for loss in self.losses)
         if len(self.teacher.models) > 1 and not asked:
             message = "no loss looks at logits, and all teachers but the first are asked for theirs alone"
@@ -101,7 +104,7 @@ class DistillationOptions(StrictModel):
     def _layered(self) -> bool:
         return any(loss.needs and loss.mapped for loss in self.losses)
 
-    def meeting_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
+    def compatibility_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
         """Why this teacher cannot teach this student; all but the first are asked for their logits alone."""
         if teacher.head != student.head:  # what it lacks is told apart from this
             teacher = replace(teacher, head=student.head, labels=student.labels)
@@ -128,19 +131,19 @@ def _not_dynamic(index: int, loss: Loss) -> Problem:
     return Problem(message, "leave it out, or name another map", ("losses", index))
 
 
-def cache_problems(taught: DistillationOptions, head: str) -> list[Problem]:
+def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
     """Why the answers cannot be kept as the recipe says."""
-    kept, key = taught.teacher_cache, ("teacher_cache",)
+    kept, key = options.teacher_cache, ("teacher_cache",)
     if kept in ("auto", "off"):
         return []
     if head == "mask":
         return [Problem("the answers of a fill-mask teacher are as wide as its vocabulary", "say `off`", key)]
-    inside = sorted(taught.needs - {"hidden_states"})
+    inside = sorted(options.needs - {"hidden_states"})
     if inside:
         return [Problem(f"a loss looks at {', '.join(inside)}, which are never kept", "say `off`", key)]
-    if "hidden_states" in taught.needs and kept == "logits":
+    if "hidden_states" in options.needs and kept == "logits":
         return [Problem("a loss looks at hidden states, and logits alone are kept", "say `hidden_states`", key)]
-    whole = [loss.name for loss in taught.losses if "hidden_states" in loss.needs and not loss.first_token_only]
+    whole = [loss.name for loss in options.losses if "hidden_states" in loss.needs and not loss.first_token_only]
     if kept == "cls" and whole:
         return [Problem(f"{whole[0]} looks at every token, and the first alone is kept", "say `hidden_states`", key)]
     return []

@@ -35,7 +35,7 @@ class Recover(Train, DistillationOptions):
     def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         """What cannot work when a model of this shape is trained."""
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
-        return [*self.taught_problems(shape, known, task), *named, *self._adapter_problems()]
+        return [*self.teacher_problems(shape, known, task), *named, *self._adapter_problems()]
 
     def _adapter_problems(self) -> list[Problem]:
         return [replace(p, key=("lora", *p.key)) for p in init_problems(self.lora)]

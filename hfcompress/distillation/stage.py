@@ -9,13 +9,13 @@ from hfcompress.context import Stage, StageContext, StageResult, require_trainab
 from hfcompress.data.tasks import AnyTask
 from hfcompress.data.texts import texts_of
 from hfcompress.distillation.augmentation.options import Augment, augment_problems, augmented_rows
-from hfcompress.distillation.engine import teach
+from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
-from hfcompress.training.task_heads import has_head, load_for
+from hfcompress.training.task_heads import has_task_head, load_with_task_head
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.logging import log
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfcompress.data.task import Task
-    from hfcompress.distillation.local_checks import Locals
+    from hfcompress.local_models import LocalModels
 
 
 class Distill(Stage, DistillationOptions):
@@ -51,17 +51,17 @@ class Distill(Stage, DistillationOptions):
         if self.task is not None:
             found += self.task.problems()
         if self.augment:
-            found += self.augment.problems(task, self.asks)
+            found += self.augment.problems(task, self.needs_teacher)
         found += self.train.problems(task)
         if task.streamed and self.student and self.student.vocabulary == "corpus":
             message = "a corpus that is streamed is not read through for the tokens that it uses"
             found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
-            found += self.taught_problems(self.plan(shape), known, task)
+            found += self.teacher_problems(self.plan(shape), known, task)
         return found
 
-    def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.distillation.local_checks import local_taught_problems
+    def local_problems(self, models: LocalModels) -> list[Problem]:
+        from hfcompress.distillation.teacher_checks import local_teacher_problems
 
         student, found = models.named.get(self.starts_from), super().local_problems(models)
         if found or student is None:
@@ -70,7 +70,7 @@ class Distill(Stage, DistillationOptions):
             found += models.vocabulary_problems(student, ("student", "vocabulary"))
         if self.augment:
             found += augment_problems(self.augment, models)
-        return [*found, *local_taught_problems(self, student, models)]
+        return [*found, *local_teacher_problems(self, student, models)]
 
     @property
     def starts_from(self) -> str:
@@ -94,7 +94,7 @@ class Distill(Stage, DistillationOptions):
         return self.task or task
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
-        from hfcompress.training.lora import add_lora, merged
+        from hfcompress.training.lora import add_lora, merge_adapters
 
         origin = context.artifact(self.student.origin, parent) if self.student else parent
         require_trainable(origin, self.kind)
@@ -103,18 +103,20 @@ class Distill(Stage, DistillationOptions):
             raw, facts["augment"] = augmented_rows(self.augment, self, parent, context)
         tokenizer, model = load_tokenizer(origin.path, context.task), self._with_head(origin, parent, context)
         if self.student is not None:
-            fresh_head = not has_head(read_config(origin.path), context.task)
+            fresh_head = not has_task_head(read_config(origin.path), context.task)
             model, tokenizer, facts["student"] = self._student(self.student, model, tokenizer, context, raw, fresh_head)
         lora = self.student.lora if self.student else None
         student = add_lora(model, lora) if lora else model
-        facts |= teach(student, self, self.train, parent, context, tokenizer, raw)
-        return context.finish(merged(model) if lora else model, tokenizer, facts)
+        facts |= train_student(student, self, self.train, parent, context, tokenizer, raw)
+        return context.finish(merge_adapters(model) if lora else model, tokenizer, facts)
 
     def _with_head(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
         """The model that the student starts from; a new head has the labels of the source, or of a teacher."""
         teachers = [context.artifact(name, parent) for name in self.teacher_specs().values()]
-        labelled = (model for model in (context.source, *teachers) if has_head(read_config(model.path), context.task))
-        return load_for(context.task, origin, fresh=True, like=next(labelled, None))
+        labelled = (
+            model for model in (context.source, *teachers) if has_task_head(read_config(model.path), context.task)
+        )
+        return load_with_task_head(context.task, origin, fresh=True, like=next(labelled, None))
 
     def _student(
         self,
@@ -150,7 +152,7 @@ class Distill(Stage, DistillationOptions):
         return origin, tokenizer, report
 
     def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:
-        from hfcompress.training import trainer as training
+        from hfcompress.training.batches import make_batches
 
         rows = context.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))
-        return training.batches(rows, tokenizer, context.task)
+        return make_batches(rows, tokenizer, context.task)

@@ -1,6 +1,7 @@
-"""Why a teacher cannot teach a student, as far as configs, tokenizers and encoded rows tell.
+"""Finds why a teacher cannot teach a student, from configs, tokenizers and encoded rows; no model is run.
 
-`check` asks before anything runs, of what lies on this machine; a run asks again, of all models and all rows.
+`check` applies these rules to the models on this machine (`local_teacher_problems`); a run applies them again, to all
+models and all rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.labels import require_same_labels
 from hfcompress.data.reading import behaviour_of, inputs_hash, split_alike, splitting_of, words_of
 from hfcompress.models.shape import Shape
-from hfcompress.training.task_heads import has_head
+from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Problem
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
     from hfcompress.data.task import Task
     from hfcompress.distillation.options import DistillationOptions
+    from hfcompress.local_models import LocalModel, LocalModels
 
 
 def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Task) -> list[Problem]:
-    """That teacher and student do not mean the same by a label's id.
+    """Reports labels that teacher and student give different ids.
 
     Args:
-        name: The teacher's.
+        name: The teacher's name.
         theirs: Its label names and ids.
         labels: The student's.
         task: The task.
@@ -41,7 +43,7 @@ def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, in
 
 
 def length_problems(name: str, teacher: Shape, task: Task) -> list[Problem]:
-    """That the task's rows are longer than the teacher can read."""
+    """Reports a `max_length` that is more than the teacher can read."""
     limit = teacher.usable_positions
     if task.max_length <= limit:
         return []
@@ -55,12 +57,12 @@ def same_inputs(
     rows: Mapping[str, Any],
     theirs: Mapping[str, Any],
 ) -> bool:
-    """Whether two tokenizers make the same inputs of the same rows, so that student and teacher share batches.
+    """True if two tokenizers make the same inputs of these rows: student and teacher can then share batches.
 
     Args:
-        student, teacher: Their tokenizers.
-        rows: Encoded rows of each split, made with the student's; a stream is not read.
-        theirs: The same rows, made with the teacher's.
+        student, teacher: The tokenizers.
+        rows: Rows of each split, encoded with the student's tokenizer; a stream is not read.
+        theirs: The same rows, encoded with the teacher's.
     """
     if rows is theirs:
         return True
@@ -73,7 +75,7 @@ def same_inputs(
 
 
 def same_behaviour(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers make the same inputs of every text, so that no rows need be compared."""
+    """True if two tokenizers make the same inputs of every text: then no rows need to be compared."""
     return behaviour_of(student) == behaviour_of(teacher)
 
 
@@ -83,19 +85,19 @@ def reading_problems(
     teacher: PreTrainedTokenizerBase,
     rows: Any,
     theirs: Any,
-    taught: DistillationOptions,
+    options: DistillationOptions,
     head: str,
     first: bool,
 ) -> list[Problem]:
-    """Why a teacher that is given other inputs than the student cannot teach it.
+    """Reports why a teacher whose inputs are not the student's cannot teach it.
 
     Args:
-        name: The teacher's.
-        student, teacher: Their tokenizers.
-        rows, theirs: The same train rows, encoded with each.
-        taught: The losses.
-        head: The task's.
-        first: Whether layers of this teacher are looked at.
+        name: The teacher's name.
+        student, teacher: The tokenizers.
+        rows, theirs: The same train rows, encoded with each of them.
+        options: The losses.
+        head: The kind of the task's head.
+        first: True for the first teacher, the only one whose layers are compared.
     """
     if head == "mask":
         message = (
@@ -103,7 +105,7 @@ def reading_problems(
             "raw text compares what they say of each token"
         )
         return [Problem(message, "use a teacher with the same tokenizer, and `vocabulary: keep`")]
-    layers = first and bool(taught.needs)
+    layers = first and bool(options.needs)
     if (not layers and head == "sequence") or split_alike(student, teacher, rows, theirs):
         return []
     if layers:
@@ -116,10 +118,53 @@ def reading_problems(
 
 
 def head_problems(name: str, config: Mapping[str, Any], task: Task) -> list[Problem]:
-    """That a teacher's head, as its config tells, is one for another task."""
-    if has_head(config, task):
+    """Reports a teacher whose config says that its head is for another task."""
+    if has_task_head(config, task):
         return [replace(p, message=f"the teacher {name}: {p.message}", key=()) for p in task.head_problems(config)]
     if not config.get("architectures"):
         return []
     message = f"the teacher {name} is a {config['architectures'][0]}, it has no head for {task.type}"
     return [Problem(message, "put a `finetune` stage first, or name a model that was fine-tuned for this task")]
+
+
+def local_teacher_problems(options: DistillationOptions, student: LocalModel, models: LocalModels) -> list[Problem]:
+    """Reports why teachers on this machine cannot teach a student that starts from a model on it.
+
+    Returns:
+        The problems; their keys are paths inside the block that has the losses and the teacher.
+    """
+    found = list[Problem]()
+    if models.readable:
+        for number, loss in enumerate(options.losses):
+            found += [
+                replace(p, key=("losses", number, *p.key)) for p in loss.task_problems(models.task, models.labels)
+            ]
+    for index, (key, name) in enumerate(options.teacher_specs().items()):
+        teacher = models.named.get(name)
+        if teacher is None:
+            continue
+        problems = list[Problem]()
+        needs_head = models.task.head != "mask" or any(loss.needs_logits for loss in options.losses)
+        if teacher.config is not None and needs_head:
+            problems += head_problems(name, teacher.config, models.task)
+        if models.readable and teacher.labels is not None and models.task.head in ("sequence", "token"):
+            problems += label_problems(name, teacher.labels, models.labels, models.task)
+        if models.readable and not problems and teacher.directory != student.directory:
+            problems += _local_reading_problems(name, teacher, student, models, options, first=index == 0)
+        found += [replace(problem, key=key) for problem in problems]
+    return found
+
+
+def _local_reading_problems(
+    name: str, teacher: LocalModel, student: LocalModel, models: LocalModels, options: DistillationOptions, first: bool
+) -> list[Problem]:
+    try:
+        tokenizers = models.tokenizer(student), models.tokenizer(teacher)
+        if same_behaviour(*tokenizers):
+            return []
+        rows, theirs = models.rows(student), models.rows(teacher)
+    except HfcompressError as error:
+        return error.problems
+    if same_inputs(*tokenizers, rows, theirs):
+        return []
+    return reading_problems(name, *tokenizers, rows["train"], theirs["train"], options, models.task.head, first)

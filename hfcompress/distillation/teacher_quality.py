@@ -1,4 +1,4 @@
-"""Whether a teacher is better than chance, told with its uncertainty."""
+"""Refuses a teacher that is not better than chance."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ if TYPE_CHECKING:
     from hfcompress.distillation.teachers import Member
 
 RARE = 0.8
-"""The share of one class from which a data set is called imbalanced."""
+"""From this share of one class on, a data set is called imbalanced."""
 
 
-def examined(member: Member, dev: Any, task: Task, tuned_here: bool) -> float | None:
-    """The teacher's dev score, where a paired bootstrap over the judged units finds it better than chance.
+def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here: bool) -> float | None:
+    """Scores a teacher on dev, and compares it with the best answers without the texts by a paired bootstrap.
+
+    All processes of a distributed run share the rows.
 
     Args:
         member: The teacher.
         dev: Dev rows, encoded with its own tokenizer.
         task: The task.
-        tuned_here: Whether a `finetune` stage of this recipe made it.
+        tuned_here: True if a `finetune` stage of this recipe made it.
 
     Returns:
-        The score; None where the task asks for nothing (raw text without masks).
+        The score; None if the task has no answers to compare (raw text without masks).
 
     Raises:
-        HfcompressError: where the difference to the best blind answers is not above 0 with 95% certainty.
+        HfcompressError: if the difference in score is not above 0 with 95% certainty.
     """
-    from hfcompress.training import trainer as training
+    from hfcompress.training.evaluate import judge
 
     assert member.model is not None
     if not task.has_labels:
         return None
-    predictions, references, features = training.judged(member.model, dev, member.tokenizer, task)
+    predictions, references, features = judge(member.model, dev, member.tokenizer, task, shared=True)
     blind = task.blind(references, features)
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
@@ -50,7 +52,7 @@ def examined(member: Member, dev: Any, task: Task, tuned_here: bool) -> float | 
 
 
 def _ways_out(task: Task, blind: Any, references: Any, tuned_here: bool) -> list[str]:
-    """What helps a teacher that is at chance, a line each."""
+    """Lists what helps a teacher that is at chance."""
     if tuned_here:
         found = [
             "its `finetune` stage did not teach it: train longer, with another learning rate, or another base model"

@@ -1,8 +1,8 @@
-"""Who teaches: one model or several, live or from a cache of their answers."""
+"""The teachers of a student: one model or several, asked live or read from a cache of their outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hfcompress.distillation.teacher_cache import Answers
 from hfcompress.models.forward import Observed, observe
-from hfcompress.training.loss import TAUGHT
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -20,22 +19,20 @@ if TYPE_CHECKING:
 
     from hfcompress.data.task import Task
 
-_NOT_ASKED = ("labels", "index")
-
 
 class Teachers(StrictModel):
     """One teacher or an ensemble.
 
-    The student learns from the combined logits; losses that look at layers look at those of the first.
+    The student learns from the combined logits; losses on layers use the layers of the first teacher.
     """
 
     models: list[str] = Field(min_length=1)
-    """Each `source`, `parent`, `model` (the recipe's own), an earlier stage such as `01-distill` (a teacher assistant),
-    a directory (a peft adapter's too) or a Hub id."""
+    """Each is `source`, `parent`, `model` (the recipe's own), an earlier stage such as `01-distill` (a teacher
+    assistant), a directory (also of a peft adapter) or a Hub id."""
     combine: Literal["mean", "confidence"] = "mean"
     """`mean` of the logits; `confidence` weighs each row (or token) by one over the entropy of the teacher's answer."""
     weights: list[Annotated[float, Field(gt=0)]] | None = None
-    """One factor a teacher in the mean."""
+    """The weight of each teacher in the mean."""
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Teachers:
@@ -54,16 +51,47 @@ AnyTeachers = Annotated[Teachers, BeforeValidator(_parse)]
 """A name, a list of names, or `{models, combine, weights}`."""
 
 
-@dataclass
-class Member:
-    """A teacher at work.
+@dataclass(frozen=True)
+class TeacherBatch:
+    """What travels with a batch for one teacher: its cached outputs, or its own tokens, or nothing.
+
+    accelerate and the data loader move whatever has `to` and `pin_memory`.
 
     Attributes:
-        stage: What the recipe calls it.
-        model: The model; None where all that is asked of it is in `answers`.
+        logits: Cached logits, `(batch, labels)` or `(batch, length, labels)`; None if the model is asked.
+        hidden_states: Cached hidden states, `(batch, layers + 1, length, hidden)`, or of the first token alone; None
+            if no loss needs them.
+        tokens: The tokens of these rows as the teacher's own tokenizer makes them; None if it reads the student's.
+    """
+
+    logits: Tensor | None = None
+    hidden_states: Tensor | None = None
+    tokens: Mapping[str, Tensor] | None = None
+
+    def to(self, device: Any, non_blocking: bool = False) -> TeacherBatch:
+        """Copies its tensors to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TeacherBatch:
+        """Copies its tensors to pinned memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TeacherBatch:
+        tokens = None if self.tokens is None else {name: change(tensor) for name, tensor in self.tokens.items()}
+        logits, states = (None if tensor is None else change(tensor) for tensor in (self.logits, self.hidden_states))
+        return TeacherBatch(logits, states, tokens)
+
+
+@dataclass
+class Member:
+    """One teacher of an ensemble.
+
+    Attributes:
+        stage: Its name in the recipe.
+        model: The model; None if all that is needed of it is in `answers`.
         tokenizer: Its own.
-        rows: The train rows as its own tokenizer encodes them; None where the student's rows are the same.
-        answers: Its cached answers.
+        rows: The train rows as its own tokenizer encodes them; None if the student's rows are the same.
+        answers: Its cached outputs.
     """
 
     stage: str
@@ -72,87 +100,95 @@ class Member:
     rows: datasets.Dataset | None = None
     answers: Answers | None = None
 
-    def look(self, tokens: Mapping[str, Tensor], needs: frozenset[str], layers: frozenset[int] | None) -> Observed:
-        """The live model's forward pass over a batch that its own tokenizer made."""
+    def prepare(self, rows: Tensor, length: int, multiple: int | None, task: Task) -> TeacherBatch:
+        """Reads the cached outputs for some rows, or batches their own tokens; the arguments are the ensemble's."""
         import torch
 
+        if self.answers is not None:
+            found = {name: torch.from_numpy(values) for name, values in self.answers.of(rows.numpy(), length).items()}
+            return TeacherBatch(found["logits"], found.get("hidden_states", found.get("cls")))
+        if self.rows is None:
+            return TeacherBatch()
+        batch = task.batch(self.rows.__getitems__(rows.tolist()), self.tokenizer, multiple)
+        return TeacherBatch(tokens={name: value for name, value in batch.items() if name not in ("labels", "index")})
+
+    def ask(
+        self, tokens: Mapping[str, Tensor], own: TeacherBatch, needs: frozenset[str], layers: frozenset[int] | None
+    ) -> Observed:
+        """Returns the cached outputs for a batch, or runs the model on it without gradients."""
+        import torch
+
+        if own.logits is not None:
+            return Observed(own.logits, () if own.hidden_states is None else tuple(own.hidden_states.unbind(1)))
         assert self.model is not None
         with torch.no_grad():
-            return observe(self.model, tokens, needs, layers)
+            return observe(self.model, tokens if own.tokens is None else own.tokens, needs, layers)
 
 
 class TeacherEnsemble:
-    """The teachers of a training run, asked together about each batch.
+    """The teachers of a training, asked together about each batch.
 
-    A teacher whose tokenizer makes other inputs of the rows than the student's is given its own.
+    A teacher whose tokenizer makes other inputs of the rows than the student's gets its own inputs.
     """
 
     def __init__(self, members: Sequence[Member], options: Teachers, task: Task) -> None:
         self.members, self.options, self.task = members, options, task
 
     def to(self, device: Any) -> TeacherEnsemble:
-        """Moves the live teachers to a device."""
+        """Moves the models to a device, in eval mode."""
         for member in self.members:
             if member.model is not None:
                 member.model.to(device).eval()
         return self
 
-    def attach(self, rows: Any, length: int, multiple: int | None = None) -> dict[str, Tensor]:
-        """What travels with a batch for each teacher: its cached answers, or its own tokens of the same rows.
+    def prepare(self, rows: Tensor, length: int, multiple: int | None = None) -> list[TeacherBatch]:
+        """Finds, for each teacher, what has to travel with a batch; empty if the batch itself is enough for all.
 
         Args:
             rows: `(batch,)` row numbers, on the CPU.
-            length: Tokens the student's batch is padded to.
+            length: The padded length of the student's batch.
             multiple: The padded length of a batch is a multiple of it.
         """
-        import torch
-
-        found: dict[str, Tensor] = {}
-        for index, member in enumerate(self.members):
-            own: Mapping[str, Tensor] = {}
-            if member.answers is not None:
-                own = {name: torch.from_numpy(x) for name, x in member.answers.of(rows.numpy(), length).items()}
-            elif member.rows is not None:
-                own = self.task.batch(member.rows.__getitems__(rows.tolist()), member.tokenizer, multiple)
-            found |= {f"{TAUGHT}.{index}.{name}": tensor for name, tensor in own.items() if name not in _NOT_ASKED}
-        return found
+        if all(member.answers is None and member.rows is None for member in self.members):
+            return []
+        return [member.prepare(rows, length, multiple, self.task) for member in self.members]
 
     def ask(
-        self, batch: Mapping[str, Tensor], needs: frozenset[str] = frozenset(), layers: frozenset[int] | None = None
+        self,
+        tokens: Mapping[str, Tensor],
+        prepared: Sequence[TeacherBatch] = (),
+        needs: frozenset[str] = frozenset(),
+        layers: frozenset[int] | None = None,
     ) -> Observed:
-        """What the teachers show of a batch that `attach` has been through.
+        """Finds the teachers' outputs for a batch.
 
         Args:
-            batch: Token tensors and attached answers.
-            needs: What is looked at besides logits, of the first teacher.
+            tokens: The student's token tensors.
+            prepared: What `prepare` found for this batch.
+            needs: What losses are computed from besides logits; of the first teacher.
             layers: The layers whose projections are kept.
         """
-        tokens = {name: value for name, value in batch.items() if not name.startswith(TAUGHT)}
-        seen = []
-        for index, member in enumerate(self.members):
-            own = {
-                name.rpartition(".")[2]: value for name, value in batch.items() if name.startswith(f"{TAUGHT}.{index}.")
-            }
-            if "logits" in own:
-                states = own.get("hidden_states", own.get("cls"))
-                seen.append(Observed(own["logits"], () if states is None else tuple(states.unbind(1))))
-            else:
-                seen.append(member.look(own or tokens, needs if index == 0 else frozenset(), layers))
-        if len(seen) == 1:
-            return seen[0]
-        return replace(seen[0], logits=combined([s.logits for s in seen], self.options, self.task.head))
+        own = prepared or [TeacherBatch()] * len(self.members)
+        outputs = [
+            member.ask(tokens, batch, needs if index == 0 else frozenset(), layers)
+            for index, (member, batch) in enumerate(zip(self.members, own, strict=True))
+        ]
+        if len(outputs) == 1:
+            return outputs[0]
+        logits = combine_logits([output.logits for output in outputs], self.options, self.task.head)
+        return replace(outputs[0], logits=logits)
 
 
-def combined(logits: Sequence[Tensor], options: Teachers, head: str) -> Tensor:
-    """One set of logits from several teachers'.
+def combine_logits(logits: Sequence[Tensor], options: Teachers, head: str) -> Tensor:
+    """Computes the weighted mean of several teachers' logits, `Σ w_k z_k / Σ w_k`.
 
-    `Σ w_k z_k / Σ w_k`; with `confidence` the weights are also divided by each answer's entropy (Kwon et al. 2020,
-    Adaptive Knowledge Distillation Based on Entropy, ICASSP).
+    With `combine: confidence` each weight is divided by the entropy of the answer (Kwon et al. 2020, Adaptive
+    Knowledge Distillation Based on Entropy, ICASSP).
 
     Args:
-        logits: Of equal shapes.
+        logits: One tensor a teacher, of equal shapes.
         options: How to combine them.
-        head: A key of `HEADS`: a span head's distributions lie along the length.
+        head: A key of `TASK_HEADS`: the distributions of a span head are over the tokens.
     """
     import torch
 

@@ -30,8 +30,10 @@ def describe_length(train: Train) -> str:
 
 
 def describe_teachers(options: DistillationOptions) -> str:
-    """Names the teachers, or the labels if no loss asks a teacher."""
-    return " and ".join(code(shown_name(name)) for name in options.teacher.models) if options.asks else "labels"
+    """Names the teachers, or the labels if no loss needs a teacher."""
+    if not options.needs_teacher:
+        return "labels"
+    return " and ".join(code(shown_name(name)) for name in options.teacher.models)
 
 
 def shown_name(name: str) -> str:

@@ -11,12 +11,12 @@ from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
-from hfcompress.training.task_heads import label_names, load_for
+from hfcompress.training.task_heads import label_names, load_with_task_head
 from hfcompress.utils.errors import Problem
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
-    from hfcompress.distillation.local_checks import Local, Locals
+    from hfcompress.local_models import LocalModel, LocalModels
 
 
 class Finetune(Stage):
@@ -36,14 +36,14 @@ class Finetune(Stage):
     def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
         return [*self.train.problems(task), *self._loss.task_problems(task)]
 
-    def local_problems(self, models: Locals) -> list[Problem]:
+    def local_problems(self, models: LocalModels) -> list[Problem]:
         found = super().local_problems(models)
         start = models.named.get(self.starts_from)
         if not found and start is not None and models.readable:
             found = self._loss.task_problems(models.task, self.labels_of(start, models))
         return found
 
-    def labels_of(self, start: Local, models: Locals) -> Mapping[str, int]:
+    def labels_of(self, start: LocalModel, models: LocalModels) -> Mapping[str, int]:
         """The label names and ids of the head that the stage trains."""
         if self.train.epochs == 0 and start.labels is not None:
             return start.labels
@@ -61,15 +61,17 @@ class Finetune(Stage):
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         require_trainable(parent, self.kind)
-        from hfcompress.training import trainer as training
+        from hfcompress.training import trainer
+        from hfcompress.training.objective import Objective
 
         tokenizer = load_tokenizer(parent.path, context.task)
         # Nothing is trained where epochs is 0: the model's own head is taken.
-        model = load_for(context.task, parent, fresh=self.train.epochs > 0)
+        model = load_with_task_head(context.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
         rows = {split: context.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
-        dev = training.train(
-            training.Objective(model, [self._loss], context.task, states=[self._loss.state_of(rows["train"], labels)]),
+        state = self._loss.state_of(rows["train"], labels)
+        dev = trainer.train(
+            Objective(model, [self._loss], context.task, states=[state]),
             self.train,
             rows=rows,
             tokenizer=tokenizer,

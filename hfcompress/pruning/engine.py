@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext, StageResult
 from hfcompress.data.texts import texts_of
-from hfcompress.distillation.engine import teach
+from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.recovery import Recover
 from hfcompress.models.artifact import Artifact, load_model, load_tokenizer, save_model
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.pruning.criteria.base import LearnedCriterion
 from hfcompress.pruning.schedules import Gradual, Iterative, Lottery
 from hfcompress.pruning.select import Cutting
-from hfcompress.training.checkpoints import seal, sealed
+from hfcompress.training.checkpoints import is_sealed, seal
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.files import new_directory
 from hfcompress.utils.logging import log
@@ -161,20 +161,20 @@ class Pruning:
     ) -> PreTrainedModel:
         """The model after a training, which keeps its checkpoints in a directory of this name; its zeros stay zero."""
         from hfcompress.pruning.sparsity import KeptZeros
-        from hfcompress.training.lora import add_lora, merged
+        from hfcompress.training.lora import add_lora, merge_adapters
 
         if masks is None and self.options.weights:
             masks = KeptZeros(model)
         context = self.context.at(name) if name else self.context
         if training.lora:
             add_lora(model, training.lora)
-        found = teach(model, training, training, self.parent, context, self.tokenizer, masks=masks)
+        found = train_student(model, training, training, self.parent, context, self.tokenizer, masks=masks)
         self.facts.update(found)
-        return merged(model) if training.lora else model
+        return merge_adapters(model) if training.lora else model
 
     def _made(self, name: str) -> bool:
         """Whether a step was done before; the first process says it, so that all of them go the same way."""
-        return bool(agreed(sealed(place := self.context.directory / name) and (place / FACTS).is_file()))
+        return bool(agreed(is_sealed(place := self.context.directory / name) and (place / FACTS).is_file()))
 
     def _load(self, name: str) -> PreTrainedModel:
         """A model that was kept; what was noted and decided until then is known again."""

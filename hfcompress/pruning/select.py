@@ -286,13 +286,13 @@ class Cutting:
 
     def _batches(self, count: int) -> list[dict[str, Tensor]]:
         """At most so many rows of the train split, in batches."""
-        from hfcompress.training import trainer as training
+        from hfcompress.training.batches import make_batches
 
         if count not in self._kept:
             rows = self.context.sample(count, self.tokenizer, self.labels, self._seed)
             criterion = self.options.criterion
             size = criterion.batch_size if isinstance(criterion, DataCriterion) else BATCH
-            self._kept[count] = list(training.batches(rows, self.tokenizer, self.context.task, size))
+            self._kept[count] = list(make_batches(rows, self.tokenizer, self.context.task, size))
         return self._kept[count]
 
     @property

@@ -43,7 +43,7 @@ def sensitivity(
         for each layer's weights, the metric at each share.
     """
     from hfcompress.pruning.gates import gated
-    from hfcompress.training.trainer import score
+    from hfcompress.training.evaluate import score
 
     depth = len(scores.heads)
     log.info(f"prune: sensitivity of {depth} layers, {2 * depth * len(shares) + 1} scorings of {len(rows)} dev rows")

@@ -25,7 +25,7 @@ from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
-    from hfcompress.distillation.local_checks import Locals
+    from hfcompress.local_models import LocalModels
 
 
 class Sensitivity(StrictModel):
@@ -268,8 +268,8 @@ class Prune(Stage):
                     return [replace(problem, key=("weights",))]
         return []
 
-    def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.distillation.local_checks import local_taught_problems
+    def local_problems(self, models: LocalModels) -> list[Problem]:
+        from hfcompress.distillation.teacher_checks import local_teacher_problems
 
         start, found = models.named.get("parent"), super().local_problems(models)
         if found or start is None:
@@ -278,7 +278,7 @@ class Prune(Stage):
             found += models.vocabulary_problems(start, ("vocabulary",))
         for key in ("train", "recover"):
             training: Recover | None = getattr(self, key)
-            problems = local_taught_problems(training, start, models) if training else []
+            problems = local_teacher_problems(training, start, models) if training else []
             found += [replace(problem, key=(key, *problem.key)) for problem in problems]
         return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext, StageResult
-from hfcompress.distillation.engine import teach
+from hfcompress.distillation.engine import train_student
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, save_model
 from hfcompress.models.dummy_inputs import probe_inputs
 from hfcompress.quantization.backends.base import Work
@@ -74,7 +74,7 @@ class Quantizing:
         tokenizer = load_tokenizer(self.parent.path, self.context.task)
         work = self.work(self.parent.path, self.context.model_directory)
         masks = self.options.backend.masks(model, work, train.ranges, train.freeze)
-        found = teach(model, train, train, self.parent, self.context, tokenizer, masks=masks)
+        found = train_student(model, train, train, self.parent, self.context, tokenizer, masks=masks)
         self.facts.update(found)
         masks.settle(model)
         path = self.context.directory / "trained"
@@ -96,11 +96,11 @@ class Quantizing:
 
     def _rows(self, count: int) -> Sequence[Batch]:
         from hfcompress.measure.measure import TOKENS
-        from hfcompress.training import trainer as training
+        from hfcompress.training.batches import make_batches
 
         tokenizer = load_tokenizer(self.parent.path, self.context.task)
         rows = self.context.sample(count, tokenizer, label_ids(read_config(self.parent.path)))
-        batches = training.batches(rows, tokenizer, self.context.task, BATCH)
+        batches = make_batches(rows, tokenizer, self.context.task, BATCH)
         return [{name: batch[name].numpy() for name in TOKENS if name in batch} for batch in batches]
 
     def _texts(self, count: int) -> Sequence[str]:

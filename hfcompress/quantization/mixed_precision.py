@@ -164,18 +164,18 @@ class _Search:
         """Each linear layer quantized alone, the one that disturbs the answers most first."""
         import numpy as np
 
-        from hfcompress.training.trainer import answers
+        from hfcompress.training.evaluate import predict
 
         task, count = self.context.task, min(self.options.rows, len(self.rows.encoded))
         rows = self.rows.encoded.shuffle(seed=self.context.seed).select(range(count))
         model = load_model(self.work.source, task.auto_class)
         groups = together(model) if self.options.backend.fuses else [(path,) for path in linears(model)]
         log.info(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
-        plain, order = answers(model, rows, self.tokenizer, task)
+        plain, order = predict(model, rows, self.tokenizer, task)
         found = []
         for paths in groups:
             with self.options.backend.simulated(model, paths, self.work):
-                outputs, _ = answers(model, rows, self.tokenizer, task)
+                outputs, _ = predict(model, rows, self.tokenizer, task)
             error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
             found.append(LayerSensitivity(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
         return sorted(found, key=lambda x: -x.error)

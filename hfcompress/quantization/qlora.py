@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext, StageResult
-from hfcompress.distillation.engine import teach
+from hfcompress.distillation.engine import train_student
 from hfcompress.models.adapters import WEIGHTS
 from hfcompress.models.artifact import (
     ADAPTER,
@@ -67,7 +67,7 @@ def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: Stage
     add_lora(model, options)
     if options.init == "loftq":
         work.facts["loftq"] = _fit(model, work, options)
-    work.facts.update(teach(model, train, train, parent, context, tokenizer))
+    work.facts.update(train_student(model, train, train, parent, context, tokenizer))
     saved = list[StageResult]()
 
     def save() -> None:

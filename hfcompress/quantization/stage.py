@@ -18,7 +18,7 @@ from hfcompress.utils.errors import Key, Problem
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
-    from hfcompress.distillation.local_checks import Local, Locals
+    from hfcompress.local_models import LocalModel, LocalModels
 
 
 class Quantize(Stage):
@@ -81,17 +81,17 @@ class Quantize(Stage):
             found.append(Problem(message, fix, ("train", "ranges")))
         return found
 
-    def local_problems(self, models: Locals) -> list[Problem]:
-        from hfcompress.distillation.local_checks import local_taught_problems
+    def local_problems(self, models: LocalModels) -> list[Problem]:
+        from hfcompress.distillation.teacher_checks import local_teacher_problems
 
         start, found = models.named.get("parent"), super().local_problems(models)
         if found or start is None:
             return found
         found += self._module_problems(start, models)
-        problems = local_taught_problems(self.train, start, models) if self.train else []
+        problems = local_teacher_problems(self.train, start, models) if self.train else []
         return [*found, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
 
-    def _module_problems(self, start: Local, models: Locals) -> list[Problem]:
+    def _module_problems(self, start: LocalModel, models: LocalModels) -> list[Problem]:
         """What the backend says of modules that the recipe names."""
         if not self.backend.says(*({"skip"} & {*type(self.backend).model_fields})):
             return []

@@ -25,9 +25,9 @@ from hfcompress.context import Stage
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
 from hfcompress.data.tasks import AnyTask
-from hfcompress.distillation.local_checks import Local, Locals
 from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
+from hfcompress.local_models import LocalModel, LocalModels
 from hfcompress.measure.measure import Measure
 from hfcompress.models.adapters import is_adapter
 from hfcompress.models.artifact import label_ids, load_tokenizer
@@ -37,7 +37,7 @@ from hfcompress.pruning.stage import Prune
 from hfcompress.quantization.stage import Quantize
 from hfcompress.recipe import document
 from hfcompress.recipe.document import Document
-from hfcompress.training.task_heads import has_head
+from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
 from hfcompress.utils.places import local_path
@@ -275,7 +275,7 @@ def _local_problems(recipe: Recipe, readable: bool, download: bool) -> list[Prob
         there = {spec: local for spec in stage.specs().values() if (local := _local(spec, task))}
         here = {**there, **named, **({"parent": parent} if parent else {})}
         first = model.directory if model and task is recipe.task else None
-        models = Locals(task, here, readable and (download or is_local(task.dataset)), first)
+        models = LocalModels(task, here, readable and (download or is_local(task.dataset)), first)
         found += [replace(p, key=("stages", index, *p.key)) for p in stage.local_problems(models)]
         parent = _made(stage, here.get(stage.starts_from), models)
         changed = {name: parent} | ({} if stage.compresses else {"source": parent})
@@ -283,15 +283,15 @@ def _local_problems(recipe: Recipe, readable: bool, download: bool) -> list[Prob
     return found
 
 
-def _local(spec: str, task: Task) -> Local | None:
+def _local(spec: str, task: Task) -> LocalModel | None:
     """A model on this machine, adapters excepted."""
     if not is_local(spec) or not (model_directory(spec) / "config.json").is_file():
         return None
     config = model_config(spec)
-    return Local(model_directory(spec), label_ids(config) if has_head(config, task) else None, config)
+    return LocalModel(model_directory(spec), label_ids(config) if has_task_head(config, task) else None, config)
 
 
-def _made(stage: Stage, start: Local | None, models: Locals) -> Local | None:
+def _made(stage: Stage, start: LocalModel | None, models: LocalModels) -> LocalModel | None:
     """What a stage makes of a model, as far as it is known: its tokenizer and labels."""
     if start is None:
         return None
@@ -301,7 +301,7 @@ def _made(stage: Stage, start: Local | None, models: Locals) -> Local | None:
         labels = source.labels if source else None
     elif isinstance(stage, Finetune):
         labels = stage.labels_of(start, models) if models.readable else None
-    return Local(start.directory, labels)
+    return LocalModel(start.directory, labels)
 
 
 def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
@@ -336,7 +336,7 @@ def _trains_head(recipe: Recipe) -> bool:
 def _source_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
     """That the model has no head for the task, and no stage makes one: it is measured, and teaches."""
     named = config.get("architectures")
-    if not named or has_head(config, recipe.task) or _trains_head(recipe):
+    if not named or has_task_head(config, recipe.task) or _trains_head(recipe):
         return []
     message = f"the model is a {named[0]}, it has no head for {recipe.task.type}"
     there = isinstance(recipe.stages[0], Finetune)

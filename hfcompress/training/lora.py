@@ -108,8 +108,8 @@ def save_adapter(model: PreTrainedModel, path: Path) -> None:
     save_file(adapters, path / WEIGHTS, metadata={"format": "pt"})
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """Adds what the adapters learnt to the weights, in place; the model is stock again, and all of it trainable."""
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Merges the adapters into the weights, in place: the model is stock again, and all of it can be trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):

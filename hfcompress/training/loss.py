@@ -22,25 +22,23 @@ if TYPE_CHECKING:
     from hfcompress.models.forward import Observed
 
 
-TAUGHT = "taught"
-"""What begins the name of a tensor that travels with a batch for a teacher: `taught.0.logits`, `taught.1.input_ids`."""
 Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss sees of one training step.
+    """What a loss is computed from in one training step.
 
     Attributes:
         student: The student's forward pass, with gradients.
-        teacher: The teacher's on the same rows; None where no loss asks for one.
+        teacher: The teacher's on the same rows; None if no loss needs a teacher.
         mask: `(batch, length)`, true at real tokens.
-        labels: `(batch,)` of a sequence head; `(batch, length)` of a token or mask head, -100 where nothing is asked;
-            `(batch, 2)`, start and end, of a span head. None where the data has none.
+        labels: `(batch,)` of a sequence head; `(batch, length)` of a token or mask head, -100 where a token has no
+            label; `(batch, 2)`, start and end, of a span head. None if the data has none.
         pairs: `(m, g)`: student layer `m` learns from teacher layer `g`, both from 1.
-        task: The task: its `head`, and the loss that its labels give.
-        dynamic: Whether `pairs` are only a start, and hidden states choose their own teacher layers.
-        state: What the loss was told of the train rows by its `state_of`.
+        task: The task: its `head`, and the loss of its labels.
+        dynamic: True if `pairs` are only a start, and hidden states choose their own teacher layers.
+        state: What the loss found in the train rows with its `state_of`.
     """
 
     student: Observed
@@ -52,15 +50,15 @@ class Step:
     dynamic: bool = False
     state: Tensor | None = None
 
-    def taught(self) -> Observed:
-        """The teacher's forward pass."""
+    def require_teacher(self) -> Observed:
+        """The teacher's forward pass, for a loss that needs a teacher."""
         assert self.teacher is not None
         return self.teacher
 
 
 @dataclass(frozen=True)
 class Units:
-    """What of a batch a loss may be the mean over; each is a scalar tensor.
+    """Counts of what a loss may be the mean over in a batch; each is a scalar tensor.
 
     Attributes:
         mask: `(batch, length)`, true at real tokens.
@@ -76,29 +74,29 @@ class Units:
 
     @property
     def rows(self) -> Tensor:
-        """The rows."""
+        """The number of rows."""
         import torch
 
         return torch.tensor(float(len(self.mask)), device=self.mask.device)
 
     @property
     def tokens(self) -> Tensor:
-        """The real tokens."""
+        """The number of real tokens."""
         return self.mask.sum().float()
 
     @property
     def token_pairs(self) -> Tensor:
-        """The pairs of real tokens of a row."""
+        """The number of pairs of real tokens of the same row."""
         return self.mask.sum(1).float().pow(2).sum()
 
     @property
     def places(self) -> Tensor:
-        """Tokens and padding."""
+        """The number of tokens, padding included."""
         return self.rows * self.mask.shape[1]
 
     @property
     def labelled(self) -> Tensor:
-        """The tokens that have a label."""
+        """The number of tokens that have a label."""
         assert self.labels is not None
         return (self.labels != -100).sum().float()
 
@@ -112,13 +110,13 @@ class Ramp(StrictModel):
     """`cosine` leaves the start and reaches the end slowly."""
 
     def at(self, progress: float) -> float:
-        """The weight when a share `progress` of the steps is done."""
+        """Computes the weight when a share `progress` of the steps is done."""
         share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
         return self.start + (self.end - self.start) * share
 
 
 def _number_or_ramp(value: Any) -> Any:
-    """Tells what is wrong with one of the two things that a weight can be, not with both."""
+    """Reads a weight as a number or as a mapping, so that a mistake is told for one of the two, not for both."""
     if isinstance(value, (dict, Ramp)):
         return Ramp.model_validate(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
@@ -133,69 +131,69 @@ class Loss(Component):
     """A term of the training objective."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it looks at besides logits: `hidden_states`, `queries`, `keys`, `values`."""
+    """What it is computed from besides logits: `hidden_states`, `queries`, `keys`, `values`."""
     needs_logits: ClassVar[bool] = False
-    """Whether it looks at the logits."""
+    """True if it is computed from the logits."""
     needs_teacher: ClassVar[bool] = True
+    """True if it compares student and teacher."""
     mapped: ClassVar[bool] = True
-    """Whether it compares layers pair by pair, as the layer map says; meaningful where it has `needs`."""
-
+    """True if it compares layers pair by pair, as the layer map says; it matters only with `needs`."""
     first_token_only: ClassVar[bool] = False
-    """Whether the first token's hidden states are all it looks at of them."""
+    """True if it uses the hidden states of the first token alone."""
 
     weight: Weight = 1.0
     """The factor of this loss in the sum: a number, or `{start, end, schedule}` over the steps."""
 
     def weight_at(self, progress: float) -> float:
-        """The factor when a share `progress` of the steps is done."""
+        """Computes the factor when a share `progress` of the steps is done."""
         return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
 
     def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
-        """The layers whose insides it looks at: by default what the layer map pairs, none where it is not mapped."""
+        """Names the layers that it compares: by default the pairs of the layer map, or none if it is not `mapped`."""
         return pairs if self.mapped else ()
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
-        """Why this loss cannot compare these two models; empty where it can."""
+        """Lists why this loss cannot compare these two models."""
         return []
 
     def map_problems(self, student: Shape, teacher: Shape, pairs: Pairs) -> list[str]:
-        """Why this loss cannot be trained with these pairs of layers; empty where it can."""
+        """Lists why this loss cannot be trained with these pairs of layers."""
         return []
 
     def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
-        """Why this loss cannot be used for a task, with key paths inside of the loss; empty where it can.
+        """Lists why this loss cannot be used for a task, with key paths inside the loss.
 
         Args:
             task: The task.
-            labels: The head's label names and ids, where they are known.
+            labels: The label names and ids of the task head; None if they are not known.
         """
         return []
 
     def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
-        """What the loss needs to know of the train rows; it gets it back in each `Step`.
+        """Finds in the train rows what the loss needs in every step; each `Step` has it as `state`.
 
         Args:
             rows: Encoded train rows.
-            labels: The head's label names and ids.
+            labels: The label names and ids of the task head.
         """
         return None
 
     def units(self, batch: Units) -> Tensor:
-        """What `compute` divides by, the weight of its mean in a larger batch's: by default the rows.
+        """Counts what `compute` divides by: by default the rows.
 
-        A step's batch may be split, into accumulated batches and over processes. The mean over all of it is the sum
-        of the parts' means, each times its share of the step's units.
+        The batch of a step may be split, into accumulated batches and over processes. The mean over the whole step is
+        the sum of the parts' means, each multiplied by its share of the step's units.
         """
         return batch.rows
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        """A module that is trained with the student (a projection), or None."""
+        """Makes a module that is trained with the student (a projection), or None."""
         return None
 
     def learned_as(self, key: str) -> str:
-        """The name of what it learns. Losses that give the same name learn one module; the default is its own `key`."""
+        """Names what it learns. Losses that give the same name share one module; the default is its own `key`."""
         return key
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        """The loss, a scalar without its weight."""
+        """Computes the loss, a scalar, without its weight."""
         raise NotImplementedError

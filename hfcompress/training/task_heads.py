@@ -1,4 +1,4 @@
-"""The head that a task needs on a model that may not have it."""
+"""The task head: the layer on top of a model that answers the task."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 
-def has_head(config: Mapping[str, Any], task: Task) -> bool:
-    """Whether a config.json says that its weights end in the task's kind of head."""
+def has_task_head(config: Mapping[str, Any], task: Task) -> bool:
+    """True if a config.json says that the model has the task's kind of head."""
     return class_name_of(config).endswith(TASK_HEADS[task.head])
 
 
-def load_for(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
-    """A model with the task's head.
+def load_with_task_head(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
+    """Loads a model with the task's head.
 
     Args:
         task: The task.
-        artifact: Where the weights come from.
-        fresh: Whether a head that is missing, or has other labels, is made anew.
-        like: A model of the same task whose label names a new head takes on; the default is the data's names.
+        artifact: The model that the weights come from.
+        fresh: Make a new head if it is missing or has other labels; otherwise that is an error.
+        like: A model of the same task whose label names a new head takes; by default the data's names.
     """
     config = read_config(artifact.path)
     if not fresh:
@@ -48,8 +48,14 @@ def load_for(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None 
 
 
 def label_names(task: Task, config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> list[str]:
-    """The names of a new head's outputs, in the order of their ids; the arguments are those of `load_for`."""
-    if like is not None and has_head(like, task):
+    """Names the outputs of a new task head, in the order of their ids.
+
+    Args:
+        task: The task.
+        config: The config of the model that gets the head.
+        like: The config of a model of the same task whose label names the head takes; by default the data's names.
+    """
+    if like is not None and has_task_head(like, task):
         return in_order(label_ids(like))
     names: list[str] = task.label_names()
     own = {str(name): int(index) for index, name in (config.get("id2label") or {}).items()}

@@ -411,8 +411,8 @@ def test_what_cannot_work_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert problems(scores, {"minimum_confidence": 0.5})[0][1] == "augment.minimum_confidence"
     assert problems(classes, {"tolerance": 0.5})[0][1] == "augment.tolerance"
     alone = ("there is no teacher to ask about the new rows", "augment.minimum_confidence")
-    assert problems(classes, {"minimum_confidence": 0.5}, asks=False) == [alone]
-    assert problems(classes, {}, asks=False) == []
+    assert problems(classes, {"minimum_confidence": 0.5}, has_teacher=False) == [alone]
+    assert problems(classes, {}, has_teacher=False) == []
 
 
 def test_the_teacher_keeps_what_has_its_label_and_its_confidence(teacher: Path) -> None:

@@ -45,7 +45,7 @@ def with_maps(step: Step) -> Tensor:
     for m, g in step.pairs:
         maps = [
             seen.queries[i].double() @ seen.keys[i].double().mT / seen.queries[i].shape[-1] ** 0.5
-            for seen, i in ((step.student, m), (step.taught(), g))
+            for seen, i in ((step.student, m), (step.require_teacher(), g))
         ]
         squares = (maps[0] - maps[1]) ** 2 * pairs
         total = total + (squares.sum((0, 2, 3)) / pairs.sum()).mean()
@@ -118,7 +118,7 @@ def test_bfloat16_inputs_are_accumulated_in_float32() -> None:
         parts = ({i: t.bfloat16() for i, t in some.items()} for some in (seen.queries, seen.keys))
         return Observed(seen.logits, (), *parts)
 
-    step = Step(half(whole.student), half(whole.taught()), whole.mask, None, whole.pairs, whole.task)
+    step = Step(half(whole.student), half(whole.require_teacher()), whole.mask, None, whole.pairs, whole.task)
     assert loss("attention_scores").compute(step, None).item() == pytest.approx(with_maps(step).item(), rel=1e-5)
 
 

@@ -177,7 +177,7 @@ def test_a_token_head_without_a_label_in_the_batch_has_nothing_to_learn() -> Non
 
 def test_pkd_of_the_last_layer_alone_looks_at_it() -> None:
     seen = step(observed(layers=1), observed(layers=4, seed=1), ((1, 4),))
-    first, last = (s.hidden_states[-1][:, 0] for s in (seen.student, seen.taught()))
+    first, last = (s.hidden_states[-1][:, 0] for s in (seen.student, seen.require_teacher()))
     expected = sum(2 * literal.angle(a, b).item() for a, b in zip(first, last, strict=True)) / len(LENGTHS)
     assert value(loss("pkd"), seen) == pytest.approx(expected, rel=1e-5)
 
@@ -211,11 +211,11 @@ def test_two_equal_rows_leave_the_relational_gradient_finite() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_batch_without_relations_costs_nothing(rows: int) -> None:
-    seen = step(observed(), observed(seed=1))
+    seen, taught = step(observed(), observed(seed=1)), observed(seed=1)
     few = replace(
         seen,
         student=replace(seen.student, hidden_states=tuple(t[:rows] for t in seen.student.hidden_states)),
-        teacher=replace(seen.taught(), hidden_states=tuple(t[:rows] for t in seen.taught().hidden_states)),
+        teacher=replace(taught, hidden_states=tuple(t[:rows] for t in taught.hidden_states)),
         mask=seen.mask[:rows],
     )
     assert value(loss("rkd", distance_weight=0.0), few) == 0
@@ -361,7 +361,7 @@ def test_a_weight_is_constant_or_changes_over_the_steps() -> None:
 
 def test_weights_and_learned_modules_meet_in_the_objective() -> None:
     from hfcompress.models.shape import shape_of
-    from hfcompress.training.trainer import Objective
+    from hfcompress.training.objective import Objective
 
     parts = [
         loss("hidden_states", weight=0.5),

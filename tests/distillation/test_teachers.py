@@ -13,15 +13,18 @@ from safetensors.torch import load_file, save_file
 from hfcompress.context import StageContext
 from hfcompress.data.reading import split_alike
 from hfcompress.data.sequence import TextClassification
-from hfcompress.distillation.answers import answers_of
+from hfcompress.distillation.fill_cache import fill_teacher_cache
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.teacher_checks import same_behaviour, same_inputs
-from hfcompress.distillation.teachers import AnyTeachers, Member, TeacherEnsemble, Teachers, combined
+from hfcompress.distillation.teachers import AnyTeachers, Member, TeacherEnsemble, Teachers, combine_logits
 from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.recipe import schema as recipes
 from hfcompress.training import trainer as training
+from hfcompress.training.batches import TEACHERS, Collator, make_batches
+from hfcompress.training.evaluate import score
+from hfcompress.training.objective import Objective
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -79,8 +82,8 @@ def test_each_teacher_has_one_weight() -> None:
 
 def test_the_mean_of_two_teachers_logits() -> None:
     one, two = torch.randn(3, 4), torch.randn(3, 4)
-    assert torch.allclose(combined([one, two], Teachers(models=["a", "b"]), "sequence"), (one + two) / 2)
-    weighed = combined([one, two], Teachers(models=["a", "b"], weights=[3.0, 1.0]), "sequence")
+    assert torch.allclose(combine_logits([one, two], Teachers(models=["a", "b"]), "sequence"), (one + two) / 2)
+    weighed = combine_logits([one, two], Teachers(models=["a", "b"], weights=[3.0, 1.0]), "sequence")
     assert torch.allclose(weighed, (3 * one + two) / 4)
 
 
@@ -88,7 +91,7 @@ def test_the_mean_of_two_teachers_logits() -> None:
 def test_the_surer_teacher_weighs_more_row_by_row(head: str, axis: int) -> None:
     shape = (3, 4) if head == "sequence" else (3, 5, 2)
     logits = [torch.randn(shape), 3 * torch.randn(shape)]
-    found = combined(logits, Teachers(models=["a", "b"], combine="confidence"), head)
+    found = combine_logits(logits, Teachers(models=["a", "b"], combine="confidence"), head)
     expected, weight = torch.zeros(shape), torch.zeros(shape)
     for z in logits:
         p = z.softmax(axis)
@@ -99,7 +102,7 @@ def test_the_surer_teacher_weighs_more_row_by_row(head: str, axis: int) -> None:
 
 def test_a_sure_teacher_does_not_divide_by_nothing() -> None:
     sure = torch.tensor([[1000.0, -1000.0]])
-    found = combined([sure, torch.zeros(1, 2)], Teachers(models=["a", "b"], combine="confidence"), "sequence")
+    found = combine_logits([sure, torch.zeros(1, 2)], Teachers(models=["a", "b"], combine="confidence"), "sequence")
     assert found.isfinite().all()
     assert found[0, 0] > 990
 
@@ -130,13 +133,13 @@ def test_a_student_can_teach_the_next(tmp_path: Path, teacher: Path, data: Path)
 def test_cached_answers_are_those_of_the_live_model_bit_for_bit(teacher: Path, data: Path) -> None:
     rows, model, words = encoded(data, teacher), load_model(teacher, task_of(data).auto_class), load_tokenizer(teacher)
     for content in ("logits", "cls", "hidden_states"):
-        answers = answers_of(model, words, rows, task_of(data), content, weights="w", fingerprint="f")  # type: ignore[arg-type]
+        answers = fill_teacher_cache(model, words, rows, task_of(data), content, weights="w", fingerprint="f")  # type: ignore[arg-type]
         cached = TeacherEnsemble([Member("t", None, words, answers=answers)], Teachers(models=["t"]), task_of(data))
         live = TeacherEnsemble([Member("t", model, words)], Teachers(models=["t"]), task_of(data))
-        for batch in training.batches(rows, words, task_of(data), 64):
+        for batch in make_batches(rows, words, task_of(data), 64):
             index, length = batch["index"], batch["input_ids"].shape[1]
-            tokens = {**batch, **cached.attach(index, length)}
-            seen, expected = cached.ask(tokens), live.ask(batch, frozenset({"hidden_states"}))
+            seen = cached.ask(batch, cached.prepare(index, length))
+            expected = live.ask(batch, needs=frozenset({"hidden_states"}))
             assert torch.equal(seen.logits, expected.logits)
             real = batch["attention_mask"].bool()
             for own, other in zip(seen.hidden_states, expected.hidden_states, strict=content != "logits"):
@@ -188,7 +191,7 @@ def test_what_the_cache_does_not_hold_is_refused(
     ("stage", "key", "why"),
     [
         ({"layer_map": "top"}, "layer_map", "no loss compares layers pair by pair"),
-        ({"losses": ["hard_labels"], "teacher_cache": "logits"}, "teacher_cache", "no loss asks a teacher"),
+        ({"losses": ["hard_labels"], "teacher_cache": "logits"}, "teacher_cache", "no loss needs a teacher"),
         ({"losses": ["hidden_states"], "teacher": ["source", "model"]}, "teacher", "no loss looks at logits"),
     ],
 )
@@ -275,8 +278,8 @@ def test_its_layers_are_looked_at_where_it_splits_texts_alike(teacher: Path, dat
     member = Member("t", model, load_tokenizer(other), rows=theirs)
     batch = task_of(data).batch([own[i] for i in range(8)], load_tokenizer(teacher))
     teaching = TeacherEnsemble([member], Teachers(models=["t"]), task_of(data))
-    carried = {**batch, **teaching.attach(batch["index"], batch["input_ids"].shape[1])}
-    seen = teaching.ask(carried, frozenset({"hidden_states"}))
+    own_tokens = teaching.prepare(batch["index"], batch["input_ids"].shape[1])
+    seen = teaching.ask(batch, own_tokens, frozenset({"hidden_states"}))
     expected = observe(load_model(teacher, "AutoModelForSequenceClassification"), batch, frozenset({"hidden_states"}))
     assert torch.allclose(seen.hidden_states[-1], expected.hidden_states[-1], atol=1e-5)
 
@@ -368,14 +371,14 @@ def test_a_teacher_is_asked_as_its_own_tokenizer_says(
     notes = record["teacher"] if ensemble else [record["teacher"]]
     assert [note["dev"] for note in notes] == [1.0] * len(notes)
     found = TypeAdapter(TextClassification).validate_python(task)
-    collate = training.Collator(found, met["tokenizer"], met["teaching"], on_gpu=False)
+    collate = Collator(found, met["tokenizer"], met["teachers"], on_gpu=False)
     batch = collate([met["rows"]["train"][i] for i in range(16)])
     assert "token_type_ids" not in batch
     raw = found.read("train").select(range(16))
     own = load_tokenizer(typed)(raw["a"][:], raw["b"][:], padding=True, return_tensors="pt")
     assert "token_type_ids" in own
     expected = observe(load_model(typed, found.auto_class), own)
-    assert torch.allclose(met["teaching"].ask(batch).logits, expected.logits, atol=1e-5)
+    assert torch.allclose(met["teachers"].ask(batch, batch.get(TEACHERS, ())).logits, expected.logits, atol=1e-5)
 
 
 def test_layers_of_a_teacher_with_token_types_are_compared_token_by_token(
@@ -395,7 +398,7 @@ def test_answers_to_other_inputs_are_another_cache(segments: tuple[Path, Path, P
     asked = []
     for words in (load_tokenizer(student), load_tokenizer(typed)):
         rows = task.encode(task.read("train"), words, labels)
-        asked.append(answers_of(model, words, rows, task, "logits", weights="w", fingerprint="f").logits)
+        asked.append(fill_teacher_cache(model, words, rows, task, "logits", weights="w", fingerprint="f").logits)
     assert not torch.allclose(*(torch.from_numpy(logits.copy()) for logits in asked), atol=1e-2)
 
 
@@ -465,7 +468,7 @@ def test_an_adapter_teaches_as_the_merged_model_does(tmp_path: Path, teacher: Pa
     merged = PeftModel.from_pretrained(base, str(place)).merge_and_unload().eval()
     task = task_of(data)
     rows = task.encode(task.read("dev"), load_tokenizer(teacher), {"LABEL_0": 0, "LABEL_1": 1})
-    assert record["teacher"]["dev"] == training.score(merged, rows, load_tokenizer(teacher), task)
+    assert record["teacher"]["dev"] == score(merged, rows, load_tokenizer(teacher), task)
 
 
 # ---- before any epoch
@@ -499,10 +502,10 @@ def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teache
     task = task_of(data)
     shape = shape_of(model.config.to_dict())
     loss = [LOSSES.parse("hidden_states")]
-    objective = training.Objective(load_model(teacher, task.auto_class), loss, task, shape, ((1, 1), (2, 2)))
+    objective = Objective(load_model(teacher, task.auto_class), loss, task, shape, ((1, 1), (2, 2)))
     teaching = TeacherEnsemble([Member("t", model, load_tokenizer(teacher))], Teachers(models=["t"]), task_of(data))
     with pytest.raises(HfcompressError, match="hidden_states is not finite on the first rows"):
-        training.examine(objective, teaching, encoded(data, teacher), load_tokenizer(teacher))
+        training.check_first_step(objective, teaching, encoded(data, teacher), load_tokenizer(teacher))
 
 
 def test_a_projection_that_nothing_trains_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:

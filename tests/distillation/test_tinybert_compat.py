@@ -30,7 +30,7 @@ def published_attention(seen: Step) -> Tensor:
     total: Any = 0.0
     for m, g in seen.pairs:
         student = published_scores(seen.student.queries[m], seen.student.keys[m], seen.mask)
-        teacher = published_scores(seen.taught().queries[g], seen.taught().keys[g], seen.mask)
+        teacher = published_scores(seen.require_teacher().queries[g], seen.require_teacher().keys[g], seen.mask)
         student = torch.where(student <= -1e2, torch.zeros_like(student), student)
         teacher = torch.where(teacher <= -1e2, torch.zeros_like(teacher), teacher)
         total = total + nn.MSELoss()(student, teacher)
@@ -41,13 +41,13 @@ def published_representations(seen: Step, fit_dense: nn.Linear) -> Tensor:
     """The embeddings and the mapped layers through one linear layer with a bias; padded tokens count."""
     total: Any = 0.0
     for m, g in ((0, 0), *seen.pairs):
-        total = total + nn.MSELoss()(fit_dense(seen.student.hidden_states[m]), seen.taught().hidden_states[g])
+        total = total + nn.MSELoss()(fit_dense(seen.student.hidden_states[m]), seen.require_teacher().hidden_states[g])
     return total
 
 
 def published_soft_labels(seen: Step, t: float) -> Tensor:
     likelihood = F.log_softmax(seen.student.logits / t, dim=-1)
-    return (-F.softmax(seen.taught().logits / t, dim=-1) * likelihood).mean()
+    return (-F.softmax(seen.require_teacher().logits / t, dim=-1) * likelihood).mean()
 
 
 def slopes(found: Tensor, tensors: Any) -> list[Tensor]:
@@ -59,7 +59,7 @@ def slopes(found: Tensor, tensors: Any) -> list[Tensor]:
 def test_attention_scores_keep_padded_queries_and_drop_low_scores(hidden: int, size: float) -> None:
     seen = step(observed(), observed(hidden, 4, seed=1), PAIRS)
     # Large queries: some scores are truly below -100.
-    seen = Step(changed(seen.student, lambda t, _: t * size), changed(seen.taught(), lambda t, _: t * size),
+    seen = Step(changed(seen.student, lambda t, _: t * size), changed(seen.require_teacher(), lambda t, _: t * size),
                 seen.mask, None, PAIRS, seen.task)  # fmt: skip
     found, expected = term("attention_scores").compute(seen, None), published_attention(seen)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -74,11 +74,11 @@ def test_padded_queries_count_in_attention_scores_and_padded_keys_do_not() -> No
     seen = step(observed(), observed(layers=4, seed=1), PAIRS)
     whole = term("attention_scores").compute(seen, None).item()
     assert term("attention_scores").compute(repadded(seen, 9.0), None).item() != pytest.approx(whole, rel=1e-2)
-    keys = Step(seen.student, seen.taught(), seen.mask, None, PAIRS, seen.task)
+    keys = Step(seen.student, seen.require_teacher(), seen.mask, None, PAIRS, seen.task)
     junk = repadded(keys, 9.0)
     mixed = [
         type(s)(s.logits, s.hidden_states, s.queries, j.keys, s.values)
-        for s, j in ((keys.student, junk.student), (keys.taught(), junk.taught()))
+        for s, j in ((keys.student, junk.student), (keys.require_teacher(), junk.require_teacher()))
     ]
     same = term("attention_scores").compute(Step(*mixed, seen.mask, None, PAIRS, seen.task), None).item()
     assert same == pytest.approx(whole, rel=1e-6)
@@ -113,14 +113,14 @@ def test_soft_labels_are_the_mean_over_classes_without_the_squared_temperature(t
 def test_soft_labels_of_tokens_are_the_mean_over_labelled_ones_and_classes() -> None:
     seen = step(observed(head="token"), observed(seed=1, head="token"), head="token", labels=token_labels())
     asked = token_labels() != -100
-    picked = [x.logits[asked] for x in (seen.student, seen.taught())]
+    picked = [x.logits[asked] for x in (seen.student, seen.require_teacher())]
     expected = (-F.softmax(picked[1], -1) * F.log_softmax(picked[0], -1)).mean()
     assert term("soft_labels").compute(seen, None).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_objective_has_one_projection_for_both() -> None:
     from hfcompress.models.shape import shape_of
-    from hfcompress.training.trainer import Objective
+    from hfcompress.training.objective import Objective
 
     models = factories.model("bert", hidden=16), factories.model("bert", layers=4, seed=1)
     teacher, terms = shape_of(models[1].config.to_dict()), [term("embeddings"), term("hidden_states")]

@@ -17,7 +17,7 @@ from hfcompress.measure.measure import Rows, require_padding_unread
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
 from hfcompress.models.forward import observe
-from hfcompress.training import trainer as training
+from hfcompress.training.batches import make_batches
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -143,10 +143,10 @@ def test_a_teacher_is_padded_as_its_own_config_says(tmp_path: Path, task: Any) -
     assert own["train"]["input_ids"][:] == other["train"]["input_ids"][:]
     assert not same_inputs(ours, theirs, own, other)
     member = Member("teacher", load_model(path, CLASSIFIER), theirs, rows=other["train"])
-    teaching = TeacherEnsemble([member], Teachers(models=["teacher"]), task)
+    teachers = TeacherEnsemble([member], Teachers(models=["teacher"]), task)
     batch = task.batch(own["train"].__getitems__(range(48)), ours)
     index, length = batch.pop("index"), batch["input_ids"].shape[1]
-    found = teaching.ask({**batch, **teaching.attach(index, length)})
+    found = teachers.ask(batch, teachers.prepare(index, length))
     torch.testing.assert_close(found.logits, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -169,4 +169,4 @@ def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:
     tokenizer.pad_token = None
     rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
     with pytest.raises(HfcompressError, match="names no pad token"):
-        list(training.batches(rows, tokenizer, task))
+        list(make_batches(rows, tokenizer, task))

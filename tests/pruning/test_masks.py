@@ -267,7 +267,7 @@ def test_after_the_cut_the_optimizer_holds_no_tensor_that_was_cut(tmp_path: Path
 
 
 def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Path) -> None:
-    from hfcompress.training import trainer as training
+    from hfcompress.training.evaluate import score
 
     model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic"))
@@ -277,4 +277,4 @@ def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Pa
     task = masked.task_of(tmp_path, data)
     small = cut(model, masks.keep())
     torch.testing.assert_close(logits(small), gated, atol=1e-5, rtol=1e-5)
-    assert training.score(small, masked.rows_of(task)["dev"], factories.tokenizer(), task) == found
+    assert score(small, masked.rows_of(task)["dev"], factories.tokenizer(), task) == found

@@ -15,7 +15,7 @@ from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.sensitivity import gate, sensitivity
 from hfcompress.recipe.schema import load
-from hfcompress.training import trainer as training
+from hfcompress.training.evaluate import score
 from tests import factories
 
 
@@ -40,7 +40,7 @@ def total(model: Any, rows: Any, tokenizer: Any, task: Any) -> float:
 def test_it_is_the_metric_of_the_model_without_the_least_units_of_one_block(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "score", total)
+    monkeypatch.setattr("hfcompress.training.evaluate.score", total)
     model = factories.model(family)
     scores = Scores(drawn(4, 4), drawn(64, 64, seed=2))
 
@@ -85,7 +85,7 @@ def test_a_teacher_s_curves_and_the_teacher_after_them(
     task = load(recipe).recipe.task
     model, tokenizer = load_model(teacher, task.auto_class), load_tokenizer(teacher)
     rows = task.encode(task.read("dev"), tokenizer, dict(model.config.label2id))
-    before = training.score(model, rows, tokenizer, task)
+    before = score(model, rows, tokenizer, task)
     scores = Scores(drawn(4, 4), drawn(64, 64))
 
     found = sensitivity(model, scores, rows, tokenizer, task, [0.01, 1.0])
@@ -93,5 +93,5 @@ def test_a_teacher_s_curves_and_the_teacher_after_them(
     assert (found["metric"], found["rows"], found["whole"]) == (task.metric, len(rows), before)
     assert all(layer[0] == before for layer in found["heads"]), "a hundredth of four heads is none"
     assert min(layer[1] for block in ("heads", "ffn") for layer in found[block]) < before
-    assert training.score(model, rows, tokenizer, task) == before, "no gate is left on the model"
+    assert score(model, rows, tokenizer, task) == before, "no gate is left on the model"
     assert f"sensitivity of 2 layers, 9 scorings of {len(rows)} dev rows" in capsys.readouterr().err

@@ -103,15 +103,15 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(contex
 
 def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageContext) -> None:
     _, facts = run(stage(max_drop=5.0, rows=16), context)
-    from hfcompress.training.trainer import answers
+    from hfcompress.training.evaluate import predict
 
     worst = facts["layers"][0]
     model = load_model(context.source.path, context.task.auto_class)
     rows = context.encoded("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
-    before, _ = answers(model, rows, factories.tokenizer(), context.task)
+    before, _ = predict(model, rows, factories.tokenizer(), context.task)
     layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()
-    after, order = answers(model, rows, factories.tokenizer(), context.task)
+    after, order = predict(model, rows, factories.tokenizer(), context.task)
     assert worst["error"] == pytest.approx(float(np.linalg.norm(after - before) / np.linalg.norm(before)), rel=1e-5)
     assert worst["metric"] == context.task.score(*context.task.judge(after, rows.select(order)))
 

@@ -81,7 +81,7 @@ def test_a_misspelt_tracker_is_told_in_every_stage(
 def test_a_teacher_that_nothing_asks_is_told(
     tmp_path: Path, teacher: Path, data: Path, stage: dict[str, Any], key: str
 ) -> None:
-    only(found(tmp_path, teacher, data, stage), f"stages.0.{key}", "no loss asks a teacher, so `teacher: ")
+    only(found(tmp_path, teacher, data, stage), f"stages.0.{key}", "no loss needs a teacher, so `teacher: ")
 
 
 def test_the_teacher_that_is_the_default_may_be_spelled_out(tmp_path: Path, teacher: Path, data: Path) -> None:

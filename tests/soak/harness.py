@@ -35,7 +35,7 @@ IMPORTED = (
     "hfcompress.report.card",
     "hfcompress.training.trainer", "hfcompress.distillation.engine", "hfcompress.pruning.engine",
     "hfcompress.pruning.select",
-    "hfcompress.quantization.engine", "hfcompress.distillation.answers", "hfcompress.measure.worker",
+    "hfcompress.quantization.engine", "hfcompress.distillation.fill_cache", "hfcompress.measure.worker",
     "hfcompress.measure.process", "hfcompress.quantization.backends.onnx_int8",
     "hfcompress.models.factorized_embeddings",
 )  # fmt: skip

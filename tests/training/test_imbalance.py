@@ -18,14 +18,15 @@ from hfcompress.data.metrics import objects
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.task import IGNORED, token_loss
-from hfcompress.distillation.chance import examined
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member
 from hfcompress.finetuning.stage import Finetune
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.recipe import schema as recipes
 from hfcompress.training import trainer as training
+from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -153,7 +154,9 @@ def test_a_teacher_that_is_examined_says_its_score(tmp_path: Path) -> None:
 
     words = load_tokenizer(place)
     member = Member("source", load_model(place, task.auto_class), words)
-    assert examined(member, task.encode(task.read("dev"), words, CLASSES), task, tuned_here=False) == 1.0
+    assert (
+        require_better_than_chance(member, task.encode(task.read("dev"), words, CLASSES), task, tuned_here=False) == 1.0
+    )
 
 
 # ---- class weights
@@ -209,7 +212,7 @@ def test_a_stage_trains_with_the_weights_of_its_rows(tmp_path: Path, weights: An
     loss = HardLabels(class_weights=weights)
     state = loss.state_of(rows, CLASSES)
     assert state is not None
-    objective = training.Objective(factories.model().eval(), [loss], task, states=[state])
+    objective = Objective(factories.model().eval(), [loss], task, states=[state])
     batch = task.batch([rows[i] for i in (0, 1, 2, 50)], factories.tokenizer())
     batch.pop("index")
     logits = objective.student(batch["input_ids"], batch["attention_mask"]).logits
@@ -222,7 +225,7 @@ def test_a_step_that_is_split_is_one_weighted_mean(tmp_path: Path) -> None:
     """A batch of rare rows counts as much as their weights do, however a step is split."""
     task = TextClassification(type="text-classification", dataset="org/name", text=["a"])
     weights, loss = torch.tensor([1.0, 20.0]), HardLabels(class_weights={"spam": 20.0})
-    objective = training.Objective(factories.model(), [loss], task, states=[weights])
+    objective = Objective(factories.model(), [loss], task, states=[weights])
     batch = {**factories.batch(6), "labels": torch.tensor([0, 1, 0, 0, 0, 1])}
     parts = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 1), slice(1, 6))]
     units = torch.stack([objective.units(part)[0] for part in parts])

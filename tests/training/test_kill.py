@@ -46,7 +46,7 @@ def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: 
     """
     loaded = recipes.load(recipe)
     source = open_artifact(Path(loaded.recipe.model))
-    directory.mkdir(exist_ok=True)
+    (directory / "01.partial").mkdir(parents=True, exist_ok=True)
     context = StageContext(loaded.recipe.task, 0, source, {"model": source}, directory / "01.partial")
     count, train = 0, training.train
 

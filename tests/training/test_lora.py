@@ -17,7 +17,7 @@ from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer, save_model
 from hfcompress.models.forward import observe
 from hfcompress.training import lora
-from hfcompress.training.lora import Lora, add_lora, merged
+from hfcompress.training.lora import Lora, add_lora, merge_adapters
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -48,7 +48,7 @@ def test_a_merged_student_answers_as_its_adapters_did(family: str, head: str) ->
     assert torch.allclose(logits(adapted), before, atol=1e-6)
     moved = logits(move(adapted))
     assert not torch.allclose(moved, before, atol=1e-2)
-    stock = merged(adapted)
+    stock = merge_adapters(adapted)
     assert torch.allclose(logits(stock), moved, atol=1e-5)
     assert stock.state_dict().keys() == weights.keys()
     assert all(parameter.requires_grad for parameter in stock.parameters())
@@ -87,7 +87,9 @@ def test_the_update_is_scaled_by_alpha_over_r() -> None:
     adapted = move(add_lora(student, Lora(r=4, alpha=6.0, targets=["query"])))
     layer = adapted.bert.encoder.layer[0].attention.self.query
     expected = query + 6.0 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    assert torch.allclose(merged(adapted).bert.encoder.layer[0].attention.self.query.weight, expected, atol=1e-6)
+    assert torch.allclose(
+        merge_adapters(adapted).bert.encoder.layer[0].attention.self.query.weight, expected, atol=1e-6
+    )
 
 
 def test_a_target_is_one_layer_and_not_its_namesake() -> None:
@@ -107,7 +109,7 @@ def test_adapters_drop_out_in_training_alone() -> None:
 
 
 def test_a_merged_student_is_a_stock_checkpoint(tmp_path: Path) -> None:
-    student = merged(move(add_lora(factories.model(), Lora())))
+    student = merge_adapters(move(add_lora(factories.model(), Lora())))
     factories.save(student, tmp_path)
     assert not is_adapter(tmp_path)
     assert torch.allclose(logits(load_model(tmp_path, CLASSIFIER)), logits(student), atol=1e-6)
@@ -123,7 +125,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lora, "missing_modules", lambda: ["peft"])
+    monkeypatch.setattr("hfcompress.models.adapters.missing_modules", lambda: ["peft"])
     for act in (
         lambda: add_lora(factories.model(), Lora()),
         lambda: merge_adapter(tmp_path, tmp_path / "out", CLASSIFIER, Path),

@@ -23,6 +23,9 @@ from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.schema import load
 from hfcompress.training import checkpoints
 from hfcompress.training import trainer as training
+from hfcompress.training.arguments import make_arguments
+from hfcompress.training.batches import Collator, make_batches
+from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -149,7 +152,7 @@ def test_a_checkpoint_holds_a_tied_weight_once_and_gives_it_back(tmp_path: Path,
     from safetensors.torch import load_file, save_file
 
     task = FillMask(type="fill-mask", dataset=str(data), text=["sentence"])
-    objectives = [training.Objective(factories.model(head="mask", seed=seed), [HardLabels()], task) for seed in (0, 1)]
+    objectives = [Objective(factories.model(head="mask", seed=seed), [HardLabels()], task) for seed in (0, 1)]
     save_file(objectives[0].state_dict(), tmp_path / "model.safetensors")
     objectives[1].load_state_dict(load_file(tmp_path / "model.safetensors"))
     own, other = (dict(o.student.named_parameters(remove_duplicate=False)) for o in objectives)
@@ -210,7 +213,7 @@ def test_the_best_checkpoint_is_found_again_in_a_directory_that_was_moved(tmp_pa
     assert last == tmp_path / "there" / "checkpoint-8"
     state = json.loads((last / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "there" / "checkpoint-4")
-    assert checkpoints.sealed(last)
+    assert checkpoints.is_sealed(last)
 
 
 def test_a_checkpoint_is_not_written_to_a_directory_that_was_removed(distil: Distil, tmp_path: Path) -> None:
@@ -277,9 +280,9 @@ def test_a_teacher_without_its_classifier_is_refused(distil: Distil, tmp_path: P
 
 def test_a_student_of_labels_alone_asks_no_teacher(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
-        raise AssertionError("no loss asks for a teacher")
+        raise AssertionError("no loss needs a teacher")
 
-    monkeypatch.setattr("hfcompress.distillation.engine.examined", never)
+    monkeypatch.setattr("hfcompress.distillation.engine.require_better_than_chance", never)
     assert "teacher" not in distil(losses=["hard_labels"]).facts
 
 
@@ -342,7 +345,7 @@ TOKEN_LOSSES = ["hard_labels", {"use": "soft_labels", "temperature": 2.0}, "hidd
 def test_a_step_of_tokens_is_the_same_however_it_is_accumulated(
     tmp_path: Path, uneven: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, grouping: bool
 ) -> None:
-    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
+    monkeypatch.setattr("hfcompress.distillation.engine.require_better_than_chance", lambda *_: 1.0)
     labels = {"id2label": {0: "O", 1: "B-X"}, "label2id": {"O": 0, "B-X": 1}}
     source = factories.save(factories.model(head="token", **labels, **CALM), tmp_path / "source")
     task = {"type": "token-classification", "dataset": str(uneven), "max_length": 32}
@@ -377,7 +380,7 @@ def _distance(one: Weights, other: Weights) -> float:
 
 def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
     units, total = torch.tensor([[2.0, 8.0], [6.0, 8.0]]), torch.tensor([16.0, 16.0])
-    shares = training.step_shares(units, total, batches=4)
+    shares = training.weigh_batches(units, total, batches=4)
     assert shares.tolist() == [[0.5, 2.0], [1.5, 2.0]]
 
     class Penalty(torch.nn.Module):
@@ -388,7 +391,7 @@ def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
             return nullcontext()
 
     task = FillMask(type="fill-mask", dataset="nowhere", text=["sentence"])
-    objective = training.Objective(factories.model(head="mask"), [HardLabels()], task, masks=Penalty())  # type: ignore[arg-type]
+    objective = Objective(factories.model(head="mask"), [HardLabels()], task, masks=Penalty())  # type: ignore[arg-type]
     batch = factories.batch()
     whole = objective(labels=batch["input_ids"], **batch)
     half = objective(labels=batch["input_ids"], shares=torch.tensor([0.5]), **batch)
@@ -399,8 +402,8 @@ def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
 
 def test_keep_best_keeps_the_best_epoch(distil: Distil, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.9, 0.1, 0.7])
-    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
-    monkeypatch.setattr(training, "score", lambda *_: next(scores))
+    monkeypatch.setattr("hfcompress.distillation.engine.require_better_than_chance", lambda *_: 1.0)
+    monkeypatch.setattr(training, "score", lambda *_, **__: next(scores))
     context = distil(train=TRAIN | {"keep_best": True})
     assert context.facts["dev"] == 0.7  # the kept model is judged once more at the end
     _, second, third, kept = watch.at_evaluation
@@ -452,17 +455,17 @@ def encoded(task: Any) -> Any:
 
 def test_a_batch_is_as_long_as_its_longest_row(encoded: Any, task: Any) -> None:
     rows = [encoded[i] for i in range(4)]
-    batch = training.Collator(task, factories.tokenizer(), None, on_gpu=False)(rows)
+    batch = Collator(task, factories.tokenizer(), None, on_gpu=False)(rows)
     longest = max(row["length"] for row in rows)
     assert batch["input_ids"].shape == (4, longest)
     assert longest < 16  # max_length
     assert batch["attention_mask"].sum(1).tolist() == [row["length"] for row in rows]
     assert batch["labels"].tolist() == [row["labels"] for row in rows]
-    assert training.Collator(task, factories.tokenizer(), None, on_gpu=True)(rows)["input_ids"].shape[1] % 8 == 0
+    assert Collator(task, factories.tokenizer(), None, on_gpu=True)(rows)["input_ids"].shape[1] % 8 == 0
 
 
 def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any, task: Any) -> None:
-    batches = list(training.batches(encoded, factories.tokenizer(), task, 16))
+    batches = list(make_batches(encoded, factories.tokenizer(), task, 16))
     assert sum(len(batch["labels"]) for batch in batches) == len(encoded)
     lengths = [batch["attention_mask"].sum(1) for batch in batches]
     assert all(a.max() <= b.min() for a, b in pairwise(lengths))
@@ -470,16 +473,16 @@ def test_batches_hold_every_row_once_and_rows_of_like_length(encoded: Any, task:
 
 def test_length_grouping_pads_less(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
     padding: list[float] = []
-    pad = training.Collator.__call__
+    pad = Collator.__call__
 
     def counted(self: Any, rows: Any) -> Any:
         batch = pad(self, rows)
         padding.append(float(1 - batch["attention_mask"].float().mean()))
         return batch
 
-    monkeypatch.setattr(training.Collator, "__call__", counted)
-    monkeypatch.setattr(training, "examine", lambda *_: None)
-    monkeypatch.setattr("hfcompress.distillation.engine.examined", lambda *_: 1.0)
+    monkeypatch.setattr(Collator, "__call__", counted)
+    monkeypatch.setattr(training, "check_first_step", lambda *_: None)
+    monkeypatch.setattr("hfcompress.distillation.engine.require_better_than_chance", lambda *_: 1.0)
     means = {}
     for grouping in (True, False):
         padding.clear()
@@ -494,7 +497,7 @@ def test_every_key_of_a_train_block_arrives(tmp_path: Path) -> None:
         weight_decay=0.3, max_grad_norm=0.7, precision="bfloat16", keep_best=True, checkpoint_steps=4, logging_steps=9,
         workers=2, report_to=["tensorboard"],
     )  # fmt: skip
-    made = training.training_arguments(options, tmp_path, 11, 100, "mse")
+    made = make_arguments(options, tmp_path, 11, 100, "mse")
     assert (made.num_train_epochs, made.max_steps, made.learning_rate, made.warmup_steps) == (2, 7, 3e-4, 4)
     assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (5, 3)
     assert (made.lr_scheduler_type, made.weight_decay, made.max_grad_norm) == ("cosine", 0.3, 0.7)

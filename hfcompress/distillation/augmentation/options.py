@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hfcompress.data.task import Task
-    from hfcompress.distillation.local_checks import Locals
+    from hfcompress.local_models import LocalModels
 
 
 class Augment(StrictModel):
@@ -60,12 +60,12 @@ class Augment(StrictModel):
         """Whether the teacher is asked about the new rows."""
         return self.minimum_confidence is not None or self.tolerance is not None
 
-    def problems(self, task: Task, asks: bool = True) -> list[Problem]:
+    def problems(self, task: Task, has_teacher: bool = True) -> list[Problem]:
         """What cannot work, with key paths inside the stage.
 
         Args:
             task: The stage's task.
-            asks: Whether the stage has a teacher.
+            has_teacher: True if the stage has a teacher.
         """
         found = []
         if task.head != "sequence":
@@ -77,7 +77,7 @@ class Augment(StrictModel):
         elif self.tolerance is not None and task.type != "regression":
             message, fix = "a classification has no score to be near to", "use `minimum_confidence`"
             found.append(Problem(message, fix, ("augment", "tolerance")))
-        elif self.filters and not asks:
+        elif self.filters and not has_teacher:
             key = "tolerance" if self.minimum_confidence is None else "minimum_confidence"
             fix = "leave it out, or add a loss that needs one"
             found.append(Problem("there is no teacher to ask about the new rows", fix, ("augment", key)))
@@ -87,21 +87,21 @@ class Augment(StrictModel):
         return found
 
 
-def augment_problems(options: Augment, models: Locals) -> list[Problem]:
+def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
     """What a run would say of the masked-language model and of the rows, where they lie on this machine."""
     from hfcompress.distillation.augmentation.augment import require_fresh
     from hfcompress.distillation.augmentation.replacements import require_masks
-    from hfcompress.distillation.local_checks import told
+    from hfcompress.local_models import collect_problems
 
     model, found = models.named.get(options.model), list[Problem]()
     if model is not None:
-        found += told(lambda: require_masks(models.tokenizer(model), model.directory), ("augment", "model"))
+        found += collect_problems(lambda: require_masks(models.tokenizer(model), model.directory), ("augment", "model"))
     if model is not None and model.config is not None and not _fills_masks(model.config):
         message = f"the model {options.model} is a {model.config['architectures'][0]}, which fills in no masks"
         fix = "name a masked-language model, such as google-bert/bert-base-uncased"
         found.append(Problem(message, fix, ("augment", "model")))
     if models.readable:
-        found += told(lambda: require_fresh(models.task.read("train")), ("augment",))
+        found += collect_problems(lambda: require_fresh(models.task.read("train")), ("augment",))
     return found
 
 
@@ -178,7 +178,7 @@ def agreement(options: Augment, teacher: Artifact, task: Task) -> Keep:
     import numpy as np
     import torch
 
-    from hfcompress.training.trainer import batches
+    from hfcompress.training.batches import make_batches
 
     device = process_state().device
     model, tokenizer = load_model(teacher.path, task.auto_class).to(device), load_tokenizer(teacher.path, task)
@@ -186,7 +186,7 @@ def agreement(options: Augment, teacher: Artifact, task: Task) -> Keep:
 
     def keep(rows: datasets.Dataset) -> list[bool]:
         agreed = np.zeros(len(rows), dtype=bool)
-        for batch in batches(task.encode(rows, tokenizer, labels), tokenizer, task, options.batch_size):
+        for batch in make_batches(task.encode(rows, tokenizer, labels), tokenizer, task, options.batch_size):
             index, wanted = batch.pop("index"), batch.pop("labels").to(device)
             with torch.inference_mode():
                 logits = observe(model, {name: value.to(device) for name, value in batch.items()}).logits.float()

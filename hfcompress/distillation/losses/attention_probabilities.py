@@ -32,6 +32,6 @@ class AttentionProbabilities(Loss):
         total = step.student.logits.new_zeros(())
         for m, g in step.pairs:
             student = step.student.queries[m], step.student.keys[m]
-            teacher = step.taught().queries[g], step.taught().keys[g]
+            teacher = step.require_teacher().queries[g], step.require_teacher().keys[g]
             total = total + relation_distance(student, teacher, step.mask, squares).sum()
         return total / (lengths.pow(2) if squares else lengths).sum().clamp(min=1)

@@ -38,7 +38,7 @@ class AttentionScores(Loss):
         total = step.student.logits.new_zeros(())
         for m, g in step.pairs:
             student = step.student.queries[m], step.student.keys[m]
-            teacher = step.taught().queries[g], step.taught().keys[g]
+            teacher = step.require_teacher().queries[g], step.require_teacher().keys[g]
             with in_float32(student[0]):
                 total = total + distance(*student, *teacher, step.mask)
         return total

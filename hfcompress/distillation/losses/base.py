@@ -41,7 +41,7 @@ class LastLayer(Loss):
 
     def compared(self, step: Step) -> tuple[int, int]:
         """The two layers, from 1."""
-        return max(step.student.queries), self.teacher_layer or max(step.taught().queries)
+        return max(step.student.queries), self.teacher_layer or max(step.require_teacher().queries)
 
 
 def _last_with_heads(shape: Shape) -> int:

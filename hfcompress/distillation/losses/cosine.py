@@ -29,4 +29,5 @@ class Cosine(Loss):
         return batch.tokens
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        return masked_mean(cosine_distance(step.student.hidden_states[-1], step.taught().hidden_states[-1]), step.mask)
+        student, teacher = step.student.hidden_states[-1], step.require_teacher().hidden_states[-1]
+        return masked_mean(cosine_distance(student, teacher), step.mask)

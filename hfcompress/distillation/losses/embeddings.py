@@ -35,5 +35,5 @@ class Embeddings(Loss):
         student = step.student.hidden_states[0]
         if learned is not None:
             student = learned(student)
-        squares = squared_difference(student, step.taught().hidden_states[0])
+        squares = squared_difference(student, step.require_teacher().hidden_states[0])
         return squares.mean() if self.tinybert_compat else masked_mean(squares, step.mask)

@@ -70,7 +70,7 @@ class HiddenStates(Loss):
         import torch
 
         student = [self._projected(step.student.hidden_states[m], m, learned) for m, _ in step.pairs]
-        teacher = step.taught().hidden_states
+        teacher = step.require_teacher().hidden_states
         if step.dynamic:
             targets = self._nearest(student, torch.stack(teacher[1:]), step.mask)
         else:

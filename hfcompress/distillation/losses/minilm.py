@@ -29,7 +29,7 @@ class MiniLM(LastLayer):
         return attention_problems(self.name, student, teacher, heads)
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        student, teacher = step.student, step.taught()
+        student, teacher = step.student, step.require_teacher()
         m, g = self.compared(step)
         attention = relation_distance(
             (student.queries[m], student.keys[m]), (teacher.queries[g], teacher.keys[g]), step.mask

@@ -33,7 +33,7 @@ class PKD(Loss):
         total = step.student.logits.new_zeros(())
         last = len(step.student.hidden_states) - 1
         for m, g in [pair for pair in step.pairs if pair[0] != last] or step.pairs:
-            student, teacher = step.student.hidden_states[m][:, 0], step.taught().hidden_states[g][:, 0]
+            student, teacher = step.student.hidden_states[m][:, 0], step.require_teacher().hidden_states[g][:, 0]
             if learned is not None:
                 student = learned(student)
             apart = F.normalize(student.float(), dim=-1) - F.normalize(teacher.float(), dim=-1)

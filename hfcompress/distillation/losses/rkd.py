@@ -33,7 +33,8 @@ class RKD(Loss):
     """`λ_a`; the paper has twice `λ_d`."""
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        student, teacher = (self._rows(seen.hidden_states[-1], step.mask) for seen in (step.student, step.taught()))
+        outputs = (step.student, step.require_teacher())
+        student, teacher = (self._rows(output.hidden_states[-1], step.mask) for output in outputs)
         with in_float32(student):
             (ours, our_angles), (theirs, their_angles) = _relations(student), _relations(teacher)
         rows = len(student)

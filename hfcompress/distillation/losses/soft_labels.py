@@ -54,7 +54,7 @@ class SoftLabels(Loss):
         return self._asked(batch).sum().float()
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        student, teacher = step.student.logits, step.taught().logits
+        student, teacher = step.student.logits, step.require_teacher().logits
         head = step.task.head
         if self.loss == "mse" or (head == "sequence" and student.shape[-1] == 1):
             squares = squared_difference(student, teacher)
