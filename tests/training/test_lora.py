@@ -68,7 +68,7 @@ def test_only_adapters_and_head_are_trained(family: str) -> None:
     head = {name for name in changed if "lora_" not in name}
     assert head
     assert all(not name.startswith(f"{student.base_model_prefix}.") or ".pooler." in name for name in head)
-    paths = {getattr(spec_of(student), name) for name in ("query", "value")}
+    paths = {getattr(spec_of(student).modules, name) for name in ("query", "value")}
     layers = len(layers_of(student))
     assert len(changed - head) == 2 * layers * len(paths)
     assert all(any(f".{path}.lora_" in name for path in paths) for name in changed - head)
