@@ -117,6 +117,17 @@ class Task(StrictModel):
         type: str
         metric: str
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _name_objects(cls, value: Any) -> Any:
+        if isinstance(value, (str, Path)) or value is None or isinstance(value, (bool, int, float, list)):
+            return str(value) if isinstance(value, Path) else value
+        if isinstance(value, dict) and not any(hasattr(rows, "features") for rows in value.values()):
+            return value  # a mapping in a recipe file: not a data set, as pydantic says
+        from hfcompress.data.objects import save_dataset
+
+        return save_dataset(value)
+
     @field_validator("metric", check_fields=False)
     @classmethod
     def _known_metric(cls, name: str) -> str:

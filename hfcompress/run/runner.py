@@ -108,6 +108,24 @@ def run(
         return _run(loaded, directory, only, callbacks)
 
 
+def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> list[Artifact]:
+    """Runs the stages of a recipe alone: nothing is measured, and no report or card is written.
+
+    Args:
+        loaded: The recipe.
+        directory: The run directory.
+        callbacks: `transformers` callbacks that every training run takes on.
+
+    Returns:
+        The model of each stage, the source first; on every process.
+    """
+    with ExitStack() as stack:
+        on_main_process(lambda: _require_ours(loaded, directory, fresh=False))
+        shapes = check(loaded, download=True)
+        on_main_process(lambda: _open(stack, loaded, directory, False, max(s.bytes for s in shapes)))
+        return _run_stages(loaded, directory, None, callbacks)
+
+
 def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]) -> Run | None:
     state = process_state()
     artifacts = _run_stages(loaded, directory, only, callbacks)

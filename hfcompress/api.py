@@ -1,0 +1,413 @@
+"""The Python API: recipes without a file; models, tokenizers and data sets as objects.
+
+`Recipe(...).run()` does what `hfcompress run` does with a YAML file. `distill`, `prune` and `quantize` do one stage and
+return the model; `evaluate` measures models side by side.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.data.objects import save_dataset, save_model_object
+from hfcompress.data.sequence import Regression, TextClassification
+from hfcompress.models.artifact import Artifact, load_model, load_tokenizer
+from hfcompress.models.shape import HEADS, Shape, class_name, head_of, label_count, shape_of
+from hfcompress.recipe import document, schema
+from hfcompress.report.notebook import Report
+from hfcompress.utils.errors import HfcompressError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from hfcompress.context import Stage
+
+_BUDGETS = ("parameters", "macs", "bytes", "latency")
+_SHAPE = ("preset", "layers", "hidden", "heads", "ffn")
+_TRAIN = ("epochs", "max_steps", "learning_rate", "batch_size")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: The run directory: a directory a stage, `final/`, the report, the plots.
+        report: The measurements; a notebook shows them as a table.
+    """
+
+    directory: Path
+    report: Report
+
+    @property
+    def model_directory(self) -> Path:
+        """The directory of the last stage's model, with its card: what `push` uploads."""
+        return self.directory / "final"
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Loads the last stage's model and tokenizer.
+
+        Raises:
+            HfcompressError: if the model is an ONNX or OpenVINO graph.
+        """
+        from hfcompress.models.artifact import open_artifact
+
+        task = schema.load(self.directory / "recipe.yaml").recipe.task
+        return _load_torch(open_artifact(self.model_directory), task.auto_class), load_tokenizer(self.model_directory)
+
+
+class Recipe:
+    """A model, its task, and the stages that make it smaller: a recipe file as Python objects."""
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        task: Any,
+        stages: Sequence[Stage],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str = "model",
+        measure: Any = None,
+        hub: Any = None,
+        seed: int = 42,
+    ) -> None:
+        """Validates the recipe; nothing is downloaded or trained.
+
+        Args:
+            model: A Hub id, a directory, or a model in memory, which needs its `tokenizer`.
+            task: Such as `TextClassification(dataset=…, text=["sentence"])`; `dataset` is a Hub id, a directory, or a
+                `Dataset` or `DatasetDict` of the `datasets` library.
+            stages: `Finetune`, `Distill`, `Prune` and `Quantize`, in their order.
+            tokenizer: The tokenizer of a model in memory.
+            name: Names the run directory, and the model in its card.
+            measure: A `Measure`; the default measures as a recipe file without `measure:` does.
+            hub: A `Hub`: what the card says, and where `push` uploads to.
+            seed: Seed of everything that is drawn.
+
+        Raises:
+            pydantic.ValidationError: for an option that does not exist or has a wrong value.
+            HfcompressError: for a model in memory without its tokenizer.
+        """
+        content: dict[str, Any] = {
+            "name": name,
+            "model": name_model(model, tokenizer),
+            "task": task,
+            "stages": list(stages),
+            "seed": seed,
+            **({"measure": measure} if measure is not None else {}),
+            **({"hub": hub} if hub is not None else {}),
+        }
+        self.loaded = _load_objects(content)
+
+    @classmethod
+    def load(cls, path: str | Path, *overrides: str) -> Recipe:
+        """Reads a recipe file, or a shipped recipe by its name; `overrides` are `KEY.PATH=VALUE`, as after `--set`."""
+        made = cls.__new__(cls)
+        made.loaded = schema.load(schema.find(str(path)), list(overrides))
+        return made
+
+    def to_yaml(self) -> str:
+        """The recipe as a file, with every default spelled out."""
+        return schema.dumped(schema.resolved(self.loaded.recipe))
+
+    def check(self) -> None:
+        """Looks for everything that cannot work, before anything is trained.
+
+        Raises:
+            HfcompressError: with all that was found.
+        """
+        schema.check(self.loaded)
+
+    def plan(self) -> list[Shape]:
+        """Computes the shape of the model and after each stage, without loading weights."""
+        return schema.check(self.loaded, weights=False)
+
+    def run(
+        self,
+        directory: str | Path | None = None,
+        *,
+        fresh: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> Run:
+        """Runs the stages, measures every model and writes report and card. Called again, it resumes.
+
+        Args:
+            directory: The run directory, by default `runs/<name>`.
+            fresh: Start over.
+            callbacks: `transformers` callbacks for every training.
+
+        Raises:
+            HfcompressError: for whatever the user can fix.
+        """
+        from hfcompress.run.runner import run
+
+        place = Path(directory) if directory is not None else Path("runs") / self.loaded.recipe.name
+        finished = run(self.loaded, place, fresh=fresh, callbacks=callbacks)
+        if finished is None:  # not the first process of a distributed run
+            return Run(place, Report({"rows": []}))
+        return Run(finished.directory, Report(finished.report))
+
+
+def _load_objects(content: dict[str, Any]) -> schema.Loaded:
+    recipe = schema.Recipe.model_validate(content)
+    return schema.Loaded(recipe, document.parse(schema.dumped(schema.resolved(recipe)), Path("recipe.yaml")))
+
+
+def distill(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    *,
+    task: Any = None,
+    output: str | Path | None = None,
+    seed: int = 42,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
+) -> PreTrainedModel:
+    """Distils a model into a smaller one.
+
+    Args:
+        model: The teacher: a model in memory, a directory or a Hub id.
+        tokenizer: The tokenizer of a model in memory, else None.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`.
+        task: The task, if it cannot be told from the model and the columns of the data.
+        output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
+        seed: Seed of everything that is drawn.
+        callbacks: `transformers` callbacks for the training.
+        **options: Options of `Distill` (`losses`, `layer_map`, …); of `Student`: `layers`, `hidden`, `heads`, `ffn`,
+            `preset`; of `Train`: `epochs`, `max_steps`, `learning_rate`, `batch_size`.
+
+    Returns:
+        The student, in eval mode.
+    """
+    from hfcompress.distillation.stage import Distill
+
+    student, train = _taken(options, _SHAPE), _taken(options, _TRAIN)
+    options = {"losses": ["soft_labels"], **options}
+    options |= {"student": student} if student else {}
+    options |= {"train": train} if train else {}
+    stage = Distill.model_validate({"kind": "distill", **options})
+    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
+
+
+def prune(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    *,
+    task: Any = None,
+    output: str | Path | None = None,
+    seed: int = 42,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
+) -> PreTrainedModel:
+    """Prunes a model.
+
+    Args:
+        model: A model in memory, a directory or a Hub id.
+        tokenizer: The tokenizer of a model in memory, else None.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`.
+        task: The task, if it cannot be told from the model and the columns of the data.
+        output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
+        seed: Seed of everything that is drawn.
+        callbacks: `transformers` callbacks for the training.
+        **options: Options of `Prune` (`criterion`, `heads`, `ffn`, `recover`, …); `macs`, `parameters`, `bytes` and
+            `latency` of its `Budget`: the share that may stay.
+
+    Returns:
+        The pruned model, in eval mode.
+    """
+    from hfcompress.pruning.stage import Prune
+
+    budget = _taken(options, _BUDGETS)
+    options |= {"budget": budget} if budget else {}
+    if options.get("vocabulary", "keep") != "keep" and output is None:
+        raise HfcompressError(
+            "`vocabulary` also changes the tokenizer", "give `output`, a directory, and load both from there"
+        )
+    stage = Prune.model_validate({"kind": "prune", **options})
+    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
+
+
+def quantize(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    *,
+    backend: Any = "torch_int8",
+    task: Any = None,
+    output: str | Path | None = None,
+    seed: int = 42,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
+) -> PreTrainedModel | Path:
+    """Quantizes a model.
+
+    Args:
+        model: A model in memory, a directory or a Hub id.
+        tokenizer: The tokenizer of a model in memory, else None.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; calibration rows come from it.
+        backend: A backend's name, `{"use": NAME, …}`, or a backend.
+        task: The task, if it cannot be told from the model and the columns of the data.
+        output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
+        seed: Seed of everything that is drawn.
+        callbacks: `transformers` callbacks for a training.
+        **options: Options of `Quantize` (`train`, `max_drop`, `rows`).
+
+    Returns:
+        The quantized model, in eval mode; of a backend that writes an ONNX or OpenVINO graph, `output`.
+
+    Raises:
+        HfcompressError: if such a backend is given no `output`.
+    """
+    from hfcompress.quantization.stage import Quantize
+
+    stage = Quantize.model_validate({"kind": "quantize", "backend": backend, **options})
+    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks, graphs=True)
+
+
+def evaluate(
+    models: Sequence[str | Path | PreTrainedModel],
+    dataset: Any = None,
+    *,
+    task: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    measure: Any = None,
+    seed: int = 42,
+) -> Report:
+    """Measures models side by side, on the same rows: quality, size, speed, memory.
+
+    Args:
+        models: Directories, Hub ids, or models in memory; the first is what the others are compared with.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; in place of `task`.
+        task: The task, if it cannot be told from the first model and the columns of the data.
+        tokenizer: The tokenizer of the models in memory.
+        measure: A `Measure`.
+        seed: Seed of everything that is drawn.
+    """
+    from hfcompress.quantization.stage import Quantize
+    from hfcompress.run.compare import compare
+
+    if not models:
+        raise HfcompressError("there is no model to measure", "name at least one")
+    names = [name_model(model, tokenizer) for model in models]
+    task = task if task is not None else infer_task(models[0], dataset)
+    stages = [Quantize.model_validate({"kind": "quantize", "backend": "float16"})]  # a recipe has one; it is not run
+    recipe = Recipe(names[0], task, stages, measure=measure, seed=seed)
+    return Report(compare(names, recipe.loaded))
+
+
+def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The name by which a recipe knows a model; a model in memory is written to a directory first.
+
+    Raises:
+        HfcompressError: for a model in memory without its tokenizer.
+    """
+    if isinstance(model, (str, Path)):
+        return str(model)
+    if tokenizer is None:
+        raise HfcompressError("a model in memory needs its tokenizer", "give `tokenizer=`, or a directory with both")
+    return save_model_object(model, tokenizer)
+
+
+def infer_task(model: Any, dataset: Any) -> Any:
+    """Tells the task from the class of a model and the columns of its data.
+
+    Raises:
+        HfcompressError: if they leave a choice, with what to give.
+    """
+    from hfcompress.data.source import model_config
+
+    if dataset is None:
+        raise HfcompressError("there is no data", "give `dataset=` or `task=`")
+    config = model_config(str(model)) if isinstance(model, (str, Path)) else _config_of(model)
+    name = class_name(config)
+    head = head_of(name)
+    if head != "sequence":
+        told = f"{name} ends in {HEADS[head]}" if head else f"{name} has no task head"
+        fix = "give `task=`, such as TokenClassification(dataset=…)"
+        raise HfcompressError(f"the task cannot be told: {told}", fix)
+    kind = Regression if label_count(config) == 1 else TextClassification
+    path = dataset if isinstance(dataset, (str, Path)) else save_dataset(dataset)
+    positions = shape_of(config).usable_positions
+    default = kind.model_fields["max_length"].default
+    return kind.model_validate(
+        {
+            "type": "regression" if kind is Regression else "text-classification",
+            "dataset": str(path),
+            "text": _text_columns(dataset, kind.model_fields["label"].default),
+            "max_length": min(default, positions),
+        }
+    )
+
+
+def _config_of(model: PreTrainedModel) -> dict[str, Any]:
+    return {**model.config.to_dict(), "architectures": [type(model).__name__]}
+
+
+def _text_columns(dataset: Any, label: str) -> list[str]:
+    """The columns with text of a data set in memory, the label's left out."""
+    fix = 'give `task=`, such as TextClassification(dataset=…, text=["sentence"], label="label")'
+    if isinstance(dataset, (str, Path)):
+        raise HfcompressError("the columns with the text cannot be told of a data set that is named", fix)
+    features = (next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset).features
+    kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items() if name != label}
+    texts = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    if label not in features or not 1 <= len(texts) <= 2:
+        raise HfcompressError(f"the task cannot be told from the columns {', '.join(features)}", fix)
+    return texts
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Takes those of the options that are named, out of the mapping."""
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def _make(
+    stage: Stage,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    task: Any,
+    output: str | Path | None,
+    seed: int,
+    callbacks: Sequence[TrainerCallback],
+    graphs: bool = False,
+) -> Any:
+    """Runs one stage without measuring, and loads what it made."""
+    from hfcompress.run.runner import make_models
+
+    if output is not None and Path(output).exists():
+        raise HfcompressError(f"{output} exists", "give a directory that does not exist yet")
+    task = task if task is not None else infer_task(model, dataset)
+    recipe = Recipe(model, task, [stage], tokenizer=tokenizer, seed=seed)
+    with _scratch() as directory:
+        made = make_models(recipe.loaded, directory / "run", callbacks)[-1]
+        if made.runtime != "torch" and output is None:
+            raise HfcompressError(
+                f"{made.path.name} is an {made.runtime} graph, not a PyTorch model", "give `output`, a directory for it"
+            )
+        if output is not None:
+            shutil.copytree(made.path, output)
+        if made.runtime != "torch":
+            return Path(str(output))
+        return _load_torch(made, recipe.loaded.recipe.task.auto_class)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as name:
+        yield Path(name)
+
+
+def _load_torch(made: Artifact, auto_class: str) -> PreTrainedModel:
+    if made.runtime != "torch":
+        raise HfcompressError(f"{made.path} holds an {made.runtime} graph", "load it with onnxruntime or Optimum")
+    return load_model(made.path, auto_class).eval()
