@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from hfcompress.utils.errors import HfcompressError as HfcompressError
 
 _EXPORTS = {
-    "hfcompress.api": ["Recipe", "Run", "distill", "evaluate", "prune", "quantize"],
+    "hfcompress.api": ["Recipe", "Run", "distill", "evaluate", "prune", "push", "quantize"],
     "hfcompress.data.fill_mask": ["FillMask"],
     "hfcompress.data.sequence": ["Regression", "TextClassification"],
     "hfcompress.data.spans": ["QuestionAnswering"],

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.objects import save_dataset, save_model_object
 from hfcompress.data.sequence import Regression, TextClassification
+from hfcompress.models.architectures import TASK_HEADS, class_name_of, task_head_of
 from hfcompress.models.artifact import Artifact, load_model, load_tokenizer
-from hfcompress.models.shape import HEADS, Shape, class_name, head_of, label_count, shape_of
+from hfcompress.models.shape import Shape, count_labels, shape_of
 from hfcompress.recipe import document, schema
 from hfcompress.report.notebook import Report
 from hfcompress.utils.errors import HfcompressError
@@ -193,7 +194,7 @@ def distill(
     options = {"losses": ["soft_labels"], **options}
     options |= {"student": student} if student else {}
     options |= {"train": train} if train else {}
-    stage = Distill.model_validate({"kind": "distill", **options})
+    stage = Distill(**options)
     return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
@@ -232,7 +233,7 @@ def prune(
         raise HfcompressError(
             "`vocabulary` also changes the tokenizer", "give `output`, a directory, and load both from there"
         )
-    stage = Prune.model_validate({"kind": "prune", **options})
+    stage = Prune(**options)
     return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
@@ -269,7 +270,7 @@ def quantize(
     """
     from hfcompress.quantization.stage import Quantize
 
-    stage = Quantize.model_validate({"kind": "quantize", "backend": backend, **options})
+    stage = Quantize(backend=backend, **options)
     return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks, graphs=True)
 
 
@@ -292,6 +293,7 @@ def evaluate(
         measure: A `Measure`.
         seed: Seed of everything that is drawn.
     """
+    from hfcompress.quantization.backends.base import BACKENDS
     from hfcompress.quantization.stage import Quantize
     from hfcompress.run.compare import compare
 
@@ -299,9 +301,25 @@ def evaluate(
         raise HfcompressError("there is no model to measure", "name at least one")
     names = [name_model(model, tokenizer) for model in models]
     task = task if task is not None else infer_task(models[0], dataset)
-    stages = [Quantize.model_validate({"kind": "quantize", "backend": "float16"})]  # a recipe has one; it is not run
+    stages = [Quantize(backend=BACKENDS.parse("float16"))]  # a recipe has a stage; this one is not run
     recipe = Recipe(names[0], task, stages, measure=measure, seed=seed)
     return Report(compare(names, recipe.loaded))
+
+
+def push(run: str | Path | Run, repo: str | None = None, *, private: bool = False) -> str:
+    """Publishes a finished run on the Hub: model, tokenizer, card and pictures, in one commit.
+
+    Args:
+        run: A run, or its directory.
+        repo: `user/name`; by default `hub.repo` of the recipe.
+        private: For a repository that is created now.
+
+    Returns:
+        The address of the commit.
+    """
+    from hfcompress.run.push import push
+
+    return push(run.directory if isinstance(run, Run) else Path(run), repo, private)
 
 
 def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -328,19 +346,18 @@ def infer_task(model: Any, dataset: Any) -> Any:
     if dataset is None:
         raise HfcompressError("there is no data", "give `dataset=` or `task=`")
     config = model_config(str(model)) if isinstance(model, (str, Path)) else _config_of(model)
-    name = class_name(config)
-    head = head_of(name)
+    name = class_name_of(config)
+    head = task_head_of(name)
     if head != "sequence":
-        told = f"{name} ends in {HEADS[head]}" if head else f"{name} has no task head"
+        told = f"{name} ends in {TASK_HEADS[head]}" if head else f"{name} has no task head"
         fix = "give `task=`, such as TokenClassification(dataset=…)"
         raise HfcompressError(f"the task cannot be told: {told}", fix)
-    kind = Regression if label_count(config) == 1 else TextClassification
+    kind = Regression if count_labels(config) == 1 else TextClassification
     path = dataset if isinstance(dataset, (str, Path)) else save_dataset(dataset)
     positions = shape_of(config).usable_positions
     default = kind.model_fields["max_length"].default
     return kind.model_validate(
         {
-            "type": "regression" if kind is Regression else "text-classification",
             "dataset": str(path),
             "text": _text_columns(dataset, kind.model_fields["label"].default),
             "max_length": min(default, positions),
