@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from hfcompress.data.task import Splits
-from hfcompress.data.tasks import TASKS
-from hfcompress.distillation.augmentation.options import Augment
 from hfcompress.distillation.losses.base import LOSSES
-from hfcompress.distillation.recovery import Recover
-from hfcompress.distillation.stage import Distill
-from hfcompress.distillation.student import Student
 from hfcompress.distillation.teachers import Teachers
-from hfcompress.finetuning.stage import Finetune
-from hfcompress.measure.measure import Measure
-from hfcompress.measure.timing import Latency
-from hfcompress.pruning.budget import Budget
 from hfcompress.pruning.criteria.base import CRITERIA
-from hfcompress.pruning.pattern import Pattern
-from hfcompress.pruning.schedules import Gradual, Iterative, Lottery, OneShot
-from hfcompress.pruning.stage import Prune, Sensitivity
 from hfcompress.quantization.backends.base import BACKENDS
-from hfcompress.quantization.stage import Quantize
-from hfcompress.recipe.schema import Hub, Recipe
-from hfcompress.training.lora import Lora
-from hfcompress.training.loss import Ramp
-from hfcompress.training.options import Train
+from hfcompress.recipe.schema import Recipe
 from hfcompress.utils.registry import Component, Registry
 
 HEAD = """# The recipe
@@ -41,34 +25,66 @@ counted from 0: `--set stages.0.train.epochs=1`.
 
 A loss, criterion or backend is its name (`taylor`) or a mapping with options (`{use: taylor, rows: 512}`).
 """
-PRUNING: list[type[BaseModel]] = [Prune, Budget, Pattern, OneShot, Iterative, Gradual, Lottery, Recover, Sensitivity]
-BLOCKS: dict[str, list[type[BaseModel]]] = {
-    "Top level": [Recipe],
-    "`task`": [*TASKS, Splits],
-    "`stages`": [Finetune, Distill, Student, Lora, Teachers, Augment, Ramp, *PRUNING, Quantize],
-    "`train`": [Train],
-    "`measure`": [Measure, Latency],
-    "`hub`": [Hub],
-}
-DRAWERS: dict[str, Registry[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, "Backends": BACKENDS}
+REGISTRIES: dict[str, Registry[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, "Backends": BACKENDS}
 
 
 def reference() -> str:
-    """The whole page."""
-    parts = [HEAD]
-    for title, models in BLOCKS.items():
+    """The whole page: every class of options that a recipe can reach, then every component."""
+    parts, told = [HEAD, "\n## Top level\n", _block(Recipe, [])], [Recipe]
+    for name, field in Recipe.model_fields.items():
+        found = [model for model in models_in(field.annotation) if model not in told]
+        if found:
+            parts.append(f"\n## `{name}`\n")
+        for model in found:
+            told.append(model)
+            parts.append(_block(model, told))
+    components = [registry.get(name) for registry in REGISTRIES.values() for name in registry.names()]
+    shared = [model for component in components for model in _below(component) if model not in told]
+    if shared:
+        parts.append("\n## Options of several components\n")
+        parts += [_block(model, []) for model in dict.fromkeys(shared)]
+    for title, registry in REGISTRIES.items():
         parts.append(f"\n## {title}\n")
-        parts += [_block(model) for model in models]
-    for title, drawer in DRAWERS.items():
-        parts.append(f"\n## {title}\n")
-        parts += [_component(name, drawer.get(name)) for name in drawer.names()]
+        parts += [_component(name, registry.get(name)) for name in registry.names()]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _block(model: type[BaseModel]) -> str:
-    skip = set(Train.model_fields) - {"epochs"} if model is Recover else set()
-    also = "\nand the keys of `train`.\n" if model is Recover else ""
-    return f"### {model.__name__}\n\n{_prose(model)}\n\n{_fields(model, skip)}{also}"
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Finds the classes of options in a type, and in the types of their keys, each once; components are left out."""
+    found: dict[type[BaseModel], None] = {}
+
+    def walk(part: Any) -> None:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            if part not in found and not issubclass(part, Component):
+                found[part] = None
+                for field in part.model_fields.values():
+                    walk(field.annotation)
+        for argument in get_args(part):
+            walk(argument)
+
+    walk(annotation)
+    yield from found
+
+
+def _below(component: type[Component]) -> Iterator[type[BaseModel]]:
+    for field in component.model_fields.values():
+        yield from models_in(field.annotation)
+
+
+def _block(model: type[BaseModel], told: list[type[BaseModel]]) -> str:
+    """One class; keys that it has from a class that is told of elsewhere are not told again."""
+    bases = [base for base in model.__mro__[1:] if base in told and issubclass(base, BaseModel)]
+    own = {name for name in model.model_fields if not any(_same(model, base, name) for base in bases)}
+    also = f"\nand the keys of {' and '.join(f'`{base.__name__}`' for base in bases)}.\n" if bases else ""
+    return f"### {model.__name__}\n\n{_prose(model)}\n\n{_fields(model, set(model.model_fields) - own)}{also}"
+
+
+def _same(model: type[BaseModel], base: type[BaseModel], name: str) -> bool:
+    """True if the key means the same in both classes."""
+    if name not in base.model_fields:
+        return False
+    one, other = model.model_fields[name], base.model_fields[name]
+    return _row(name, one) == _row(name, other)
 
 
 def _component(name: str, cls: type[Component]) -> str:

@@ -167,7 +167,7 @@ def example(name: str) -> Any:
 
 
 def test_the_examples_are_short() -> None:
-    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 35 for path in EXAMPLES.glob("*.py"))
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 30 for path in EXAMPLES.glob("*.py"))
 
 
 def test_example_csv_to_int8(teacher: Path, csv: str, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from hfcompress.recipe.schema import shipped
+from hfcompress.recipe.schema import Recipe, shipped
 from hfcompress.report.card import validate
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,30 @@ def _script(name: str) -> object:
 def test_the_recipe_reference_is_what_the_schema_says() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert text == _script("reference").reference(), "run `make docs`"  # type: ignore[attr-defined]
+
+
+def test_every_key_that_a_recipe_can_have_has_a_row() -> None:
+    reference: Any = _script("reference")
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    blocks = {
+        (title if title in reference.REGISTRIES else "", part.partition("\n")[0]): part
+        for title, section in sections.items()
+        for part in section.split("\n### ")[1:]
+    }
+
+    def rows(name: str, section: str = "") -> set[str]:
+        block = blocks[section, name]
+        also = re.search(r"^and the keys of (.*)\.$", block, re.MULTILINE)
+        inherited = re.findall(r"`(\w+)`", also.group(1)) if also else []
+        return set(re.findall(r"^\| `([^`]+)` \|", block, re.MULTILINE)).union(*map(rows, inherited))
+
+    for model in reference.models_in(Recipe):
+        assert rows(model.__name__) == {field.alias or name for name, field in model.model_fields.items()}
+    for title, registry in reference.REGISTRIES.items():
+        for name in registry.names():
+            assert rows(f"`{name}`", title) == set(registry.get(name).model_fields)
+    assert {"ranges", "freeze"} <= rows("QatTraining")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
