@@ -54,11 +54,11 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     found: dict[type[BaseModel], None] = {}
 
     def walk(part: Any) -> None:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            if part not in found and not issubclass(part, Component):
-                found[part] = None
-                for field in part.model_fields.values():
-                    walk(field.annotation)
+        options = isinstance(part, type) and issubclass(part, BaseModel) and not issubclass(part, Component)
+        if options and part not in found:
+            found[part] = None
+            for field in part.model_fields.values():
+                walk(field.annotation)
         for argument in get_args(part):
             walk(argument)
 
