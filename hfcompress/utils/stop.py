@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -56,6 +57,13 @@ def stoppable() -> Iterator[Stop]:
         sys.unraisablehook = report_unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
+        atexit.register(_end_at_once, list(before))
+
+
+def _end_at_once(numbers: list[signal.Signals]) -> None:
+    """While the interpreter shuts down nothing is left to put away: a signal ends the process without a traceback."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt_main_thread(number: int = signal.SIGINT) -> None:

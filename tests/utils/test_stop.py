@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -25,6 +26,14 @@ with stoppable() as stop:
     except KeyboardInterrupt:
         print("stopped by", signal.Signals(stop.signal).name)
 """
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_at_the_interpreter_s_end_prints_no_traceback(name: str) -> None:
+    early = f"import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"
+    program = early + "from hfcompress.base.stop import stoppable\nwith stoppable():\n    pass\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (-getattr(signal, name), "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
