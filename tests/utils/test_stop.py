@@ -31,7 +31,7 @@ with stoppable() as stop:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_at_the_interpreter_s_end_prints_no_traceback(name: str) -> None:
     early = f"import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"
-    program = early + "from hfcompress.base.stop import stoppable\nwith stoppable():\n    pass\n"
+    program = early + "from hfcompress.utils.stop import stoppable\nwith stoppable():\n    pass\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (-getattr(signal, name), "")
 
