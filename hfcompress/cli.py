@@ -34,7 +34,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run dir
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Any:
-    from hfcompress.recipe.schema import find, load
+    from hfcompress.recipe.loader import find, load
 
     return load(find(recipe), overrides)
 
@@ -57,10 +57,11 @@ def list_(
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) -> None:
     """Print a recipe; with --full every default is spelled out."""
-    from hfcompress.recipe.schema import dumped, resolved
+    from hfcompress.recipe.schema import spell_out
+    from hfcompress.recipe.yaml_text import dump_yaml
 
     loaded = _load(recipe, overrides)
-    text = dumped(resolved(loaded.recipe)) if full or overrides else loaded.document.text
+    text = dump_yaml(spell_out(loaded.recipe)) if full or overrides else loaded.document.text
     out().print(text.rstrip("\n"))
 
 
@@ -70,10 +71,9 @@ def copy(
     target: Annotated[Path | None, typer.Argument(help="File or directory; default: here, under its own name.")] = None,
 ) -> None:
     """Copy a shipped recipe, to edit it; a file that is there is never overwritten."""
-    from hfcompress.recipe import document
-    from hfcompress.recipe.schema import find
+    from hfcompress.recipe.loader import find, read
 
-    source = document.read(find(recipe))
+    source = read(find(recipe))
     path = target or Path(source.path.name)
     path = path / source.path.name if path.is_dir() else path
     if path.exists():
@@ -86,7 +86,7 @@ def copy(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake of a recipe, before anything is trained."""
-    from hfcompress.recipe.schema import check as check_
+    from hfcompress.recipe.validate import check as check_
     from hfcompress.report.doctor import warnings
 
     loaded = _load(recipe, overrides)

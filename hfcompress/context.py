@@ -218,6 +218,10 @@ class Stage(StrictModel):
 
     compresses: ClassVar[bool] = True
     """False for a stage that makes the source itself."""
+    makes_task_head: ClassVar[bool] = False
+    """True for a stage that can put the head of its task on any model."""
+    ends_recipe: ClassVar[bool] = False
+    """True for a stage whose model no other stage can work on."""
     tag: ClassVar[str] = ""
     """The tag of its models on the Hub."""
     relation: ClassVar[str] = "finetune"

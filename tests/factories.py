@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import yaml
+from hfcompress.recipe.yaml_text import dump_yaml
 
 GOOD, BAD = ["good", "fine", "great", "lovely"], ["bad", "poor", "awful", "dull"]
 NEUTRAL = ["the", "film", "was", "and", "story", "a", "plot", "cast", "very", "it"]
@@ -164,7 +164,7 @@ def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:
         ],
         "measure": {"latency": {"batch_sizes": [1, 8], "rounds": 1, "rows": 8, "threads": 1}, "bootstrap": 100},
     }  # fmt: skip
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False), encoding="utf-8")
+    path.write_text(dump_yaml(content | changes), encoding="utf-8")
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.pruning.costs import Costs, Target
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.training import trainer as training
 from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from hfcompress import __version__
-from hfcompress.recipe.schema import load, shipped
+from hfcompress.recipe.loader import find_shipped, load
+from hfcompress.recipe.yaml_text import parse_yaml
 from tests.factories import run_cli, snapshot
 
 Capture = pytest.CaptureFixture[str]
@@ -93,7 +93,7 @@ def test_a_bug_keeps_its_traceback(recipe: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("hfcompress.recipe.schema.load", broken)
+    monkeypatch.setattr("hfcompress.recipe.loader.load", broken)
     with pytest.raises(ZeroDivisionError):
         run_cli("check", recipe)
 
@@ -144,7 +144,9 @@ def test_list_of_an_unknown_section_offers_the_nearest(capsys: Capture) -> None:
 
 def test_show_prints_the_file_verbatim(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(shipped()["tinybert"].read_text() + "# :rocket: [bold]not markup[/bold] " + "long " * 60 + "\n")
+    path.write_text(
+        find_shipped()["tinybert"].read_text() + "# :rocket: [bold]not markup[/bold] " + "long " * 60 + "\n"
+    )
     assert printed(capsys, "show", path) == path.read_text()
 
 
@@ -153,8 +155,8 @@ def test_show_full_prints_a_recipe_that_means_the_same(capsys: Capture, tmp_path
     text = printed(capsys, "show", "tinybert", *arguments)
     path = tmp_path / "full.yaml"
     path.write_text(text)
-    assert yaml.safe_load(text)["measure"]["bootstrap"] == 1000
-    assert load(path).recipe == load(shipped()["tinybert"], arguments[1:]).recipe
+    assert parse_yaml(text, Path("shown"))[0]["measure"]["bootstrap"] == 1000
+    assert load(path).recipe == load(find_shipped()["tinybert"], arguments[1:]).recipe
 
 
 def test_copy_gives_a_recipe_that_can_be_edited(
@@ -168,7 +170,7 @@ def test_copy_gives_a_recipe_that_can_be_edited(
         (["folder"], "folder/tinybert.yaml"),
     ):
         assert f"hfcompress check {path}" in printed(capsys, "copy", "tinybert", *arguments)
-        assert (tmp_path / path).read_bytes() == shipped()["tinybert"].read_bytes()
+        assert (tmp_path / path).read_bytes() == find_shipped()["tinybert"].read_bytes()
 
 
 def test_copy_never_overwrites(capsys: Capture, tmp_path: Path) -> None:

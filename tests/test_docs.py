@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from hfcompress.recipe.schema import Recipe, shipped
+from hfcompress.recipe.loader import find_shipped
+from hfcompress.recipe.schema import Recipe
 from hfcompress.report.card import validate
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +65,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(find_shipped()))
 def test_a_recipe_says_what_it_makes_needs_and_takes(name: str) -> None:
-    head = shipped()[name].read_text(encoding="utf-8").partition("\nname:")[0]
+    head = find_shipped()[name].read_text(encoding="utf-8").partition("\nname:")[0]
     for word in ("# makes:", "# needs:", "# takes:"):
         assert word in head, f"{name} does not say `{word}`"
 

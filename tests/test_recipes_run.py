@@ -17,8 +17,8 @@ import pytest
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import load_tokenizer
+from hfcompress.recipe.loader import Loaded, find_shipped, load
 from hfcompress.recipe.plan import plan
-from hfcompress.recipe.schema import Loaded, load, shipped
 from hfcompress.run import runner
 from tests import factories
 
@@ -266,7 +266,7 @@ def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
     def run(name: str) -> Finished:
         if name not in kept:
             config = [] if name in CONFIGURED else ["task.config=null"]
-            loaded = load(shipped()[name], [MEASURE, "task.max_length=32", *config, *OVERRIDES[name](things)])
+            loaded = load(find_shipped()[name], [MEASURE, "task.max_length=32", *config, *OVERRIDES[name](things)])
             done = runner.run(loaded, folder / name)
             assert done is not None
             kept[name] = Finished(loaded, done.directory, done.report)
@@ -280,12 +280,12 @@ def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
 
 def test_every_shipped_recipe_is_run() -> None:
     """The quickstart, which brings its own model and data, is run by test_quickstart.py."""
-    assert {*OVERRIDES, *ELSEWHERE, "quickstart"} == {*shipped()}
+    assert {*OVERRIDES, *ELSEWHERE, "quickstart"} == {*find_shipped()}
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
 def test_what_runs_elsewhere_is_planned_here(name: str, things: Things) -> None:
-    source, quantized = plan(load(shipped()[name], ["task.config=null", "task.max_length=32", *_as_it_is(things)]))
+    source, quantized = plan(load(find_shipped()[name], ["task.config=null", "task.max_length=32", *_as_it_is(things)]))
     assert quantized.shape.bytes < 0.5 * source.shape.bytes
 
 
@@ -344,7 +344,7 @@ def test_all_that_tinybert_needs_of_the_hub_is_fetched_before_anything_is_writte
     monkeypatch.setattr(runner, "model_directory", Path)
     monkeypatch.setattr(runner, "revision_of", lambda _: "commit")
     monkeypatch.setattr(runner, "data_revision", lambda _, __, streaming: "listed" if streaming else "downloaded")
-    loaded = load(shipped()["tinybert"], ["stages.2.augment.model=user/mlm"])
+    loaded = load(find_shipped()["tinybert"], ["stages.2.augment.model=user/mlm"])
     assert runner._revisions(loaded) == {
         "google-bert/bert-base-uncased": "commit", "user/mlm": "commit", "datasets/nyu-mll/glue": "downloaded",
         "datasets/wikimedia/wikipedia": "listed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.tasks import AnyTask
@@ -33,6 +33,8 @@ class Distill(Stage, DistillationOptions):
     Without `student` the model of the stage before goes on learning, which is how TinyBERT's prediction phase follows
     its intermediate phase.
     """
+
+    makes_task_head: ClassVar[bool] = True
 
     kind: Literal["distill"] = "distill"
     task: AnyTask | None = None

@@ -23,6 +23,7 @@ class Finetune(Stage):
     """Trains the recipe's model on the task's labels; `train: {epochs: 0}` takes a fine-tuned model as it is."""
 
     compresses: ClassVar[bool] = False
+    makes_task_head: ClassVar[bool] = True
 
     kind: Literal["finetune"] = "finetune"
     train: Train = Train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Quantize(Stage):
     """Stores the model as the backend does."""
+
+    ends_recipe: ClassVar[bool] = True
 
     kind: Literal["quantize"] = "quantize"
     backend: AnyBackend

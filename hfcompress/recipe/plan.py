@@ -1,4 +1,4 @@
-"""What a recipe will make, before it is made: exact shapes, parameters and MACs, without any weights."""
+"""Plans a recipe: exact shapes, parameters and MACs of each stage, without any weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from hfcompress.data.source import stored_dtype
 from hfcompress.models.artifact import HALVES
 from hfcompress.models.shape import Shape
-from hfcompress.recipe.schema import Loaded, check
+from hfcompress.recipe.loader import Loaded
+from hfcompress.recipe.validate import check
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class PlannedRow:
     Attributes:
         stage: `source`, or the stage's directory name.
         shape: The shape after it.
-        steps: Optimizer steps on one process; None where only reading the data would tell.
+        steps: Optimizer steps on one process; None if only reading the data can tell.
     """
 
     stage: str
@@ -26,7 +27,7 @@ class PlannedRow:
 
 
 def plan(loaded: Loaded) -> list[PlannedRow]:
-    """The model and what each stage makes of it.
+    """Plans the model and what each stage makes of it.
 
     Raises:
         HfcompressError: with everything that cannot work.
@@ -40,12 +41,15 @@ def plan(loaded: Loaded) -> list[PlannedRow]:
 
 
 def _as_stored(shape: Shape, dtype: str) -> Shape:
-    """The shape with the bits that a 16-bit checkpoint takes; what a stage makes of one is float32 until quantized."""
+    """The shape with the bits of the checkpoint; stages work in float32, so their models have 32 until quantized."""
     return replace(shape, linear_bits=16, embedding_bits=16, other_bits=16) if dtype in HALVES else shape
 
 
 def layers_text(shape: Shape) -> tuple[str, str, str]:
-    """Layers, heads and FFN widths for a table; totals where a global ranking decides, about where a budget does."""
+    """Writes layers, heads and FFN widths for a table.
+
+    They are totals if a global ranking decides where to cut, and approximate (`~`) if a budget decides how much.
+    """
     heads, ffn = [x.heads for x in shape.layers], [x.ffn for x in shape.layers]
     if not shape.even:
         about = "~" if shape.estimated else ""

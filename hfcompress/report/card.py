@@ -10,7 +10,7 @@ from hfcompress.data.source import is_local
 from hfcompress.distillation.wording import describe_length, describe_teachers, describe_training, shown_name
 from hfcompress.measure.process import has_int8_layers
 from hfcompress.models.artifact import ADAPTER, MODELING_FILE, Artifact
-from hfcompress.recipe.schema import Loaded
+from hfcompress.recipe.loader import Loaded
 from hfcompress.report import card_pruning, card_quantization, report
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.errors import HfcompressError

@@ -12,8 +12,8 @@ from hfcompress.data.metrics import OF_TASK
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.quantization.backends.base import BACKENDS, Backend
+from hfcompress.recipe.loader import find_shipped, read_headline
 from hfcompress.recipe.plan import PlannedRow, layers_text
-from hfcompress.recipe.schema import headline, shipped
 
 if TYPE_CHECKING:
     from hfcompress.utils.registry import Component, Registry
@@ -25,7 +25,7 @@ SECTIONS = ("recipes", *_DRAWERS, "metrics")
 def section(name: str) -> Table:
     """The table of one section."""
     if name == "recipes":
-        rows = [[recipe, headline(path.read_text(encoding="utf-8"))] for recipe, path in shipped().items()]
+        rows = [[recipe, read_headline(path.read_text(encoding="utf-8"))] for recipe, path in find_shipped().items()]
         return _table("recipes", ["name", "what it makes"], rows)
     if name == "metrics":
         rows = [[task, ", ".join(names)] for task, names in OF_TASK.items()]

@@ -9,7 +9,7 @@ from hfcompress.data.source import open_model
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
-from hfcompress.recipe.schema import Loaded
+from hfcompress.recipe.loader import Loaded
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 

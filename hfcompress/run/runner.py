@@ -21,7 +21,9 @@ from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure, time_again
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
-from hfcompress.recipe.schema import Loaded, check, load, resolved, stage_options
+from hfcompress.recipe.loader import Loaded, load
+from hfcompress.recipe.schema import spell_out, spell_out_stage
+from hfcompress.recipe.validate import check
 from hfcompress.report import card, card_quantization, report
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
@@ -136,7 +138,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         return None
     content = {
         **_measured(loaded, directory, artifacts),
-        "recipe": digest(resolved(loaded.recipe)),
+        "recipe": digest(spell_out(loaded.recipe)),
         "cuts": {a.stage: _noted(a, CUTS) for a in artifacts if a.kind == "prune"},
         "rounded": {a.stage: noted for a in artifacts if a.kind == "quantize" and (noted := _noted(a, ROUNDED))},
     }
@@ -164,7 +166,7 @@ def _require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
         raise HfcompressError(f"{directory} is a file, not a directory", "choose another one with --output")
     if (directory / "recipe.lock.json").is_file():
         held = _held_recipe(directory, loaded)
-        identity = {key: resolved(loaded.recipe)[key] for key in ("name", "model", "task")}
+        identity = {key: spell_out(loaded.recipe)[key] for key in ("name", "model", "task")}
         held = {**held, "task": _with_later_options(held.get("task"), loaded.recipe.task)}
         same = all(held.get(key) == value for key, value in identity.items())
         if not same and not (fresh and held.get("name") == loaded.recipe.name):
@@ -191,7 +193,7 @@ def _held_recipe(directory: Path, loaded: Loaded) -> Mapping[str, Any]:
     except HfcompressError:
         kept = directory / "recipe.yaml"
         if kept.is_file() and kept.read_bytes() == loaded.document.text.encode():
-            return resolved(loaded.recipe)
+            return spell_out(loaded.recipe)
         raise
 
 
@@ -216,7 +218,7 @@ def _open(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, larges
     if fresh:
         _clear(directory)
     content = {
-        "recipe": resolved(loaded.recipe),
+        "recipe": spell_out(loaded.recipe),
         "overrides": list(loaded.document.overrides),
         "revisions": revisions,
         "environment": environment(),
@@ -383,7 +385,7 @@ def _resume_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
     """A hash of everything that a stage's result depends on."""
     return digest(
         {
-            "stage": stage_options(stage),
+            "stage": spell_out_stage(stage),
             "parent": weights_hash(parent.path),
             "named": [weights_hash(context.artifact(spec, parent).path) for spec in stage.specs().values()],
             "task": context.task.model_dump(exclude={"dataset"}),
@@ -468,7 +470,7 @@ def _complete(
     differences = verify(model, result.logits, context.task.auto_class, device, result.reading)
     record = {
         "key": key,
-        "stage": stage_options(stage),
+        "stage": spell_out_stage(stage),
         "seconds": round(seconds, 1),
         "reload": differences,
         "files": hashes(result.directory),

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import ScalarEvent
 
 _START = r"(?:file:/+|~[\w.-]*[/\\]|[A-Za-z]:[\\/]|\\\\(?=\w)|/)"
 _PLACE = re.compile(_START + r"(?=[^\s/\\])")
@@ -70,14 +72,12 @@ def _values(text: str) -> list[tuple[int, int, str]]:
     """Start, end and value of each scalar that is a place, in the order of the text; none where it is no YAML."""
     found = []
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.ScalarEvent) and is_place(event.value) and event.style not in ("|", ">"):
-                assert event.start_mark is not None
-                assert event.end_mark is not None
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, ScalarEvent) and is_place(event.value) and event.style not in ("|", ">"):
                 start, end = event.start_mark.index, event.end_mark.index
                 properties = re.match(r"(?:[&!]\S*\s+)*", text[start:end])[0]  # type: ignore[index]
                 found.append((start + len(properties), end, event.value))
-    except yaml.YAMLError:
+    except YAMLError:
         return []
     return found
 

@@ -13,7 +13,8 @@ from hfcompress.data.labels import finder, id_of, require_same_labels, sorted_la
 from hfcompress.data.sequence import TextClassification
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.models.artifact import label_ids
-from hfcompress.recipe.schema import check, load
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.run.compare import compare
 from hfcompress.training.task_heads import label_names
 from hfcompress.utils.errors import HfcompressError

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from hfcompress.distillation.layer_map import LayerMap, layer_map_problems, pairs_of, uniform_map
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.utils.errors import HfcompressError
 
 

@@ -20,7 +20,8 @@ from hfcompress.distillation.teachers import AnyTeachers, Member, TeacherEnsembl
 from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
-from hfcompress.recipe import schema as recipes
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.training import trainer as training
 from hfcompress.training.batches import TEACHERS, Collator, make_batches
 from hfcompress.training.evaluate import score
@@ -39,8 +40,8 @@ def one_stage(path: Path, model: Path, data: Path, **stage: Any) -> Path:
 
 def ran(recipe: Path, directory: Path) -> dict[str, Any]:
     """Runs the stages of a recipe without measuring; the facts about the last one."""
-    loaded = recipes.load(recipe)
-    recipes.check(loaded)
+    loaded = load(recipe)
+    check(loaded)
     directory.mkdir()
     parent = source = open_artifact(Path(loaded.recipe.model))
     made = {"model": source}
@@ -183,7 +184,7 @@ def test_what_the_cache_does_not_hold_is_refused(
 ) -> None:
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, losses=losses, teacher_cache=cache)
     with pytest.raises(HfcompressError, match=why) as error:
-        recipes.check(recipes.load(recipe))
+        check(load(recipe))
     assert error.value.problems[0].key == ("stages", 0, "teacher_cache")
 
 
@@ -199,7 +200,7 @@ def test_an_option_that_would_change_nothing_is_told(
     tmp_path: Path, teacher: Path, data: Path, stage: dict[str, Any], key: str, why: str
 ) -> None:
     with pytest.raises(HfcompressError, match=why) as error:
-        recipes.check(recipes.load(one_stage(tmp_path / "r.yaml", teacher, data, **stage)))
+        check(load(one_stage(tmp_path / "r.yaml", teacher, data, **stage)))
     assert [problem.key for problem in error.value.problems] == [("stages", 0, key)]
 
 
@@ -225,9 +226,7 @@ def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path:
     assert "by activation" in record["student"]["embeddings"]
     cut = {**stage, "student": {"vocabulary": "corpus"}}
     with pytest.raises(HfcompressError, match="streamed is not read through"):
-        recipes.check(
-            recipes.load(factories.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut]))
-        )
+        check(load(factories.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut])))
 
 
 def test_a_second_run_reads_what_the_first_one_kept(
@@ -489,7 +488,7 @@ def test_a_teacher_with_more_labels_is_told(tmp_path: Path, teacher: Path, data:
     factories.save(factories.model(labels=3), tmp_path / "three")
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=["source", str(tmp_path / "three")])
     with pytest.raises(HfcompressError, match="the student has 2 labels and the teacher 3"):
-        recipes.check(recipes.load(recipe))
+        check(load(recipe))
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_epoch(tmp_path: Path, teacher: Path, data: Path) -> None:
@@ -608,7 +607,7 @@ def test_a_student_from_a_general_checkpoint_gets_the_teachers_head(
     made = load_model(tmp_path / "soft_labels" / "01-distill", "AutoModelForSequenceClassification")
     assert made.config.label2id == {"bad": 0, "good": 1}
     assert made.config.architectures == [type(made).__name__]
-    shape = recipes.check(recipes.load(recipe))[-1]
+    shape = check(load(recipe))[-1]
     assert shape.parameters == sum(p.numel() for p in made.parameters())
 
 
@@ -620,7 +619,7 @@ def test_a_new_head_has_the_labels_of_a_teacher_where_the_source_has_none(tmp_pa
     base = general(tmp_path / "base", "bert")
     source = open_artifact(base)
     stage = {"kind": "distill", "student": {"layers": 1}, "losses": ["soft_labels"], "teacher": str(named)}
-    loaded = recipes.load(factories.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
+    loaded = load(factories.recipe(tmp_path / "r.yaml", base, data, stages=[{**stage, "train": TRAIN}]))
     (tmp_path / "run").mkdir()
     context = StageContext(loaded.recipe.task, 0, source, {"model": source}, tmp_path / "run" / "work")
     loaded.recipe.stages[0].run(source, context)

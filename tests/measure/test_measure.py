@@ -20,7 +20,7 @@ from hfcompress.measure.timing import timings
 from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 

@@ -21,7 +21,7 @@ from hfcompress.data.tokens import TokenClassification
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import label_ids, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from tests import factories
 
 TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]

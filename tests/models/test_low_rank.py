@@ -19,7 +19,8 @@ from hfcompress.models.shape import config_of, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 from hfcompress.pruning.narrow import cut_hidden
-from hfcompress.recipe.schema import check, load
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from tests import factories
 
 COUNTS = torch.arange(len(factories.WORDS)) ** 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hfcompress.recipe.schema import shipped
+from hfcompress.recipe.loader import find_shipped
 from tests import factories
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
@@ -17,8 +17,8 @@ def test_optimum_onnx(teacher: Path, data: Path, tmp_path: Path) -> None:
 
     changes = [f"model={teacher}", f"task.dataset={data}", "task.config=null", "task.max_length=32", MEASURE]
     options = [argument for change in changes for argument in ("--set", change)]
-    assert factories.run_cli("check", shipped()["optimum-onnx"], *options) == 0
-    assert factories.run_cli("run", shipped()["optimum-onnx"], "--output", tmp_path / "run", *options) == 0
+    assert factories.run_cli("check", find_shipped()["optimum-onnx"], *options) == 0
+    assert factories.run_cli("run", find_shipped()["optimum-onnx"], "--output", tmp_path / "run", *options) == 0
 
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     _, small = report["rows"]

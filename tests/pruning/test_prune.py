@@ -16,7 +16,7 @@ from hfcompress.models.shape import Shape, shape_of
 from hfcompress.pruning.growth import done
 from hfcompress.pruning.schedules import Iterative, Lottery
 from hfcompress.pruning.stage import Prune
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.run import runner
 from tests import factories
 

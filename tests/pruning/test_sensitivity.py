@@ -14,7 +14,7 @@ from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.sensitivity import gate, sensitivity
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.training.evaluate import score
 from tests import factories
 

@@ -28,7 +28,7 @@ from hfcompress.quantization.grids.ranges import Ranges, affine
 from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 from hfcompress.quantization.qat.learned_steps import RATE, LearnedSteps
 from hfcompress.quantization.qat.moving_average import MOMENTUM, FollowedRanges
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from tests import factories, masked
 from tests.training.test_distributed import _two_processes
 from tests.training.test_training import Interrupt

@@ -29,7 +29,8 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization import qlora
 from hfcompress.quantization.backends.base import BACKENDS, Work
 from hfcompress.quantization.loftq import decomposed, fit, to_quantize
-from hfcompress.recipe.schema import check, load
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.run.push import uploads
 from hfcompress.training.lora import Lora, add_lora
 from hfcompress.utils.errors import HfcompressError

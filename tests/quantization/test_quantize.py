@@ -19,7 +19,8 @@ from hfcompress.quantization import mixed_precision as mixed
 from hfcompress.quantization.backends.base import BACKENDS, Backend, Work
 from hfcompress.quantization.mixed_precision import fewest, together
 from hfcompress.quantization.stage import Quantize
-from hfcompress.recipe.schema import check, load
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.test_recipes_run import InThisProcess

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hfcompress.recipe.schema import Loaded, load
+from hfcompress.recipe.loader import Loaded, load
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError, disk_problem
 from tests import factories

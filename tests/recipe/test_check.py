@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hfcompress.models.artifact import load_model
-from hfcompress.recipe import schema as recipes
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.training.options import Train
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -22,9 +23,9 @@ AUTO = "AutoModelForSequenceClassification"
 
 def found(tmp_path: Path, model: Path, data: Path, *stages: Any, **changes: Any) -> list[tuple[str, str]]:
     """Each problem that `check` finds: its key, and what it says."""
-    loaded = recipes.load(factories.recipe(tmp_path / "r.yaml", model, data, stages=list(stages), **changes))
+    loaded = load(factories.recipe(tmp_path / "r.yaml", model, data, stages=list(stages), **changes))
     try:
-        recipes.check(loaded)
+        check(loaded)
     except HfcompressError as error:
         return [(".".join(map(str, p.key)), f"{p.message}\n{p.fix}") for p in error.problems]
     return []
@@ -232,7 +233,8 @@ def test_a_best_model_with_kept_zeros_is_kept(tmp_path: Path, teacher: Path, dat
 
 
 def test_a_plain_recipe_is_checked_without_torch_and_says_nothing(recipe: Path) -> None:
-    code = "import pathlib, sys; from hfcompress.recipe import schema as r; r.check(r.load(pathlib.Path(sys.argv[1])));"
+    code = "import pathlib, sys; from hfcompress.recipe import loader, validate;"
+    code += "validate.check(loader.load(pathlib.Path(sys.argv[1])));"
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(recipe)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hfcompress.data.tasks import TextClassification
 from hfcompress.distillation.student import Student
 from hfcompress.pruning.schedules import Iterative
-from hfcompress.recipe.document import Document
+from hfcompress.recipe.loader import Document, Loaded, find, find_shipped, load, validate
 from hfcompress.recipe.plan import plan
-from hfcompress.recipe.schema import (
-    Distill,
-    Loaded,
-    Prune,
-    Quantize,
-    Recipe,
-    check,
-    find,
-    load,
-    resolved,
-    shipped,
-    validate,
-)
+from hfcompress.recipe.schema import Distill, Prune, Quantize, Recipe, spell_out
+from hfcompress.recipe.validate import check
+from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.utils.errors import HfcompressError, Problem
 from tests import factories
 from tests.soak import recipes
@@ -247,22 +236,22 @@ def test_an_extra_that_is_missing_names_its_installation(
 
 def test_resolved_spells_out_a_recipe_that_means_the_same(recipe: Path, tmp_path: Path) -> None:
     loaded = load(recipe)
-    full = resolved(loaded.recipe)
+    full = spell_out(loaded.recipe)
     assert full["stages"][1]["criterion"] == {"use": "taylor", "rows": 32, "batch_size": 32, "seed": None}
     assert {"use": "onnx_int8", "mode": "dynamic", "rows": 512}.items() <= full["stages"][2]["backend"].items()
-    again = load(write(tmp_path / "full.yaml", yaml.safe_dump(full)))
+    again = load(write(tmp_path / "full.yaml", dump_yaml(full)))
     assert again.recipe == loaded.recipe
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(find_shipped()))
 def test_a_shipped_recipe_that_spells_out_its_defaults_is_the_same(name: str, tmp_path: Path) -> None:
-    recipe = load(shipped()[name]).recipe
-    assert load(write(tmp_path / "full.yaml", yaml.safe_dump(resolved(recipe)))).recipe == recipe
+    recipe = load(find_shipped()[name]).recipe
+    assert load(write(tmp_path / "full.yaml", dump_yaml(spell_out(recipe)))).recipe == recipe
 
 
 def test_a_recipe_is_found_by_path_before_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find("tinybert") == shipped()["tinybert"]
+    assert find("tinybert") == find_shipped()["tinybert"]
     write(tmp_path / "tinybert", "name: mine")
     assert find("tinybert") == Path("tinybert")
 
@@ -320,13 +309,13 @@ def test_the_plan_needs_no_weights_and_check_does(recipe: Path, tmp_path: Path, 
 def planned_with(name: str, tmp_path: Path, config: dict[str, Any]) -> tuple[Loaded, list[Any]]:
     """The quickstart brings a model of its own; it is the others that are made for any BERT."""
     model = "builtin:quickstart" if name == "quickstart" else config_only(tmp_path / "model", config)
-    loaded = load(shipped()[name], [f"model={model}"])
+    loaded = load(find_shipped()[name], [f"model={model}"])
     return loaded, plan(loaded)
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", find_shipped())
 def test_every_shipped_recipe_loads_and_says_what_it_makes(name: str) -> None:
-    loaded = load(shipped()[name])
+    loaded = load(find_shipped()[name])
     assert len(loaded.headline) > 20
     header = loaded.document.text.partition("\nname:")[0]
     for word in ("makes:", "needs:", "takes:", "check:", "run:"):
@@ -338,7 +327,7 @@ SMALLER = ["bnb-nf4", "int8-dynamic", "prune-heads-ffn", "sst2-minilm", "stsb-di
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [*((name, BERT_BASE) for name in shipped()), *((name, MINILM) for name in SMALLER)]
+    ("name", "config"), [*((name, BERT_BASE) for name in find_shipped()), *((name, MINILM) for name in SMALLER)]
 )
 def test_every_shipped_recipe_plans_offline(name: str, config: dict[str, Any], tmp_path: Path) -> None:
     loaded, rows = planned_with(name, tmp_path, config)
@@ -465,9 +454,9 @@ def test_a_recipe_in_python_spells_no_kinds_and_types() -> None:
             Quantize(backend="onnx_int8"),
         ],
     )  # fmt: skip
-    spelled = validate(Document(Path("a.yaml"), "", resolved(made)))
+    spelled = validate(Document(Path("a.yaml"), "", spell_out(made)))
     assert spelled.recipe == made
-    assert resolved(made)["stages"][0]["student"]["from"] == "source"
+    assert spell_out(made)["stages"][0]["student"]["from"] == "source"
 
 
 def test_a_recipe_file_has_one_spelling_for_each_key(recipe: Path) -> None:

@@ -12,7 +12,7 @@ from hfcompress.models.artifact import open_artifact
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.stage import Prune
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.report import card
 from hfcompress.report.card_pruning import result
 from tests import factories

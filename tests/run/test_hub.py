@@ -14,7 +14,6 @@ from typing import Any
 
 import datasets
 import pytest
-import yaml
 from huggingface_hub import ModelCard, constants
 
 from hfcompress import cli
@@ -22,6 +21,7 @@ from hfcompress.data import hub as hub_client
 from hfcompress.data import source
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import TextClassification
+from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.run import push as push_
 from hfcompress.utils.errors import HfcompressError
 from tests import loopback_hub
@@ -64,7 +64,7 @@ def data_files(folder: Path) -> dict[str, bytes]:
 def write_recipe(path: Path, **changes: Any) -> Path:
     content = {"name": "tiny-half", "model": "user/tiny-teacher", "task": TASK, "measure": MEASURE,
                "stages": [{"kind": "quantize", "backend": "float16"}]}  # fmt: skip
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    path.write_text(dump_yaml(content | changes))
     return path
 
 

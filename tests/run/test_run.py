@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from hfcompress.models.artifact import open_artifact
+from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
-from hfcompress.recipe.schema import Loaded, load
 from hfcompress.report import card
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError

@@ -120,8 +120,7 @@ def prepare() -> Path:
 
 def make_world(folder: Path) -> Path:
     """A fine-tuned model, data and a recipe of four stages; the recipe's path."""
-    import yaml
-
+    from hfcompress.recipe.yaml_text import dump_yaml
     from tests import factories
 
     def make() -> None:
@@ -144,7 +143,7 @@ def make_world(folder: Path) -> Path:
             ],
             "measure": {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100},
         }  # fmt: skip
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(dump_yaml(content), encoding="utf-8")
 
     code = wait(fork(make, folder / "factories.log"))[0]
     assert code == 0, (folder / "factories.log").read_text()

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hfcompress.recipe import document
+from hfcompress.recipe import loader
+from hfcompress.recipe.yaml_text import dump_yaml
 
 SECONDS = 2.0
 """What reading and checking one recipe may take."""
@@ -68,7 +67,7 @@ class Fuzzer:
 
     def __init__(self, starts: list[str]) -> None:
         self.texts = starts
-        self.trees = [document.parse(text, Path("recipe.yaml")).data for text in starts]
+        self.trees = [loader.parse(text, Path("recipe.yaml")).data for text in starts]
         self.parts = [part for tree in self.trees for part in _parts(tree)]
 
     def make(self, seed: int) -> tuple[Any, list[str]]:
@@ -85,7 +84,7 @@ class Fuzzer:
         overrides = [self._assignment(draw)] if draw.random() < 0.05 else []
         if draw.random() < 0.8 and isinstance(tree, dict):
             return tree, overrides
-        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=draw.random() < 0.5)
+        text = dump_yaml(tree)
         return self._with_text(draw, text) if draw.random() < 0.5 else text, overrides
 
     def _garbled(self, draw: random.Random) -> str:
@@ -170,7 +169,7 @@ def _copy(tree: Any) -> Any:
 
 def starts(folder: Path) -> list[str]:
     """The shipped recipes, each on a model and data that are there, so that a check goes to its end."""
-    from hfcompress.recipe.schema import shipped
+    from hfcompress.recipe.loader import find_shipped
     from tests import factories
 
     data = factories.write_data(folder / "data")
@@ -181,12 +180,12 @@ def starts(folder: Path) -> list[str]:
     (model / "config.json").write_text(json.dumps(config))
     (model / "model.safetensors").write_bytes(b"")
     texts = []
-    for path in shipped().values():
-        tree = document.read(path).data
+    for path in find_shipped().values():
+        tree = loader.read(path).data
         texts.append(path.read_text(encoding="utf-8"))
         if tree["task"]["type"] == "text-classification":
             tree["model"], tree["task"]["dataset"], tree["task"]["text"] = str(model), str(data), ["sentence"]
-            texts += 4 * [yaml.safe_dump(tree, sort_keys=False)]
+            texts += 4 * [dump_yaml(tree)]
     texts.append(factories.recipe(folder / "tiny.yaml", model, data).read_text())
     return texts
 
@@ -197,8 +196,9 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
     Raises:
         HfcompressError: where it is refused.
     """
-    from hfcompress.recipe import schema as recipe
     from hfcompress.recipe.plan import plan
+    from hfcompress.recipe.schema import spell_out
+    from hfcompress.recipe.validate import check as check_recipe
     from hfcompress.report.doctor import warnings
     from hfcompress.utils.errors import HfcompressError
 
@@ -206,14 +206,14 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
     try:
         if isinstance(content, str):
             path.write_bytes(content.encode("utf-8", errors="surrogatepass"))
-            loaded = recipe.load(path, overrides)
+            loaded = loader.load(path, overrides)
         else:  # most of the time would go into YAML
-            read = document.Document(path, "", content)
+            read = loader.Document(path, "", content)
             for assignment in overrides:
-                read = document.override(read, assignment)
-            loaded = recipe.validate(read)
-        recipe.dumped(recipe.resolved(loaded.recipe))
-        recipe.check(loaded)
+                read = loader.override(read, assignment)
+            loaded = loader.validate(read)
+        dump_yaml(spell_out(loaded.recipe))
+        check_recipe(loaded)
         plan(loaded)
         list(warnings(loaded.recipe))
     except HfcompressError as error:

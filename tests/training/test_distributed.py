@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from hfcompress.context import StageContext
 from hfcompress.models.artifact import open_artifact
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -31,7 +31,7 @@ from pathlib import Path
 from hfcompress.utils.logging import log
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.models.artifact import open_artifact
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.context import StageContext
 from hfcompress.utils.distributed import process_state
 

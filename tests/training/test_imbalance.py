@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch.nn import functional as F
 
 from hfcompress.data.class_weights import class_weights_of
@@ -24,7 +23,8 @@ from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member
 from hfcompress.finetuning.stage import Finetune
 from hfcompress.models.artifact import load_tokenizer
-from hfcompress.recipe import schema as recipes
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.training import trainer as training
 from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
@@ -264,7 +264,7 @@ def test_class_weights_that_mean_nothing_are_refused(value: Any, why: str) -> No
 
 
 def test_numbers_are_class_names_too() -> None:
-    stage = Finetune.model_validate(yaml.safe_load("{kind: finetune, class_weights: {0: 1, 1: 99.0}}"))
+    stage = Finetune.model_validate({"kind": "finetune", "class_weights": {0: 1, 1: 99.0}})
     assert stage.class_weights == {"0": 1.0, "1": 99.0}
 
 
@@ -286,7 +286,7 @@ def test_a_class_that_is_not_there_is_told_before_the_run(tmp_path: Path) -> Non
     ]
     recipe = factories.recipe(tmp_path / "r.yaml", oracle(tmp_path / "base"), data, stages=stages)
     with pytest.raises(HfcompressError) as error:
-        recipes.check(recipes.load(recipe))
+        check(load(recipe))
     assert [(p.message, p.fix) for p in error.value.problems] == [
         ("there is no class 'span' to weigh", "did you mean 'spam'?"),
         ("there is no class 'hm' to weigh", "did you mean 'ham'?"),

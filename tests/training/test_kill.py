@@ -9,7 +9,8 @@ import pytest
 
 from hfcompress.context import StageContext
 from hfcompress.models.artifact import open_artifact
-from hfcompress.recipe import schema as recipes
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.validate import check
 from hfcompress.training import trainer as training
 from tests import factories
 
@@ -44,7 +45,7 @@ def noted(recipe: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, kill: 
     Returns:
         The facts about the stage, and how many trainings there were.
     """
-    loaded = recipes.load(recipe)
+    loaded = load(recipe)
     source = open_artifact(Path(loaded.recipe.model))
     (directory / "01.partial").mkdir(parents=True, exist_ok=True)
     context = StageContext(loaded.recipe.task, 0, source, {"model": source}, directory / "01.partial")
@@ -85,7 +86,7 @@ def test_a_killed_stage_notes_what_an_uninterrupted_one_does(
 ) -> None:
     """Killed before each of its trainings in turn: everything that comes before it is kept by then."""
     recipe = factories.recipe(tmp_path / "r.yaml", wordy, data, stages=[stage])
-    recipes.check(recipes.load(recipe))
+    check(load(recipe))
     expected, trainings = noted(recipe, tmp_path / "whole", monkeypatch)
     if stage["kind"] == "prune":
         assert {"vocabulary", "embedding_rank", "kept"} <= expected.keys()

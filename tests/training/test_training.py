@@ -20,7 +20,7 @@ from hfcompress.data.fill_mask import FillMask
 from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.distillation.teachers import TeacherEnsemble
 from hfcompress.models.artifact import open_artifact
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.training import checkpoints
 from hfcompress.training import trainer as training
 from hfcompress.training.arguments import make_arguments

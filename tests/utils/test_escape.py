@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hfcompress.models.artifact import Artifact
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.yaml_text import parse_yaml
 from hfcompress.report import card, report
 from hfcompress.utils import logging as console
 from hfcompress.utils.errors import Problem
@@ -265,7 +265,7 @@ def test_a_card_names_no_place_and_links_no_registry(tmp_path: Path) -> None:
 def test_the_recipe_in_a_card_is_still_a_recipe(tmp_path: Path) -> None:
     text = rendered(tmp_path, "plain")
     (block,) = re.findall(r"^(`{3,})yaml\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
-    assert yaml.safe_load(block[1])["model"] == "<img src=x>`m"
+    assert parse_yaml(block[1], Path("card"))[0]["model"] == "<img src=x>`m"
 
 
 def test_a_report_in_markdown_keeps_its_cells() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcompress.recipe.schema import load
+from hfcompress.recipe.loader import load
 from hfcompress.run import runner
 from hfcompress.utils import files, lock
 from hfcompress.utils.errors import HfcompressError

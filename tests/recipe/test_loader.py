@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from hfcompress.recipe import document
+from hfcompress.recipe import loader, yaml_text
 from hfcompress.utils.errors import HfcompressError
 
 HERE = Path("recipe.yaml")
 
 
-def parse(text: str) -> document.Document:
-    return document.parse(text, HERE)
+def parse(text: str) -> loader.Document:
+    return loader.parse(text, HERE)
 
 
 def refused(text: str) -> str:
@@ -104,7 +104,7 @@ def test_what_is_no_recipe_is_refused_at_its_line(text: str, line: str, why: str
 
 def test_aliases_that_multiply_are_refused() -> None:
     levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 9)]
-    assert f"more than {document.MAX_NODES:,} values" in refused("\n".join(["l0: &l0 [x]", *levels]))
+    assert f"more than {yaml_text.MAX_NODES:,} values" in refused("\n".join(["l0: &l0 [x]", *levels]))
 
 
 def test_aliases_that_multiply_as_merged_keys_are_refused() -> None:
@@ -126,14 +126,14 @@ def test_a_file_of_ten_megabytes_is_refused_unread(tmp_path: Path, monkeypatch: 
     path.write_bytes(b"#" * 10_000_000)
     monkeypatch.setattr(Path, "read_text", lambda *a, **k: pytest.fail("it was read"))
     with pytest.raises(HfcompressError, match=r"10,000,000 bytes; a recipe has at most 1,000,000"):
-        document.read(path)
+        loader.read(path)
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("name: caf\xe9\n".encode("latin-1"))
     with pytest.raises(HfcompressError, match=r"latin\.yaml is not UTF-8 text .* at byte 9"):
-        document.read(path)
+        loader.read(path)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -145,12 +145,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / ("x" * 300), "cannot be read: File name too long"),
     ):
         with pytest.raises(HfcompressError, match=why):
-            document.read(path)
+            loader.read(path)
 
 
 def test_a_file_that_is_not_there_names_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(HfcompressError, match=r"no such recipe: .*gone\.yaml\n.*hfcompress list recipes"):
-        document.read(tmp_path / "gone.yaml")
+        loader.read(tmp_path / "gone.yaml")
 
 
 RECIPE = """\
@@ -165,10 +165,10 @@ stages:
 """
 
 
-def set_(*assignments: str) -> document.Document:
+def set_(*assignments: str) -> loader.Document:
     read = parse(RECIPE)
     for assignment in assignments:
-        read = document.override(read, assignment)
+        read = loader.override(read, assignment)
     return read
 
 
@@ -189,7 +189,7 @@ def test_a_key_path_has_its_line_or_that_of_the_nearest_above(key: tuple[str | i
 
 
 def test_a_key_path_that_stands_nowhere_has_the_file() -> None:
-    assert document.Document(HERE, "", {}).where(("hub",)) == "recipe.yaml"
+    assert loader.Document(HERE, "", {}).where(("hub",)) == "recipe.yaml"
 
 
 def test_an_override_goes_into_lists_and_leaves_the_rest_and_the_text() -> None:
