@@ -19,7 +19,9 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.models.architectures import TASK_HEADS, class_name_of, task_head_of
 from hfcompress.models.artifact import Artifact, load_model, load_tokenizer
 from hfcompress.models.shape import Shape, count_labels, shape_of
-from hfcompress.recipe import document, schema
+from hfcompress.recipe import loader, schema
+from hfcompress.recipe.validate import check
+from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.report.notebook import Report
 from hfcompress.utils.errors import HfcompressError
 
@@ -60,7 +62,7 @@ class Run:
         """
         from hfcompress.models.artifact import open_artifact
 
-        task = schema.load(self.directory / "recipe.yaml").recipe.task
+        task = loader.load(self.directory / "recipe.yaml").recipe.task
         return _load_torch(open_artifact(self.model_directory), task.auto_class), load_tokenizer(self.model_directory)
 
 
@@ -111,12 +113,12 @@ class Recipe:
     def load(cls, path: str | Path, *overrides: str) -> Recipe:
         """Reads a recipe file, or a shipped recipe by its name; `overrides` are `KEY.PATH=VALUE`, as after `--set`."""
         made = cls.__new__(cls)
-        made.loaded = schema.load(schema.find(str(path)), list(overrides))
+        made.loaded = loader.load(loader.find(str(path)), list(overrides))
         return made
 
     def to_yaml(self) -> str:
         """The recipe as a file, with every default spelled out."""
-        return schema.dumped(schema.resolved(self.loaded.recipe))
+        return dump_yaml(schema.spell_out(self.loaded.recipe))
 
     def check(self) -> None:
         """Looks for everything that cannot work, before anything is trained.
@@ -124,11 +126,11 @@ class Recipe:
         Raises:
             HfcompressError: with all that was found.
         """
-        schema.check(self.loaded)
+        check(self.loaded)
 
     def plan(self) -> list[Shape]:
         """Computes the shape of the model and after each stage, without loading weights."""
-        return schema.check(self.loaded, weights=False)
+        return check(self.loaded, weights=False)
 
     def run(
         self,
@@ -156,9 +158,9 @@ class Recipe:
         return Run(finished.directory, Report(finished.report))
 
 
-def _load_objects(content: dict[str, Any]) -> schema.Loaded:
+def _load_objects(content: dict[str, Any]) -> loader.Loaded:
     recipe = schema.Recipe.model_validate(content)
-    return schema.Loaded(recipe, document.parse(schema.dumped(schema.resolved(recipe)), Path("recipe.yaml")))
+    return loader.Loaded(recipe, loader.parse(dump_yaml(schema.spell_out(recipe)), Path("recipe.yaml")))
 
 
 def distill(

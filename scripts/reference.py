@@ -30,7 +30,7 @@ REGISTRIES: dict[str, Registry[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, 
 
 def reference() -> str:
     """The whole page: every class of options that a recipe can reach, then every component."""
-    parts, told = [HEAD, "\n## Top level\n", _block(Recipe, [])], [Recipe]
+    parts, told = [HEAD, "\n## Top level\n", _block(Recipe, [])], list[type[BaseModel]]([Recipe])
     for name, field in Recipe.model_fields.items():
         found = [model for model in models_in(field.annotation) if model not in told]
         if found:
