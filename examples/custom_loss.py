@@ -17,7 +17,7 @@ class LogitError(hfc.Loss):
     needs_logits = True
 
     def compute(self, step, learned):
-        return F.mse_loss(step.student.logits.float(), step.taught().logits.float())
+        return F.mse_loss(step.student.logits.float(), step.require_teacher().logits.float())
 
 
 def main(model: str, data: str, output: str) -> None:

@@ -127,7 +127,7 @@ def test_a_component_of_ones_own_is_trained_with(teacher: Path, data: Path, tmp_
         needs_logits: ClassVar[bool] = True
 
         def compute(self, step: Any, learned: Any) -> torch.Tensor:
-            return (step.student.logits - step.taught().logits).pow(2).mean() / 2
+            return (step.student.logits - step.require_teacher().logits).pow(2).mean() / 2
 
     task = hfc.TextClassification(dataset=str(data), text=["sentence"], max_length=16)
     stage = hfc.Distill(student=hfc.Student(layers=1), losses=[Halved()], train=hfc.Train(epochs=1))

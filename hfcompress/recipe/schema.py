@@ -92,7 +92,7 @@ def spell_out_stage(stage: Stage) -> dict[str, Any]:
 
     def spell(value: Any) -> Any:
         if isinstance(value, Component):
-            return value.spelled()
+            return value.spell_out()
         if isinstance(value, StrictModel):
             fields = type(value).model_fields.items()
             return {field.alias or name: spell(getattr(value, name)) for name, field in fields}
