@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.artifact import load_model, load_tokenizer, save_model
 from hfcompress.models.axes import part_of
-from hfcompress.models.weights import weight_files
+from hfcompress.models.weights import read_header, weight_files
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.lock import shared_directory
 
@@ -94,18 +94,12 @@ def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
         ) from error
 
 
-def _saved(file: Path) -> dict[str, list[int]]:
-    """What a file of weights holds: names, without what peft puts before them, and sizes."""
-    from safetensors import safe_open
-
-    with safe_open(str(file), framework="pt") as weights:
-        return {
-            name.removeprefix(PEFT_PREFIX): list(weights.get_slice(name).get_shape())
-            for name in weights.keys()  # noqa: SIM118 - no mapping, though it has keys
-        }
+def _saved(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a file, by name without peft's prefix."""
+    return {name.removeprefix(PEFT_PREFIX): tensor.shape for name, tensor in read_header(file).items()}
 
 
-def _saved_labels(saved: Mapping[str, list[int]], base: Path, auto_class: str) -> int | None:
+def _saved_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: str) -> int | None:
     """Outputs of the head that the adapter brings; None where it brings none.
 
     Which weight tells is seen on an empty model with a number of labels that no other size can be.
@@ -124,7 +118,7 @@ def _saved_labels(saved: Mapping[str, list[int]], base: Path, auto_class: str) -
     return next((saved[name][0] for name in outputs if name in saved), None)
 
 
-def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, list[int]], base: Path, path: Path) -> None:
+def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, tuple[int, ...]], base: Path, path: Path) -> None:
     """Passes where every weight of the head comes from the adapter or its base: peft saves what it is told to."""
     found = {name for file in weight_files(base) for name in _saved(base / file)} | set(saved)
     head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
