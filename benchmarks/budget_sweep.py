@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import cut
-from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, target_of
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
 
@@ -53,7 +53,7 @@ def main() -> None:
     seconds = []
     for share in BUDGETS:
         start = time.perf_counter()
-        keep = allocate(scores, target_of(Budget(macs=share), shape, shape, GROUP, LENGTH), normalise=False)
+        keep = keep_best_sum(scores, target_of(Budget(macs=share), shape, shape, GROUP, LENGTH), normalise=False)
         chosen = time.perf_counter() - start
         small = shape_of(cut(model, keep).config.to_dict())
         seconds.append(time.perf_counter() - start)

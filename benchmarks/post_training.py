@@ -26,12 +26,12 @@ from torch.nn.functional import cross_entropy
 from hfcompress.models.frozen import frozen
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, target_of
 from hfcompress.pruning.criteria.base import Scores
-from hfcompress.pruning.gates import fold
+from hfcompress.pruning.gates import fold_gates
 from hfcompress.pruning.gradients import unit_gradients
-from hfcompress.pruning.mask_tuning import rearrange, tune
+from hfcompress.pruning.mask_tuning import rearrange_masks, tune_masks
 
 LENGTH, BATCH, TURNS, TARGET = 64, 32, 2, 0.70
 ROWS = {"quick": (128, 256), "full": (128, 256), "cuda": (1024, 2048)}
@@ -81,16 +81,16 @@ def prune(model: Any, rows: list[dict[str, Tensor]]) -> Any:
     seen = list(unit_gradients(model, rows, loss))
     heads, neurons = ([torch.cat(layer) for layer in zip(*side, strict=True)] for side in zip(*seen, strict=True))
     scores = Scores(*([g.square().mean(0) for g in side] for side in (heads, neurons)))
-    keep = rearrange(chosen(model, scores), (heads, neurons))
-    gates = tune(model, keep, rows)
-    fold(model, gates.heads, gates.neurons)
+    keep = rearrange_masks(chosen(model, scores), (heads, neurons))
+    gates = tune_masks(model, keep, rows)
+    fold_gates(model, gates.heads, gates.neurons)
     return cut(model, keep)
 
 
 def chosen(model: Any, scores: Scores) -> list[Keep]:
     """What half of the MACs allows."""
     shape = shape_of(model.config.to_dict())
-    return allocate(scores, target_of(Budget(macs=0.5), shape, shape, 8, LENGTH), normalise=False)
+    return keep_best_sum(scores, target_of(Budget(macs=0.5), shape, shape, 8, LENGTH), normalise=False)
 
 
 def bare(model: Any, rows: list[dict[str, Tensor]]) -> float:

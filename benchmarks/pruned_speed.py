@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import cut
-from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, target_of
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
 from hfcompress.pruning.latency_table import Setting, measure_table, predict, timed
@@ -48,7 +48,7 @@ def main() -> None:
     smalls = []
     for budget in (Budget(macs=0.5), Budget(latency=0.5)):
         target = target_of(budget, shape, shape, GROUP, LENGTH, table)
-        smalls.append(cut(model, allocate(scores, target, normalise=True)))
+        smalls.append(cut(model, keep_best_sum(scores, target, normalise=True)))
     source, by_macs, by_latency = timed([model, *smalls], setting)
     print(f"{setting.device_name}, {setting.threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}")
     print(f"table: the whole model {predict(table, shape) * 1e3:.0f} ms, measured {source * 1e3:.0f} ms")

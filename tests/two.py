@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Two:
-    """Two threads in the place of two processes; `total` sums what both bring."""
+    """Two threads in the place of two processes; `all_reduce_sum` sums what both bring."""
 
     def __init__(self) -> None:
         self.barrier = threading.Barrier(2)
         self.brought: list[list[Tensor]] = [[], []]
 
-    def total(self, rank: int) -> Callable[[Sequence[Tensor]], None]:
+    def all_reduce_sum(self, rank: int) -> Callable[[Sequence[Tensor]], None]:
         """The sum over both, in place, for one of them."""
 
         def sum_up(tensors: Sequence[Tensor]) -> None:

@@ -135,7 +135,7 @@ def target_of(
     return Target(costs_of(budget, now, group, length, table), stays, least, least * group)
 
 
-def latency_note(budget: Budget, table: Table, source: PreTrainedModel, pruned: PreTrainedModel) -> dict[str, Any]:
+def compare_latency(budget: Budget, table: Table, source: PreTrainedModel, pruned: PreTrainedModel) -> dict[str, Any]:
     """What a `latency` asked for, what the table foretold and what a run of both models now takes, in milliseconds.
 
     The table foretells a share of the source's time: how fast the machine is just now touches both alike.

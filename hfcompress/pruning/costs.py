@@ -1,13 +1,8 @@
-"""What it costs to keep heads and neurons, and which to keep under a budget. Pure arithmetic, no torch."""
+"""What it costs to keep heads and neurons, and the cost that pruning must come down to. Arithmetic, without torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from hfcompress.pruning.knapsack import best_counts
-from hfcompress.utils.errors import HfcompressError
 
 
 @dataclass(frozen=True)
@@ -62,34 +57,3 @@ class Target:
             tuple(min(self.heads, len(block) - 1) for block in self.costs.heads),
             tuple(min(groups, len(block) - 1) for block in self.costs.neurons),
         )
-
-
-def solve(
-    values_heads: Sequence[Sequence[float]], values_neurons: Sequence[Sequence[float]], target: Target
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How much to keep of each block, so that it is worth the most that the budget allows; the exact optimum.
-
-    Args:
-        values_heads: For each layer's weights, what keeping its best 0, 1, 2, … head groups is worth.
-        values_neurons: For each layer's weights, what keeping its best 0, 1, 2, … groups of neurons is worth.
-        target: The costs, the budget and the least that stays.
-
-    Returns:
-        Head groups and neurons (not groups of them) that each layer keeps. Of choices worth the same it is the
-        cheapest.
-
-    Raises:
-        HfcompressError: where the least that must stay costs more than the budget.
-    """
-    costs, (least_heads, least_groups) = target.costs, target.least
-    blocks, least = (*costs.heads, *costs.neurons), (*least_heads, *least_groups)
-    counts = best_counts((*values_heads, *values_neurons), blocks, least, target.budget - costs.fixed)
-    if counts is None:
-        smallest = costs.fixed + sum(min(block[low:]) for block, low in zip(blocks, least, strict=True))
-        raise HfcompressError(
-            f"the budget is {target.budget / costs.whole:.4f} of the whole, and the least that must stay is "
-            f"{smallest / costs.whole:.4f} of it",
-            f"give a budget of at least {math.ceil(smallest / costs.whole * 1e4) / 1e4:.4f}, or let blocks go whole",
-        )
-    heads, groups = counts[: len(costs.heads)], counts[len(costs.heads) :]
-    return tuple(heads), tuple(count * costs.group for count in groups)

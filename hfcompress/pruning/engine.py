@@ -1,22 +1,29 @@
-"""How a prune stage goes on its schedule: each step makes a model that is kept, for a run that goes on."""
+"""Prunes a model as the schedule says: at once, in rounds, while it trains, or as a lottery ticket.
+
+Each step's model is kept beside its facts, so that a run that was killed goes on from the last one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.context import StageContext, StageResult
+from hfcompress.context import StageResult
 from hfcompress.data.texts import texts_of
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.recovery import Recover
-from hfcompress.models.artifact import Artifact, load_model, load_tokenizer, save_model
-from hfcompress.models.shape import Shape, shape_of
+from hfcompress.models.artifact import load_model, load_tokenizer, save_model
+from hfcompress.models.shape import shape_of
+from hfcompress.pruning.budget import compare_latency
 from hfcompress.pruning.criteria.base import LearnedCriterion
-from hfcompress.pruning.schedules import Gradual, Iterative, Lottery
-from hfcompress.pruning.select import Cutting
+from hfcompress.pruning.facts import PruningFacts
+from hfcompress.pruning.schedules import Gradual, GrowthTimes, Iterative, Lottery
+from hfcompress.pruning.select import cut_model, select_units, target_at
+from hfcompress.pruning.state import PruningRun, PruningState
 from hfcompress.training.checkpoints import is_sealed, seal
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.files import new_directory
@@ -25,198 +32,240 @@ from hfcompress.utils.logging import log
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.pruning.stage import Prune
+    from hfcompress.models.surgery import Keep
     from hfcompress.training.overlay import TrainingOverlay
 
 
 FACTS = "facts.json"
-"""Beside a model that is kept on the way: what stage.json will say of it, and which layers are left."""
+"""Beside the model of a step: the facts so far (`notes`), and which of the parent's layers are left (`layers`)."""
+PARENT = "parent"
+"""The name of the step before the first."""
 
 
-@dataclass
-class Pruning:
-    """One run of a prune stage.
+def prune(run: PruningRun) -> StageResult:
+    """Cuts and trains as the stage's schedule says, and saves the model."""
+    schedule = run.options.schedule
+    if isinstance(schedule, Lottery):
+        state = draw_ticket(run, schedule)
+    elif isinstance(schedule, Iterative):
+        state = prune_in_rounds(run, schedule.shares)
+    elif isinstance(schedule, Gradual) or run.options.criterion.learned:
+        state = recover(run, prune_under_masks(run), "")
+    else:
+        state = recover(run, cut_step(run, PARENT, 1.0, "cut"), "")
+    return run.context.finish(state.model, state.tokenizer, find_facts(run, state).to_json())
 
-    Attributes:
-        options: The stage.
-        shape: The model's as the stage gets it.
-        parent: That model.
-        context: The stage's context.
+
+# Schedules
+
+
+def prune_in_rounds(run: PruningRun, shares: Sequence[float]) -> PruningState:
+    """Cuts and recovers, round after round.
+
+    Args:
+        run: The run.
+        shares: For each round, how much of the cutting is done after it; the last is 1.
     """
+    last = PARENT
+    for number, share in enumerate(shares[:-1], start=1):
+        name = f"round-{number}"
+        if not has_step(run, name):
+            log.info(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
+            keep_step(run, name, recover(run, cut_step(run, last, share, f"cut-{number}"), f"train-{number}"))
+        last = name
+    log.info(f"prune: round {len(shares)} of {len(shares)}")
+    return recover(run, cut_step(run, last, 1.0, "cut"), "")
 
-    options: Prune
-    shape: Shape
-    parent: Artifact
-    context: StageContext
 
-    def __post_init__(self) -> None:
-        self.tokenizer = load_tokenizer(self.parent.path, self.context.task)
+def draw_ticket(run: PruningRun, schedule: Lottery) -> PruningState:
+    """Trains, cuts, and goes back to the early weights of what is left, round after round; trains the last ticket."""
+    training = run.options.train
+    assert training is not None
+    if not has_step(run, "ticket-0"):
+        early = load_step(run, PARENT)
+        if schedule.rewind_steps:
+            log.info(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
+            early = train(run, early, training.until(schedule.rewind_steps), "early")
+        keep_step(run, "ticket-0", early)
+    for number, share in enumerate(schedule.shares, start=1):
+        if has_step(run, f"ticket-{number}"):
+            continue
+        log.info(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
+        ticket = load_step(run, f"ticket-{number - 1}").model
+        trained = train(run, load_step(run, f"ticket-{number - 1}"), training, f"train-{number}")
+        cut, changes = cut_model(run, trained, share)
+        for change in changes:
+            ticket = change(ticket)
+        keep_step(run, f"ticket-{number}", cut_embeddings(run, replace(cut, model=ticket), share))
+    return train(run, load_step(run, f"ticket-{schedule.rounds}"), training, "")
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What was found so far, for stage.json and the card."""
-        return self.cutting.facts
 
-    def run(self) -> StageResult:
-        """Cuts and trains as the schedule says, and saves."""
-        schedule = self.options.schedule
-        if isinstance(schedule, Lottery):
-            model = self._lottery(schedule)
-        elif isinstance(schedule, Iterative):
-            model = self._rounds(schedule.shares)
-        else:
-            ends_in_training = isinstance(schedule, Gradual) or self.options.criterion.learned
-            model = self._recovered(self._under_masks() if ends_in_training else self._cut("parent", 1.0, "cut"), "")
-        self._note(model)
-        return self.context.finish(model, self.tokenizer, self.facts)
+def prune_under_masks(run: PruningRun) -> PruningState:
+    """Trains the model under masks, and cuts it to what they leave."""
+    from hfcompress.models.surgery import cut
 
-    def _rounds(self, shares: Sequence[float]) -> PreTrainedModel:
-        last = "parent"
-        for number, share in enumerate(shares[:-1], start=1):
-            name = f"round-{number}"
-            if not self._made(name):
-                log.info(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
-                self._keep(name, self._recovered(self._cut(last, share, f"cut-{number}"), f"train-{number}"))
-            last = name
-        log.info(f"prune: round {len(shares)} of {len(shares)}")
-        return self._recovered(self._cut(last, 1.0, "cut"), "")
+    training = run.options.train
+    assert training is not None
+    if not has_step(run, "cut"):
+        state = load_step(run, PARENT)
+        masks = make_masks(run, state.model)
+        state = train(run, state, training, "masked", masks)
+        masks.settle(state.model)
+        if run.options.weights is None:
+            state = replace(state, model=cut(state.model, masks.keep()))
+        keep_step(run, "cut", cut_embeddings(run, state, 1.0))
+    return load_step(run, "cut")
 
-    def _lottery(self, schedule: Lottery) -> PreTrainedModel:
-        train = self.options.train
-        assert train is not None
-        if not self._made("ticket-0"):
-            early = self._load("parent")
-            if schedule.rewind_steps:
-                log.info(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
-                early = self._trained(early, train.until(schedule.rewind_steps), "early")
-            self._keep("ticket-0", early)
-        for number, share in enumerate(schedule.shares, start=1):
-            if self._made(f"ticket-{number}"):
-                continue
-            log.info(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
-            ticket = self._load(f"ticket-{number - 1}")
-            trained = self._trained(self._load(f"ticket-{number - 1}"), train, f"train-{number}")
-            for change in self.cutting.decided(trained, share)[1]:
-                ticket = change(ticket)
-            self._keep(f"ticket-{number}", self._with_words(ticket, share))
-        return self._trained(self._load(f"ticket-{schedule.rounds}"), train, "")
 
-    def _under_masks(self) -> PreTrainedModel:
-        """The model trained under masks, and cut to what they came to."""
-        from hfcompress.models.surgery import cut
+def make_masks(run: PruningRun, model: PreTrainedModel) -> TrainingOverlay:
+    """Makes the masks that a learned criterion trains, or those that close as a gradual schedule says."""
+    from hfcompress.pruning.masks.units import GradualUnits
+    from hfcompress.pruning.masks.weights import GradualWeights
 
-        train = self.options.train
-        assert train is not None
-        if not self._made("cut"):
-            model = self._load("parent")
-            masks = self._masks(model)
-            model = self._trained(model, train, "masked", masks)
-            masks.settle(model)
-            small = model if self.options.weights else cut(model, masks.keep())
-            self._keep("cut", self._with_words(small, 1.0))
-        return self._load("cut")
-
-    def _masks(self, model: PreTrainedModel) -> TrainingOverlay:
-        criterion, schedule, pattern = self.options.criterion, self.options.schedule, self.options.weights
-        if isinstance(schedule, Gradual):
-            return self.cutting.closing(schedule, model)
-        assert isinstance(criterion, LearnedCriterion)
+    criterion, schedule, pattern = run.options.criterion, run.options.schedule, run.options.weights
+    if isinstance(criterion, LearnedCriterion):
         if pattern is not None:
             return criterion.weight_masks(model, pattern)
-        return criterion.masks(model, self.cutting.target(model, 1.0))
+        return criterion.masks(model, target_at(run, model, 1.0))
+    assert isinstance(schedule, Gradual)
+    times = GrowthTimes(schedule.begin, schedule.end, schedule.every, schedule.curve)
+    if pattern is not None:
+        return GradualWeights(model, pattern, partial(criterion.weight_scores, calibration=run.calibration), times)
 
-    def _cut(self, start: str, share: float, name: str) -> PreTrainedModel:
-        """What a model becomes when so much of the cutting is done."""
-        if not self._made(name):
-            model, _ = self.cutting.decided(self._load(start), share)
-            self._keep(name, self._with_words(model, share))
-        return self._load(name)
+    def rescore(masked: PreTrainedModel, share: float) -> list[Keep]:
+        return select_units(run, masked, criterion.scores(masked, run.calibration), share)
 
-    def _with_words(self, model: PreTrainedModel, share: float) -> PreTrainedModel:
-        """The model with the words of its corpus alone, and factored, where the stage says so, once all is cut."""
-        from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
-        from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
+    return GradualUnits(model, rescore, times)
 
-        if share < 1:
-            return model
-        if self.options.vocabulary == "corpus":
-            splits, before = [self.context.rows("train"), self.context.rows("dev")], len(self.tokenizer)
-            self.tokenizer, ids = prune_vocabulary(self.tokenizer, texts_of(splits, self.context.task.text))
-            self.facts["vocabulary"] = [len(ids), before]
-            log.info(f"prune: {len(ids):,} of {before:,} tokens stay")
-            model = select_tokens(model, ids, self.tokenizer)
-        if self.options.embedding_rank:
-            texts = texts_of([self.context.rows("train")], self.context.task.text)
-            model, kept = factor_embeddings(model, self.options.embedding_rank, token_counts(self.tokenizer, texts))
-            self.facts["embedding_rank"] = {"rank": self.options.embedding_rank, "kept": round(kept, 6)}
-            log.info(f"prune: word embeddings of rank {self.options.embedding_rank} keep {kept:.1%} of their squares")
-        return model
 
-    def _recovered(self, model: PreTrainedModel, name: str) -> PreTrainedModel:
-        recover = self.options.recover
-        return self._trained(model, recover, name) if recover else model
+# Steps
 
-    def _trained(
-        self, model: PreTrainedModel, training: Recover, name: str, masks: TrainingOverlay | None = None
-    ) -> PreTrainedModel:
-        """The model after a training, which keeps its checkpoints in a directory of this name; its zeros stay zero."""
-        from hfcompress.pruning.sparsity import KeptZeros
-        from hfcompress.training.lora import add_lora, merge_adapters
 
-        if masks is None and self.options.weights:
-            masks = KeptZeros(model)
-        context = self.context.at(name) if name else self.context
-        if training.lora:
-            add_lora(model, training.lora)
-        found = train_student(model, training, training, self.parent, context, self.tokenizer, masks=masks)
-        self.facts.update(found)
-        return merge_adapters(model) if training.lora else model
+def cut_step(run: PruningRun, start: str, share: float, name: str) -> PruningState:
+    """Cuts the model of an earlier step until so much of the cutting is done, and keeps it under a name."""
+    if not has_step(run, name):
+        state, _ = cut_model(run, load_step(run, start), share)
+        keep_step(run, name, cut_embeddings(run, state, share))
+    return load_step(run, name)
 
-    def _made(self, name: str) -> bool:
-        """Whether a step was done before; the first process says it, so that all of them go the same way."""
-        return bool(agreed(is_sealed(place := self.context.directory / name) and (place / FACTS).is_file()))
 
-    def _load(self, name: str) -> PreTrainedModel:
-        """A model that was kept; what was noted and decided until then is known again."""
-        path = self.parent.path if name == "parent" else self.context.directory / name
-        if name != "parent":
-            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-            self.facts.update(facts["notes"])
-            self.cutting.kept_layers = facts["layers"]
-        self.tokenizer = load_tokenizer(path, self.context.task)
-        return load_model(path, self.context.task.auto_class).to(process_state().device)
+def cut_embeddings(run: PruningRun, state: PruningState, share: float) -> PruningState:
+    """Keeps the tokens of the corpus alone and factors the embeddings, where the stage asks; after the last cut."""
+    from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
+    from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 
-    def _keep(self, name: str, model: PreTrainedModel) -> None:
-        """Keeps a model with all that was noted and decided until then: a run that was killed goes on from both."""
+    options, context = run.options, run.context
+    if share < 1:
+        return state
+    if options.vocabulary == "corpus":
+        splits, before = [context.rows("train"), context.rows("dev")], len(state.tokenizer)
+        tokenizer, ids = prune_vocabulary(state.tokenizer, texts_of(splits, context.task.text))
+        log.info(f"prune: {len(ids):,} of {before:,} tokens stay")
+        facts = replace(state.facts, vocabulary=[len(ids), before])
+        model = select_tokens(state.model, ids, tokenizer)
+        state = replace(state, model=model, tokenizer=tokenizer, facts=facts)
+    if options.embedding_rank:
+        counts = token_counts(state.tokenizer, texts_of([context.rows("train")], context.task.text))
+        model, kept = factor_embeddings(state.model, options.embedding_rank, counts)
+        log.info(f"prune: word embeddings of rank {options.embedding_rank} keep {kept:.1%} of their squares")
+        rank = {"rank": options.embedding_rank, "kept": round(kept, 6)}
+        state = replace(state, model=model, facts=replace(state.facts, embedding_rank=rank))
+    return state
 
-        def save() -> None:
-            with new_directory(self.context.directory / name) as scratch:
-                save_model(model.cpu(), self.tokenizer, scratch)
-                facts = {"notes": self.facts, "layers": self.cutting.kept_layers}
-                (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-                seal(scratch)
 
-        on_main_process(save)
+def recover(run: PruningRun, state: PruningState, name: str) -> PruningState:
+    """Trains by the stage's `recover`; where there is none, the model stays as it is."""
+    training = run.options.recover
+    return train(run, state, training, name) if training else state
 
-    @cached_property
-    def cutting(self) -> Cutting:
-        """What decides; it reads the data with the tokenizer that the stage starts with."""
-        return Cutting(self.options, self.shape, self.parent, self.context)
 
-    def _note(self, model: PreTrainedModel) -> None:
-        """What stayed, for stage.json and the card."""
-        notes, final = self.facts, shape_of(model.config.to_dict())
-        layers = self.cutting.kept_layers
-        before = [self.shape.layers[number - 1] for number in layers]
-        kept: dict[str, Any] = {
-            "heads": [[new.heads, old.heads] for new, old in zip(final.layers, before, strict=True)],
-            "ffn": [[new.ffn, old.ffn] for new, old in zip(final.layers, before, strict=True)],
-            "hidden": [final.hidden, self.shape.hidden],
-            "layers": {"kept": layers, "of": len(self.shape.layers)},
-        }
-        notes["kept"] = kept
-        latency = self.cutting.latency(model)
-        if latency:
-            notes["latency"] = latency
-        if self.options.weights:
-            notes["sparsity"] = self.cutting.sparsity(model)
+def train(
+    run: PruningRun, state: PruningState, training: Recover, name: str, masks: TrainingOverlay | None = None
+) -> PruningState:
+    """Trains the model; zeros among its weights stay zero.
+
+    Args:
+        run: The run.
+        state: The model before the training.
+        training: How to train.
+        name: The directory below the stage's that keeps the checkpoints; the stage's own where it is empty.
+        masks: What lies over the model meanwhile.
+    """
+    from hfcompress.pruning.sparsity import KeptZeros
+    from hfcompress.training.lora import add_lora, merge_adapters
+
+    model = state.model
+    if masks is None and run.options.weights:
+        masks = KeptZeros(model)
+    context = run.context.at(name) if name else run.context
+    if training.lora:
+        add_lora(model, training.lora)
+    found = train_student(model, training, training, run.parent, context, state.tokenizer, masks=masks)
+    facts = replace(state.facts, training={**state.facts.training, **found})
+    return replace(state, model=merge_adapters(model) if training.lora else model, facts=facts)
+
+
+def has_step(run: PruningRun, name: str) -> bool:
+    """True if the step was done before; the first process looks, so that all of them go the same way."""
+    place = run.context.directory / name
+    return bool(agreed(is_sealed(place) and (place / FACTS).is_file()))
+
+
+def load_step(run: PruningRun, name: str) -> PruningState:
+    """Loads the model of a step, and what was known of it."""
+    layers, facts = tuple(range(1, len(run.shape.layers) + 1)), PruningFacts()
+    path: Path = run.parent.path if name == PARENT else run.context.directory / name
+    if name != PARENT:
+        found: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        layers, facts = tuple(found["layers"]), PruningFacts.from_json(found["notes"])
+    model = load_model(path, run.context.task.auto_class).to(process_state().device)
+    return PruningState(model, load_tokenizer(path, run.context.task), layers, facts)
+
+
+def keep_step(run: PruningRun, name: str, state: PruningState) -> None:
+    """Keeps a model under a name, with what is known of it."""
+
+    def save() -> None:
+        with new_directory(run.context.directory / name) as scratch:
+            save_model(state.model.cpu(), state.tokenizer, scratch)
+            facts = {"notes": state.facts.to_json(), "layers": state.layers}
+            (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            seal(scratch)
+
+    on_main_process(save)
+
+
+# Facts
+
+
+def find_facts(run: PruningRun, state: PruningState) -> PruningFacts:
+    """The facts of the finished model: what stays, the latency where the budget is one, the zeros."""
+    budget, table, final = run.options.budget, run.table, shape_of(state.model.config.to_dict())
+    before = [run.shape.layers[number - 1] for number in state.layers]
+    kept = {
+        "heads": [[new.heads, old.heads] for new, old in zip(final.layers, before, strict=True)],
+        "ffn": [[new.ffn, old.ffn] for new, old in zip(final.layers, before, strict=True)],
+        "hidden": [final.hidden, run.shape.hidden],
+        "layers": {"kept": list(state.layers), "of": len(run.shape.layers)},
+    }
+    facts = replace(state.facts, kept=kept)
+    if budget is not None and table is not None:
+
+        def compare() -> dict[str, Any]:
+            return compare_latency(budget, table, run.load_parent(), state.model)
+
+        facts = replace(facts, latency=run.context.remember("latency", compare))
+    return replace(facts, sparsity=_measure_zeros(state.model)) if run.options.weights else facts
+
+
+def _measure_zeros(model: PreTrainedModel) -> dict[str, float]:
+    """The share of zeros among the layers' weights, and the model's bytes in dense and in sparse storage."""
+    from hfcompress.pruning.sparsity import share_of_zeros, sparse_bytes
+
+    dense = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values())
+    found = {"share": share_of_zeros(model), "dense_bytes": dense, "sparse_bytes": sparse_bytes(model)}
+    log.info(
+        f"prune: {found['share']:.0%} of the layers' weights are zero: {dense / 1e6:.1f} MB, "
+        f"{found['sparse_bytes'] / 1e6:.1f} MB in sparse storage; dense runtimes are no faster for it"
+    )
+    return found

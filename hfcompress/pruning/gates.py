@@ -47,7 +47,7 @@ def _multiply(gate: Tensor, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[T
     return ((x.unflatten(-1, (units, -1)) * gate).flatten(-2), *inputs[1:])
 
 
-def fold(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> None:
+def fold_gates(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> None:
     """Multiplies each unit's columns of the linear layer behind it by its gate, in place.
 
     Args:

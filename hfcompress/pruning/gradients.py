@@ -7,7 +7,7 @@ weight has to have a gradient for it, and nothing below the first unit is passed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from hfcompress.utils.distributed import AllReduce
+
 Batches = Iterable[Mapping[str, "Tensor"]]
 Loss = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """`(logits, labels, mask)` to the mean loss over the rows."""
-Total = Callable[[Sequence["Tensor"]], None]
-"""Sums tensors over the processes, in place."""
 Of = Callable[["Tensor"], "Tensor"]
 """What is taken of each row's (or, of weights, each batch's) gradient before the mean."""
 
@@ -91,7 +91,7 @@ def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator
 
 
 def mean_unit_gradients(
-    model: nn.Module, batches: Batches, loss: Loss, total: Total, of: Of
+    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The mean of `of(∂L/∂ξ)` over the rows of all processes: `(head groups,)` and `(ffn,)` for each layer's weights.
 
@@ -99,22 +99,24 @@ def mean_unit_gradients(
         model: A model with its head; left as it was.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
-        total: Sums tensors over the processes, in place.
+        all_reduce_sum: Sums tensors over the processes, in place.
         of: What is taken of each row's gradient, element by element.
     """
     heads, neurons = unit_counts(model)
     rows = ([*h, *n] for h, n in unit_gradients(model, batches, loss))
-    means = _mean_over_rows(model, rows, [*heads, *neurons], total, of)
+    means = _mean_over_rows(model, rows, [*heads, *neurons], all_reduce_sum, of)
     return means[: len(heads)], means[len(heads) :]
 
 
-def mean_stream_gradients(model: nn.Module, batches: Batches, loss: Loss, total: Total, of: Of) -> Tensor:
+def mean_stream_gradients(model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of) -> Tensor:
     """The mean of `of(∂L/∂ζ)` over the rows of all processes, `(hidden,)`; arguments as of `mean_unit_gradients`."""
     rows = ([gradient] for gradient in stream_gradients(model, batches, loss))
-    return _mean_over_rows(model, rows, [_width(model)], total, of)[0]
+    return _mean_over_rows(model, rows, [_width(model)], all_reduce_sum, of)[0]
 
 
-def mean_weight_gradients(model: nn.Module, batches: Batches, loss: Loss, total: Total, of: Of) -> dict[str, Tensor]:
+def mean_weight_gradients(
+    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of
+) -> dict[str, Tensor]:
     """The mean of `of(∂L/∂w)` over the batches of all processes, for the weights of the layers' linear modules.
 
     A gradient for each row and each weight is more than can be afforded: `L` is the mean over a batch, and batches
@@ -124,7 +126,7 @@ def mean_weight_gradients(model: nn.Module, batches: Batches, loss: Loss, total:
         model: A model with its head; left as it was.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
-        total: Sums tensors over the processes, in place.
+        all_reduce_sum: Sums tensors over the processes, in place.
         of: What is taken of each batch's gradient, element by element.
 
     Returns:
@@ -145,11 +147,11 @@ def mean_weight_gradients(model: nn.Module, batches: Batches, loss: Loss, total:
             for weight_sum, gradient in zip(sums, gradients, strict=True):
                 weight_sum.add_(of(gradient.float()), alpha=count)
             rows += count
-    return dict(zip(weights, _means(sums, rows, total), strict=True))
+    return dict(zip(weights, _means(sums, rows, all_reduce_sum), strict=True))
 
 
 def _mean_over_rows(
-    model: nn.Module, batches: Iterable[list[Tensor]], sizes: list[int], total: Total, of: Of
+    model: nn.Module, batches: Iterable[list[Tensor]], sizes: list[int], all_reduce_sum: AllReduce, of: Of
 ) -> list[Tensor]:
     import torch
 
@@ -158,15 +160,15 @@ def _mean_over_rows(
         for value, gradient in zip(sums, gradients, strict=True):
             value += of(gradient).sum(0, dtype=torch.float64)
         rows += len(gradients[0])
-    return _means(sums, rows, total)
+    return _means(sums, rows, all_reduce_sum)
 
 
-def _means(sums: list[Tensor], rows: int, total: Total) -> list[Tensor]:
+def _means(sums: list[Tensor], rows: int, all_reduce_sum: AllReduce) -> list[Tensor]:
     """In float64 until here, so that any number of processes comes to the same float32."""
     import torch
 
     count = torch.tensor([float(rows)], dtype=torch.float64, device=sums[0].device)
-    total([*sums, count])
+    all_reduce_sum([*sums, count])
     return [(value / count.clamp(min=1)).float() for value in sums]
 
 

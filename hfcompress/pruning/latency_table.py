@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -104,6 +104,20 @@ class Table:
     threads: int | None = None
     busy: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Table:
+        """The table that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is something else.
+        """
+        heads, neurons = (tuple((int(x), float(s)) for x, s in found[kind]) for kind in ("heads", "neurons"))
+        return cls(float(found["empty"]), heads, neurons, found["threads"], found["busy"])
+
 
 def predict(table: Table, shape: Shape) -> float:
     """Seconds that a model of these layers takes; for the architecture and depth that the table was made of."""
@@ -139,7 +153,7 @@ def _between(points: Points, count: int) -> float:
     return float(np.interp(count, [x for x, _ in points], [seconds for _, seconds in points]))
 
 
-def table_of(model: PreTrainedModel, setting: Setting) -> Table:
+def find_table(model: PreTrainedModel, setting: Setting) -> Table:
     """The table for a model under a setting: the one kept in the cache, or a new one, which is kept."""
     shape = shape_of(model.config.to_dict())
     identity = _identity(model, shape, setting)
@@ -319,8 +333,7 @@ def _read(path: Path, identity: dict[str, Any]) -> Table | None:
     """The table in a file; None where there is none, it is damaged or of something else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        heads, neurons = (tuple((int(x), float(s)) for x, s in record[kind]) for kind in ("heads", "neurons"))
-        table = Table(float(record["empty"]), heads, neurons, record["threads"], record["busy"])
+        table = Table.from_json(record)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return table if record.get("identity") == identity else None
@@ -328,4 +341,4 @@ def _read(path: Path, identity: dict[str, Any]) -> Table | None:
 
 def _write(path: Path, identity: dict[str, Any], table: Table) -> None:
     with shared_file(path) as scratch:
-        scratch.write_text(json.dumps({"identity": identity, **asdict(table)}, indent=1), encoding="utf-8")
+        scratch.write_text(json.dumps({"identity": identity, **table.to_json()}, indent=1), encoding="utf-8")

@@ -5,7 +5,7 @@ Kwon et al. 2022, arXiv:2204.09656: mask rearrangement (section 3.3) and mask tu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-Total = Callable[[Sequence["Tensor"]], None]
-"""Sums tensors over the processes, in place."""
+    from hfcompress.utils.distributed import AllReduce
+
 
 LARGEST = 10.0
 """A scale of this size or more shows that the fit followed noise; its block keeps ones."""
@@ -33,8 +33,10 @@ DAMPING = 1e-2
 # Rearrangement
 
 
-def rearrange(
-    keep: Sequence[Keep], gradients: tuple[Sequence[Tensor], Sequence[Tensor]], total: Total = lambda _: None
+def rearrange_masks(
+    keep: Sequence[Keep],
+    gradients: tuple[Sequence[Tensor], Sequence[Tensor]],
+    all_reduce_sum: AllReduce = lambda _: None,
 ) -> list[Keep]:
     """As many units of each block as before, those swapped that together matter less.
 
@@ -46,17 +48,17 @@ def rearrange(
         keep: What stays, layer by layer.
         gradients: Each layer's `∂L/∂ξ` of heads, `(rows, head groups)`, and of neurons, `(rows, ffn)`; this process's
             rows.
-        total: Sums tensors over the processes, in place.
+        all_reduce_sum: Sums tensors over the processes, in place.
     """
-    heads = [_swapped(kept.heads, rows, total) for kept, rows in zip(keep, gradients[0], strict=True)]
-    neurons = [_swapped(kept.neurons, rows, total) for kept, rows in zip(keep, gradients[1], strict=True)]
+    heads = [_swapped(kept.heads, rows, all_reduce_sum) for kept, rows in zip(keep, gradients[0], strict=True)]
+    neurons = [_swapped(kept.neurons, rows, all_reduce_sum) for kept, rows in zip(keep, gradients[1], strict=True)]
     return [Keep(h, n) for h, n in zip(heads, neurons, strict=True)]
 
 
-def _swapped(kept: tuple[int, ...], gradients: Tensor, total: Total) -> tuple[int, ...]:
+def _swapped(kept: tuple[int, ...], gradients: Tensor, all_reduce_sum: AllReduce) -> tuple[int, ...]:
     units = gradients.shape[1]
     fisher = (gradients.T.float() @ gradients.float()).double()
-    total([fisher])
+    all_reduce_sum([fisher])
     if len(kept) in (0, units):
         return kept
     fisher = fisher.cpu()
@@ -96,12 +98,12 @@ class Gates:
     errors: list[tuple[float, float]]
 
 
-def tune(
+def tune_masks(
     model: PreTrainedModel,
     keep: Sequence[Keep],
     batches: Iterable[Mapping[str, Tensor]],
     teacher: PreTrainedModel | None = None,
-    total: Total = lambda _: None,
+    all_reduce_sum: AllReduce = lambda _: None,
 ) -> Gates:
     """Scales of the units that stay, so that each block's output, residual included, is what it was (eq. 9).
 
@@ -115,10 +117,10 @@ def tune(
         keep: What stays, layer by layer.
         batches: This process's encoded batches.
         teacher: What `y` is taken from, where it is not `model`: the model before `Criterion.refit`.
-        total: Sums tensors over the processes, in place.
+        all_reduce_sum: Sums tensors over the processes, in place.
     """
     teacher, told, errors = teacher or model, list(batches), []
-    tuner = _Tuner(cut(model, keep), teacher, total)
+    tuner = _Tuner(cut(model, keep), teacher, all_reduce_sum)
     pupil, taught = start(tuner.model, told), start(teacher, told)
     with torch.no_grad(), frozen(tuner.model), frozen(teacher):
         for index in range(len(keep)):
@@ -143,8 +145,8 @@ def _linear(layer: nn.Module, path: str) -> nn.Linear:
 class _Tuner:
     """The cut model, whose units get gates block after block, and the model that it is fitted to."""
 
-    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, total: Total) -> None:
-        self.model, self.teacher, self.total = model, teacher, total
+    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, all_reduce_sum: AllReduce) -> None:
+        self.model, self.teacher, self.all_reduce_sum = model, teacher, all_reduce_sum
         self.modules, self.stack = spec_of(model).modules, layers_of(model)
         device = next(model.parameters()).device
         self.heads, self.neurons = ([torch.ones(n, device=device) for n in units] for units in unit_counts(model))
@@ -162,7 +164,7 @@ class _Tuner:
                     for number, run in enumerate(self._runs_before(path, index, batch) if len(gate) else ()):
                         missing = sums[path][number] - batch.tokens(self._residual(run, path))
                         equations.add(batch.tokens(run.inputs[path]), missing)
-                self.total(equations.tensors)
+                self.all_reduce_sum(equations.tensors)
                 errors.append(equations.solve_into(gate))
             for batch in pupil if index + 1 < len(self.stack) else ():
                 for run in runs(self.model, index, batch):

@@ -1,14 +1,53 @@
-"""When pruning happens: at once, in rounds, during training, or again and again from early weights."""
+"""When pruning happens: at once, in rounds, during training, or in rounds that go back to early weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from hfcompress.models.bounds import LARGEST
-from hfcompress.pruning.growth import Curve, done
 from hfcompress.utils.strict_model import StrictModel
+
+Curve = Literal["linear", "cubic"]
+
+
+def share_done(curve: Curve, progress: float) -> float:
+    """How much of the cutting is done after a share `progress` of its time, as a share of all of it.
+
+    `cubic` is Zhu & Gupta 2017, arXiv:1710.01878, eq. 1: `1 - (1 - progress)³`, much at first and little at the end.
+    """
+    return progress if curve == "linear" else 1 - (1 - progress) ** 3
+
+
+def share_done_between(curve: Curve, progress: float, begin: float, end: float) -> float:
+    """`share_done` for a cut that begins and ends at these shares of the training's steps."""
+    return share_done(curve, min(max((progress - begin) / (end - begin), 0.0), 1.0))
+
+
+@dataclass(frozen=True)
+class GrowthTimes:
+    """When a cut grows during a training, and how far.
+
+    Attributes:
+        begin, end: Shares of the steps between which it grows.
+        every: Steps from one time to the next.
+        curve: How it grows.
+    """
+
+    begin: float
+    end: float
+    every: int
+    curve: Curve
+
+    def new_share(self, step: int, steps: int, share: float) -> float | None:
+        """The share of the cutting that is due after a step; None if the cut does not grow then."""
+        progress = step / steps
+        if step % self.every and progress < self.end:
+            return None
+        new = share_done_between(self.curve, progress, self.begin, self.end)
+        return new if new > share else None
 
 
 class OneShot(StrictModel):
@@ -28,7 +67,7 @@ class Iterative(StrictModel):
     @property
     def shares(self) -> list[float]:
         """How much of the cutting is done after each round."""
-        return [done(self.curve, number / self.rounds) for number in range(1, self.rounds + 1)]
+        return [share_done(self.curve, number / self.rounds) for number in range(1, self.rounds + 1)]
 
 
 class Gradual(StrictModel):

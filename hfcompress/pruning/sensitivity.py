@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfcompress.pruning.criteria.base import Scores
 
 
-def sensitivity(
+def measure_sensitivity(
     model: PreTrainedModel,
     scores: Scores,
     rows: datasets.Dataset,

@@ -28,7 +28,7 @@ def zero(model: PreTrainedModel, pattern: Pattern, scores: Mapping[str, Tensor])
     Raises:
         HfcompressError: where the pattern does not tile a matrix; nothing is changed then.
     """
-    with_zeros(model, {name: ~gone for name, gone in zeros(model, pattern, scores).items()})
+    apply_zeros(model, {name: ~gone for name, gone in zeros(model, pattern, scores).items()})
 
 
 def zeros(model: PreTrainedModel, pattern: Pattern, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def zeros(model: PreTrainedModel, pattern: Pattern, scores: Mapping[str, Tensor]
     Raises:
         HfcompressError: where the pattern does not tile a matrix.
     """
-    must_tile(model, pattern)
+    require_tiling(model, pattern)
     if pattern.n_of_m:
         n, m = pattern.n_of_m
         return {name: _in_groups(scores[name], m, m - n) for name in _linears(model)}
@@ -50,7 +50,7 @@ def zeros(model: PreTrainedModel, pattern: Pattern, scores: Mapping[str, Tensor]
     return {name: lowest(scores[name], pattern.block, pattern.zeros, by_row) for name in _linears(model)}
 
 
-def must_tile(model: PreTrainedModel, pattern: Pattern) -> None:
+def require_tiling(model: PreTrainedModel, pattern: Pattern) -> None:
     """Raises an HfcompressError where the pattern's groups or blocks do not tile a matrix of the layers."""
     for name, module in _linears(model).items():
         height, width = module.weight.shape
@@ -103,7 +103,7 @@ def kept_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: module.weight.detach() != 0 for name, module in _linears(model).items()}
 
 
-def with_zeros(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrainedModel:
+def apply_zeros(model: PreTrainedModel, kept: Mapping[str, Tensor]) -> PreTrainedModel:
     """The model itself, its weights set to zero where `kept` (as `kept_weights` gives it) is false."""
     with torch.no_grad():
         for name, module in _linears(model).items():
@@ -125,7 +125,7 @@ class KeptZeros(TrainingOverlay):
 
     def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
         """Sets the remembered zeros, whatever the step."""
-        with_zeros(model, dict(zip(self.names, self.buffers(), strict=True)))
+        apply_zeros(model, dict(zip(self.names, self.buffers(), strict=True)))
 
 
 def share_of_zeros(model: PreTrainedModel) -> float:

@@ -15,7 +15,7 @@ from hfcompress.models.artifact import Artifact
 from hfcompress.models.bounds import LARGEST
 from hfcompress.models.linears import planned_linears
 from hfcompress.models.shape import Layer, Shape
-from hfcompress.pruning.allocation import kept, quota
+from hfcompress.pruning.allocation import count_by_layer, count_kept
 from hfcompress.pruning.budget import Budget
 from hfcompress.pruning.criteria.base import CRITERIA, AnyCriterion
 from hfcompress.pruning.pattern import Pattern
@@ -93,15 +93,15 @@ class Prune(Stage):
         even = self.allocation == "even" and not (self.budget or self.attention_blocks or self.ffn_blocks)
         heads, ffn = [x.heads // shape.group for x in layers], [x.ffn for x in layers]
         if self.budget:
-            heads = quota(heads, 1 - self.budget.share, 1, even=False)
-            ffn = quota(ffn, 1 - self.budget.share, self.multiple_of, even=False)
+            heads = count_by_layer(heads, 1 - self.budget.share, 1, even=False)
+            ffn = count_by_layer(ffn, 1 - self.budget.share, self.multiple_of, even=False)
         else:
-            heads = quota(heads, self.heads, 1, even)
-            ffn = quota(ffn, self.ffn, self.multiple_of, even)
+            heads = count_by_layer(heads, self.heads, 1, even)
+            ffn = count_by_layer(ffn, self.ffn, self.multiple_of, even)
         heads[len(heads) - self.attention_blocks :] = [0] * self.attention_blocks
         ffn[len(ffn) - self.ffn_blocks :] = [0] * self.ffn_blocks
         kept_layers = tuple(Layer(h * shape.group, f) for h, f in zip(heads, ffn, strict=True))
-        hidden = kept(shape.hidden, self.hidden, self.multiple_of if self.hidden else 1)
+        hidden = count_kept(shape.hidden, self.hidden, self.multiple_of if self.hidden else 1)
         found = bool(self.budget) or self.vocabulary == "corpus"
         return replace(
             shape,
@@ -323,9 +323,10 @@ class Prune(Stage):
         ]
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
-        from hfcompress.pruning.engine import Pruning
+        from hfcompress.pruning.engine import prune
+        from hfcompress.pruning.state import start_run
 
-        return Pruning(self, require_trainable(parent, self.kind), parent, context).run()
+        return prune(start_run(self, require_trainable(parent, self.kind), parent, context))
 
 
 _WHAT = {"units": "heads and neurons", "layers": "whole layers", "hidden": "hidden dimensions", "weights": "weights"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.utils.errors import HfcompressError
@@ -11,6 +11,10 @@ from hfcompress.utils.launch import JOINED, LEFT_ALONE, left_alone
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
+
+AllReduce = Callable[[Sequence["Tensor"]], None]
+"""Sums tensors over all processes, in place; each process calls it with tensors of the same shapes."""
 
 
 def process_state() -> PartialState:
@@ -39,6 +43,15 @@ def agreed(value: Any) -> Any:
     if process_state().num_processes > 1:
         broadcast_object_list(held)
     return held[0]
+
+
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
+    """Sums each tensor over all processes, in place; every process calls it with tensors of the same shapes."""
+    if process_state().num_processes > 1:
+        from accelerate.utils import reduce
+
+        for tensor in tensors:
+            tensor.copy_(reduce(tensor, "sum"))
 
 
 def on_main_process(action: Callable[[], None]) -> None:

@@ -17,10 +17,10 @@ from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.models.surgery import cut
 from hfcompress.pruning import latency_table as blocks
-from hfcompress.pruning.allocation import allocate
-from hfcompress.pruning.budget import Budget, latency_note, target_of
+from hfcompress.pruning.allocation import keep_best_sum
+from hfcompress.pruning.budget import Budget, compare_latency, target_of
 from hfcompress.pruning.criteria.base import Scores
-from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, predict, table_of, timed
+from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, find_table, predict, timed
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -74,7 +74,7 @@ def test_the_table_foretells_what_the_layers_add(home: Path, machine: list[int],
     model = factories.model(layers=3)
     shape = layered(shape_from(model), *layers)
     expected = 1e-6 * shape.vocab + 0.5 + sum(1e-3 + 2e-2 * heads + 3e-4 * ffn for heads, ffn in layers)
-    assert predict(table_of(model, SMALL), shape) == pytest.approx(expected)
+    assert predict(find_table(model, SMALL), shape) == pytest.approx(expected)
 
 
 def test_time_is_interpolated_between_what_was_timed() -> None:
@@ -128,11 +128,11 @@ def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
     monkeypatch.setattr(blocks, "timed", measured)
     monkeypatch.setattr(blocks, "default_threads", lambda: 3)
     model, setting = factories.model(), replace(SMALL, threads=None)
-    table = table_of(model, setting)
+    table = find_table(model, setting)
     assert asked[:3] == [(1, 1), (1, 2), (1, 3)]
     assert [threads for count, threads in asked[3:]] == [2]
-    assert (table.threads, table_of(model, setting)) == (2, table)
-    assert table_of(model, replace(SMALL, threads=3)).threads == 3  # what is asked for is kept to
+    assert (table.threads, find_table(model, setting)) == (2, table)
+    assert find_table(model, replace(SMALL, threads=3)).threads == 3  # what is asked for is kept to
 
 
 @pytest.mark.usefixtures("machine")
@@ -140,16 +140,16 @@ def test_a_table_of_a_busy_machine_is_told_each_time_that_it_is_used(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = factories.model()
-    table_of(model, SMALL)
+    find_table(model, SMALL)
     assert "busy" not in capsys.readouterr().err
     (path,) = home.iterdir()
     path.unlink()
     with factories.machine_state(factories.BUSY):
-        first = table_of(model, SMALL)
+        first = find_table(model, SMALL)
     for _ in range(2):
         told = capsys.readouterr().err
         assert f"made on a busy machine (other work took 50% of the processors' time): delete {path}" in told
-        assert table_of(model, SMALL) == first
+        assert find_table(model, SMALL) == first
 
 
 # The cache
@@ -157,8 +157,8 @@ def test_a_table_of_a_busy_machine_is_told_each_time_that_it_is_used(
 
 def test_a_table_is_made_once_for_each_setting_and_kind_of_model(home: Path, machine: list[int]) -> None:
     model = factories.model()
-    first = table_of(model, SMALL)
-    assert table_of(factories.model(seed=1), SMALL) == first
+    first = find_table(model, SMALL)
+    assert find_table(factories.model(seed=1), SMALL) == first
     assert len(machine) == 1
     others = [(model, replace(SMALL, batch_size=3)), (model, replace(SMALL, length=9)),
               (model, replace(SMALL, threads=2)), (model, replace(SMALL, dtype="bfloat16")),
@@ -166,7 +166,7 @@ def test_a_table_is_made_once_for_each_setting_and_kind_of_model(home: Path, mac
               (factories.model(layers=3), SMALL),
               (factories.model("distilbert"), SMALL), (factories.model(head="token"), SMALL)]  # fmt: skip
     for number, (other, setting) in enumerate(others, start=2):
-        table_of(other, setting)
+        find_table(other, setting)
         assert len(machine) == number
     assert len(list(home.iterdir())) == len(machine)
     assert {path.suffix for path in home.iterdir()} == {".json"}
@@ -199,11 +199,11 @@ def a_list(path: Path) -> None:
 @pytest.mark.parametrize("damage", [no_bytes, half, other_torch, no_heads, a_list], ids=lambda f: f.__name__)
 def test_a_damaged_or_stale_table_is_made_anew(home: Path, machine: list[int], damage: Any) -> None:
     model = factories.model()
-    first = table_of(model, SMALL)
+    first = find_table(model, SMALL)
     (path,) = home.iterdir()
     whole = path.read_bytes()
     damage(path)
-    assert table_of(model, SMALL) == first
+    assert find_table(model, SMALL) == first
     assert len(machine) == 2
     assert path.read_bytes() == whole
 
@@ -265,14 +265,14 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
     monkeypatch.setattr(blocks, "measure_table", lambda *_: blocks.Table(1e-4, heads, neurons))  # no noise
     model = factories.model(layers=4, hidden=64, heads=8, ffn=512)
     shape, budget = shape_from(model), Budget(latency=0.6, batch_size=4, length=32, threads=1)
-    table = table_of(model, budget.setting)
+    table = find_table(model, budget.setting)
     generator = torch.Generator().manual_seed(0)
     scores = Scores([torch.rand(8, generator=generator) for _ in range(4)],
                     [torch.rand(512, generator=generator) for _ in range(4)])  # fmt: skip
     target = target_of(budget, shape, shape, 8, 20, table, empty_blocks=True)
-    small = cut(model, allocate(scores, target, normalise=True))
+    small = cut(model, keep_best_sum(scores, target, normalise=True))
     assert predict(table, shape_from(small)) <= 0.6 * target.costs.whole * 1e-9
-    note = latency_note(budget, table, model, small)
+    note = compare_latency(budget, table, model, small)
     assert note["target_ms"] == pytest.approx(0.6 * note["source_ms"], rel=1e-3)
     foretold = predict(table, shape_from(small)) / predict(table, shape)
     assert note["predicted_ms"] == pytest.approx(foretold * note["source_ms"], rel=1e-3)
@@ -280,7 +280,7 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
     assert (note["batch_size"], note["length"], note["threads"], note["dtype"]) == (4, 32, 1, "float32")
     assert "busy" not in note
     with factories.machine_state(factories.BUSY):
-        assert latency_note(budget, table, model, small)["busy"] is True
+        assert compare_latency(budget, table, model, small)["busy"] is True
 
 
 def test_rows_that_the_model_cannot_take_are_refused() -> None:
@@ -291,4 +291,4 @@ def test_rows_that_the_model_cannot_take_are_refused() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_told() -> None:
     with pytest.raises(HfcompressError, match="there is no GPU"):
-        table_of(factories.model(), replace(SMALL, device="cuda"))
+        find_table(factories.model(), replace(SMALL, device="cuda"))

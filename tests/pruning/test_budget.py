@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from hfcompress.models.architectures import ARCHITECTURES, layers_of
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.models.surgery import cut
-from hfcompress.pruning.allocation import allocate
+from hfcompress.pruning.allocation import keep_best_sum, solve_budget
 from hfcompress.pruning.budget import Budget, costs_of, target_of
-from hfcompress.pruning.costs import Costs, Target, solve
+from hfcompress.pruning.costs import Costs, Target
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -87,9 +87,9 @@ def test_no_other_choice_is_worth_more(seed: int) -> None:
         expected = brute_force(heads, neurons, target)
         if expected is None:
             with pytest.raises(HfcompressError, match="the least that must stay"):
-                solve(heads, neurons, target)
+                solve_budget(heads, neurons, target)
             continue
-        found_heads, found_neurons = solve(heads, neurons, target)
+        found_heads, found_neurons = solve_budget(heads, neurons, target)
         groups = [n // target.costs.group for n in found_neurons]
         assert worth(heads, found_heads) + worth(neurons, groups) == pytest.approx(expected[0], abs=1e-9)
         cost = target.costs.of(found_heads, found_neurons)
@@ -120,7 +120,7 @@ def test_a_macs_budget_comes_to_what_the_published_search_finds(share: float) ->
     heads = [torch.rand(12, generator=generator, dtype=torch.float64) ** 3 for _ in range(6)]
     neurons = [torch.rand(192, generator=generator, dtype=torch.float64) ** 5 for _ in range(6)]
     target = target_of(Budget(macs=share), shape, shape, 1, 20, empty_blocks=True)
-    keep = allocate(Scores(heads, neurons), target, normalise=False)
+    keep = keep_best_sum(Scores(heads, neurons), target, normalise=False)
     total = sum(float(h[list(k.heads)].sum() + n[list(k.neurons)].sum())
                 for h, n, k in zip(heads, neurons, keep, strict=True))  # fmt: skip
     per_head, per_neuron = 4 * 20 * 48 * 4 + 2 * 20 * 20 * 4, 2 * 20 * 48
@@ -129,30 +129,30 @@ def test_a_macs_budget_comes_to_what_the_published_search_finds(share: float) ->
 
 def test_of_choices_worth_the_same_the_cheapest_is_taken() -> None:
     costs = Costs(((0, 4, 9),), ((0, 5, 2),))
-    assert solve([[0, 1, 1]], [[0, 1, 1]], Target(costs, 14, 0, 0)) == ((1,), (2,))
-    assert solve([[0, 0, 0]], [[0, 0, 0]], Target(costs, 14, 0, 0)) == ((0,), (0,))
+    assert solve_budget([[0, 1, 1]], [[0, 1, 1]], Target(costs, 14, 0, 0)) == ((1,), (2,))
+    assert solve_budget([[0, 0, 0]], [[0, 0, 0]], Target(costs, 14, 0, 0)) == ((0,), (0,))
 
 
 def test_equal_units_are_taken_in_order() -> None:
     costs = Costs(((0, 1, 2), (0, 1, 2)), ((0, 1, 2), (0, 1, 2)), group=8)
     values = [[0, 1, 2], [0, 1, 2]]
-    assert solve(values, values, Target(costs, 5, 0, 0)) == ((2, 2), (8, 0))
-    assert solve(values, values, Target(costs, costs.whole)) == ((2, 2), (16, 16))
+    assert solve_budget(values, values, Target(costs, 5, 0, 0)) == ((2, 2), (8, 0))
+    assert solve_budget(values, values, Target(costs, costs.whole)) == ((2, 2), (16, 16))
 
 
 def test_a_budget_that_is_too_small_is_told_with_the_smallest_possible() -> None:
     costs = Costs(((0, 10, 20),), ((0, 10, 20),), fixed=10)
     with pytest.raises(HfcompressError, match=r"0\.2000 of the whole.*0\.6000 of it") as told:
-        solve([[0, 1, 2]], [[0, 1, 2]], Target(costs, 10))
+        solve_budget([[0, 1, 2]], [[0, 1, 2]], Target(costs, 10))
     assert "at least 0.6000" in told.value.problems[0].fix
-    assert solve([[0, 1, 2]], [[0, 1, 2]], Target(costs, 0.6 * costs.whole)) == ((1,), (1,))
+    assert solve_budget([[0, 1, 2]], [[0, 1, 2]], Target(costs, 0.6 * costs.whole)) == ((1,), (1,))
 
 
 def test_fractions_that_just_fit_do() -> None:
     costs = Costs(((0.0, 0.1), (0.0, 0.2), (0.0, 0.3)), ((0.0, 0.4), (0.0, 0.5), (0.0, 0.7)))
     values = [[0.0, 1.0]] * 3
     for order in itertools.permutations((0.1, 0.2, 0.3, 0.4, 0.5, 0.7)):
-        assert solve(values, values, Target(costs, sum(order), 1, 1)) == ((1, 1, 1), (1, 1, 1))
+        assert solve_budget(values, values, Target(costs, sum(order), 1, 1)) == ((1, 1, 1), (1, 1, 1))
 
 
 # What units cost
@@ -183,7 +183,7 @@ def test_the_cut_model_keeps_the_share_of_the_layers_parameters(share: float) ->
     shape, generator = shape_of(model.config.to_dict()), torch.Generator().manual_seed(0)
     scores = Scores([torch.rand(4, generator=generator) for _ in range(3)],
                     [torch.rand(128, generator=generator) for _ in range(3)])  # fmt: skip
-    small = cut(model, allocate(scores, target_of(Budget(parameters=share), shape, shape, 8, 20), normalise=True))
+    small = cut(model, keep_best_sum(scores, target_of(Budget(parameters=share), shape, shape, 8, 20), normalise=True))
     before, after = (sum(p.numel() for layer in layers_of(m) for p in layer.parameters()) for m in (model, small))
     group = 8 * (2 * 32 + 1)
     assert share * before - group < after <= share * before
@@ -207,7 +207,7 @@ def test_a_round_takes_its_part_of_the_whole_model_s_cut() -> None:
 def test_within_a_layer_the_best_groups_stay() -> None:
     costs = Costs(((0, 1, 2),), ((0, 1, 2, 3),), group=2)
     scores = Scores([torch.tensor([0.2, 0.9])], [torch.tensor([9.0, 1.0, 5.0, 1.0, 8.0, 1.0])])
-    (keep,) = allocate(scores, Target(costs, 3), normalise=False)
+    (keep,) = keep_best_sum(scores, Target(costs, 3), normalise=False)
     assert keep.heads == (1,)
     assert keep.neurons == (0, 1, 2, 4)
 
@@ -220,7 +220,7 @@ def test_only_what_is_not_in_one_unit_is_normalised() -> None:
 
     def counts(factor: float, normalise: bool) -> list[tuple[int, int]]:
         scaled = Scores([heads[0] * factor, heads[1]], [neurons[0], neurons[1] / factor])
-        return [(len(k.heads), len(k.neurons)) for k in allocate(scaled, target, normalise)]
+        return [(len(k.heads), len(k.neurons)) for k in keep_best_sum(scaled, target, normalise)]
 
     assert counts(1, True) == counts(1e6, True) == counts(1e-6, True) == [(1, 1), (2, 2)]
     assert counts(1e6, False) == [(2, 1), (2, 1)]
@@ -230,7 +230,7 @@ def test_blocks_die_only_where_they_may() -> None:
     shape = shape_from("bert", layers=2)
     scores = Scores([torch.zeros(4), torch.ones(4)], [torch.zeros(64), torch.ones(64)])
     alive, dead = (
-        allocate(scores, target_of(Budget(macs=0.5), shape, shape, 8, 20, empty_blocks=empty), normalise=False)
+        keep_best_sum(scores, target_of(Budget(macs=0.5), shape, shape, 8, 20, empty_blocks=empty), normalise=False)
         for empty in (False, True)
     )
     assert [(len(k.heads), len(k.neurons)) for k in dead] == [(0, 0), (4, 64)]
@@ -240,7 +240,7 @@ def test_blocks_die_only_where_they_may() -> None:
 def test_a_layer_without_units_stays_without() -> None:
     shape = replace(shape_from("bert", layers=2), layers=(Layer(0, 64), Layer(4, 0)))
     scores = Scores([torch.ones(0), torch.ones(4)], [torch.ones(64), torch.ones(0)])
-    keep = allocate(scores, target_of(Budget(parameters=0.6), shape, shape, 8, 20), normalise=True)
+    keep = keep_best_sum(scores, target_of(Budget(parameters=0.6), shape, shape, 8, 20), normalise=True)
     assert keep[0].heads == keep[1].neurons == ()
     assert len(keep[0].neurons) >= 8
     assert len(keep[1].heads) >= 1

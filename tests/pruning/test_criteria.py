@@ -20,7 +20,7 @@ from hfcompress.models.forward import accepted
 from hfcompress.models.linears import layer_linears
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.allocation import choose, kept, quota
+from hfcompress.pruning.allocation import count_by_layer, count_kept, keep_share
 from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.gradients import stream_gradients, unit_gradients
@@ -189,7 +189,9 @@ def test_cutting_what_taylor_ranks_low_hurts_less_than_what_it_ranks_high(teache
     scores = CRITERIA.parse("taylor").scores(model, rows)
 
     def hurt(heads: list[Tensor], neurons: list[Tensor]) -> float:
-        keep = [Keep(h, n) for h, n in zip(choose(heads, 0.5, 1, True), choose(neurons, 0.5, 8, True), strict=True)]
+        keep = [
+            Keep(h, n) for h, n in zip(keep_share(heads, 0.5, 1, True), keep_share(neurons, 0.5, 8, True), strict=True)
+        ]
         with torch.no_grad():
             return nn.functional.cross_entropy(cut(model, keep)(**batch).logits, labels).item()
 
@@ -481,7 +483,7 @@ def test_two_processes_come_to_the_scores_of_one(name: str, granularity: str, sh
     one = scored(name, granularity, model, calibration(2))
     sums: list[Tensor] = []
     others = [number for number in range(ROWS // 2) if number not in share]
-    theirs = calibration(2, only=others, total=lambda tensors: sums.extend(t.clone() for t in tensors))
+    theirs = calibration(2, only=others, all_reduce_sum=lambda tensors: sums.extend(t.clone() for t in tensors))
     scored(name, granularity, model, theirs)
 
     def add(tensors: Sequence[Tensor]) -> None:
@@ -489,7 +491,7 @@ def test_two_processes_come_to_the_scores_of_one(name: str, granularity: str, sh
             assert tensor.dtype == torch.float64
             tensor += other
 
-    two = scored(name, granularity, model, calibration(2, only=share, total=add))
+    two = scored(name, granularity, model, calibration(2, only=share, all_reduce_sum=add))
     for first, second in zip(one, two, strict=True):
         torch.testing.assert_close(second, first, rtol=3e-7, atol=0)
 
@@ -551,16 +553,16 @@ def test_a_criterion_looks_at_as_many_rows_as_it_was_told(name: str, granularity
 def test_what_stays_is_the_nearest_multiple_and_at_least_one(
     units: int, share: float, multiple: int, stay: int
 ) -> None:
-    assert kept(units, share, multiple) == stay
+    assert count_kept(units, share, multiple) == stay
     assert stay % multiple == 0
     assert abs(stay - units * (1 - share)) <= multiple / 2 or stay == multiple
 
 
 def test_even_keeps_the_best_of_each_layer() -> None:
     scores = [torch.tensor([0.1, 0.9, 0.5, 0.7]), torch.tensor([40.0, 10.0, 20.0, 30.0])]
-    assert choose(scores, 0.5, 1, even=True) == [(1, 3), (0, 3)]
-    assert choose(scores, 0.0, 1, even=True) == [(0, 1, 2, 3)] * 2
-    assert choose(scores, 0.9, 1, even=True) == [(1,), (0,)]
+    assert keep_share(scores, 0.5, 1, even=True) == [(1, 3), (0, 3)]
+    assert keep_share(scores, 0.0, 1, even=True) == [(0, 1, 2, 3)] * 2
+    assert keep_share(scores, 0.9, 1, even=True) == [(1,), (0,)]
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -568,9 +570,9 @@ def test_even_keeps_the_best_of_each_layer() -> None:
 def test_uneven_keeps_as_much_in_all_and_the_best_of_each_layer(share: float, multiple: int) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = [torch.rand(width, generator=generator) ** power for width, power in ((64, 1), (32, 9), (16, 4))]
-    chosen = choose(scores, share, multiple, even=False)
-    planned = quota([len(s) for s in scores], share, multiple, even=False)
-    assert sum(map(len, chosen)) == sum(planned) == max(kept(64 + 32 + 16, share, multiple), 3 * multiple)
+    chosen = keep_share(scores, share, multiple, even=False)
+    planned = count_by_layer([len(s) for s in scores], share, multiple, even=False)
+    assert sum(map(len, chosen)) == sum(planned) == max(count_kept(64 + 32 + 16, share, multiple), 3 * multiple)
     for values, stay in zip(scores, chosen, strict=True):
         assert multiple <= len(stay) <= len(values)
         assert len(stay) % multiple == 0
@@ -582,12 +584,12 @@ def test_uneven_keeps_as_much_in_all_and_the_best_of_each_layer(share: float, mu
 def test_uneven_ranks_the_layers_together_by_normalised_scores() -> None:
     spread, peaked = torch.tensor([5.0, 5.0, 5.0, 5.0]), torch.tensor([1e3, 1.0, 1.0, 1.0])
     # Normalised, each of the first is 0.5; of the second only the first is above that, the rest next to nothing.
-    assert choose([spread, peaked], 0.375, 1, even=False) == [(0, 1, 2, 3), (0,)]
-    assert choose([1e6 * spread, 1e-6 * peaked], 0.375, 1, even=False) == [(0, 1, 2, 3), (0,)]
+    assert keep_share([spread, peaked], 0.375, 1, even=False) == [(0, 1, 2, 3), (0,)]
+    assert keep_share([1e6 * spread, 1e-6 * peaked], 0.375, 1, even=False) == [(0, 1, 2, 3), (0,)]
 
 
 @pytest.mark.parametrize("even", [True, False])
 def test_ties_are_decided_by_position(even: bool) -> None:
     scores = [torch.ones(8), torch.ones(8)]
-    assert choose(scores, 0.5, 1, even) == ([(0, 1, 2, 3)] * 2 if even else [tuple(range(7)), (0,)])
-    assert choose([torch.zeros(8)] * 2, 0.5, 4, even) == [(0, 1, 2, 3)] * 2
+    assert keep_share(scores, 0.5, 1, even) == ([(0, 1, 2, 3)] * 2 if even else [tuple(range(7)), (0,)])
+    assert keep_share([torch.zeros(8)] * 2, 0.5, 4, even) == [(0, 1, 2, 3)] * 2

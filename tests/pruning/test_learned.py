@@ -17,9 +17,10 @@ from hfcompress.models.forward import observe
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.masks.hard_concrete import HardConcrete
-from hfcompress.pruning.masks.units import Due, Gradual
+from hfcompress.pruning.masks.units import GradualUnits
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.schedules import GrowthTimes
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
 from tests.training.test_distributed import _two_processes
@@ -312,14 +313,14 @@ def _gradual(model: Any) -> TrainingOverlay:
         neurons = [n for n in norms if len(n) == 64]
         return [Keep((0, 2), tuple(sorted(n.topk(64 - round(32 * share)).indices.tolist()))) for n in neurons]
 
-    return Gradual(model, rescore, Due(0.0, 0.8, 2, "cubic"))
+    return GradualUnits(model, rescore, GrowthTimes(0.0, 0.8, 2, "cubic"))
 
 
 def _gradual_weights(model: Any) -> TrainingOverlay:
     def magnitudes(scored: Any) -> dict[str, Tensor]:
         return {name: scored.get_parameter(name).abs() for name in masks.names}
 
-    masks = GradualWeights(model, Pattern(share=0.5), magnitudes, Due(0.0, 0.8, 2, "cubic"))
+    masks = GradualWeights(model, Pattern(share=0.5), magnitudes, GrowthTimes(0.0, 0.8, 2, "cubic"))
     return masks
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfcompress.models.surgery import Keep, cut
+from hfcompress.pruning.allocation import keep_highest
 from hfcompress.pruning.costs import Costs, Target
-from hfcompress.pruning.growth import done_between
-from hfcompress.pruning.masks.units import Due, Gradual, expected_cost, kept_within
+from hfcompress.pruning.masks.units import GradualUnits, expect_cost
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.schedules import GrowthTimes, share_done_between
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories, masked
@@ -39,8 +40,8 @@ def test_the_cut_grows_by_the_published_law(progress: float) -> None:
     t, t0, n_delta, s_i, s_f = progress, begin, end - begin, 0.0, 1.0  # arXiv:1710.01878, eq. 1
     literal = s_f + (s_i - s_f) * (1 - (t - t0) / n_delta) ** 3
     wanted = 0.0 if progress < begin else 1.0 if progress > end else literal
-    assert done_between("cubic", progress, begin, end) == pytest.approx(wanted)
-    assert done_between("linear", progress, begin, end) == pytest.approx(min(max((t - t0) / n_delta, 0), 1))
+    assert share_done_between("cubic", progress, begin, end) == pytest.approx(wanted)
+    assert share_done_between("linear", progress, begin, end) == pytest.approx(min(max((t - t0) / n_delta, 0), 1))
 
 
 @pytest.mark.parametrize(("curve", "power"), [("cubic", 3), ("linear", 1)])
@@ -52,7 +53,7 @@ def test_gradual_gates_close_when_and_as_far_as_the_schedule_says(curve: Any, po
         asked.append(share)
         return [Keep((0, 2), tuple(range(64 - round(32 * share)))), Keep((1,), ())]
 
-    masks = Gradual(model, rescore, Due(0.2, 0.75, 4, curve))
+    masks = GradualUnits(model, rescore, GrowthTimes(0.2, 0.75, 4, curve))
     for step in range(1, 21):
         masks.stepped(model, step, 20)
         # Every fourth step from a fifth of the twenty on, and at three quarters of them, where it ends.
@@ -70,7 +71,7 @@ def test_what_gates_closed_is_scored_as_worth_nothing() -> None:
         seen.append(logits(scored))
         return [closed, closed]
 
-    masks = Gradual(model, rescore, Due(0.0, 1.0, 1, "linear"))
+    masks = GradualUnits(model, rescore, GrowthTimes(0.0, 1.0, 1, "linear"))
     masks.stepped(model, 1, 2)
     masks.stepped(model, 2, 2)
     torch.testing.assert_close(seen[0], logits(model))
@@ -86,7 +87,7 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
         model,
         Pattern(share=0.5),
         lambda m: {n: m.get_parameter(n).abs() for n in masks.names},
-        Due(0, 0.5, 1, "linear"),
+        GrowthTimes(0, 0.5, 1, "linear"),
     )
     masks.stepped(model, 1, 4)  # half of the cutting: a quarter of the weights
     masks.eval()
@@ -110,7 +111,9 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
 
 def test_a_pattern_that_does_not_fit_is_refused_before_any_training() -> None:
     with pytest.raises(HfcompressError, match="do not tile"):
-        GradualWeights(factories.model(), Pattern(share=0.5, block=(5, 5)), lambda _: {}, Due(0, 1, 1, "linear"))
+        GradualWeights(
+            factories.model(), Pattern(share=0.5, block=(5, 5)), lambda _: {}, GrowthTimes(0, 1, 1, "linear")
+        )
 
 
 # What there is room for
@@ -143,7 +146,7 @@ def test_the_highest_scores_stay_that_the_budget_has_room_for(seed: int, least: 
     tables.append((0.0, *(draw(16 // group) + 0.5).double().cumsum(0).tolist()))
     costs = Costs(tuple(tables[:3]), tuple(tables[3:]), group, fixed=5.0)
     target = Target(costs, 5 + 0.5 * (costs.whole - 5), least, least)
-    keep = kept_within(heads, neurons, target)
+    keep = keep_highest(heads, neurons, target)
     groups, lows = [1, 1, 1, group, group, group], [least, least, 0, least, least, least]
     counts = _ranked_by_hand([*heads, *neurons], tables, groups, lows, target.budget - 5)
     assert [len(k.heads) for k in keep] == counts[:3]
@@ -155,18 +158,18 @@ def test_the_highest_scores_stay_that_the_budget_has_room_for(seed: int, least: 
 
 def test_everything_stays_where_the_budget_has_room_for_everything() -> None:
     whole = masked.target(1.0)
-    keep = kept_within([torch.rand(4)] * 2, [torch.rand(64)] * 2, whole)
+    keep = keep_highest([torch.rand(4)] * 2, [torch.rand(64)] * 2, whole)
     assert keep == [Keep(tuple(range(4)), tuple(range(64)))] * 2
 
 
 def test_expected_cost_reads_between_two_counts_and_lets_gradients_through() -> None:
     costs = Costs(((0.0, 10.0, 30.0),), ((0.0, 4.0, 6.0),), group=2, fixed=1.0)
     heads, neurons = torch.tensor(1.25, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    found = expected_cost(costs, [heads], [neurons])
+    found = expect_cost(costs, [heads], [neurons])
     assert found.item() == pytest.approx(1 + 10 + 0.25 * 20 + 0.5 * 4)
     found.backward()
     assert (float(heads.grad or 0), float(neurons.grad or 0)) == (20.0, 2.0)
-    most = expected_cost(costs, [torch.tensor(2.0)], [torch.tensor(4.0)])
+    most = expect_cost(costs, [torch.tensor(2.0)], [torch.tensor(4.0)])
     assert float(most) == costs.whole
 
 
@@ -252,7 +255,7 @@ def test_the_best_model_is_not_looked_for_while_masks_close(tmp_path: Path, data
 
 def test_after_the_cut_the_optimizer_holds_no_tensor_that_was_cut(tmp_path: Path, data: Path) -> None:
     model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
-    masks, first, second = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic")), Watch(), Watch()
+    masks, first, second = GradualUnits(model, lambda *_: keep, GrowthTimes(0, 0.5, 1, "cubic")), Watch(), Watch()
     found = masked.trained(model, masks, data, tmp_path / "gates", [first])
     masks.settle(model)
     small = cut(model, masks.keep())
@@ -270,7 +273,7 @@ def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Pa
     from hfcompress.training.evaluate import score
 
     model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
-    masks = Gradual(model, lambda *_: keep, Due(0, 0.5, 1, "cubic"))
+    masks = GradualUnits(model, lambda *_: keep, GrowthTimes(0, 0.5, 1, "cubic"))
     found = masked.trained(model, masks, data, tmp_path, epochs=1.0)
     with masks.applied(model, 1.0):
         gated = logits(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
-from hfcompress.pruning.obs.solver import DAMPING, damped, refitted, removal_costs, sparse_weight
+from hfcompress.pruning.obs.solver import DAMPING, damp, refit_columns, removal_costs, sparsify_weight
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
+from hfcompress.utils.distributed import AllReduce
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.two import Two
@@ -31,9 +32,7 @@ def rows() -> dict[str, Tensor]:
     return factories.batch(ROWS) | {"labels": torch.tensor([0, 1] * (ROWS // 2))}
 
 
-def calibration(
-    size: int = 4, only: slice = slice(None), total: Callable[[Sequence[Tensor]], None] = lambda _: None
-) -> Calibration:
+def calibration(size: int = 4, only: slice = slice(None), all_reduce_sum: AllReduce = lambda _: None) -> Calibration:
     """The same rows in batches of `size`; of the batches those in `only`."""
     batch = rows()
 
@@ -41,15 +40,17 @@ def calibration(
         starts = range(0, ROWS, size)
         return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in starts][only]
 
-    return Calibration(batches, lambda logits, labels, mask: nn.functional.cross_entropy(logits, labels), 0, total)
+    return Calibration(
+        batches, lambda logits, labels, mask: nn.functional.cross_entropy(logits, labels), 0, all_reduce_sum
+    )
 
 
 def problem(outputs: int, width: int, tokens: int = 400, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight, and the damped second moment of inputs that depend on one another."""
+    """A weight, and the damp second moment of inputs that depend on one another."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(tokens, width, generator=generator, dtype=torch.float64)
     inputs = inputs @ torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5 + 0.3
-    return torch.randn(outputs, width, generator=generator, dtype=torch.float64), damped(inputs.T @ inputs / tokens)
+    return torch.randn(outputs, width, generator=generator, dtype=torch.float64), damp(inputs.T @ inputs / tokens)
 
 
 def published(weight: Tensor, moment: Tensor, width: int) -> tuple[list[int], list[float], list[Tensor]]:
@@ -87,7 +88,7 @@ def test_units_are_removed_in_the_published_order_at_the_published_cost(units: i
 def test_a_unit_that_does_more_together_with_another_costs_no_less_than_the_one_before() -> None:
     gram = torch.diag(torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64))  # of equal twins rounding would choose
     inputs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.1], [0.0, 0.0, 2.0]], dtype=torch.float64)
-    costs = removal_costs(gram, damped(inputs.T @ inputs / 3), 3)
+    costs = removal_costs(gram, damp(inputs.T @ inputs / 3), 3)
     assert costs.argsort().tolist() == [0, 1, 2]  # of the twins one costs nothing, then the other costs all
     assert costs[1] > 10 * costs[0]
 
@@ -98,7 +99,7 @@ def test_the_closed_form_is_where_the_published_updates_end_and_the_least_square
     order, _, weights = published(weight, moment, width)
     gone = sorted(order[:3])
     columns = torch.tensor([c for c in range(24) if c // width not in gone])
-    found = refitted(weight, moment, columns)
+    found = refit_columns(weight, moment, columns)
     assert torch.allclose(found, weights[2], atol=1e-8)
     # The same as a regression on inputs that have this second moment.
     inputs = torch.linalg.cholesky(moment).T
@@ -109,8 +110,8 @@ def test_the_closed_form_is_where_the_published_updates_end_and_the_least_square
 
 def test_damping_is_a_share_of_the_mean_diagonal_and_makes_anything_invertible() -> None:
     moment = torch.diag(torch.tensor([1.0, 3.0, 0.0], dtype=torch.float64))
-    assert torch.allclose(damped(moment) - moment, torch.eye(3).double() * DAMPING * 4 / 3)
-    assert torch.equal(damped(torch.zeros(2, 2)), torch.eye(2))
+    assert torch.allclose(damp(moment) - moment, torch.eye(3).double() * DAMPING * 4 / 3)
+    assert torch.equal(damp(torch.zeros(2, 2)), torch.eye(2))
 
 
 def literal_sparse_gpt(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
@@ -136,7 +137,7 @@ def literal_sparse_gpt(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tens
 @pytest.mark.parametrize("pattern", [{"share": 0.5}, {"share": 0.3}, {"n_of_m": (2, 4)}, {"n_of_m": (1, 4)}])
 def test_weights_go_and_are_made_up_for_as_published(pattern: Any) -> None:
     weight, moment = problem(16, 200)
-    found = sparse_weight(weight, moment, Pattern(**pattern))
+    found = sparsify_weight(weight, moment, Pattern(**pattern))
     assert torch.allclose(found, literal_sparse_gpt(weight, moment, Pattern(**pattern)), atol=1e-8)
     assert float((found == 0).double().mean()) == pytest.approx(Pattern(**pattern).zeros, abs=1e-3)
 
@@ -144,20 +145,20 @@ def test_weights_go_and_are_made_up_for_as_published(pattern: Any) -> None:
 def test_what_is_made_up_for_leaves_less_error_than_magnitude() -> None:
     weight = problem(16, 96)[0]
     inputs = problem(200, 12)[0] @ problem(12, 96)[0]  # of 96 inputs, most follow from others
-    moment = damped(inputs.T @ inputs / 200)
+    moment = damp(inputs.T @ inputs / 200)
 
     def error(sparse: Tensor) -> float:
         return float(((sparse - weight) @ moment * (sparse - weight)).sum())
 
     by_size = weight * (weight.abs() > weight.abs().median())
-    assert error(sparse_weight(weight, moment, Pattern(share=0.5))) < 0.5 * error(by_size)
+    assert error(sparsify_weight(weight, moment, Pattern(share=0.5))) < 0.5 * error(by_size)
 
 
 def test_rows_and_blocks_are_kept_to() -> None:
     weight, moment = problem(16, 192)
-    by_row = sparse_weight(weight, moment, Pattern(share=0.25, scope="row")) == 0
+    by_row = sparsify_weight(weight, moment, Pattern(share=0.25, scope="row")) == 0
     assert by_row.sum(1).tolist() == [48] * 16
-    blocks = (sparse_weight(weight, moment, Pattern(share=0.5, block=(4, 24))) == 0).view(4, 4, 8, 24)
+    blocks = (sparsify_weight(weight, moment, Pattern(share=0.5, block=(4, 24))) == 0).view(4, 4, 8, 24)
     assert torch.equal(blocks.all(3).all(1), blocks.any(3).any(1))
     assert float(blocks.double().mean()) == pytest.approx(0.5, abs=0.07)
 
@@ -178,7 +179,7 @@ def caught(model: Any, index: int, path: str, batch: Mapping[str, Tensor]) -> Te
 
 def second(inputs: Tensor, around_mean: bool) -> Tensor:
     centred = inputs - inputs.mean(0) if around_mean else inputs
-    return damped(centred.T @ centred / len(inputs))
+    return damp(centred.T @ centred / len(inputs))
 
 
 def literal_curvature(model: Any, index: int, path: str) -> Tensor:
@@ -322,7 +323,7 @@ def test_weights_go_layer_by_layer_on_what_the_pruned_layers_give(family: str, p
     then.load_state_dict(state, strict=False)
     for path in (parts.query, parts.attention_output, parts.ffn_in, parts.ffn_out):
         moment = second(caught_tokens(then, last, path), around_mean=False)
-        expected = sparse_weight(layers_of(then)[last].get_submodule(path).weight, moment, Pattern(**pattern))
+        expected = sparsify_weight(layers_of(then)[last].get_submodule(path).weight, moment, Pattern(**pattern))
         found = layers_of(model)[last].get_submodule(path).weight
         assert torch.allclose(found.double(), expected, atol=1e-3)
 
@@ -376,7 +377,7 @@ def test_two_processes_come_to_what_one_comes_to() -> None:
         return [*scores.heads, *scores.neurons, *model.state_dict().values(), *sparse.state_dict().values()]
 
     two = Two()
-    one, other = two.run(lambda rank: all_of_it(calibration(4, slice(rank, None, 2), two.total(rank))))
+    one, other = two.run(lambda rank: all_of_it(calibration(4, slice(rank, None, 2), two.all_reduce_sum(rank))))
     for alone, first, second_ in zip(all_of_it(calibration()), one, other, strict=True):
         assert torch.equal(first, second_)
         assert torch.allclose(alone, first, rtol=1e-3, atol=1e-4)  # solutions of float32 moments

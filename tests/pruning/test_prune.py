@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.models.shape import Shape, shape_of
-from hfcompress.pruning.growth import done
-from hfcompress.pruning.schedules import Iterative, Lottery
+from hfcompress.pruning.schedules import Iterative, Lottery, share_done
 from hfcompress.pruning.stage import Prune
 from hfcompress.recipe.loader import load
 from hfcompress.run import runner
@@ -146,9 +145,9 @@ def test_a_plan_marks_what_a_budget_or_a_corpus_decides() -> None:
 
 def test_a_curve_starts_at_nothing_and_ends_with_everything() -> None:
     for curve in ("linear", "cubic"):
-        assert done(curve, 0.0) == 0.0  # type: ignore[arg-type]
-        assert done(curve, 1.0) == 1.0  # type: ignore[arg-type]
-    assert done("cubic", 0.5) == 1 - 0.5**3
+        assert share_done(curve, 0.0) == 0.0  # type: ignore[arg-type]
+        assert share_done(curve, 1.0) == 1.0  # type: ignore[arg-type]
+    assert share_done("cubic", 0.5) == 1 - 0.5**3
     assert Iterative(use="iterative", rounds=4, curve="linear").shares == [0.25, 0.5, 0.75, 1.0]
     assert Lottery(use="lottery", rounds=2).shares == [0.5, 1.0]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.pruning.criteria.base import Scores
-from hfcompress.pruning.sensitivity import gate, sensitivity
+from hfcompress.pruning.sensitivity import gate, measure_sensitivity
 from hfcompress.recipe.loader import load
 from hfcompress.training.evaluate import score
 from tests import factories
@@ -44,7 +44,7 @@ def test_it_is_the_metric_of_the_model_without_the_least_units_of_one_block(
     model = factories.model(family)
     scores = Scores(drawn(4, 4), drawn(64, 64, seed=2))
 
-    found = sensitivity(model, scores, range(7), None, Task, [0.25, 0.5, 1.0], group=8)
+    found = measure_sensitivity(model, scores, range(7), None, Task, [0.25, 0.5, 1.0], group=8)
 
     assert {key: found[key] for key in ("metric", "split", "rows", "shares")} == {
         "metric": "total", "split": "dev", "rows": 7, "shares": [0.25, 0.5, 1.0],
@@ -88,7 +88,7 @@ def test_a_teacher_s_curves_and_the_teacher_after_them(
     before = score(model, rows, tokenizer, task)
     scores = Scores(drawn(4, 4), drawn(64, 64))
 
-    found = sensitivity(model, scores, rows, tokenizer, task, [0.01, 1.0])
+    found = measure_sensitivity(model, scores, rows, tokenizer, task, [0.01, 1.0])
 
     assert (found["metric"], found["rows"], found["whole"]) == (task.metric, len(rows), before)
     assert all(layer[0] == before for layer in found["heads"]), "a hundredth of four heads is none"

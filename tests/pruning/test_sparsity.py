@@ -12,11 +12,11 @@ from hfcompress.models.architectures import ARCHITECTURES, spec_of
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import (
     KeptZeros,
+    apply_zeros,
     formats,
     kept_weights,
     share_of_zeros,
     sparse_bytes,
-    with_zeros,
     zero,
     zeros,
 )
@@ -162,7 +162,7 @@ def test_the_zeros_of_one_model_are_put_on_the_weights_of_another() -> None:
     then = before(early)
     zero(model, Pattern(share=0.5), drawn(model))
     kept = kept_weights(model)
-    assert with_zeros(early, kept) is early
+    assert apply_zeros(early, kept) is early
     for name, tensor in early.state_dict().items():
         assert torch.equal(tensor, then[name] * kept[name] if name in kept else then[name])
 

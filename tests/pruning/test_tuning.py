@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from hfcompress.models.architectures import spec_of, unit_counts
 from hfcompress.models.forward import accepted
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.gates import fold, gated
+from hfcompress.pruning.gates import fold_gates, gated
 from hfcompress.pruning.gradients import unit_gradients
-from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange, tune
+from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange_masks, tune_masks
 from tests import factories
 from tests.two import Two
 
@@ -59,7 +59,7 @@ def test_swaps_are_the_published_ones_and_never_for_the_worse(seed: int) -> None
     generator = torch.Generator().manual_seed(seed)
     heads, neurons = (torch.randn(20, units, generator=generator) for units in (8, 40))
     keep = [Keep((0, 1, 2, 5), tuple(range(7, 40, 2)))]
-    found = rearrange(keep, ([heads], [neurons]))
+    found = rearrange_masks(keep, ([heads], [neurons]))
     for kept, now, rows in ((keep[0].heads, found[0].heads, heads), (keep[0].neurons, found[0].neurons, neurons)):
         assert now == literal_swaps(kept, rows)
         assert len(now) == len(kept)
@@ -70,12 +70,12 @@ def test_units_that_cancel_go_together() -> None:
     rows = torch.diag(torch.tensor([1.0, 2.0, 4.0, 5.0, 0.0, 6.0]))
     rows[:, 4] = -rows[:, 1]
     keep = [Keep((2, 3, 4, 5), ())]
-    assert rearrange(keep, ([rows], [torch.zeros(6, 0)]))[0].heads == (0, 2, 3, 5)
+    assert rearrange_masks(keep, ([rows], [torch.zeros(6, 0)]))[0].heads == (0, 2, 3, 5)
 
 
 def test_where_all_or_nothing_stays_nothing_is_swapped() -> None:
     keep = [Keep((), (0, 1, 2))]
-    assert rearrange(keep, ([torch.randn(5, 2)], [torch.randn(5, 3)])) == keep
+    assert rearrange_masks(keep, ([torch.randn(5, 2)], [torch.randn(5, 3)])) == keep
 
 
 def test_gradients_of_a_model_are_what_is_expected() -> None:
@@ -83,7 +83,7 @@ def test_gradients_of_a_model_are_what_is_expected() -> None:
     labelled = [{**batch, "labels": torch.tensor([0, 1, 0, 1])} for batch in batches(model)]
     seen = list(unit_gradients(model, labelled, lambda logits, labels, _: F.cross_entropy(logits, labels)))
     heads, neurons = ([torch.cat(rows) for rows in zip(*side, strict=True)] for side in zip(*seen, strict=True))
-    found = rearrange(KEEP, (heads, neurons))
+    found = rearrange_masks(KEEP, (heads, neurons))
     assert [(len(k.heads), len(k.neurons)) for k in found] == [(len(k.heads), len(k.neurons)) for k in KEEP]
     assert found != KEEP
 
@@ -136,7 +136,7 @@ def untuned(model: Any, gates: Gates, index: int, path: str) -> Gates:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(family: str) -> None:
     model = of_family(family)
-    gates, parts = tune(model, KEEP, batches(model)), spec_of(model).modules
+    gates, parts = tune_masks(model, KEEP, batches(model)), spec_of(model).modules
     blocks = [(index, path) for index in range(2) for path in (parts.attention_output, parts.ffn_out)]
     for (index, path), (before, after) in zip(blocks, gates.errors, strict=True):
         assert after < before
@@ -148,7 +148,7 @@ def test_no_blocks_error_rises_and_the_errors_are_those_of_the_gated_model(famil
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: str) -> None:
     model = of_family(family)
-    gates, parts = tune(model, KEEP, batches(model)), spec_of(model).modules
+    gates, parts = tune_masks(model, KEEP, batches(model)), spec_of(model).modules
     for index, path, found in (
         (0, parts.attention_output, gates.heads[0]),
         (0, parts.ffn_out, gates.neurons[0]),
@@ -175,7 +175,7 @@ def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: s
 
 def test_layers_that_share_their_weights_get_one_set_of_scales() -> None:
     model = factories.model("albert")
-    gates = tune(model, [Keep((0, 2), tuple(range(60)))], batches(model))
+    gates = tune_masks(model, [Keep((0, 2), tuple(range(60)))], batches(model))
     assert [len(g) for g in (*gates.heads, *gates.neurons)] == [4, 64]
     assert all(after < before for before, after in gates.errors)
 
@@ -183,7 +183,7 @@ def test_layers_that_share_their_weights_get_one_set_of_scales() -> None:
 def test_where_all_stays_there_is_nothing_to_tune() -> None:
     model = factories.model()
     everything = [Keep(tuple(range(4)), tuple(range(64)))] * 2
-    gates = tune(model, everything, batches(model))
+    gates = tune_masks(model, everything, batches(model))
     assert all(torch.allclose(gate, torch.ones_like(gate), atol=1e-4) for gate in (*gates.heads, *gates.neurons))
     assert all(before < 1e-6 for before, _ in gates.errors)
 
@@ -191,12 +191,12 @@ def test_where_all_stays_there_is_nothing_to_tune() -> None:
 def test_a_block_without_units_is_left_alone() -> None:
     model = factories.model()
     keep = [Keep((), tuple(range(32))), Keep((0, 1, 2, 3), ())]
-    gates = tune(model, keep, batches(model))
+    gates = tune_masks(model, keep, batches(model))
     assert gates.heads[0].tolist() == [0] * 4
     assert gates.neurons[1].tolist() == [0] * 64
     assert gates.errors[0][0] == gates.errors[0][1]
     assert gates.errors[1][1] < gates.errors[1][0]
-    again = tune(cut(model, keep), [Keep((), tuple(range(16))), Keep((0, 1), ())], batches(model))
+    again = tune_masks(cut(model, keep), [Keep((), tuple(range(16))), Keep((0, 1), ())], batches(model))
     assert [len(g) for g in (*again.heads, *again.neurons)] == [0, 4, 32, 0]
 
 
@@ -204,7 +204,7 @@ def test_scales_beyond_ten_are_refused_and_the_block_keeps_ones() -> None:
     model, teacher = factories.model(), factories.model()
     with torch.no_grad():
         teacher.bert.encoder.layer[0].output.dense.weight *= 40
-    gates = tune(model, KEEP, batches(model), teacher=teacher)
+    gates = tune_masks(model, KEEP, batches(model), teacher=teacher)
     assert set(gates.neurons[0].tolist()) == {0.0, 1.0}
     assert gates.errors[1][0] == gates.errors[1][1]
     assert set(gates.heads[0].tolist()) != {0.0, 1.0}
@@ -215,7 +215,7 @@ def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
     everything = [Keep(tuple(range(4)), tuple(range(64)))] * 2
     with torch.no_grad():
         teacher.bert.encoder.layer[0].output.dense.weight *= 2
-    gates = tune(model, everything, batches(model), teacher=teacher)
+    gates = tune_masks(model, everything, batches(model), teacher=teacher)
     assert torch.allclose(gates.neurons[0], torch.full((64,), 2.0), atol=0.2)
     assert torch.allclose(gates.heads[0], torch.ones(4), atol=1e-4)
 
@@ -223,11 +223,11 @@ def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str) -> None:
     model = of_family(family)
-    gates, inputs = tune(model, KEEP, batches(model)), accepted(model, factories.batch())
+    gates, inputs = tune_masks(model, KEEP, batches(model)), accepted(model, factories.batch())
     with torch.no_grad():
         with gated(model, gates.heads, gates.neurons):
             expected = model(**inputs).logits
-        fold(model, gates.heads, gates.neurons)
+        fold_gates(model, gates.heads, gates.neurons)
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
         assert torch.allclose(cut(model, KEEP)(**inputs).logits, expected, atol=1e-5)
 
@@ -235,7 +235,7 @@ def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str
 def test_the_model_is_left_as_it_was() -> None:
     model = factories.model().train()
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tune(model, KEEP, batches(model))
+    tune_masks(model, KEEP, batches(model))
     assert model.training
     assert all(p.requires_grad and torch.equal(p, then[name]) for name, p in model.named_parameters())
     assert not any(m._forward_pre_hooks or m._forward_hooks or "forward" in vars(m) for m in model.modules())
@@ -243,13 +243,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_padding_and_batches_change_nothing() -> None:
     model = factories.model()
-    one, other = tune(model, KEEP, batches(model)), tune(model, KEEP, batches(model, ROWS))
+    one, other = tune_masks(model, KEEP, batches(model)), tune_masks(model, KEEP, batches(model, ROWS))
     for a, b in zip([*one.heads, *one.neurons], [*other.heads, *other.neurons], strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     mask = batches(model)[1]["attention_mask"].bool()
     noisy = [{**b, "input_ids": torch.where(b["attention_mask"].bool(), b["input_ids"], 9)} for b in batches(model)]
     assert not mask.all()
-    for a, b in zip(one.neurons, tune(model, KEEP, noisy).neurons, strict=True):
+    for a, b in zip(one.neurons, tune_masks(model, KEEP, noisy).neurons, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
 
@@ -260,12 +260,12 @@ def test_two_processes_come_to_what_one_comes_to() -> None:
 
     def work(rank: int) -> tuple[Any, Gates]:
         own = copy.deepcopy(model)
-        swapped = rearrange(keep, ([torch.zeros(5, 0)], [rows[rank::2]]), two.total(rank))
-        return swapped, tune(own, KEEP, batches(model)[rank::2], total=two.total(rank))
+        swapped = rearrange_masks(keep, ([torch.zeros(5, 0)], [rows[rank::2]]), two.all_reduce_sum(rank))
+        return swapped, tune_masks(own, KEEP, batches(model)[rank::2], all_reduce_sum=two.all_reduce_sum(rank))
 
     (swaps, one), (same_swaps, other) = two.run(work)
-    alone = tune(model, KEEP, batches(model))
-    assert swaps == same_swaps == rearrange(keep, ([torch.zeros(10, 0)], [rows]))
+    alone = tune_masks(model, KEEP, batches(model))
+    assert swaps == same_swaps == rearrange_masks(keep, ([torch.zeros(10, 0)], [rows]))
     for a, b, c in zip(*([*g.heads, *g.neurons] for g in (one, other, alone)), strict=True):
         assert torch.equal(a, b)
         assert torch.allclose(a, c, atol=1e-4)

@@ -573,7 +573,7 @@ def test_the_card_of_a_part_of_the_chain_tells_of_that_part(swift: Swift) -> Non
 
 def test_a_failed_stage_looks_unfinished_and_is_done_again(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("hfcompress.pruning.engine.Pruning._cut", _fails)
+        patched.setattr("hfcompress.pruning.engine.cut_step", _fails)
         with pytest.raises(OSError, match="the disk went away"):
             swift(stages=CHAIN)
     assert (swift.run / "01-distill" / "stage.json").is_file()
@@ -619,7 +619,7 @@ def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
 ) -> None:
     swift(stages=CHAIN)
     runner.opened(swift.run)
-    monkeypatch.setattr("hfcompress.pruning.engine.Pruning._cut", _fails)
+    monkeypatch.setattr("hfcompress.pruning.engine.cut_step", _fails)
     with pytest.raises(OSError, match="the disk went away"):
         swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16])
     with pytest.raises(HfcompressError, match="is not finished"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hfcompress.pruning.pattern import Pattern
     from hfcompress.training.overlay import TrainingOverlay
+    from hfcompress.utils.distributed import AllReduce
 
 GRANULARITIES = ("units", "layers", "hidden", "weights")
 """What a criterion can score: heads and FFN neurons, whole layers, dimensions of the stream between them, weights."""
@@ -45,13 +46,13 @@ class Calibration:
             rows share a batch does not depend on the number of processes.
         loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
         seed: For criteria that draw.
-        total: Sums tensors over the processes, in place; all of them go on with the same sums.
+        all_reduce_sum: Sums tensors over the processes, in place; all of them go on with the same sums.
     """
 
     batches: Callable[[int], Iterable[Mapping[str, Tensor]]]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     seed: int
-    total: Callable[[Sequence[Tensor]], None] = lambda _: None
+    all_reduce_sum: AllReduce = lambda _: None
 
 
 class Criterion(Component):
@@ -115,19 +116,19 @@ class GradientCriterion(DataCriterion):
         from hfcompress.pruning.gradients import mean_unit_gradients
 
         batches = calibration.batches(self.rows)
-        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.total, self.of))
+        return Scores(*mean_unit_gradients(model, batches, calibration.loss, calibration.all_reduce_sum, self.of))
 
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
         from hfcompress.pruning.gradients import mean_stream_gradients
 
         batches = calibration.batches(self.rows)
-        return mean_stream_gradients(model, batches, calibration.loss, calibration.total, self.of)
+        return mean_stream_gradients(model, batches, calibration.loss, calibration.all_reduce_sum, self.of)
 
     def weight_scores(self, model: PreTrainedModel, calibration: Calibration) -> dict[str, Tensor]:
         from hfcompress.pruning.gradients import mean_weight_gradients
 
         batches = calibration.batches(self.rows)
-        means = mean_weight_gradients(model, batches, calibration.loss, calibration.total, self.of)
+        means = mean_weight_gradients(model, batches, calibration.loss, calibration.all_reduce_sum, self.of)
         return {name: self.of(model.get_parameter(name).detach().float()) * mean for name, mean in means.items()}
 
 

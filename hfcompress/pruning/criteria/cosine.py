@@ -47,5 +47,5 @@ class Cosine(DataCriterion):
         finally:
             for handle in handles:
                 handle.remove()
-        calibration.total([sums, tokens])
+        calibration.all_reduce_sum([sums, tokens])
         return [float(score) for score in 1 - sums / tokens.clamp(min=1)]

@@ -25,7 +25,7 @@ class Michel(DataCriterion):
         import torch
 
         batches = calibration.batches(self.rows)
-        heads, neurons = mean_unit_gradients(model, batches, calibration.loss, calibration.total, torch.abs)
+        heads, neurons = mean_unit_gradients(model, batches, calibration.loss, calibration.all_reduce_sum, torch.abs)
         return Scores([_normalised(layer) for layer in heads], [_normalised(layer) for layer in neurons])
 
 

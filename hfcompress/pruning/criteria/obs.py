@@ -85,10 +85,10 @@ class Obs(DataCriterion):
         import torch
 
         from hfcompress.models.linears import layer_linears
-        from hfcompress.pruning.obs.solver import sparse_weight
-        from hfcompress.pruning.sparsity import must_tile, zeros
+        from hfcompress.pruning.obs.solver import sparsify_weight
+        from hfcompress.pruning.sparsity import require_tiling, zeros
 
-        must_tile(model, pattern)
+        require_tiling(model, pattern)
         names = {module: f"{name}.weight" for name, module in layer_linears(model).items()}
         shares = dict.fromkeys(names.values(), pattern.zeros)
         if pattern.scope == "global":
@@ -99,18 +99,20 @@ class Obs(DataCriterion):
             for moments in _moments(model, index, rows, calibration, paths).values():
                 own = pattern if pattern.n_of_m else pattern.model_copy(update={"share": shares[names[moments.module]]})
                 with torch.no_grad():
-                    moments.module.weight.copy_(sparse_weight(moments.module.weight, moments.second(), own))
+                    moments.module.weight.copy_(sparsify_weight(moments.module.weight, moments.second(), own))
             _advance(model, index, rows)
 
     def _curvature(
         self, model: PreTrainedModel, calibration: Calibration, paths: Sequence[Sequence[str]]
     ) -> dict[nn.Linear, Tensor]:
         """By module, the second moment of the loss's gradient by its output."""
-        from hfcompress.pruning.obs.output_hessian import output_curvature
+        from hfcompress.pruning.obs.output_hessian import output_hessian
 
         stack = layers_of(model)
         modules: Any = [layer.get_submodule(p) for layer, own in zip(stack, paths, strict=True) for p in own]
-        found = output_curvature(model, modules, calibration.batches(self.rows), calibration.loss, calibration.total)
+        found = output_hessian(
+            model, modules, calibration.batches(self.rows), calibration.loss, calibration.all_reduce_sum
+        )
         return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
@@ -153,7 +155,7 @@ def _moments(
                 found[path].add(batch.tokens(inputs))
             if advance:
                 batch.hidden = run.result
-    calibration.total([tensor for moments in found.values() for tensor in moments.tensors])
+    calibration.all_reduce_sum([tensor for moments in found.values() for tensor in moments.tensors])
     return found
 
 
@@ -183,12 +185,12 @@ def _weight_scores(moments: Moments, curvature: Tensor) -> Tensor:
 def _refit(moments: Moments, kept: Sequence[int], units: int) -> None:
     import torch
 
-    from hfcompress.pruning.obs.solver import refitted
+    from hfcompress.pruning.obs.solver import refit_columns
 
     module, width = moments.module, moments.module.in_features // units
     columns = torch.tensor(kept, dtype=torch.long, device=module.weight.device)
     columns = (columns[:, None] * width + torch.arange(width, device=columns.device)).flatten()
-    fitted = refitted(module.weight, moments.around_mean(), columns)
+    fitted = refit_columns(module.weight, moments.around_mean(), columns)
     with torch.no_grad():
         if module.bias is not None:
             module.bias.add_((module.weight.double() - fitted) @ moments.mean)

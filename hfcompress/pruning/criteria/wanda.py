@@ -79,5 +79,5 @@ def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) ->
     finally:
         for handle in handles:
             handle.remove()
-    calibration.total(list(squares.values()))
+    calibration.all_reduce_sum(list(squares.values()))
     return {name: total.sqrt().float() for name, total in squares.items()}

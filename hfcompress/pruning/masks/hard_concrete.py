@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.pruning.masks.units import UnitMasks, expected_cost, kept_within, partly
+from hfcompress.pruning.allocation import keep_highest
+from hfcompress.pruning.masks.units import UnitMasks, ease_target, expect_cost
 from hfcompress.training.overlay import STEADY
 
 if TYPE_CHECKING:
@@ -96,12 +97,12 @@ class HardConcrete(UnitMasks):
     def penalty(self, progress: float) -> Tensor:
         costs, least = self.target.costs, self.target.least
         heads, neurons = self.probabilities()
-        expected = expected_cost(
+        expected = expect_cost(
             costs,
             [p.sum().clamp(min=n) for p, n in zip(heads, least[0], strict=True)],
             [p.sum().clamp(min=n * costs.group) for p, n in zip(neurons, least[1], strict=True)],
         )
-        wanted = partly(self.target, self._done(progress)).budget
+        wanted = ease_target(self.target, self._done(progress)).budget
         ahead = (wanted - expected) / (costs.whole - costs.fixed)
         return self.multipliers[0] * ahead + self.multipliers[1] * ahead**2
 
@@ -117,7 +118,7 @@ class HardConcrete(UnitMasks):
         return self._products(torch.sigmoid(self.log_alpha - self.learning.temperature * math.log(-LOW / HIGH)))
 
     def _kept(self, progress: float) -> list[Keep]:
-        return kept_within(*self.probabilities(), partly(self.target, self._done(progress)))
+        return keep_highest(*self.probabilities(), ease_target(self.target, self._done(progress)))
 
     def _done(self, progress: float) -> float:
         return min(progress / self.learning.warmup, 1.0) if self.learning.warmup else 1.0

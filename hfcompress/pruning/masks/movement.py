@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.pruning.growth import done_between
-from hfcompress.pruning.masks.units import UnitMasks, kept_within, partly
+from hfcompress.pruning.allocation import keep_highest
+from hfcompress.pruning.masks.units import UnitMasks, ease_target
 from hfcompress.pruning.masks.weights import WeightMasks
+from hfcompress.pruning.schedules import share_done_between
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ class Movement:
 
     def done(self, progress: float) -> float:
         """How much of the cutting is done."""
-        return done_between("cubic", progress, self.begin, self.end)
+        return share_done_between("cubic", progress, self.begin, self.end)
 
     def group(self, scores: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
         """The optimizer's group of the scores, without weight decay."""
@@ -94,7 +95,9 @@ class MovementUnits(UnitMasks):
         return self._kept(1.0)
 
     def _kept(self, progress: float) -> list[Keep]:
-        return kept_within(*self.split(self.scores.detach().cpu()), partly(self.target, self.movement.done(progress)))
+        return keep_highest(
+            *self.split(self.scores.detach().cpu()), ease_target(self.target, self.movement.done(progress))
+        )
 
 
 class MovementWeights(WeightMasks):
@@ -116,7 +119,7 @@ class MovementWeights(WeightMasks):
             masks = [self.movement.passed(score, progress) for score in scores]
         else:
             named = {name: score.detach() for name, score in zip(self.names, scores, strict=True)}
-            masks = self.chosen(model, named, self.movement.done(progress))
+            masks = self.cover_lowest(model, named, self.movement.done(progress))
         return [straight_through(mask, score) for mask, score in zip(masks, scores, strict=True)]
 
     def penalty(self, progress: float) -> Tensor | None:

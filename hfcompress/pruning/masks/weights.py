@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hfcompress.models.linears import layer_linears
-from hfcompress.pruning.masks.units import Due
-from hfcompress.pruning.sparsity import with_zeros, zeros
+from hfcompress.pruning.schedules import GrowthTimes
+from hfcompress.pruning.sparsity import apply_zeros, zeros
 from hfcompress.training.overlay import TrainingOverlay, in_eval_mode
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class WeightMasks(TrainingOverlay):
     def settle(self, model: PreTrainedModel) -> None:
         """What is covered becomes zero."""
         self.eval()
-        with_zeros(model, {name: mask > 0 for name, mask in zip(self.names, self.covers(model, 1.0), strict=True)})
+        apply_zeros(model, {name: mask > 0 for name, mask in zip(self.names, self.covers(model, 1.0), strict=True)})
 
-    def chosen(self, model: PreTrainedModel, scores: Mapping[str, Tensor], done: float) -> list[Tensor]:
+    def cover_lowest(self, model: PreTrainedModel, scores: Mapping[str, Tensor], done: float) -> list[Tensor]:
         """For each of `names`, false at the weights that the pattern covers when so much of the cutting is done."""
         if done == 0:
             return [torch.ones_like(scores[name], dtype=torch.bool) for name in self.names]
@@ -85,7 +85,7 @@ class GradualWeights(WeightMasks):
         model: PreTrainedModel,
         pattern: Pattern,
         rescore: Callable[[PreTrainedModel], Mapping[str, Tensor]],
-        due: Due,
+        times: GrowthTimes,
     ) -> None:
         """Covers nothing yet.
 
@@ -93,10 +93,10 @@ class GradualWeights(WeightMasks):
             model: The model that they go on.
             pattern: Where zeros are to be, and how many in the end.
             rescore: Scores of each weight, by its name in the state dict; asked on every process alike.
-            due: When the share of zeros grows.
+            times: When the share of zeros grows.
         """
         super().__init__(model, pattern)
-        self.rescore, self.due = rescore, due
+        self.rescore, self.times = rescore, times
         self.register_buffer("share", torch.zeros(()))
         self.share: Tensor
         for index, name in enumerate(self.names):
@@ -106,11 +106,11 @@ class GradualWeights(WeightMasks):
         return [self.get_buffer(f"mask_{index}") for index in range(len(self.names))]
 
     def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
-        share = self.due.at(step, steps, float(self.share))
+        share = self.times.new_share(step, steps, float(self.share))
         if share is None:
             return
         with in_eval_mode(model):
             scores = self.rescore(model)
-        for mask, chosen in zip(self.covers(model, step / steps), self.chosen(model, scores, share), strict=True):
+        for mask, chosen in zip(self.covers(model, step / steps), self.cover_lowest(model, scores, share), strict=True):
             mask.copy_(chosen)
         self.share.fill_(share)

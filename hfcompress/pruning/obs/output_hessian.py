@@ -12,13 +12,15 @@ from hfcompress.models.frozen import frozen
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hfcompress.utils.distributed import AllReduce
 
-def output_curvature(
+
+def output_hessian(
     model: nn.Module,
     modules: Sequence[nn.Linear],
     batches: Iterable[Mapping[str, Tensor]],
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    total: Callable[[Sequence[Tensor]], None],
+    all_reduce_sum: AllReduce,
 ) -> list[Tensor]:
     """The mean over rows of `Σ_tokens g gᵀ`, `g` the gradient of a row's loss by a module's output at a token.
 
@@ -30,7 +32,7 @@ def output_curvature(
         modules: Linear layers of it.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
-        total: Sums tensors over the processes, in place.
+        all_reduce_sum: Sums tensors over the processes, in place.
 
     Returns:
         For each module `(outputs, outputs)`, in float64.
@@ -53,7 +55,7 @@ def output_curvature(
             # Each row's own loss: rows do not meet inside of the model.
             (loss(logits, labels, mask) * len(labels)).backward()
             rows += len(labels)
-    total([*sums, rows])
+    all_reduce_sum([*sums, rows])
     return [value / rows.clamp(min=1) for value in sums]
 
 

@@ -50,17 +50,17 @@ class Moments:
         return self.inputs / self.count.clamp(min=1)
 
     def second(self) -> Tensor:
-        """The damped mean of `x xᵀ`, `(width, width)`."""
-        return damped(self.products / self.count.clamp(min=1))
+        """The damp mean of `x xᵀ`, `(width, width)`."""
+        return damp(self.products / self.count.clamp(min=1))
 
     def around_mean(self) -> Tensor:
-        """The damped second moment of what a bias cannot make up for: around the mean, where there is a bias."""
+        """The damp second moment of what a bias cannot make up for: around the mean, where there is a bias."""
         if self.module.bias is None:
             return self.second()
-        return damped(self.products / self.count.clamp(min=1) - self.mean.outer(self.mean))
+        return damp(self.products / self.count.clamp(min=1) - self.mean.outer(self.mean))
 
 
-def damped(moment: Tensor) -> Tensor:
+def damp(moment: Tensor) -> Tensor:
     """A second moment with `DAMPING` of its mean diagonal added to the diagonal; inputs that are always 0 get 1."""
     import torch
 
@@ -162,7 +162,7 @@ class _Elimination:
         self.used = 0
 
 
-def refitted(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
+def refit_columns(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
     """The weight whose kept columns give what all gave, as nearly as they can: `W H[:,K] (H[K,K])⁻¹`; the rest is 0.
 
     That is where removing the others one at a time ends, in any order.
@@ -180,7 +180,7 @@ def refitted(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
     return result
 
 
-def sparse_weight(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
+def sparsify_weight(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
     """The weight with zeros by a pattern, column after column, those to the right taking over.
 
     Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1: with `U` the upper Cholesky factor of `H⁻¹`, weights of the
