@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcompress.models.architectures import ARCHITECTURES, spec_of
+from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import (
     KeptZeros,
@@ -45,7 +45,7 @@ def test_only_the_linear_modules_of_the_layers_get_zeros(family: str) -> None:
     assert changed == names
     inside = spec_of(model).modules
     paths = (inside.query, inside.key, inside.value, inside.attention_output, inside.ffn_in, inside.ffn_out)
-    assert len(names) == len(inside.stack(model)) * len(set(paths))
+    assert len(names) == len(layers_of(model)) * len(set(paths))
 
 
 def test_within_a_matrix_the_lowest_scores_become_zero() -> None:

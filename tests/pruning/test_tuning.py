@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfcompress.models.architectures import spec_of, unit_counts
+from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import accepted
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import fold_gates, gated
@@ -94,7 +94,7 @@ def test_gradients_of_a_model_are_what_is_expected() -> None:
 def sides(model: Any, gates: Gates | None, index: int, path: str) -> tuple[Tensor, Tensor]:
     """Of a block, for all real tokens: what goes into its last module, and the sum that its output ends in."""
     parts = spec_of(model).modules
-    layer: Any = parts.stack(model)[index]
+    layer: Any = layers_of(model)[index]
     inputs, outputs, hidden = [], [], []
     handles = [layer.register_forward_pre_hook(lambda _module, args: hidden.append(args[0]))]
     seen: dict[str, Tensor] = {}
@@ -154,7 +154,7 @@ def test_the_scales_are_those_of_the_least_squares_problem_written_out(family: s
         (0, parts.ffn_out, gates.neurons[0]),
         (1, parts.ffn_out, gates.neurons[1]),
     ):
-        module: Any = parts.stack(model)[index].get_submodule(path)
+        module: Any = layers_of(model)[index].get_submodule(path)
         turn = untuned(model, gates, index, path)
         inputs, sums = sides(model, turn, index, path)
         width = module.in_features // len(found)
