@@ -228,8 +228,10 @@ class Stage(StrictModel):
     """How its model relates to the base model on the Hub (`base_model_relation` in the card)."""
     report_key: ClassVar[str] = ""
     """The key of report.json that keeps the stage's facts, by stage name; empty where it keeps none."""
+    report_heading: ClassVar[str] = ""
+    """The heading of the card's section about these facts."""
     reports: ClassVar[tuple[str, ...]] = ()
-    """The facts that it keeps there."""
+    """The names of these facts."""
 
     kind: Literal["finetune", "distill", "prune", "quantize"]
 

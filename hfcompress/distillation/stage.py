@@ -12,11 +12,13 @@ from hfcompress.distillation.augmentation.options import Augment, augment_proble
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
+from hfcompress.distillation.wording import describe_length, describe_teachers, shown_name
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
 from hfcompress.training.task_heads import has_task_head, load_with_task_head
 from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.escape import Markdown, code
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Distill(Stage, DistillationOptions):
     """
 
     makes_task_head: ClassVar[bool] = True
+    tag: ClassVar[str] = "distillation"
 
     kind: Literal["distill"] = "distill"
     task: AnyTask | None = None
@@ -94,6 +97,13 @@ class Distill(Stage, DistillationOptions):
 
     def task_of(self, task: Task) -> Task:
         return self.task or task
+
+    def describe(self) -> Markdown:
+        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
+        corpus = f" on {code(shown_name(self.task.dataset))}" if self.task else ""
+        more = f", {self.augment.copies} new rows for each" if self.augment else ""
+        training = f"{describe_length(self.train)}{more}: {losses}"
+        return Markdown(f"**distill** from {describe_teachers(self)}{corpus}, {training}")
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.training.lora import add_lora, merge_adapters

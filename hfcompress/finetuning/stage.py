@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.class_weights import ClassWeights
 from hfcompress.distillation.losses.hard_labels import HardLabels
+from hfcompress.distillation.wording import describe_length
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
 from hfcompress.training.task_heads import label_names, load_with_task_head
 from hfcompress.utils.errors import Problem
+from hfcompress.utils.escape import Markdown
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
@@ -59,6 +61,10 @@ class Finetune(Stage):
 
     def steps(self, task: Task) -> int | None:
         return self.train.steps(task.rows())
+
+    def describe(self) -> Markdown:
+        length = f"{describe_length(self.train)} on the task's labels"
+        return Markdown(f"**finetune**: {length if self.train.epochs else 'nothing, the model is taken as it is'}")
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         require_trainable(parent, self.kind)

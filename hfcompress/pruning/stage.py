@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,9 +18,13 @@ from hfcompress.models.shape import Layer, Shape
 from hfcompress.pruning.allocation import count_by_layer, count_kept
 from hfcompress.pruning.budget import Budget
 from hfcompress.pruning.criteria.base import CRITERIA, AnyCriterion
+from hfcompress.pruning.description import describe, summarize
+from hfcompress.pruning.figures import list_figures
 from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import Gradual, Iterative, Lottery, OneShot, Schedule
 from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.escape import Markdown
+from hfcompress.utils.figures import Figure
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -39,6 +43,13 @@ class Sensitivity(StrictModel):
 
 class Prune(Stage):
     """Cuts what matters least by a criterion, and trains what is left."""
+
+    tag: ClassVar[str] = "pruning"
+    report_key: ClassVar[str] = "cuts"
+    report_heading: ClassVar[str] = "What was cut"
+    reports: ClassVar[tuple[str, ...]] = (
+        "kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitivity",
+    )  # fmt: skip
 
     kind: Literal["prune"] = "prune"
     criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
@@ -321,6 +332,17 @@ class Prune(Stage):
             if block
             for problem in block.unavailable()
         ]
+
+    def describe(self) -> Markdown:
+        return describe(self)
+
+    @classmethod
+    def summarize(cls, facts: Mapping[str, Any]) -> list[Markdown]:
+        return summarize(facts)
+
+    @classmethod
+    def figures(cls, facts: Mapping[str, Any]) -> list[Figure]:
+        return list_figures(facts)
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.pruning.engine import prune

@@ -1,58 +1,54 @@
-"""What a quantize stage does, in words: a sentence on what it was told, and a section on what came of it."""
+"""A quantize stage in words, for the card: a sentence about what it does, and paragraphs about the result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hfcompress.distillation.wording import describe_training
 from hfcompress.models.odd_weights import ODD
 from hfcompress.utils.escape import Markdown, code, markdown
 from hfcompress.utils.wording import count, significant
 
-NOTES = ("mixed", "odd_weights", "loftq")
-"""What of a quantize stage's notes the card tells."""
+if TYPE_CHECKING:
+    from hfcompress.quantization.stage import Quantize
+
 SHOWN = 8
-"""Layers whose suffering the card lists."""
+"""The most layers whose sensitivity the card lists."""
 
 
-def told(stage: Any, training: str) -> str:
-    """What the stage was told to do.
-
-    Args:
-        stage: The quantize stage.
-        training: How long and by what `train` trains; empty where there is none.
-    """
+def describe(stage: Quantize) -> Markdown:
+    """Describes what the stage does, in one sentence."""
     backend = stage.backend
     chosen = {key: getattr(backend, key) for key in type(backend).model_fields if key in backend.model_fields_set}
-    options = f" with {', '.join(f'{key} {_spelled(value)}' for key, value in chosen.items())}" if chosen else ""
+    options = f" with {', '.join(f'{key} {_spell(value)}' for key, value in chosen.items())}" if chosen else ""
     parts = [f"`{backend.name}`{options} ({backend.source})"]
-    if training:
+    if training := describe_training(stage.train):
         what = "adapters on the quantized model" if backend.trains == "adapters" else "quantization-aware"
         parts.append(f"training first, {what}: {training}")
     if stage.max_drop is not None:
         parts.append(f"layers left in float32 until at most {stage.max_drop:g} points are lost on the dev split")
-    return "; ".join(parts)
+    return Markdown(f"**quantize**: {'; '.join(parts)}")
 
 
-def by_batch(stage: Any) -> bool:
-    """Whether the inputs of the model's layers are rounded on a grid that spans the whole batch."""
-    backend = getattr(stage, "backend", None)
-    return backend is not None and (getattr(backend, "mode", "") == "dynamic" or backend.name == "torch_int8")
-
-
-def _spelled(value: Any) -> str:
+def _spell(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else markdown(value)
 
 
-def result(stage: str, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """What came of a stage, for the card: `stage` and `facts` (paragraphs and tables).
+def limits(stage: Quantize) -> list[str]:
+    """What a user of the model should know about its answers."""
+    backend = stage.backend
+    if getattr(backend, "mode", "") == "dynamic" or backend.name == "torch_int8":
+        return [
+            "Activations are quantized by batch: an answer near the border can change with the rows and the padding "
+            "beside it."
+        ]
+    return []
 
-    Args:
-        stage: The stage's name.
-        notes: What the report keeps of it.
-    """
-    facts = [Markdown(fact) for key, say in _FACTS.items() if key in notes for fact in say(notes[key])]
-    return {"stage": stage, "facts": facts}
+
+def summarize(facts: Mapping[str, Any]) -> list[Markdown]:
+    """Writes the card's paragraphs and tables about the facts that the report keeps."""
+    return [Markdown(part) for key, write in _FACTS.items() if key in facts for part in write(facts[key])]
 
 
 def _mixed(notes: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,18 +13,26 @@ from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.artifact import Artifact, read_config
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.quantization.backends.base import BACKENDS, AnyBackend
+from hfcompress.quantization.description import describe, limits, summarize
 from hfcompress.quantization.qat.options import QatTraining
 from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.escape import Markdown
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
     from hfcompress.local_models import LocalModel, LocalModels
+    from hfcompress.measure.hardware import Abilities
 
 
 class Quantize(Stage):
     """Stores the model as the backend does."""
 
     ends_recipe: ClassVar[bool] = True
+    tag: ClassVar[str] = "quantization"
+    relation: ClassVar[str] = "quantized"
+    report_key: ClassVar[str] = "rounded"
+    report_heading: ClassVar[str] = "What was rounded"
+    reports: ClassVar[tuple[str, ...]] = ("mixed", "odd_weights", "loftq")
 
     kind: Literal["quantize"] = "quantize"
     backend: AnyBackend
@@ -114,6 +122,21 @@ class Quantize(Stage):
         own = [Problem(*why, key=("backend",))] if why else []
         problems = self.train.unavailable() if self.train else []
         return [*own, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
+
+    def describe(self) -> Markdown:
+        return describe(self)
+
+    def limits(self) -> list[str]:
+        return limits(self)
+
+    def advice(self, machine: Abilities) -> list[str]:
+        from hfcompress.measure.hardware import advice
+
+        return [f"backend: {self.backend.name}: {line}" for line in advice(machine, self.backend.name)]
+
+    @classmethod
+    def summarize(cls, facts: Mapping[str, Any]) -> list[Markdown]:
+        return summarize(facts)
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.quantization.engine import Quantizing

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import is_local
-from hfcompress.distillation.wording import describe_length, describe_teachers, describe_training, shown_name
 from hfcompress.measure.process import has_int8_layers
 from hfcompress.models.artifact import ADAPTER, MODELING_FILE, Artifact
 from hfcompress.recipe.loader import Loaded
-from hfcompress.report import card_pruning, card_quantization, report
+from hfcompress.report import report
+from hfcompress.report.sections import list_sections
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import Markdown, code, fenced, markdown, one_line
@@ -93,8 +93,8 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         metric_name=METRIC_NAMES[metric],
         metric_value=round(float(row["quality"][metric]), 6),
     )
-    kinds = [stage.kind for stage in _stages_behind(loaded, artifact)]
-    tags = ["hfcompress", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
+    stages = _stages_behind(loaded, artifact)
+    tags = ["hfcompress", *dict.fromkeys(stage.tag for stage in stages if stage.tag)]
     return ModelCardData(
         language=(languages[0] if len(languages) == 1 else languages) or None,
         license=recipe.hub.license,
@@ -103,16 +103,13 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         library_name="onnx" if artifact.runtime == "onnx" else "transformers",
         pipeline_tag=PIPELINES.get(recipe.task.type, recipe.task.type),
         base_model=base,
-        base_model_relation=("quantized" if kinds[-1] == "quantize" else "finetune") if base else None,
+        base_model_relation=stages[-1].relation if base else None,
         datasets=[dataset] if dataset else None,
         metrics=[metric],
         tags=tags,
         model_name=recipe.name,
         eval_results=[result],
     )
-
-
-_TAGS = {"distill": "distillation", "prune": "pruning", "quantize": "quantization"}
 
 
 def _stages_behind(loaded: Loaded, artifact: Artifact) -> list[Any]:
@@ -166,10 +163,9 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         else [Markdown(_speed(entry)) for entry in row["latency"] if entry["speedup"]],
         "table": Markdown(report.as_markdown(content).partition("\n\n")[0]),
         "conditions": report.conditions_as_markdown(content),
-        "made": [Markdown(_sentence(stage)) for stage in _stages_behind(loaded, artifact)],
-        "cuts": [card_pruning.result(stage, notes, artifact.path) for stage, notes in content.get("cuts", {}).items()],
-        "by_batch": card_quantization.by_batch(_stages_behind(loaded, artifact)[-1]),
-        "rounded": [card_quantization.result(stage, notes) for stage, notes in content.get("rounded", {}).items()],
+        "made": [stage.describe() for stage in _stages_behind(loaded, artifact)],
+        "sections": list(list_sections(content, artifact.path)),
+        "limits": _limits(loaded, artifact),
         "plot": (artifact.path / "tradeoff.png").is_file(),
         "recipe": fenced(without_places(loaded.document.text).rstrip("\n"), "yaml"),
         "overrides": [_published(assignment) for assignment in loaded.document.overrides],
@@ -177,10 +173,23 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "dataset": dataset_name(loaded) or name_of(loaded.recipe.task.dataset),
         "language": ", ".join(loaded.recipe.hub.language),
         "remote_code": (artifact.path / MODELING_FILE).is_file() and artifact.runtime == "torch",
-        "runtime": artifact.runtime,
-        "dtype": artifact.dtype,
-        "max_length": loaded.recipe.task.max_length,
     }
+
+
+def _limits(loaded: Loaded, artifact: Artifact) -> list[str]:
+    """What a user should know before relying on the model."""
+    found = [
+        f"It was evaluated on one data set, with at most {loaded.recipe.task.max_length} tokens a text. Evaluate it on "
+        "your own data.",
+        "It inherits the knowledge and the biases of its source and its data. A smaller model can get worse on rare "
+        "cases first, which an average does not show.",
+        "Speed depends on processor, batch size and length. The figures above are ratios on one machine.",
+    ]
+    if artifact.dtype == "int8" and artifact.runtime == "onnx":
+        found.append(
+            "int8 is fast on processors that multiply int8 (AVX512-VNNI, AMX, ARM dot product); others gain less."
+        )
+    return found + _stages_behind(loaded, artifact)[-1].limits()
 
 
 def _speed(entry: Mapping[str, Any]) -> str:
@@ -190,24 +199,6 @@ def _speed(entry: Mapping[str, Any]) -> str:
         factor, ends = 1 / factor, ends and [1 / end for end in reversed(ends)]
     interval = f" ({'-'.join(map(report.ratio, ends))})" if ends and not entry["narrow"] else ""
     return f"**{factor:.1f}x**{interval} {'faster' if faster else 'slower'} at batch {entry['batch_size']}"
-
-
-def _sentence(stage: Any) -> str:
-    if stage.kind == "finetune":
-        trained = (
-            f"{describe_length(stage.train)} on the task's labels" if stage.train.epochs else "none, the model came so"
-        )
-        return f"**finetune**: {trained}"
-    if stage.kind == "distill":
-        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in stage.losses)
-        corpus = f" on {code(shown_name(stage.task.dataset))}" if stage.task else ""
-        more = f", {stage.augment.copies} new rows for each" if stage.augment else ""
-        return f"**distill** from {describe_teachers(stage)}{corpus}, {describe_length(stage.train)}{more}: {losses}"
-    if stage.kind == "prune":
-        return (
-            f"**prune**: {card_pruning.told(stage, describe_training(stage.train), describe_training(stage.recover))}"
-        )
-    return f"**quantize**: {card_quantization.told(stage, describe_training(stage.train))}"
 
 
 def _published(assignment: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.measure.hardware import abilities, advice
+from hfcompress.measure.hardware import abilities
 from hfcompress.models.architectures import ARCHITECTURES, UnsupportedError
 from hfcompress.models.shape import Layer, Shape, shape_of
 
@@ -64,14 +64,9 @@ class Diagnosis:
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """What to mind about the backends of a recipe on this machine."""
-    found = abilities()
-    return [
-        f"stages.{index}.backend: {stage.backend.name}: {sentence}"
-        for index, stage in enumerate(recipe.stages)
-        if stage.kind == "quantize"
-        for sentence in advice(found, stage.backend.name)
-    ]
+    """What is slow or inaccurate on this machine, of the stages of a recipe."""
+    machine = abilities()
+    return [f"stages.{i}.{advice}" for i, stage in enumerate(recipe.stages) for advice in stage.advice(machine)]
 
 
 def examine(config: Mapping[str, Any]) -> Diagnosis:

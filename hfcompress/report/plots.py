@@ -1,49 +1,21 @@
-"""Quality against size and against latency, every stage, with its interval."""
+"""The picture of the whole run: quality against size and latency, with intervals, a point a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from hfcompress.utils.files import new_file
+from hfcompress.utils.figures import ACCENT, FAINT, INK, make_panels, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, ACCENT, FAINT = "#1f2933", "#c2410c", "#9aa5b1"
 
 
-def sheet(panels: int, width: float, height: float = 4.2, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels side by side, each so wide and high, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_tradeoff(content: Mapping[str, Any], path: Path) -> None:
+    """Draws one panel for size and one for the latency at each batch size; all share the quality axis.
 
-    figure = Figure(figsize=(width * panels, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
-
-
-def written(figure: Figure, title: str, path: Path) -> None:
-    """Titles the figure and writes it as a PNG, beside its place, then renamed there."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    with new_file(path) as scratch:
-        figure.savefig(scratch, dpi=150, format="png")
-
-
-def tidy(axis: Axes, lines: Literal["x", "y"] = "y") -> None:
-    """Faint lines behind the values of one axis, and no frame on the sides that say nothing."""
-    axis.set_axisbelow(True)
-    axis.grid(True, axis=lines, color="#e4e7eb", linewidth=0.8)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-
-
-def tradeoff(content: Mapping[str, Any], path: Path) -> None:
-    """Draws one panel for size and one for each batch size's latency, all with the same quality axis.
-
-    Times of a busy machine are not drawn: their ratios, which a picture shows, mean nothing.
+    Times of a busy machine are not drawn: a picture shows their ratios, which mean nothing.
     """
     rows = content["rows"]
     metric = next(name for name in rows[0]["quality"] if name != "n")
@@ -51,7 +23,7 @@ def tradeoff(content: Mapping[str, Any], path: Path) -> None:
     for index, entry in enumerate(rows[0]["latency"]):
         label = f"latency at batch {entry['batch_size']}, ms (median)"
         panels.append((label, [row["latency"][index]["p50_ms"] for row in rows]))
-    figure, axes = sheet(len(panels), 4.6, sharey=True)
+    figure, axes = make_panels(len(panels), 4.6, sharey=True)
     busy = bool(content.get("machine", {}).get("busy"))
     for number, (axis, (label, values)) in enumerate(zip(axes, panels, strict=True)):
         if number and busy:
@@ -61,11 +33,11 @@ def tradeoff(content: Mapping[str, Any], path: Path) -> None:
         axis.set_xlabel(label, color=INK)
     axes[0].set_ylabel(f"{metric} (bar: 95% interval)", color=INK)
     better = "smaller is to the left; speed: busy" if busy else "smaller and faster is to the left"
-    written(figure, f"{content['name']}: {better}", path)
+    save(figure, f"{content['name']}: {better}", path)
 
 
 def _busy_panel(axis: Axes) -> None:
-    """Says that there is nothing to show, and how to get it."""
+    """Writes into the panel why it is empty, and how to fill it."""
     text = "the machine was busy\n\nmeasure again:\nhfcompress report RUN --measure"
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, color=FAINT)
     axis.set_xticks([])
@@ -103,7 +75,7 @@ def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[
 
 
 def _plain_ticks(axis: Axes, values: list[float]) -> None:
-    """Ticks at the measured values, thinned where they would touch: a log axis labels few of its own."""
+    """Puts ticks at the measured values, fewer if they would touch: a log axis labels few values by itself."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     kept: list[float] = []

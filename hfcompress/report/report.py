@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.report.plots import draw_tradeoff
+from hfcompress.report.sections import list_figures
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import Markdown, markdown
 from hfcompress.utils.files import write_text
@@ -53,14 +55,8 @@ def write(content: Mapping[str, Any], directory: Path) -> None:
 
 
 def pictures(content: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
-    """What can be drawn of a report: by the name of its file, what writes it there."""
-    from hfcompress.report.plots import tradeoff
-    from hfcompress.report.plots_pruning import PICTURES, drawn
-
-    found: dict[str, Callable[[Path], None]] = {"tradeoff.png": partial(tradeoff, content)}
-    for stage, notes in content.get("cuts", {}).items():
-        found |= {f"{stage}-{key}.png": partial(PICTURES[key], stage, notes[key]) for key in drawn(notes)}
-    return found
+    """Lists the pictures of a report: by file name, the function that writes it to a path."""
+    return {"tradeoff.png": partial(draw_tradeoff, content), **list_figures(content)}
 
 
 def metric_of(content: Mapping[str, Any]) -> str:

@@ -24,7 +24,8 @@ from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.schema import spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
-from hfcompress.report import card, card_quantization, report
+from hfcompress.report import card, report
+from hfcompress.report.sections import collect_facts
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import (
@@ -34,6 +35,7 @@ from hfcompress.utils.files import (
     hashes,
     new_directory,
     new_file,
+    read_json,
     remove,
     remove_half_files,
     replace_directory,
@@ -52,10 +54,6 @@ if TYPE_CHECKING:
 
     from hfcompress.data.task import Task
 
-CUTS = ("kept", "vocabulary", "embedding_rank", "sparsity", "latency", "sensitivity")
-"""Notes of a prune stage that the report shows."""
-ROUNDED = card_quantization.NOTES
-"""The same of a quantize stage."""
 LOCK = ".lock"
 """The file in a run directory that says who writes to it, and is there for as long as somebody does."""
 KEY = "key"
@@ -139,8 +137,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
     content = {
         **_measured(loaded, directory, artifacts),
         "recipe": digest(spell_out(loaded.recipe)),
-        "cuts": {a.stage: _noted(a, CUTS) for a in artifacts if a.kind == "prune"},
-        "rounded": {a.stage: noted for a in artifacts if a.kind == "quantize" and (noted := _noted(a, ROUNDED))},
+        **collect_facts(artifacts),
     }
     _finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
@@ -403,7 +400,7 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
     Raises:
         HfcompressError: where its files are no longer those that it made.
     """
-    record = _record(path / "stage.json")
+    record = read_json(path / "stage.json")
     if record is None and path.is_dir():
         log.info(f"{path.name} is made anew: its stage.json is missing or damaged")
     if record is None or record.get("key") != key:
@@ -416,15 +413,6 @@ def _finished(path: Path, key: str, stage: Stage) -> Artifact | None:
                 f"remove {path}, and the same command makes it anew; or run with --output elsewhere",
             )
     return open_artifact(path, path.name, stage.kind)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    """What a JSON file of a run says; None where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _run_stage(name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path) -> Artifact:
@@ -507,7 +495,7 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
             "versions": versions(),
         }
     )
-    kept = _record(directory / "report.json") or {}
+    kept = read_json(directory / "report.json") or {}
     if kept.get("key") == key:
         log.info("report: done before")
         return kept
@@ -526,12 +514,6 @@ def _measured(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dic
         },
         **measured,
     }
-
-
-def _noted(made: Artifact, keys: Sequence[str]) -> dict[str, Any]:
-    """What a stage noted, of what the report keeps."""
-    record = _record(made.path / "stage.json") or {}
-    return {key: record[key] for key in keys if key in record}
 
 
 def _finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def significant(value: float) -> str:
     """Formats a positive number with one decimal, or with three digits if it is small."""
@@ -11,3 +13,8 @@ def significant(value: float) -> str:
 def count(number: float, noun: str) -> str:
     """Formats a number and its noun, in the singular or the plural: `1 layer`, `2 layers`."""
     return f"{number:g} {noun}" + ("" if number == 1 else "s")
+
+
+def join(parts: Sequence[str]) -> str:
+    """Joins the parts of a list in a sentence: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

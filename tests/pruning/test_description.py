@@ -14,7 +14,6 @@ from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.stage import Prune
 from hfcompress.recipe.loader import load
 from hfcompress.report import card
-from hfcompress.report.card_pruning import result
 from tests import factories
 
 TRAIN = {"epochs": 2, "losses": ["soft_labels"]}
@@ -23,7 +22,7 @@ NAMED = re.compile(r" by `(\w+)` \(.*?\)(?=;)")
 
 
 def sentence(**options: Any) -> str:
-    return card._sentence(Prune.model_validate({"kind": "prune", **options}))
+    return Prune.model_validate({"kind": "prune", **options}).describe()
 
 
 def test_the_criterion_is_named_with_its_paper() -> None:
@@ -93,21 +92,21 @@ SPARSITY = {"share": 0.6004, "dense_bytes": 438_000_000, "sparse_bytes": 268_300
     [
         ({"kept": KEPT}, ["It keeps 7 of 8 attention heads and 1,536 of 4,096 FFN neurons."]),
         ({"kept": {**KEPT, "layers": {"kept": [1, 4], "of": 4}, "hidden": [24, 32]}, "vocabulary": [1_900, 30_522]},
-         ["Left of its 4 layers: 1 and 4. In them it keeps 7 of 8 attention heads, 1,536 of 4,096 FFN neurons, 24 of "
+         ["It keeps layers 1 and 4 of 4, and in them 7 of 8 attention heads, 1,536 of 4,096 FFN neurons, 24 of "
           "32 hidden dimensions and 1,900 of 30,522 tokens."]),
         ({"kept": KEPT, "latency": LATENCY},
          ["It keeps 7 of 8 attention heads and 1,536 of 4,096 FFN neurons.",
-          "The model took 41.2 ms before the cut; the target was 20.6 ms, the prediction 19.9 ms, and it takes 21.3 "
-          "ms: batch 32 of 128 tokens in float32 on A processor, 2 threads."]),
+          "The latency was 41.2 ms before the cut. The target was 20.6 ms, the prediction 19.9 ms; measured: 21.3 ms "
+          "(batch 32 of 128 tokens in float32 on A processor, 2 threads)."]),
         ({"kept": KEPT, "sparsity": SPARSITY},
          ["It keeps 7 of 8 attention heads and 1,536 of 4,096 FFN neurons.",
-          "60.0% of the weights in its layers' linear modules are zero. Dense runtimes gain nothing from zeros: they "
-          "take as much time and memory as any other number. Stored sparsely, each matrix in the smallest format that "
-          "holds it, the weights would take 268.3 MB; as they are, 438.0 MB."]),
+          "60.0% of the weights in the linear modules of its layers are zero. Dense runtimes gain nothing from zeros: "
+          "they take as much time and memory as any other number. In the smallest sparse format for each matrix the "
+          "weights would take 268.3 MB; as they are, they take 438.0 MB."]),
     ],
 )  # fmt: skip
-def test_it_says_what_came_of_it(notes: dict[str, Any], facts: list[str], tmp_path: Path) -> None:
-    assert result("02-prune", notes, tmp_path) == {"stage": "02-prune", "facts": facts, "pictures": []}
+def test_it_says_what_was_cut(notes: dict[str, Any], facts: list[str]) -> None:
+    assert Prune.summarize(notes) == facts
 
 
 @pytest.fixture
@@ -143,7 +142,10 @@ def test_a_section_shows_the_facts_and_the_pictures_that_lie_beside_the_card(ren
     assert "\n### 01-prune\n\nIt keeps 7 of 8 attention heads" in section
     assert re.findall(r"!\[\w+\]\((.*?)\)\n\n\*(.*?)\*\n", section) == [
         ("01-prune-kept.png", "Attention heads and FFN neurons that each layer keeps."),
-        ("01-prune-latency.png", "The latency that the timings of single blocks predicted, and the whole model's."),
+        (
+            "01-prune-latency.png",
+            "The latency that the timings of single blocks predicted, and the measured latency of the model.",
+        ),
     ]
     assert "sensitivity" not in section, "a picture that was not drawn is not shown"
     assert "(tradeoff.png)" in text

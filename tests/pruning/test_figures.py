@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from hfcompress.report import plots_pruning as plot_pruning
+from hfcompress.pruning.figures import (
+    describe_conditions,
+    draw_kept,
+    draw_latency,
+    draw_sensitivity,
+    format_milliseconds,
+)
 from hfcompress.report import report
-from hfcompress.report.plots import INK
+from hfcompress.utils.figures import INK, save
 from tests import factories
-
-Drawn = Callable[..., Figure]
-
-
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Drawn:
-    """Draws a picture, looks whether it was written, and gives the figure."""
-    shown: list[Figure] = []
-    written = plot_pruning.written
-    monkeypatch.setattr(plot_pruning, "written", lambda fig, *rest: shown.append(fig) or written(fig, *rest))
-
-    def draw(kind: str, notes: dict[str, Any]) -> Figure:
-        path = tmp_path / f"{kind}.png"
-        plot_pruning.PICTURES[kind]("02-prune", notes, path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert [p.name for p in tmp_path.iterdir()] == [path.name]
-        return shown[-1]
-
-    return draw
 
 
 def kept(heads: list[list[int]], ffn: list[list[int]], layers: list[int], of: int) -> dict[str, Any]:
@@ -54,8 +39,8 @@ LATENCY = {
 }  # fmt: skip
 
 
-def test_the_heat_map_has_a_cell_for_each_block_and_an_empty_row_for_a_layer_that_is_gone(figure: Drawn) -> None:
-    axis = figure("kept", kept([[3, 4], [0, 4]], [[48, 64], [1_024, 2_048]], [1, 3], 3)).axes[0]
+def test_the_heat_map_has_a_cell_for_each_block_and_an_empty_row_for_a_layer_that_is_gone() -> None:
+    axis = draw_kept(kept([[3, 4], [0, 4]], [[48, 64], [1_024, 2_048]], [1, 3], 3)).axes[0]
 
     (image,) = axis.images
     shares = image.get_array().filled(np.nan)
@@ -73,8 +58,8 @@ def test_the_heat_map_has_a_cell_for_each_block_and_an_empty_row_for_a_layer_tha
     assert [t.get_text() for t in axis.get_xticklabels()] == ["attention heads\n3 of 8", "FFN neurons\n1,072 of 2,112"]
 
 
-def test_the_text_of_a_full_cell_and_of_an_empty_one_can_be_read(figure: Drawn) -> None:
-    axis = figure("kept", kept([[4, 4]], [[0, 64]], [1], 1)).axes[0]
+def test_the_text_of_a_full_cell_and_of_an_empty_one_can_be_read() -> None:
+    axis = draw_kept(kept([[4, 4]], [[0, 64]], [1], 1)).axes[0]
     (image,) = axis.images
 
     for text in axis.texts:
@@ -84,19 +69,19 @@ def test_the_text_of_a_full_cell_and_of_an_empty_one_can_be_read(figure: Drawn) 
         assert abs(np.mean(ground[:3]) - ink) > 0.5
 
 
-def test_rows_stay_as_high_where_there_are_more_of_them(figure: Drawn) -> None:
+def test_rows_stay_as_high_where_there_are_more_of_them(tmp_path: Path) -> None:
     heights = []
     for depth in (6, 24):
-        shown = figure("kept", kept([[6, 12]] * depth, [[1536, 3072]] * depth, list(range(1, depth + 1)), depth))
-        shown.canvas.draw()
+        shown = draw_kept(kept([[6, 12]] * depth, [[1536, 3072]] * depth, list(range(1, depth + 1)), depth))
+        save(shown, "02-prune: what each layer keeps", tmp_path / "kept.png")
         heights.append(shown.axes[0].get_window_extent().height / depth)
     assert heights[0] == pytest.approx(heights[1], rel=0.1)
 
 
 @pytest.mark.parametrize("depth", [1, 6, 24])
-def test_the_curves_start_at_the_whole_model_and_follow_the_notes(figure: Drawn, depth: int) -> None:
+def test_the_curves_start_at_the_whole_model_and_follow_the_notes(depth: int) -> None:
     notes = curves(depth)
-    shown = figure("sensitivity", notes)
+    shown = draw_sensitivity(notes)
 
     colors = []
     for axis, block in zip(shown.axes, ("heads", "ffn"), strict=False):
@@ -115,8 +100,8 @@ def test_the_curves_start_at_the_whole_model_and_follow_the_notes(figure: Drawn,
     ]
 
 
-def test_the_colour_bar_names_each_layer_by_its_line(figure: Drawn) -> None:
-    shown = figure("sensitivity", curves(6))
+def test_the_colour_bar_names_each_layer_by_its_line() -> None:
+    shown = draw_sensitivity(curves(6))
 
     bar = shown.axes[2]
     (mesh,) = [c for c in bar.collections if c.get_array() is not None and c.get_array().size == 6]
@@ -127,8 +112,8 @@ def test_the_colour_bar_names_each_layer_by_its_line(figure: Drawn) -> None:
     assert low > high, "the first layer is on top, as in the heat map"
 
 
-def test_the_bars_are_the_latencies_and_a_line_is_the_target(figure: Drawn) -> None:
-    axis = figure("latency", LATENCY).axes[0]
+def test_the_bars_are_the_latencies_and_a_line_is_the_target() -> None:
+    axis = draw_latency(LATENCY).axes[0]
 
     assert [bar.get_width() for bar in axis.patches] == [41.2, 19.9, 21.3]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["before", "predicted", "measured"]
@@ -140,13 +125,13 @@ def test_the_bars_are_the_latencies_and_a_line_is_the_target(figure: Drawn) -> N
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123 ms"), (99.4, "99.4 ms"), (1234.5, "1,234 ms")])
 def test_a_latency_has_three_digits_or_all_before_the_point(value: float, text: str) -> None:
-    assert plot_pruning.milliseconds(value) == text
+    assert format_milliseconds(value) == text
 
 
 def test_threads_are_told_where_there_are_any() -> None:
-    assert plot_pruning.conditions({**LATENCY, "threads": 1}).endswith("on A processor, 1 thread")
-    assert plot_pruning.conditions({**LATENCY, "threads": None}).endswith("on A processor")
-    assert plot_pruning.conditions({**LATENCY, "busy": True}).endswith("on A processor, 2 threads, which was busy")
+    assert describe_conditions({**LATENCY, "threads": 1}).endswith("on A processor, 1 thread")
+    assert describe_conditions({**LATENCY, "threads": None}).endswith("on A processor")
+    assert describe_conditions({**LATENCY, "busy": True}).endswith("on A processor, 2 threads, which was busy")
 
 
 WHOLE = kept([[4, 4]] * 2, [[64, 64]] * 2, [1, 2], 2)

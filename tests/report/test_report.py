@@ -187,14 +187,14 @@ def test_the_plot_of_a_busy_machine_draws_sizes_alone(
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hfcompress.report.plots import tradeoff
+    from hfcompress.report.plots import draw_tradeoff
 
     drawn, said = [], []
     errorbar, text, title = Axes.errorbar, Axes.text, Figure.suptitle
     monkeypatch.setattr(Axes, "errorbar", lambda axis, x, y, **k: drawn.append(x) or errorbar(axis, x, y, **k))
     monkeypatch.setattr(Axes, "text", lambda axis, x, y, s, **k: said.append(s) or text(axis, x, y, s, **k))
     monkeypatch.setattr(Figure, "suptitle", lambda figure, s, **k: said.append(s) or title(figure, s, **k))
-    tradeoff(crowded, tmp_path / "plot.png")
+    draw_tradeoff(crowded, tmp_path / "plot.png")
     assert drawn == [row["disk_bytes"] / 1e6 for row in crowded["rows"]]
     *panels, heading = said
     assert all("busy" in words and "hfcompress report RUN --measure" in words for words in panels)
@@ -217,12 +217,12 @@ def _png_size(path: Path) -> tuple[int, int]:
 
 
 def test_the_plot_has_a_panel_for_size_and_one_for_each_batch(content: dict[str, Any], tmp_path: Path) -> None:
-    from hfcompress.report.plots import tradeoff
+    from hfcompress.report.plots import draw_tradeoff
 
-    tradeoff(content, tmp_path / "three.png")
+    draw_tradeoff(content, tmp_path / "three.png")
     for row in content["rows"]:
         del row["latency"][1]
-    tradeoff(content, tmp_path / "two.png")
+    draw_tradeoff(content, tmp_path / "two.png")
     (wide, height), (narrow, _) = _png_size(tmp_path / "three.png"), _png_size(tmp_path / "two.png")
     assert wide * 2 == pytest.approx(narrow * 3, rel=0.01)
     assert 400 < height < 2000
@@ -235,7 +235,7 @@ def test_every_stage_and_its_interval_are_drawn(
 ) -> None:
     from matplotlib.axes import Axes
 
-    from hfcompress.report.plots import tradeoff
+    from hfcompress.report.plots import draw_tradeoff
 
     named, bars = [], []
     annotate, errorbar = Axes.annotate, Axes.errorbar
@@ -245,7 +245,7 @@ def test_every_stage_and_its_interval_are_drawn(
     monkeypatch.setattr(
         Axes, "errorbar", lambda axis, x, y, **k: bars.append((x, y, k["yerr"])) or errorbar(axis, x, y, **k)
     )
-    tradeoff(content, tmp_path / "plot.png")
+    draw_tradeoff(content, tmp_path / "plot.png")
     assert named == ["source", "01-distill", "02-quantize"] * 3
     x, y, ((below,), (above,)) = bars[1]
     assert (x, y) == (1.0, 0.76)
