@@ -1,4 +1,4 @@
-"""A peft adapter and its base model, merged into one stock model."""
+"""Merges a peft adapter and its base model into one stock model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 PEFT_PREFIX = "base_model.model."
-"""What peft puts before the name of every weight that it saves."""
+"""Prefix that peft puts before the name of every weight that it saves."""
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a peft adapter and not a model."""
+    """True if a directory holds a peft adapter and not a model."""
     return (path / "adapter_config.json").is_file()
 
 
@@ -100,7 +100,7 @@ def _saved(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _saved_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: str) -> int | None:
-    """Outputs of the head that the adapter brings; None where it brings none.
+    """Outputs of the task head that the adapter holds; None if it holds none.
 
     Which weight tells is seen on an empty model with a number of labels that no other size can be.
     """
@@ -119,7 +119,7 @@ def _saved_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: 
 
 
 def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, tuple[int, ...]], base: Path, path: Path) -> None:
-    """Passes where every weight of the head comes from the adapter or its base: peft saves what it is told to."""
+    """Requires every weight of the task head in the adapter or its base: peft only saves the modules it is told to."""
     found = {name for file in weight_files(base) for name in _saved(base / file)} | set(saved)
     head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
     lost = [name for name in head if not {name, name.removeprefix(f"{model.base_model_prefix}.")} & found]
@@ -132,15 +132,15 @@ def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, tuple[int,
 
 
 def missing_modules() -> list[str]:
-    """Modules of the extra that are not installed."""
+    """Lists the modules of the extra that are not installed."""
     return [] if importlib.util.find_spec(EXTRA) else [EXTRA]
 
 
 def require_peft() -> None:
-    """Passes where peft is installed.
+    """Requires peft.
 
     Raises:
-        HfcompressError: where it is not.
+        HfcompressError: if it is not installed.
     """
     if missing_modules():
         raise HfcompressError("peft is not installed", f"pip install 'hfcompress[{EXTRA}]'")

@@ -47,9 +47,9 @@ VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.jso
 """Files that tokenizers keep their vocabulary in."""
 HALVES = ("float16", "bfloat16")
 STORED_AS = "hfcompress_stored_as"
-"""What config.json says, wherever the model goes, where a `quantize` stage chose the 16 bits of its weights."""
+"""Key of config.json that says which 16-bit type a `quantize` stage chose; it stays with the model when it is moved."""
 FLOATS = ("float64", "float32", *HALVES)
-"""What weights may be stored as and still be trained: they are loaded in float32."""
+"""Stored types that can be trained: they are loaded in float32."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Artifact:
         shape: Its shape; None for an architecture (or a variant) that hfcompress measures but cannot take apart.
         runtime: What runs it.
         dtype: What its weights are stored as.
-        graph: The graph that was named, relative to the directory; empty where the one that is meant is found.
+        graph: The graph that was named, relative to the directory; empty if `choose` finds the one that is meant.
     """
 
     path: Path
@@ -76,12 +76,12 @@ class Artifact:
 
     @property
     def quantized(self) -> bool:
-        """Whether its weights take fewer bits than those of a float32 model."""
+        """True if its weights take fewer bits than those of a float32 model."""
         return self.dtype not in ("float64", "float32")
 
     @property
     def trainable(self) -> bool:
-        """Whether it can be trained or cut: it is loaded in float32, whatever float its weights are stored as."""
+        """True if it can be trained or cut. Weights of any float type are loaded in float32 for that."""
         return self.runtime == "torch" and self.dtype in FLOATS
 
     @property
@@ -100,7 +100,7 @@ class Artifact:
         return sum(p.stat().st_size for p in self.weight_files)
 
     def computed_on(self, device: str) -> str:
-        """What it computes in when it is measured.
+        """The type that it computes in when it is measured.
 
         As it is stored, but for a 16-bit model on a CPU that no quantize stage made: training computes in float32
         there, few CPUs have fast kernels for less, and a source that they slow down would flatter what is made of it.
@@ -154,7 +154,7 @@ def tell_others(where: str, choice: Choice) -> None:
 
 
 def _made_by(path: Path) -> str:
-    """The kind of stage that made a directory, as its stage.json says; empty where there is none."""
+    """The kind of stage that made a directory, as its stage.json says; empty if there is no stage.json."""
     try:
         return str(json.loads((path / "stage.json").read_text(encoding="utf-8"))["stage"]["kind"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -162,7 +162,7 @@ def _made_by(path: Path) -> str:
 
 
 def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
-    """Passes where transformers, or hfcompress, has the code of a model."""
+    """Requires a model whose code transformers or hfcompress has."""
     kind = str(config.get("model_type") or "")
     if kind.removeprefix(PRUNED) in ARCHITECTURES:  # transformers takes long to import, and `check` does without it
         return
@@ -183,7 +183,7 @@ def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
 def _require_plausible(
     path: Path, config: Mapping[str, Any], shape: Shape | None, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Passes where the files hold about as many weights as the config tells of: so many would be made room for."""
+    """Refuses a config that claims far more weights than the files hold: loading would allocate memory for them."""
     quantized = bool(config.get("quantization_config"))
     stored = sum(tensor.count for tensor in tensors.values())
     claimed = shape.parameters if shape else _counted_empty(path)
@@ -222,7 +222,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The config.json of a model directory.
 
     Raises:
-        HfcompressError: where there is none, or it is not JSON.
+        HfcompressError: if there is none, or it is not JSON.
     """
     file = require_directory(path, "model directory") / "config.json"
     if not file.is_file():
@@ -262,10 +262,10 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def require_weights(path: Path) -> None:
-    """Passes where a model directory holds safetensors, ONNX or OpenVINO weights.
+    """Requires safetensors, ONNX or OpenVINO weights in a model directory.
 
     Raises:
-        HfcompressError: where it holds none, or pickles only.
+        HfcompressError: if it holds none, or only pickles.
     """
     choose(names_in(path), str(path))
 
@@ -302,8 +302,8 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
         **changes: Config values to set.
 
     Raises:
-        HfcompressError: where it does not load, or weights did not come from the checkpoint that are not a fresh
-            head's.
+        HfcompressError: if it does not load, or if the checkpoint lacks weights other than those of a fresh task
+            head.
     """
     import torch
     import transformers
@@ -332,7 +332,7 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
 
 
 def load_numbers(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
-    """`load_model` for who trains what it gives, or learns from it.
+    """Loads a model to train it, or to learn from it: `load_model`, and all weights must be numbers.
 
     Raises:
         HfcompressError: also where weights are NaN or infinite.
@@ -364,7 +364,7 @@ def load_tokenizer(path: Path, task: TextReader | None = None) -> PreTrainedToke
         task: What the texts are read for; None for what is no task's.
 
     Raises:
-        HfcompressError: where there is none that can be loaded, or nobody can tell what pads.
+        HfcompressError: if none can be loaded, or no pad token can be found.
     """
     tokenizer = _tokenizer_in(path)
     changed = (path / "config.json").is_file() and settle_padding(tokenizer, read_config(path), path)
@@ -402,7 +402,7 @@ def _tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
 
 
 def pad_token_of(path: Path) -> int | None:
-    """The id that the model in a directory pads with: its config's, or its tokenizer's where the config names none."""
+    """The id of a model's pad token: its config's, or its tokenizer's if the config names none."""
     named = pad_in_config(read_config(path))
     return _tokenizer_in(path).pad_token_id if named is None and _has_tokenizer(path) else named
 
@@ -412,7 +412,7 @@ def _has_tokenizer(path: Path) -> bool:
 
 
 def settled_config(path: Path) -> dict[str, Any]:
-    """What the config of a model directory has to be told when the model is loaded: the pad token, if it names none."""
+    """The values that a config lacks and that `from_pretrained` needs: the pad token."""
     pad = pad_token_of(path)
     return {} if pad is None or pad == pad_in_config(read_config(path)) else {"pad_token_id": pad}
 
@@ -440,7 +440,7 @@ def save_weights(model: PreTrainedModel, path: Path) -> None:
 
 
 def note_problem_type(path: Path, problem_type: str | None) -> None:
-    """Writes into a model's config.json what its outputs are, where a task knows; a pipeline needs it for scores."""
+    """Writes the `problem_type` of a task into a model's config.json, which a pipeline needs to compute scores."""
     config = read_config(path)
     if problem_type is None or config.get("problem_type") == problem_type:
         return

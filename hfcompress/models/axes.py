@@ -1,4 +1,4 @@
-"""What each axis of each weight stands for."""
+"""Finds the meaning of each axis of each weight: residual stream, heads, neurons, vocabulary, …."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 Axis = tuple[str, ...]
 """The parts that lie side by side along an axis: `residual`, `embedding`, `scores` (the dimensions of the heads in
 queries and keys), `values` (in values and what the heads give), `heads` (one entry each, the same for all layers),
-`neurons`, `vocab`, `positions`, `rank` (the inner width of factored word embeddings); none where it is something
+`neurons`, `vocab`, `positions`, `rank` (the inner width of factored word embeddings); empty for anything
 else."""
 
 _HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _RANK, _VOCAB, _POSITIONS = 1009, 4, 3001, 1301, 701, 100_003, 20_011
 
 
 def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
-    """For each weight of a model, by its name in the state dict, what its axes stand for.
+    """Finds the meaning of the axes of each weight, by its name in the state dict.
 
-    They are read off an empty model of the same class whose sizes all differ, so that widths that happen to coincide
-    in `model` cannot be mistaken. Heads always fill the residual width; which axes are theirs the family tells.
+    They are read from an empty model of the same class in which all sizes differ, so that equal widths in `model` are
+    not confused. Heads fill the residual width there; the architecture's module paths tell the two apart.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How large the sizes of a model may be: a config.json or a recipe can claim any number, and nothing is built by it."""
+"""The largest sizes that a config.json or a recipe may claim, checked before anything of that size is built."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _COUNTS = ((re.compile(r"(^|_)(num|n|encoder|decoder)_.*layers?$|^n_?layers?$|_l
 
 
 def is_count(value: Any, low: int = 0) -> bool:
-    """Whether a value of a JSON file is a whole number of at least `low`; `true` and `12.0` are none."""
+    """True for a whole number of at least `low` in a JSON file; `true` and `12.0` are not whole numbers."""
     return type(value) is int and value >= low
 
 
 def require_bound(name: str, value: int, kind: str) -> None:
-    """Passes where a size is at most the largest one of its kind.
+    """Requires a size of at most the largest one of its kind.
 
     Args:
         name: What the size is called, such as `num_hidden_layers`.
@@ -38,7 +38,7 @@ def require_bound(name: str, value: int, kind: str) -> None:
         kind: A key of `LARGEST`.
 
     Raises:
-        HfcompressError: where it is larger.
+        HfcompressError: for a larger one.
     """
     if value > LARGEST[kind]:
         raise HfcompressError(
@@ -48,7 +48,7 @@ def require_bound(name: str, value: int, kind: str) -> None:
 
 
 def require_bounds(config: Mapping[str, Any]) -> None:
-    """Passes where no layer or head count of a config, of whatever architecture, is absurd.
+    """Requires possible numbers of layers and heads in the config of any architecture.
 
     Raises:
         HfcompressError: for one that is negative, no whole number, or too large.

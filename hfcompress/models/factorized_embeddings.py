@@ -1,4 +1,4 @@
-"""Word embeddings as a product of two matrices."""
+"""Factorizes word embeddings into a product of two matrices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROWS = 4096
 
 
 def factor_embeddings(model: PreTrainedModel, rank: int, counts: Tensor) -> tuple[PreTrainedModel, float]:
-    """A copy of the model whose word embeddings are a table `(words, rank)` times a matrix `(rank, width)`.
+    """Copies a model with word embeddings that are a table `(words, rank)` times a matrix `(rank, width)`.
 
     Of all such products it is the one with the least `sum over words of n |e - e'|^2`: with `V` the first eigenvectors
     of `E' diag(n) E`, the table is `E V` and the matrix `V'`. Each word counts by its frequency plus one, so that none
@@ -62,7 +62,7 @@ def _table(model: PreTrainedModel) -> tuple[str, Tensor]:
 
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
-    """How often each token stands in the texts, special tokens included, `(words,)`."""
+    """Counts each token in the texts, special tokens included: `(words,)`."""
     import torch
 
     counts, rest = torch.zeros(len(tokenizer), dtype=torch.long), iter(texts)

@@ -1,4 +1,4 @@
-"""What a forward pass shows: logits, hidden states, and the queries, keys and values inside the attention."""
+"""Observes a forward pass: logits, hidden states, and the queries, keys and values inside the attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Observed:
         logits: `(batch, labels)` of a sequence head, `(batch, length, labels)` of a token or mask head, and
             `(batch, length, 2)`, start and end, of a span head.
         hidden_states: The embeddings' output, then each layer's: `(batch, length, hidden)`; empty unless asked for.
-            Where a norm follows the last layer (ModernBERT, decoders), the last of them is behind it.
+            If a norm follows the last layer (ModernBERT, decoders), the last hidden state is its output.
         queries, keys, values: By layer, from 1: `(batch, heads, length, head_dim)`; empty unless asked for. Keys and
             values have a head for each group of queries. They come before any norm or rotation of their own.
     """
@@ -43,14 +43,14 @@ def observe(
     needs: frozenset[str] = frozenset(),
     layers: frozenset[int] | None = None,
 ) -> Observed:
-    """A forward pass with the inputs that the model takes.
+    """Runs a forward pass with the inputs that the model takes.
 
     Queries, keys and values are caught at the linear layers that make them, so any attention implementation can stay
     on (SDPA, flash): no attention map is stored.
 
     Args:
         model: A Hugging Face model with its head.
-        inputs: Token tensors; those the model does not take (another family's token types) are left out.
+        inputs: Token tensors; those the model does not take (token types, for another architecture) are left out.
         needs: Any of `hidden_states`, `queries`, `keys`, `values`.
         layers: The layers, from 1, whose projections are kept; the default is all of them.
     """
@@ -70,7 +70,7 @@ def logits_of_output(output: Any) -> Tensor:
 
 
 def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the inputs that the model's forward names."""
+    """Selects the inputs that the model's `forward` names."""
     names = inspect.signature(model.forward).parameters
     return {name: value for name, value in inputs.items() if name in names}
 

@@ -1,4 +1,4 @@
-"""A model as something to look at: in eval mode, its weights asking for no gradients, as before when that is done."""
+"""Freezes a model for a while: eval mode and no gradients, then all as before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Eval mode, and gradients for no weight but those of `but`, while the context lasts."""
+    """Freezes a model inside a `with` block: eval mode, and gradients only for the weights in `but`."""
     modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in but}

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """All linear modules, those of pooler and head too, by their paths in `model`; shared ones once."""
+    """Finds all linear modules, also of pooler and task head, by their paths in `model`; shared ones once."""
     from torch import nn
 
     return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def layer_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Those of the transformer layers: of the attention and of the FFN."""
+    """Finds the linear modules of the transformer layers, in attention and FFN, by their paths in `model`."""
     inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
     return {path: module for path, module in linears(model).items() if id(module) in inside}
 
 
 def planned_linears(shape: Shape, layer: Layer) -> Iterator[tuple[str, int, int]]:
-    """The linear layers that a transformer layer will have: path, inputs, outputs; empty ones are left out."""
+    """Lists the linear modules that a transformer layer of a shape will have: path, inputs, outputs; no empty ones."""
     modules, heads = ARCHITECTURES[shape.architecture].modules, layer.heads * shape.head_dim
     rows = {modules.query: heads, modules.key: heads // shape.group, modules.value: heads // shape.group}
     rows = {path: rows[path] * parts for path, parts in modules.head_rows.items()}

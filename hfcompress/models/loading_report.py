@@ -1,4 +1,4 @@
-"""What loading tells of a model's weights. The worker runs this file too, by its path: it imports nothing."""
+"""Reports which weights of a model loading found. The worker runs this file by its path, so it imports nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Lists of weights that `model/whole.py` judges, as JSON.
+    """Lists the weights that `models/whole.py` judges, as JSON.
 
     Args:
         model: The loaded `PreTrainedModel`.
@@ -26,7 +26,7 @@ def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def not_finite(model: Any) -> list[str]:
-    """The parameters of a model with values that are NaN or infinite, but those of quantized layers."""
+    """Lists the parameters of a model with values that are NaN or infinite; quantized layers are left out."""
     return [
         name
         for name, weight in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Weights that an 8-bit grid cannot hold well: told, so that nobody is surprised by the answers."""
+"""Finds weights that an 8-bit grid stores badly, to warn the user before the answers get worse."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LOST = 0.5
 
 
 ODD = {"zeros": "are all zeros", "outlier": "mostly round to zero, beside an outlier"}
-"""What is said of an output channel."""
+"""How messages describe the oddities of an output channel."""
 
 
 def odd_weights(layers: Mapping[str, nn.Linear], rounded: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
-    """What is odd about the weights of linear layers.
+    """Finds output channels of linear layers that an 8-bit grid stores badly.
 
     `zeros` are output channels without any weight; they stay as they are. An `outlier` is an output channel in which
     more than half of the weights round to 0, since a few are so much larger that the steps of the grid are theirs.
@@ -51,7 +51,7 @@ def odd_weights(layers: Mapping[str, nn.Linear], rounded: Callable[[Tensor], Ten
 
 
 def require_finite(layers: Mapping[str, nn.Linear]) -> None:
-    """Passes where all weights of linear layers are finite.
+    """Requires finite weights in linear layers.
 
     Args:
         layers: By path.

@@ -1,4 +1,4 @@
-"""Which token pads: one answer for a model's config and its tokenizer.
+"""Makes a model's config and its tokenizer agree on the pad token.
 
 A decoder that classifies texts reads its answer at the last token that is not its config's `pad_token_id`. Padded with
 any other token, the answer is read off the padding. An encoder is told by the attention mask which tokens are real, so
@@ -26,7 +26,7 @@ _NAMES_ONE = (
 
 
 def pad_in_config(config: Mapping[str, Any]) -> int | None:
-    """The pad token's id that a config.json names, or its class where the file leaves it out; None for no token."""
+    """The id of the pad token that a config.json names, or the default of its class; None for no token."""
     from transformers import CONFIG_MAPPING
 
     kind = architecture_of(config)
@@ -38,13 +38,13 @@ def pad_in_config(config: Mapping[str, Any]) -> int | None:
 
 
 def reads_last_token(config: Mapping[str, Any]) -> bool:
-    """Whether a model may find its last real token by the pad token: decoders, and what hfcompress does not know."""
+    """True if a model may find its last real token by the pad token: a decoder, or an unknown architecture."""
     spec = ARCHITECTURES.get(architecture_of(config))
     return spec is None or spec.decoder
 
 
 def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the files of a model directory name one pad token: a look without torch, where that is enough to know."""
+    """True if the files of a model directory plainly name the same pad token; found without importing torch."""
     settings, vocabulary = path / "tokenizer_config.json", path / "tokenizer.json"
     if not settings.is_file() or not vocabulary.is_file():
         return False
@@ -60,7 +60,7 @@ def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], path: Path) -> bool:
-    """Gives a tokenizer the pad token of its model's config, where it names none.
+    """Gives a tokenizer without a pad token the one of its model's config.
 
     The other way round, `load_model` gives the tokenizer's to the config. Padding goes to the right, as
     `Task.batch` puts it.
@@ -92,7 +92,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
 
 
 def _token(tokenizer: PreTrainedTokenizerBase, named: Any, path: Path) -> str:
-    """The token of an id, where it can be a pad token: one that is cut out of no text."""
+    """The token of an id, if it can be a pad token: no text contains it."""
     token = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
     if isinstance(token, str) and (token in tokenizer.get_added_vocab() or re.fullmatch(r"[<\[].*[>\]]", token)):
         return token

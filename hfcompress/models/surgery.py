@@ -1,4 +1,4 @@
-"""Cutting heads and neurons out: a new, smaller model whose outputs equal those of the gated one."""
+"""Cuts heads and neurons out: makes a smaller model whose outputs equal those of the gated one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BIAS_TABLE = "relative_attention_bias.weight"
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays of one layer's weights: indices of head groups and of neurons, ascending."""
+    """The head groups and neurons of one layer that stay, as ascending indices."""
 
     heads: tuple[int, ...]
     neurons: tuple[int, ...]
@@ -28,11 +28,11 @@ class Keep:
 def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
     """A copy of the model with only the kept heads and neurons; the model itself is left as it was.
 
-    The class is the stock one where a stock config can express the result, else the pruned one of `model/pruned.py`.
+    The class is the stock one if a stock config can express the result, else the one of `models/modeling_pruned.py`.
 
     Args:
         model: A model of one of `ARCHITECTURES`.
-        keep: One for each layer's weights: a single one where one layer serves as all (ALBERT).
+        keep: One for each layer; a single one if all layers share their weights (ALBERT).
     """
     import torch
 
@@ -91,7 +91,7 @@ def _layer_prefix(model: nn.Module, modules: ModulePaths, index: int) -> str:
 
 
 def _cut_layer(modules: ModulePaths, layer: nn.Module, keep: Keep, heads: int, neurons: int) -> dict[str, Tensor]:
-    """What the layer's weights become, of those that are cut: `keep` of its `heads` groups and of its `neurons`."""
+    """Cuts the weights of a layer to `keep` of its `heads` groups and `neurons`; weights that stay are left out."""
     weights, smaller = layer.state_dict(), {}
     for units, kept, rows, columns in (
         (heads, keep.heads, modules.head_rows, modules.attention_output),

@@ -1,4 +1,4 @@
-"""A vocabulary cut down to the tokens that a corpus uses."""
+"""Prunes a vocabulary to the tokens that a corpus uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = 4096
 def prune_vocabulary(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """A tokenizer that knows only the tokens that the texts use and those that keep it whole.
+    """Makes a tokenizer with only the tokens that the texts use and those that it cannot do without.
 
     The texts are tokenized to the same strings as before. Another text may fall into more pieces; what could be
     spelled still can, since every single character stays, and whatever holds a character that cannot stand alone.
@@ -55,7 +55,7 @@ def prune_vocabulary(
 def select_tokens(
     model: PreTrainedModel, kept_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """A copy of the model with the given rows of its vocabulary, in the embeddings and in a mask head.
+    """Copies a model with only the given rows of its vocabulary, in the embeddings and in a mask head.
 
     Args:
         model: An encoder with its head; it is left as it was.
@@ -79,10 +79,10 @@ def select_tokens(
 
 
 def require_cuttable(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Passes where `prune_vocabulary` knows the kind of tokenizer.
+    """Requires a kind of tokenizer that `prune_vocabulary` knows.
 
     Raises:
-        HfcompressError: where it does not.
+        HfcompressError: for another kind.
     """
     _content(tokenizer)
 
@@ -150,7 +150,7 @@ def _unigram(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
 
 
 def _is_needed(letters: Sequence[str], pieces: set[str]) -> bool:
-    """Whether a piece is a single character, or holds one that cannot stand alone."""
+    """True if a piece is a single character, or holds one that is no piece of its own."""
     return len(letters) == 1 or not pieces.issuperset(letters)
 
 

@@ -1,4 +1,4 @@
-"""Which files of a model directory are its weights, and what their headers tell; nothing is loaded."""
+"""Finds the weight files of a model directory and reads their headers; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADAPTER = "adapter"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLES, OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".pkl"), (".h5", ".msgpack")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-"""What transformers called pickled weights; `convert` can be told to read them."""
+"""Names of pickled weights in transformers; `convert --allow-pickle` reads them."""
 _FOLDERS = ("onnx", "openvino")
 """Folders of a model directory, or of a repository on the Hub, that graphs lie in."""
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -91,7 +91,7 @@ def choose(names: Collection[str], where: str, graph: str = "") -> Choice:
         graph: The file that is named.
 
     Raises:
-        HfcompressError: where nothing can be loaded, or it is not clear which file is meant.
+        HfcompressError: if nothing can be loaded, or if it is not clear which file is meant.
     """
     graphs = {"onnx": [n for n in names if n.endswith(".onnx")], "openvino": _xml_files(names)}
     if graph:
@@ -178,7 +178,7 @@ def weight_files(path: Path, graph: str = "") -> list[str]:
         graph: A graph that is named.
 
     Raises:
-        HfcompressError: where nothing can be loaded, or a part of it is missing.
+        HfcompressError: if nothing can be loaded, or if a part of it is missing.
     """
     if (path / ADAPTER_CONFIG).is_file() and (path / ADAPTER_WEIGHTS).is_file() and not (path / WHOLE).is_file():
         return [ADAPTER_WEIGHTS]
@@ -251,7 +251,7 @@ def read_headers(path: Path, files: Iterable[str]) -> dict[str, Tensor]:
 
 
 def torch_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """What the weights of a PyTorch model are stored as: as its quantization says, else the float that most have."""
+    """The stored type of a PyTorch model: the one of its quantization, else the float type of most weights."""
     quantization = config.get("quantization_config")
     if isinstance(quantization, Mapping) and quantization:
         if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
@@ -267,10 +267,10 @@ def torch_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 
 def load_graph(file: Path, outside: bool = False) -> ModelProto:
-    """An ONNX graph; external data stays where it is unless it is asked for.
+    """Loads an ONNX graph, and its external data only if `outside` is true.
 
     Raises:
-        HfcompressError: where the file is none, or onnx is not installed.
+        HfcompressError: if the file is no ONNX graph, or onnx is not installed.
     """
     try:
         import onnx
@@ -293,7 +293,7 @@ def external_files(path: Path, graph: str, required: bool = True) -> list[str]:
     Args:
         path: The directory.
         graph: The graph's file, relative to it.
-        required: Refuse where one is missing or too short.
+        required: Refuse a file that is missing or too short.
 
     Raises:
         HfcompressError: for a place that is outside the graph's own folder, or as `required` says.
@@ -337,7 +337,7 @@ def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def first_not_finite(file: Path) -> str | None:
-    """The name of the first tensor of an ONNX graph with a float that is not finite; None where there is none."""
+    """Finds the first tensor of an ONNX graph with a float that is not finite, by its name; None if all are finite."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -350,7 +350,7 @@ def first_not_finite(file: Path) -> str | None:
 
 
 def onnx_dtype(file: Path) -> str:
-    """What the linear layers' weights are stored as; where they are floats, what the embedding tables are."""
+    """The stored type of the linear layers' weights; of the embedding tables if those are floats."""
     model = load_graph(file)
     import onnx
 
@@ -373,7 +373,7 @@ def openvino_dtype(file: Path) -> str:
     """The fewest bits that a tensor of more than one value is stored in.
 
     Raises:
-        HfcompressError: where the file is no graph.
+        HfcompressError: if the file is no graph.
     """
     from xml.etree import ElementTree
 

@@ -1,4 +1,4 @@
-"""Whether all that a model answers with came from its checkpoint: what loading reports is judged here, by one rule."""
+"""Requires that all weights that a model computes with came from its checkpoint, by the report of loading."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _OTHER_HEADS = frozenset(
         "sequence_summary", "dropout",
     }
 )  # fmt: skip
-"""Modules of heads that a checkpoint was trained with before: another head does not read them."""
+"""Modules of task heads that a checkpoint was trained with before: another task head does not read them."""
 
 
 def require_whole(
     path: Path, auto_class: str, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool = False
 ) -> None:
-    """Passes where every weight that a loaded model answers with came from its checkpoint.
+    """Requires that every weight that a loaded model computes with came from its checkpoint.
 
-    Not missed are buffers that are computed; nothing is thought of weights in the file of a pooler that the head does
-    not read, or of other heads.
+    Buffers that the model computes by itself may be missing. The file may hold more: a pooler that the task head does
+    not read, and the weights of other task heads.
 
     Args:
         path: The model directory, for messages.
         auto_class: What it was loaded as.
         report: What `loading_report.loading_report` lists.
         config: Its config.json.
-        fresh_head: Whether a head that is missing, or has other sizes, is to be trained anyway.
+        fresh_head: True if the task head will be trained anyway, so it may be missing or have other sizes.
 
     Raises:
-        HfcompressError: where one did not.
+        HfcompressError: for a weight that did not.
     """
     body = _Body(report)
     missing = [name for name in report["missing"] if not _COMPUTED.search(name)]
@@ -71,14 +71,14 @@ def require_whole(
 
 
 def require_numbers(path: Path, not_finite: Sequence[str]) -> None:
-    """Passes where every weight of a model is a number.
+    """Requires weights that are numbers.
 
     Args:
         path: The model directory, for the message.
         not_finite: What `loading_report.not_finite` lists.
 
     Raises:
-        HfcompressError: where some are NaN or infinite.
+        HfcompressError: for weights that are NaN or infinite.
     """
     if not_finite:
         more = f", and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
@@ -89,7 +89,7 @@ def require_numbers(path: Path, not_finite: Sequence[str]) -> None:
 
 
 def _require_own_head(path: Path, auto_class: str, config: Mapping[str, Any], fresh_head: bool) -> None:
-    """Passes where a config does not name another kind of head: the weights of two may have the same names."""
+    """Refuses a config that names another kind of task head: the weights of two kinds may have the same names."""
     trained, wanted = task_head_of(class_name_of(config)), task_head_of(auto_class)
     if trained is not None and wanted is not None and trained != wanted and not fresh_head:
         raise HfcompressError(
@@ -111,7 +111,7 @@ class _Body:
 
 
 def _is_spare(name: str, body: _Body, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool) -> bool:
-    """Whether a model answers the same without a weight of its checkpoint."""
+    """True if a model answers the same without a weight of its checkpoint."""
     if _COMPUTED.search(name) or "pooler" in name.split("."):
         return True
     if config.get("quantization_config") and name in report["beside"]:

@@ -1,4 +1,4 @@
-"""What a recipe can say: its keys, and the same as Python objects."""
+"""The schema of a recipe: its keys, with types, defaults and bounds."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Hub(StrictModel):
     license: Annotated[str, AfterValidator(require_license)] = "apache-2.0"
     """A licence id of the Hub's list."""
     license_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=96)
-    """What a licence is called that is not on the list: small letters, digits, `-` and `.`; with `license: other`."""
+    """Name of a licence that is not on the list: small letters, digits, `-` and `.`; with `license: other`."""
     license_link: str | None = Field(default=None, pattern=r"^https://[^\s]+$", max_length=500)
     """The address of that licence."""
     language: list[Annotated[str, BeforeValidator(require_language)]] = ["en"]
     """ISO 639 codes, or `multilingual`, or `code`."""
     base_model: Annotated[str, AfterValidator(require_hub_id)] | None = None
-    """The Hub id that the card names as base model, where the recipe's model is a local directory."""
+    """The Hub id that the card names as base model, if the recipe's model is a local directory."""
     dataset: Annotated[str, AfterValidator(require_hub_id)] | None = None
-    """The Hub id that the card names as data set, where the task's is a local directory."""
+    """The Hub id that the card names as data set, if the task's is a local directory."""
 
     @field_validator("license_name", "license_link")
     @classmethod

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """A stage where it stands in a recipe, and the model that it gets there.
+    """A stage at its place in a recipe, and the model that it gets there.
 
     Attributes:
         recipe: The recipe.
@@ -69,10 +69,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a stage cannot do where it stands.
+    """A reason why a stage cannot run at its place in the recipe.
 
     Attributes:
-        when: True if the stage is against the rule.
+        when: True if the rule refuses the stage.
         message: What is wrong; `{stage}`, `{task}` and `{architecture}` stand for the stage's.
         fix: How to fix it.
         key: The key path inside the stage.
@@ -116,11 +116,11 @@ START = (
         key=("task",),
     ),
 )
-"""What the model that a stage starts from must have."""
+"""The task head of the model that a stage starts from."""
 
 
 def apply_rules(rules: tuple[Rule, ...], at: Place) -> list[Problem]:
-    """Returns the problems of a stage that is against some of the rules, with key paths inside the recipe."""
+    """Returns a problem for each rule that refuses a stage, with key paths inside the recipe."""
     words = {
         "stage": at.stage.kind,
         "task": at.task.type,

@@ -33,9 +33,9 @@ _PLAIN = {
     "null": "~|null|Null|NULL|",
     "merge": "<<",
 }
-"""What an unquoted text stands for. As in YAML 1.2 `5e-5` is a number; as in YAML 1.1 `yes` and `off` are booleans."""
+"""What an unquoted word means. As in YAML 1.2 `5e-5` is a number; as in YAML 1.1 `yes` and `off` are booleans."""
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-"""What no file name and no UTF-8 text can hold; YAML can spell it as an escape."""
+"""Characters that no file name and no UTF-8 text can hold; YAML can spell them as escapes."""
 
 
 class _Resolver(BaseResolver):

@@ -1,4 +1,4 @@
-"""What the Hub takes as the metadata of a model card: recipes are checked by these rules, and cards are proved."""
+"""The Hub's rules for the metadata of a model card. Recipes and finished cards are checked by them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def _words(name: str) -> frozenset[str]:
 
 
 def require_license(license_id: str) -> str:
-    """The licence id.
+    """Requires a licence id of the Hub.
 
     Raises:
-        ValueError: where the Hub does not know it.
+        ValueError: if the Hub does not know it.
     """
     if license_id not in licenses():
         hint = did_you_mean(license_id.lower(), licenses())
@@ -43,10 +43,10 @@ def require_license(license_id: str) -> str:
 
 
 def require_language(code: object) -> str:
-    """The language code.
+    """Requires a language code that the Hub takes.
 
     Raises:
-        ValueError: where the Hub does not take it.
+        ValueError: if the Hub does not take it.
     """
     if code is False:
         raise ValueError('YAML reads an unquoted no as false; quote it: "no" is Norwegian')
@@ -58,14 +58,14 @@ def require_language(code: object) -> str:
 
 
 def require_hub_id(name: str, owner: bool = False) -> str:
-    """The id of a repository on the Hub.
+    """Requires the id of a repository on the Hub.
 
     Args:
         name: `user/name`, or `name` alone, as a few old repositories have it.
-        owner: Whether the owner has to be named.
+        owner: True if the owner has to be named.
 
     Raises:
-        ValueError: where it can be none.
+        ValueError: for a name that no repository can have.
     """
     parts = name.split("/")
     if name.startswith(("./", "../", "/", "~")) or "\\" in name:

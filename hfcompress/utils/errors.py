@@ -1,4 +1,4 @@
-"""Mistakes a user can fix, told as what, where and how to fix it."""
+"""Mistakes that a user can fix: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISK_ERRORS = {
 
 _FULL = (_DISK_ERRORS[errno.ENOSPC], _DISK_ERRORS[errno.EDQUOT])
 _WRITE_FAILED = r"inline_container.*(unexpected pos|file write failed)|Writer failed|\d+ requested and \d+ written"
-"""What torch.save and numpy say of a disk that fills up while they write."""
+"""Messages of torch.save and numpy when a disk fills up while they write."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class HfcompressError(Exception):
 
 
 def dotted(key: Key) -> str:
-    """`("stages", 0, "kind")` as `stages.0.kind`, the spelling that `--set` takes."""
+    """Spells `("stages", 0, "kind")` as `stages.0.kind`, which `--set` takes."""
     return ".".join(str(part) for part in key)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence that offers the nearest known word, or all of them where none is near."""
+    """Offers the nearest known word in a sentence, or all words if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -78,10 +78,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, where `error` comes from a full or read-only one, else None.
+    """Names the problem of the disk that an error comes from, such as a full one; None for any other error.
 
-    Libraries wrap the system's error, or tell it in words of their own; a full disk is also looked for in what an error
-    was raised from.
+    Libraries wrap the system's error, or describe it in words of their own. A full disk is also found in the errors
+    that `error` was raised from.
     """
     found, seen, link = _disk_problem(error), {id(error)}, error.__cause__ or error.__context__
     while found is None and link is not None and id(link) not in seen:
@@ -102,16 +102,16 @@ def _disk_problem(error: BaseException) -> str | None:
 
 
 def tells_of_a_full_disk(text: str) -> bool:
-    """Whether a library's message says that there is no room left."""
+    """True if a library's message says that there is no room left."""
     said = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
     return any(words in text for words in said) or re.search(_WRITE_FAILED, text) is not None
 
 
 def require_directory(path: Path, what: str) -> Path:
-    """`path`, where it is a directory.
+    """Returns `path` if it is a directory.
 
     Raises:
-        HfcompressError: where it is not.
+        HfcompressError: if it is not.
     """
     if not path.is_dir():
         raise HfcompressError(f"{what} not found: {path}", "give the path of an existing directory")

@@ -25,7 +25,7 @@ class StrictModel(BaseModel):
     )
 
     def says(self, *keys: str) -> list[str]:
-        """Those of the keys that have another value than their default: one that is spelled out says nothing new."""
+        """Selects the keys whose value is not the default. A default that is spelled out says nothing new."""
         fields = type(self).model_fields
         return [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
 
