@@ -30,22 +30,23 @@ if TYPE_CHECKING:
 
 
 class Distill(Stage, DistillationOptions):
-    """Trains a student on what a teacher shows it.
+    """Trains a student to imitate a teacher.
 
-    Without `student` the model of the stage before goes on learning, which is how TinyBERT's prediction phase follows
-    its intermediate phase.
+    Without `student`, the model of the stage before is trained further: so TinyBERT's prediction phase follows its
+    intermediate phase.
     """
 
+    tag: ClassVar[str] = "distillation"
     makes_task_head: ClassVar[bool] = True
     tag: ClassVar[str] = "distillation"
 
     kind: Literal["distill"] = "distill"
     task: AnyTask | None = None
-    """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The stage's model is not part of
-    the report, and a later stage puts the recipe's head on it."""
+    """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The report leaves the stage's
+    model out, and a later stage gives it the head of the recipe's task."""
     student: Student | None = None
     augment: Augment | None = None
-    """More rows to learn from."""
+    """Adds rows to the train split."""
     train: Train = Train()
 
     def plan(self, shape: Shape) -> Shape:
@@ -59,7 +60,7 @@ class Distill(Stage, DistillationOptions):
             found += self.augment.problems(task, self.needs_teacher)
         found += self.train.problems(task)
         if task.streamed and self.student and self.student.vocabulary == "corpus":
-            message = "a corpus that is streamed is not read through for the tokens that it uses"
+            message = "a corpus that is streamed is not read in advance, so the tokens that it uses are not known"
             found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
             found += self.teacher_problems(self.plan(shape), known, task)
@@ -85,6 +86,14 @@ class Distill(Stage, DistillationOptions):
         rows = task.rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
+
+    def describe(self) -> Markdown:
+        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
+        corpus = f" on {code(shown_name(self.task.dataset))}" if self.task else ""
+        more = f", {self.augment.copies} new rows for each" if self.augment else ""
+        return Markdown(
+            f"**distill** from {describe_teachers(self)}{corpus}, {describe_length(self.train)}{more}: {losses}"
+        )
 
     def unavailable(self) -> list[Problem]:
         return [*(self.student.unavailable() if self.student else []), *self.train.trackers_missing(("train",))]
@@ -113,24 +122,26 @@ class Distill(Stage, DistillationOptions):
         facts, raw = dict[str, Any](), None
         if self.augment:
             raw, facts["augment"] = augmented_rows(self.augment, self, parent, context)
-        tokenizer, model = load_tokenizer(origin.path, context.task), self._with_head(origin, parent, context)
+        tokenizer, model = load_tokenizer(origin.path, context.task), self._load_origin(origin, parent, context)
         if self.student is not None:
             fresh_head = not has_task_head(read_config(origin.path), context.task)
-            model, tokenizer, facts["student"] = self._student(self.student, model, tokenizer, context, raw, fresh_head)
+            model, tokenizer, facts["student"] = self._build_student(
+                self.student, model, tokenizer, context, raw, fresh_head
+            )
         lora = self.student.lora if self.student else None
         student = add_lora(model, lora) if lora else model
         facts |= train_student(student, self, self.train, parent, context, tokenizer, raw)
         return context.finish(merge_adapters(model) if lora else model, tokenizer, facts)
 
-    def _with_head(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
-        """The model that the student starts from; a new head has the labels of the source, or of a teacher."""
+    def _load_origin(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
+        """Loads the model that the student starts from; a new task head has the labels of the source or a teacher."""
         teachers = [context.artifact(name, parent) for name in self.teacher_specs().values()]
         labelled = (
             model for model in (context.source, *teachers) if has_task_head(read_config(model.path), context.task)
         )
         return load_with_task_head(context.task, origin, fresh=True, like=next(labelled, None))
 
-    def _student(
+    def _build_student(
         self,
         wanted: Student,
         origin: PreTrainedModel,
@@ -139,7 +150,7 @@ class Distill(Stage, DistillationOptions):
         raw: datasets.Dataset | None,
         fresh_head: bool,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, str]]:
-        """Builds the student before its training: the model, its tokenizer, and where its weights come from."""
+        """Builds the student before its training; returns it, its tokenizer, and where its weights come from."""
         from hfcompress.distillation.student_weights import build_student
         from hfcompress.distillation.width_importance import rank_dimensions
         from hfcompress.models import vocabulary
@@ -152,7 +163,7 @@ class Distill(Stage, DistillationOptions):
         if new != old or layers != list(range(len(old.layers))) or wanted.init == "random":
             importance = None
             if wanted.width == "activation":
-                importance = rank_dimensions(origin, self._calibration(wanted, origin, tokenizer, context))
+                importance = rank_dimensions(origin, self._sample_batches(wanted, origin, tokenizer, context))
             origin, report = build_student(origin, new, layers, wanted.init, importance, fresh_head)
         if wanted.vocabulary == "corpus":
             words = [context.rows("train") if raw is None else raw, context.rows("dev")]
@@ -163,7 +174,7 @@ class Distill(Stage, DistillationOptions):
         log.info("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
         return origin, tokenizer, report
 
-    def _calibration(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:
+    def _sample_batches(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:
         from hfcompress.training.batches import make_batches
 
         rows = context.sample(wanted.rows, tokenizer, dict(origin.config.label2id or {}))

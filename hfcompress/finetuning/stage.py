@@ -1,4 +1,4 @@
-"""A task head on a pre-trained model: how the source is made, where it does not exist yet."""
+"""Fine-tunes a pre-trained model for the task: this makes the source, if there is none yet."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Finetune(Stage):
     kind: Literal["finetune"] = "finetune"
     train: Train = Train()
     class_weights: ClassWeights = None
-    """How much the rows of each class count: `balanced` (`n / (classes · count)`, from the train rows), or a mapping of
-    class names to weights, 1 where a class is not named. For tasks with classes, where some are rare."""
+    """The weight of each class in the loss, for data in which some classes are rare: `balanced`
+    (`n / (classes · count)`, from the train rows), or a mapping of class names to weights; a class that it does not
+    name has weight 1."""
 
     def plan(self, shape: Shape) -> Shape:
         return shape
@@ -47,10 +48,15 @@ class Finetune(Stage):
         return found
 
     def labels_of(self, start: LocalModel, models: LocalModels) -> Mapping[str, int]:
-        """The label names and ids of the head that the stage trains."""
+        """Finds the label names and ids of the task head that the stage trains."""
         if self.train.epochs == 0 and start.labels is not None:
             return start.labels
         return {name: index for index, name in enumerate(label_names(models.task, read_config(start.directory)))}
+
+    def describe(self) -> Markdown:
+        if not self.train.epochs:
+            return Markdown("**finetune**: none, the model was fine-tuned before")
+        return Markdown(f"**finetune**: {describe_length(self.train)} on the task's labels")
 
     def unavailable(self) -> list[Problem]:
         return self.train.trackers_missing(("train",))
@@ -72,7 +78,7 @@ class Finetune(Stage):
         from hfcompress.training.objective import Objective
 
         tokenizer = load_tokenizer(parent.path, context.task)
-        # Nothing is trained where epochs is 0: the model's own head is taken.
+        # With 0 epochs nothing is trained, and the model keeps its own head.
         model = load_with_task_head(context.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
         rows = {split: context.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]

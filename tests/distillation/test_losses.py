@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfcompress.distillation.losses import base
 from hfcompress.distillation.losses.base import LOSSES
-from hfcompress.distillation.losses.hidden_states import monotone
+from hfcompress.distillation.losses.hidden_states import align_layers
 from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.forward import Observed, observe
 from hfcompress.models.shape import Layer, Shape
@@ -187,13 +187,13 @@ def test_the_alignment_is_the_best_of_all_increasing_ones(rows: int, columns: in
     for seed in range(20):
         costs = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
         best = min(itertools.combinations(range(columns), rows), key=lambda c: sum(costs[range(rows), c]).item())  # type: ignore[union-attr]
-        assert monotone(costs).tolist() == list(best)
+        assert align_layers(costs).tolist() == list(best)
 
 
 def test_the_alignment_of_a_broken_model_still_names_layers() -> None:
     costs = torch.ones(3, 5)
     costs[1, 0] = torch.nan
-    chosen = monotone(costs)
+    chosen = align_layers(costs)
     assert bool(((chosen >= 0) & (chosen < 5)).all())
 
 
@@ -427,7 +427,7 @@ def test_attention_that_knows_positions_is_refused(name: str) -> None:
     for kind in unlike:
         found = loss(name).problems(shape(), replace(shape(), architecture=kind))
         assert len(found) == 1
-        assert f"those of the teacher ({kind}) know positions too; use minilm_v2 or hidden_states" in found[0]
+        assert f"those of the teacher ({kind}) also depend on positions; use minilm_v2 or hidden_states" in found[0]
         assert "the student" in loss(name).problems(replace(shape(), architecture=kind), shape())[0]
         assert loss("minilm_v2").problems(shape(), replace(shape(), architecture=kind)) == []
 

@@ -225,7 +225,7 @@ def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path:
     )
     assert "by activation" in record["student"]["embeddings"]
     cut = {**stage, "student": {"vocabulary": "corpus"}}
-    with pytest.raises(HfcompressError, match="streamed is not read through"):
+    with pytest.raises(HfcompressError, match="streamed is not read in advance"):
         check(load(factories.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut])))
 
 

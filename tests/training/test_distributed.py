@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from hfcompress.context import StageContext
-from hfcompress.models.artifact import open_artifact
+from hfcompress.data.tasks import AnyTask
+from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
+from hfcompress.training import evaluate
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -26,13 +30,17 @@ from tests import factories
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 SCRIPT = """
-import logging, os, sys
+import json, logging, os, sys
 from pathlib import Path
+import numpy as np
+from pydantic import TypeAdapter
+from hfcompress.data.tasks import AnyTask
 from hfcompress.utils.logging import log
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.models.artifact import open_artifact
+from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
 from hfcompress.context import StageContext
+from hfcompress.training import evaluate
 from hfcompress.utils.distributed import process_state
 
 recipe_file, target = Path(sys.argv[1]), Path(sys.argv[2])
@@ -44,6 +52,16 @@ for name, stage in zip(recipe.stage_names(), recipe.stages):
     context = StageContext(recipe.task, recipe.seed, source, {}, target / name)
     result = stage.run(parent, context)
     parent = open_artifact(result.directory, name)
+    (target / name / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(dict(result.facts)))
+evaluate.BATCH = 21
+for path in sorted((target / "heads").iterdir()):
+    task = TypeAdapter(AnyTask).validate_json((path / "task.json").read_text())
+    tokenizer, model = load_tokenizer(path, task), load_model(path, task.auto_class).train()
+    rows = task.encode(task.read("train"), tokenizer, label_ids(read_config(path)))
+    outputs, order = evaluate.predict(model, rows, tokenizer, task, shared=True)
+    assert model.training
+    score = evaluate.score(model, rows, tokenizer, task, shared=True)
+    np.savez(path / f"{os.environ['RANK']}.npz", outputs=outputs, order=order, score=score)
 if os.environ["RANK"] == "1":
     (target / "second.txt").write_text(repr(result.logits))
 process_state().wait_for_everyone()
@@ -90,7 +108,7 @@ def _two_processes(script: Path, home: Path, *arguments: object) -> list[str]:
 
 def _stages(batch_size: int) -> list[dict[str, Any]]:
     # Means over rows and over tokens, of which two half batches have different numbers.
-    train = {"epochs": 2, "learning_rate": 1e-3, "batch_size": batch_size, "logging_steps": 1}
+    train = {"epochs": 2, "learning_rate": 1e-3, "batch_size": batch_size, "logging_steps": 1, "keep_best": True}
     return [
         {"kind": "distill", "student": {"hidden": 16, "ffn": 32}, "losses": ["soft_labels", "hard_labels"],
          "train": train},
@@ -121,6 +139,24 @@ class Both:
                 torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+HEADS = {
+    "sequence": ({"type": "text-classification", "text": ["sentence"]}, ["0", "1"], None),
+    "token": ({"type": "token-classification"}, ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"], factories.write_tags),
+    "span": ({"type": "question-answering", "stride": 8}, ["0", "1"], factories.write_questions),
+    "mask": ({"type": "fill-mask"}, ["0", "1"], factories.write_corpus),
+}
+"""By the kind of task head: the task, its labels and what writes its rows."""
+
+
+def _write_head(path: Path, rows: Path, head: str, data: Path) -> None:
+    """A random model with a task head, and the task that it is scored on."""
+    task, labels, write = HEADS[head]
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    factories.save(factories.model(head=head, labels=len(labels), **names), path)
+    place = write(rows / head) if write else data
+    (path / "task.json").write_text(json.dumps({**task, "dataset": str(place), "max_length": 24}))
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
     folder = tmp_path_factory.mktemp("distributed")
@@ -132,8 +168,10 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
         context = StageContext(recipe.task, recipe.seed, source, {}, folder / "one" / name)
         result = stage.run(parent, context)
         parent = open_artifact(result.directory, name)
+        (folder / "one" / name / "facts.json").write_text(json.dumps(dict(result.facts)))
     (folder / "script.py").write_text(SCRIPT)
-    (folder / "two").mkdir()
+    for head in HEADS:
+        _write_head(folder / "two" / "heads" / head, folder / "rows", head, data)
     recipe_file = factories.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
     printed = _two_processes(folder / "script.py", folder / "home", recipe_file, folder / "two")
     return Both(folder / "one", folder / "two", printed)
@@ -141,6 +179,32 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
 
 def test_two_processes_with_half_the_batch_train_the_same_student(both: Both) -> None:
     both.compare("01-distill/model/model.safetensors")
+
+
+def test_two_processes_score_a_teacher_as_one_does(both: Both) -> None:
+    facts = [json.loads((both.two / "01-distill" / f"facts-{rank}.json").read_text()) for rank in (0, 1)]
+    assert facts[0] == facts[1]
+    assert facts[0]["teacher"] == json.loads((both.one / "01-distill" / "facts.json").read_text())["teacher"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_processes_that_share_rows_predict_and_score_what_one_does_to_the_bit(
+    both: Both, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch is not full, and where their number is odd the first process has one more."""
+    monkeypatch.setattr(evaluate, "BATCH", 21)
+    path = both.two / "heads" / head
+    task: Any = TypeAdapter(AnyTask).validate_json((path / "task.json").read_text())
+    tokenizer, model = load_tokenizer(path, task), load_model(path, task.auto_class)
+    rows = task.encode(task.read("train"), tokenizer, label_ids(read_config(path)))
+    outputs, order = evaluate.predict(model, rows, tokenizer, task)
+    assert sorted(order) == list(range(len(rows)))
+    assert len(rows) % 21, "the last batch is full"
+    for rank in (0, 1):
+        found = np.load(path / f"{rank}.npz")
+        assert found["order"].tolist() == order
+        assert np.array_equal(found["outputs"], outputs)
+        assert found["score"] == evaluate.score(model, rows, tokenizer, task)
 
 
 @pytest.mark.parametrize("stage", ["03-prune", "04-prune", "05-prune"])

@@ -1,4 +1,4 @@
-"""Each student layer's attention, after the softmax, against the teacher's."""
+"""Attention transfer (MobileBERT): match the attention probabilities, layer by layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class AttentionProbabilities(Loss):
-    """`L = Σ_m (1/h) Σ_i KL(P^T_g(m),i ‖ P^S_m,i)` with `P = softmax(Q Kᵀ / √d)`, the mean over real queries."""
+    """`L = Σ_m (1/h) Σ_i KL(P^T_g(m),i ‖ P^S_m,i)` with `P = softmax(Q Kᵀ / √d)`.
+
+    The mean is over the queries of real tokens.
+    """
 
     source: ClassVar[str] = "MobileBERT, Sun et al. 2020, arXiv:2004.02984, section 3.5"
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys"})

@@ -1,4 +1,4 @@
-"""Each student layer's attention scores, before the softmax, against the teacher's."""
+"""Attention transfer (TinyBERT): match the attention scores before the softmax, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 class AttentionScores(Loss):
     """`L = Σ_m (1/h) Σ_i MSE(A^S_m,i, A^T_g(m),i)` with `A = Q Kᵀ / √d`, over pairs of real tokens of the batch.
 
-    Long inputs need no attention map: `‖A^S - A^T‖²` follows from the d x d products of `Q`s and of `K`s alone. That is
-    a difference of large numbers. Where the scores differ by a thousandth of their size, the value is right to a few
-    percent, and closer still it may fall below zero; the gradient is right to 0.02 % there.
+    For long inputs no attention map is made: `‖A^S - A^T‖²` is computed from d x d products of queries and of keys.
+    This is a difference of large numbers. If the scores differ by a thousandth of their size, the value is accurate to
+    a few percent; if they differ by less, it may fall below zero. The gradient is accurate to 0.02 % even there.
     """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 7"
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys"})
 
     tinybert_compat: bool = False
-    """As the code of 2019: the mean is over all pairs of tokens, padded queries too; a padded key's score and one of
-    -100 or less count as 0. Makes the maps."""
+    """Computes the loss as TinyBERT's code of 2019 does: the mean is over all pairs of tokens, padded queries too; the
+    scores of padded keys, and scores of -100 or less, count as 0. Attention maps are made."""
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         return attention_problems(self.name, student, teacher, all_heads(student, teacher))
@@ -45,9 +45,9 @@ class AttentionScores(Loss):
 
 
 def _squares(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
-    """The mean over heads and pairs of real tokens of `(A^S - A^T)²`, from `(batch, heads, length, d)`."""
+    """Computes the mean of `(A^S - A^T)²` over heads and pairs of real tokens, from `(batch, heads, length, d)`."""
     heads, length, width = q_s.shape[1:]
-    # From about here on the Gram matrices are the smaller ones and the faster.
+    # Beyond this length the Gram matrices are smaller and faster.
     squares = _by_maps if length <= 2 * max(width, q_t.shape[-1]) else _by_gram
     return squares(q_s, k_s, q_t, k_t, mask) / heads / mask.sum(1).float().pow(2).sum().clamp(min=1)
 
@@ -64,9 +64,9 @@ def _by_maps(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -
 
 
 def _by_gram(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
-    """The value with its gradient, which alone is kept for the backward pass.
+    """Computes the value and its gradient together, and keeps only the gradient for the backward pass.
 
-    Autograd would keep every factor, and make products twice that are symmetric.
+    Autograd would keep every factor, and compute symmetric products twice.
     """
     value, to_queries, to_keys = _value_and_slopes(q_s.detach(), k_s.detach(), q_t.detach(), k_t.detach(), mask)
     linear = (to_queries.view(q_s.shape) * q_s).sum() + (to_keys.view(k_s.shape) * k_s).sum()
@@ -76,9 +76,9 @@ def _by_gram(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -
 def _value_and_slopes(
     q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`‖Q_S K_Sᵀ - Q_T K_Tᵀ‖² = ⟨Q_SᵀQ_S, K_SᵀK_S⟩ - 2⟨Q_TᵀQ_S, K_TᵀK_S⟩ + ⟨Q_TᵀQ_T, K_TᵀK_T⟩`, `Q` scaled by `1/√d`.
+    """Computes `‖Q_S K_Sᵀ - Q_T K_Tᵀ‖² = ⟨Q_SᵀQ_S, K_SᵀK_S⟩ - 2⟨Q_TᵀQ_S, K_TᵀK_S⟩ + ⟨Q_TᵀQ_T, K_TᵀK_T⟩`.
 
-    Its gradient is `2 (Q_S K_SᵀK_S - Q_T K_TᵀK_S)` for `Q_S`, and alike for `K_S`.
+    The queries are scaled by `1/√d`. The gradient is `2 (Q_S K_SᵀK_S - Q_T K_TᵀK_S)` for `Q_S`, and alike for `K_S`.
     """
     scale = q_s.shape[-1] ** -0.5
     q_s, k_s = _real(q_s, mask, scale), _real(k_s, mask)

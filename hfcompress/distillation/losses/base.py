@@ -1,4 +1,4 @@
-"""What a distillation loss is."""
+"""What distillation losses share: the registry, relations between tokens, means over real tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class LastLayer(Loss):
-    """A loss on the student's last layer that has attention heads, and one of the teacher's."""
+    """A loss that compares the student's last layer with attention heads to one layer of the teacher."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys", "values"})
     mapped: ClassVar[bool] = False
 
     teacher_layer: int | None = Field(default=None, ge=1)
-    """The teacher's layer, from 1; the last where nothing is said."""
+    """The teacher's layer, from 1; by default its last with attention heads."""
 
     def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
         return ((_last_with_heads(student), self.teacher_layer or _last_with_heads(teacher)),)
@@ -40,12 +40,12 @@ class LastLayer(Loss):
         return []
 
     def compared(self, step: Step) -> tuple[int, int]:
-        """The two layers, from 1."""
+        """Names the two layers that are compared, from 1."""
         return max(step.student.queries), self.teacher_layer or max(step.require_teacher().queries)
 
 
 def _last_with_heads(shape: Shape) -> int:
-    """The number of the last layer that has attention heads; 0 where none has."""
+    """Finds the last layer with attention heads, from 1; 0 if there is none."""
     return max((number for number, layer in enumerate(shape.layers, start=1) if layer.heads), default=0)
 
 
@@ -54,35 +54,36 @@ AnyLoss = Annotated[SerializeAsAny[Loss], BeforeValidator(LOSSES.parse)]
 
 
 TINYBERT_PROJECTION = "tinybert_projection"
-"""What the losses with `tinybert_compat` learn together."""
+"""The name of the projection that the losses with `tinybert_compat` share."""
 _AT_ONCE = 2**25
+"""Entries of a tensor that `by_rows` lets a function make at once."""
 NOTHING = -1e9
-"""As good as minus infinity before a softmax, and without its NaNs."""
+"""Stands for minus infinity before a softmax, and makes no NaN."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean in float32 of the entries that `mask` (0 or 1, of the same shape) keeps; 0 where it keeps none."""
+    """Computes in float32 the mean of the entries that `mask` (0 or 1, of the same shape) keeps; 0 if it keeps none."""
     weights = mask.float()
     return (values.float() * weights).sum() / weights.sum().clamp(min=1)
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """`(…, width)` tensors to the mean squared difference over the width, in float32."""
+    """Computes in float32 the mean squared difference of `(…, width)` tensors over the width."""
     return (student.float() - teacher.float()).pow(2).mean(-1)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """`(…, width)` tensors to `1 - cos`, in float32."""
+    """Computes in float32 `1 - cos` of `(…, width)` tensors."""
     from torch.nn import functional as F
 
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
 
 
 def projection(student: Shape, teacher: Shape, tinybert: bool = False) -> nn.Linear | None:
-    """A learned map from the student's width to the teacher's, None where they are equal.
+    """Makes a linear map from the student's width to the teacher's; None if they are equal.
 
     Args:
-        tinybert: As in TinyBERT's code: with a bias, and even where the widths are equal.
+        tinybert: Make it as TinyBERT's code does: with a bias, and also for equal widths.
     """
     from torch import nn
 
@@ -92,21 +93,21 @@ def projection(student: Shape, teacher: Shape, tinybert: bool = False) -> nn.Lin
 
 
 def in_float32(like: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off: matrix products of float32 tensors stay in float32."""
+    """Turns autocast off: matrix products of float32 tensors stay in float32."""
     import torch
 
     return torch.autocast(like.device.type, enabled=False)
 
 
 def by_rows(function: Callable[..., Tensor], entries: int, *tensors: Tensor) -> Tensor:
-    """What `function` gives for all rows, asked for some at a time where it makes large tensors on the way.
+    """Applies a function to some rows at a time, if it makes large tensors on the way.
 
-    Those of a part are made anew in the backward pass, so that one part's alone are in memory.
+    The backward pass makes these tensors again, part by part, so those of one part alone are in memory.
 
     Args:
         function: From tensors to one whose first axis is rows, like theirs.
-        entries: Of the largest tensor that it makes, for each row.
-        *tensors: What it is given.
+        entries: Entries of the largest tensor that it makes, for each row.
+        *tensors: Its arguments.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -121,12 +122,12 @@ def by_rows(function: Callable[..., Tensor], entries: int, *tensors: Tensor) -> 
 def relation_distance(
     student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor, squares: bool = False
 ) -> Tensor:
-    """How far `R_S` is from `R_T`, with `R = softmax(X Yᵀ / √d)` over real tokens.
+    """Computes the distance of `R_S` from `R_T`, with `R = softmax(X Yᵀ / √d)` over real tokens.
 
     Args:
         student, teacher: `X` and `Y`, `(batch, heads, length, d)`; `d` may differ.
         mask: `(batch, length)`.
-        squares: `Σ (R_T - R_S)²` in place of `KL(R_T ‖ R_S)`.
+        squares: Use `Σ (R_T - R_S)²` instead of `KL(R_T ‖ R_S)`.
 
     Returns:
         `(batch,)`: the sum over a row's real tokens (each a distribution), the mean over heads.
@@ -156,18 +157,18 @@ def _log_relations(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int]) -> list[str]:
-    """Why a loss that compares attention head by head cannot compare these two.
+    """Lists why a loss that compares attention head by head cannot compare two models.
 
     Args:
-        loss: Its name.
-        student, teacher: The two.
-        heads: How many heads the compared layers have.
+        loss: The name of the loss.
+        student, teacher: The shapes of the models.
+        heads: The numbers of heads of the layers that are compared.
     """
     for whose, shape in (("student", student), ("teacher", teacher)):
         if not shape.spec.plain_attention:
             return [
                 f"{loss} needs attention scores that are Q Kᵀ / √d, and those of the {whose} ({shape.architecture}) "
-                "know positions too; use minilm_v2 or hidden_states"
+                "also depend on positions; use minilm_v2 or hidden_states"
             ]
     if len(heads) > 1:
         counts = ", ".join(map(str, sorted(heads)))
@@ -176,5 +177,5 @@ def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int
 
 
 def all_heads(student: Shape, teacher: Shape) -> set[int]:
-    """How many heads the layers of the two have."""
+    """Lists the different numbers of heads that layers of the two have."""
     return {layer.heads for layer in (*student.layers, *teacher.layers)}

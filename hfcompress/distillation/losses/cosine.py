@@ -1,4 +1,4 @@
-"""The angle between the last hidden states."""
+"""Cosine distance between the last hidden states, as in DistilBERT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of the embeddings against the teacher's."""
+"""Embedding-layer distillation (TinyBERT): match the output of the embeddings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 class Embeddings(Loss):
-    """`L = MSE(E^S W_e, E^T)` over real tokens; `W_e` is learned where the widths differ."""
+    """`L = MSE(E^S W_e, E^T)` over real tokens; `W_e` is learned if the widths differ."""
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 9"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     mapped: ClassVar[bool] = False
 
     tinybert_compat: bool = False
-    """As the code of 2019: padded tokens count, and one projection with a bias is shared with `hidden_states`."""
+    """Computes the loss as TinyBERT's code of 2019 does: padded tokens count, and one projection with a bias is shared
+    with `hidden_states`."""
 
     def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
         return projection(student, teacher, self.tinybert_compat)

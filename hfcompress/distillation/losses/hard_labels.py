@@ -1,4 +1,4 @@
-"""The task's own loss on the data's labels."""
+"""Supervised loss: train on the labels of the data."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class HardLabels(Loss):
     needs_teacher: ClassVar[bool] = False
 
     class_weights: ClassWeights = None
-    """`balanced` (`n / (classes · count)`, from the train rows), or a mapping of class names to weights, 1 where a
-    class is not named: rare classes count more. For tasks with classes."""
+    """The weight of each class, for data in which some classes are rare: `balanced` (`n / (classes · count)`, from the
+    train rows), or a mapping of class names to weights; a class that it does not name has weight 1."""
 
     def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
         return class_weight_problems(self.class_weights, task, labels)
 
     def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
-        """The classes' weights."""
+        """Computes the weights of the classes."""
         return class_weights_of(self.class_weights, rows, labels)
 
     def units(self, batch: Units) -> Tensor:

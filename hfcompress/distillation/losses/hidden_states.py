@@ -1,4 +1,4 @@
-"""Each student layer's output against that of the teacher layer it learns from."""
+"""Hidden-state distillation (TinyBERT): match the outputs of paired layers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class HiddenStates(Loss):
-    """`L = Σ_m D(H^S_m W_h, H^T_g(m))` over real tokens, `D` = MSE; `W_h` is learned where the widths differ.
+    """`L = Σ_m D(H^S_m W_h, H^T_g(m))` over real tokens, `D` = MSE; `W_h` is learned if the widths differ.
 
-    With `layer_map: dynamic`, `g` is in each step the strictly increasing map with the least sum, as in CoFi (Xia et
-    al. 2022, arXiv:2204.00408, section 3.2); where a step's batch is
-    split, each part chooses its own map.
+    With `layer_map: dynamic`, each step uses the strictly increasing map `g` with the smallest sum, as in CoFi (Xia et
+    al. 2022, arXiv:2204.00408, section 3.2). If the batch of a step is split, each part finds its own map.
     """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 8"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
 
     distance: Literal["mse", "cosine"] = "mse"
-    """`cosine` is `1 - cos`."""
+    """How two hidden states are compared: mean squared error, or `cosine`, which is `1 - cos`."""
     projection: Literal["shared", "per_layer"] = "shared"
-    """One `W_h` for all layers, as in the paper, or one each."""
+    """`shared`: one `W_h` for all layers, as in the paper; `per_layer`: one for each layer."""
     tinybert_compat: bool = False
-    """As the code of 2019: padded tokens count, and one projection with a bias is shared with `embeddings`."""
+    """Computes the loss as TinyBERT's code of 2019 does: padded tokens count, and one projection with a bias is shared
+    with `embeddings`."""
 
     @model_validator(mode="after")
     def _compat_is_one_thing(self) -> HiddenStates:
@@ -88,17 +88,17 @@ class HiddenStates(Loss):
         return values.mean() if self.tinybert_compat else masked_mean(values, mask)
 
     def _nearest(self, student: list[Tensor], teacher: Tensor, mask: Tensor) -> list[Tensor]:
-        """For each student layer the teacher's states, of `(layers, batch, length, hidden)`, that it is aligned to."""
+        """Selects for each student layer the states, of `(layers, batch, length, hidden)`, that it is aligned to."""
         import torch
 
         with torch.no_grad():
             costs = [torch.stack([self._distance(ours, theirs, mask) for theirs in teacher]) for ours in student]
-            layers = monotone(torch.stack(costs))
+            layers = align_layers(torch.stack(costs))
         return list(teacher[layers])
 
 
-def monotone(costs: Tensor) -> Tensor:
-    """The strictly increasing choice of a column for each row with the least sum, on the device.
+def align_layers(costs: Tensor) -> Tensor:
+    """Chooses a column for each row, strictly increasing, so that the sum is the smallest; it stays on the device.
 
     Args:
         costs: `(rows, columns)`, no more rows than columns.

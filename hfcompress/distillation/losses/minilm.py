@@ -1,4 +1,4 @@
-"""The last layer's attention and the relations among its values against the teacher's."""
+"""Self-attention distillation (MiniLM): match attention and value relations of the last layers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class MiniLM(LastLayer):
-    """`L = KL(P^T ‖ P^S) + KL(V^T ‖ V^S)` with `P = softmax(Q Kᵀ / √d)` and `V = softmax(V Vᵀ / √d)`, last layers.
+    """`L = KL(P^T ‖ P^S) + KL(V^T ‖ V^S)` with `P = softmax(Q Kᵀ / √d)` and `V = softmax(V Vᵀ / √d)` (last layers).
 
-    The mean over heads and a row's real tokens, then over rows.
+    The mean is over the heads and real tokens of a row, then over rows.
     """
 
     source: ClassVar[str] = "MiniLM, Wang et al. 2020, arXiv:2002.10957, sections 3.1 and 3.2"

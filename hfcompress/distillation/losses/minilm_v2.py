@@ -1,4 +1,4 @@
-"""The relations among queries, among keys and among values of one layer against the teacher's, whatever the heads."""
+"""Self-attention relation distillation (MiniLMv2): match query, key and value relations of one layer."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 class MiniLMv2(LastLayer):
     """`L = Σ_X α_X KL(R^T_X ‖ R^S_X)`, `R_X = softmax(X Xᵀ / √d_r)` for `X` = queries, keys, values of the last layer.
 
-    All heads side by side are split anew into relation heads of width `d_r`, so the student's heads are free. The mean
-    over relation heads and a row's real tokens, then over rows. Of a large teacher's 24 layers the paper takes 21.
+    All heads side by side are split again into relation heads of width `d_r`, so the student may have any number of
+    heads. The mean is over the relation heads and real tokens of a row, then over rows. For a large teacher of 24
+    layers the paper uses layer 21.
     """
 
     source: ClassVar[str] = "MiniLMv2, Wang et al. 2021, arXiv:2012.15828, section 3.1"
 
     relation_heads: int | None = Field(default=None, ge=1)
-    """How many; it has to divide both widths. The teacher's heads where nothing is said; the paper takes 48."""
+    """The number of relation heads; it must divide both widths. The default is the number of attention heads of the
+    teacher; the paper uses 48."""
     queries: float = Field(default=1.0, ge=0)
-    """`α` of the relations among queries."""
+    """The weight `α` of the query relations."""
     keys: float = Field(default=1.0, ge=0)
-    """`α` of the relations among keys."""
+    """The weight `α` of the key relations."""
     values: float = Field(default=1.0, ge=0)
-    """`α` of the relations among values."""
+    """The weight `α` of the value relations."""
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         found = super().problems(student, teacher)

@@ -1,4 +1,4 @@
-"""The first token's hidden states, layer by layer, in direction."""
+"""Patient knowledge distillation: match the normalized hidden states of the first token, layer by layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class PKD(Loss):
-    """`L = Σ_m ‖h^S_m / ‖h^S_m‖ - h^T_g(m) / ‖h^T_g(m)‖‖²` of the first token, the mean over rows.
+    """`L = Σ_m ‖h^S_m / ‖h^S_m‖ - h^T_g(m) / ‖h^T_g(m)‖‖²` of the first token; the mean is over rows.
 
-    Of all mapped student layers but its last, unless that is the only one. A shared projection is learned where the
-    widths differ. The published code takes the mean over layers and dimensions too: its β is this weight times their
+    All mapped student layers count except the last, unless it is the only one. A shared projection is learned if the
+    widths differ. The published code also takes the mean over layers and dimensions: its β is this weight times their
     number.
     """
 

@@ -1,4 +1,4 @@
-"""The distances and angles among the rows of a batch against the teacher's."""
+"""Relational knowledge distillation: match distances and angles between the rows of a batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RKD(Loss):
     """`L = λ_d Σ huber(ψ_d^S, ψ_d^T) + λ_a Σ huber(ψ_a^S, ψ_a^T)` over the last hidden states of a batch's rows.
 
     `ψ_d(i, j) = ‖x_i - x_j‖ / μ` with their mean μ, over pairs; `ψ_a(i, j, k)`, the cosine of the angle at `x_j`, over
-    triplets; distinct rows, and means for sums. Widths may differ. A batch of one row has nothing to compare: rows meet
-    within a batch of one process, and not the whole accumulated step.
+    triplets, of distinct rows; both sums are means here. Widths may differ. The rows of one batch on one process are
+    compared, not those of a whole accumulated step; a batch of one row has nothing to compare.
     """
 
     source: ClassVar[str] = "Relational KD, Park et al. 2019, arXiv:1904.05068, eq. 5 to 8"
@@ -26,11 +26,11 @@ class RKD(Loss):
     mapped: ClassVar[bool] = False
 
     of: Literal["cls", "mean"] = "cls"
-    """A row is its first token, or the mean of its real tokens."""
+    """What stands for a row: its first token, or the mean of its real tokens."""
     distance_weight: float = Field(default=1.0, ge=0)
-    """`λ_d`; the paper has 25."""
+    """The weight `λ_d` of the distances; the paper uses 25."""
     angle_weight: float = Field(default=2.0, ge=0)
-    """`λ_a`; the paper has twice `λ_d`."""
+    """The weight `λ_a` of the angles; the paper uses twice `λ_d`."""
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         outputs = (step.student, step.require_teacher())
@@ -56,7 +56,7 @@ def _huber(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relations(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`(rows, width)` to `ψ_d`, `(i, j)`, and `ψ_a`, `(j, i, k)`; 0 where rows are not distinct."""
+    """Computes `ψ_d`, `(i, j)`, and `ψ_a`, `(j, i, k)`, of `(rows, width)`; 0 for a row with itself."""
     import torch
 
     apart = rows.unsqueeze(1) - rows.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""The teacher's predictions as targets."""
+"""Knowledge distillation (Hinton): match the teacher's output distribution."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class SoftLabels(Loss):
-    """`L = T² KL(softmax(z_T / T) ‖ softmax(z_S / T))`; of one output, the squared difference.
+    """`L = T² KL(softmax(z_T / T) ‖ softmax(z_S / T))`; for a single output, the squared difference.
 
-    The mean over rows; over the labelled tokens of a token head; over the real tokens of a fill-mask head; over starts
-    and ends of a span head, whose distribution is over the real tokens. T² keeps the size of the gradient the same for
+    The mean is over rows; for a token head over labelled tokens; for a fill-mask head over real tokens; for a span head
+    over starts and ends, whose distributions are over the real tokens. T² keeps the size of the gradient the same at
     every temperature.
     """
 
@@ -28,14 +28,14 @@ class SoftLabels(Loss):
     loss: Literal["kl", "cross_entropy", "mse"] = "kl"
     """`cross_entropy` has the same gradient as `kl`; `mse` is the mean squared difference of the logits."""
     temperature: float = Field(default=1.0, gt=0)
-    """T: above 1 the target distribution is softer. `mse` has none."""
+    """T: above 1 the target distribution is softer. `mse` does not use it."""
     squared_temperature: bool = True
     """Multiply by T²."""
     masked_only: bool = False
-    """Of a fill-mask head, only the tokens that were masked."""
+    """For a fill-mask head: use the masked tokens alone."""
     tinybert_compat: bool = False
-    """As the code of 2019: cross-entropy without T², and the mean over classes too. Its classifier also had a ReLU,
-    which no stock head has."""
+    """Computes the loss as TinyBERT's code of 2019 does: cross-entropy without T², with the mean also over classes. The
+    classifier of that code also had a ReLU, which no stock head has."""
 
     @model_validator(mode="after")
     def _compat_is_one_thing(self) -> SoftLabels:
@@ -65,13 +65,13 @@ class SoftLabels(Loss):
         return masked_mean(values, self._asked(step)) if head in ("token", "mask") else values.mean()
 
     def _asked(self, step: Step | Units) -> Tensor:
-        """`(batch, length)`: the tokens whose answers count."""
+        """Marks the tokens that count: `(batch, length)`."""
         if step.labels is not None and (step.task.head == "token" or self.masked_only):
             return step.labels != -100
         return step.mask
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Logits to the divergence of each distribution over the last axis."""
+        """Computes the divergence of each distribution over the last axis, from logits."""
         from torch.nn import functional as F
 
         t = self.temperature
@@ -86,5 +86,5 @@ class SoftLabels(Loss):
 
 
 def _over_tokens(logits: Tensor, mask: Tensor) -> Tensor:
-    """`(batch, length, 2)` to `(batch, 2, length)`, nothing at padding."""
+    """Turns `(batch, length, 2)` into `(batch, 2, length)`, with no probability at padding."""
     return logits.transpose(1, 2).float().masked_fill(~mask.unsqueeze(1), NOTHING)
