@@ -88,7 +88,7 @@ def test_a_narrower_student_keeps_the_first_dimensions_of_each_head(
     teacher = factories.model(family, layers=2, hidden=32, heads=4, ffn=64, seed=1)
     small = replace(shape(teacher), hidden=hidden, head_dim=hidden // heads).with_layers(1, heads, ffn)
     student, report = build_student(teacher, small, [1])
-    names, ours, theirs, width = spec_of(teacher), layer(student, 0), layer(teacher, 1), hidden // heads
+    names, ours, theirs, width = spec_of(teacher).modules, layer(student, 0), layer(teacher, 1), hidden // heads
     for head in range(heads):
         for dim in range(width):
             new, old = head * width + dim, head * 8 + dim
@@ -247,7 +247,7 @@ def test_the_same_dimensions_are_kept_all_through_the_model(family: str) -> None
     known = importance(teacher)
     small = replace(shape(teacher), hidden=12, head_dim=6).with_layers(1, 2, 20)
     student, report = build_student(teacher, small, [1], importance=known)
-    stream, neurons, names = top(known.residual, 12), top(known.neurons[1], 20), spec_of(teacher)
+    stream, neurons, names = top(known.residual, 12), top(known.neurons[1], 20), spec_of(teacher).modules
     heads = top(known.heads[1], 2)
     scores = [head * 8 + dim for head in heads for dim in top(known.scores[1][head], 6)]
     values = [head * 8 + dim for head in heads for dim in top(known.values[1][head], 6)]
@@ -422,7 +422,7 @@ def test_whole_heads_make_up_heads_that_are_wider() -> None:
     small = replace(shape(teacher), hidden=16, head_dim=16).with_layers(1, 1, 64)
     student, _ = build_student(teacher, small, [0], importance=known)
     rows = [head * 8 + dim for head in top(known.heads[0], 2) for dim in range(8)]
-    names = spec_of(teacher)
+    names = spec_of(teacher).modules
     ours, theirs = layer(student, 0), layer(teacher, 0)
     assert torch.equal(ours[f"{names.query}.bias"], theirs[f"{names.query}.bias"][rows])
     assert torch.equal(ours[f"{names.value}.bias"], theirs[f"{names.value}.bias"][rows])
