@@ -1,4 +1,4 @@
-"""Fills a teacher's cache, once, for every run that asks the same."""
+"""Runs a teacher over all rows once, and keeps its outputs for all runs that need the same ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.reading import behaviour_of, inputs_hash
 from hfcompress.data.source import cache_home
-from hfcompress.distillation.teacher_cache import Answers, Content, Writer, open_answers, why_not
+from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
 from hfcompress.models.forward import observe
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 FORMAT = 2
-"""Of the identity and the files; answers of an earlier one are never used again."""
+"""The version of the identity and the files; answers of an earlier version are not used."""
 
 
 def fill_teacher_cache(
@@ -38,15 +38,15 @@ def fill_teacher_cache(
     weights: str,
     fingerprint: str,
 ) -> Answers:
-    """A teacher's answers to all rows, read from the cache, or computed and kept there.
+    """Reads a teacher's outputs for all rows from the cache, or computes and keeps them; on every process.
 
-    The teacher runs in float32, in batches of like length. Where such a batch comes again the answers are bit for bit
-    the same; in another batch kernels round differently.
+    The teacher runs in float32, in batches of similar length. In a batch of the same rows a live teacher gives the same
+    bits; in another batch, kernels round differently.
 
     Args:
         model: The teacher.
-        tokenizer: Its own.
-        rows: Rows encoded with that tokenizer; `index` numbers them.
+        tokenizer: Its tokenizer.
+        rows: Rows encoded with this tokenizer; their `index` is the row number.
         task: The task.
         content: What is kept besides the logits.
         weights: A hash of the teacher's weights.
@@ -64,7 +64,7 @@ def fill_teacher_cache(
         "device": process_state().device.type,
     }
     path = cache_home() / "teachers" / digest(identity)
-    if _usable(path, identity):
+    if _is_usable(path, identity):
         log.info(f"teacher: {len(rows):,} answers read from {path}")
         return open_answers(path)
     with ExitStack() as stack:
@@ -79,23 +79,23 @@ def fill_teacher_cache(
     return open_answers(path)
 
 
-def _usable(path: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether there are answers to read, as the first process finds them; damaged ones are removed."""
+def _is_usable(path: Path, identity: Mapping[str, Any]) -> bool:
+    """True if the first process finds answers that can be used; it removes those that cannot."""
 
     def look() -> bool:
         if not path.exists():
             return False
-        why = why_not(path, identity)
-        if why is not None:
-            log.info(f"teacher: the answers in {path} are made anew: {why}")
+        fault = find_fault(path, identity)
+        if fault is not None:
+            log.info(f"teacher: the answers in {path} are made again: {fault}")
             remove(path)
-        return why is None
+        return fault is None
 
     return bool(agreed(look() if process_state().is_main_process else None))
 
 
 def _scratch(stack: ExitStack, path: Path) -> Path:
-    """The directory that every process writes to; the first one makes it, and gives it its name when it is done."""
+    """Finds the directory that all processes write to; the first one makes it, and renames it to `path` at the end."""
     made: list[Path] = []
     on_main_process(lambda: made.append(stack.enter_context(shared_directory(path))))
     scratch: Path = agreed(made[0] if made else None)
@@ -122,7 +122,7 @@ def _fill(
     task: Task,
     content: Content,
 ) -> None:
-    """Every process answers its share of the batches."""
+    """Runs the teacher over this process's share of the batches, and writes the outputs."""
     import torch
 
     from hfcompress.training.batches import make_batches

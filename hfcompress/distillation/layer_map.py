@@ -1,4 +1,4 @@
-"""Which teacher layer each student layer learns from."""
+"""The layer map: which teacher layer each student layer learns from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIST: TypeAdapter[list[list[int]]] = TypeAdapter(Annotated[list[Pair], Field(mi
 
 
 def _one_or_the_other(value: Any) -> Any:
-    """Tells what is wrong once, not for each of the two things that a layer map can be."""
+    """Reads a layer map as a name or as a list, so that a mistake is told for one of the two, not for both."""
     if isinstance(value, str) and value not in get_args(Named):
         raise ValueError(f"there is no layer map '{value}'; {did_you_mean(value, get_args(Named))}")
     if not isinstance(value, (str, list)):
@@ -30,9 +30,9 @@ LayerMap = Annotated[Named | list[Pair], BeforeValidator(_one_or_the_other)]
 
 
 def pairs_of(layer_map: Any, student: int, teacher: int) -> Pairs:
-    """The pairs of layers, from 1, that a layer map makes of a student and a teacher of so many layers.
+    """Lists the pairs of layers, from 1, of a layer map for a student and a teacher with these numbers of layers.
 
-    `dynamic` starts from `uniform`; the hidden-state loss moves on from there.
+    `dynamic` starts with `uniform`; the hidden-state loss then finds the map of each step.
 
     Source: uniform, top and bottom: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, table 4.
     """
@@ -50,7 +50,7 @@ def pairs_of(layer_map: Any, student: int, teacher: int) -> Pairs:
 
 
 def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """`g(m) = m N / M`, rounded where M does not divide N: the teacher layer (from 1) of each student layer.
+    """Spreads the student layers evenly: `g(m) = m N / M`, rounded; returns the teacher layer (from 1) of each.
 
     Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, section 4.1. A student that is deeper repeats layers.
     """
@@ -59,7 +59,7 @@ def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 def layer_map_problems(layer_map: Any, student: int, teacher: int) -> list[Problem]:
-    """Why these pairs do not fit a student and a teacher of so many layers."""
+    """Lists why a layer map does not fit a student and a teacher with these numbers of layers."""
     if isinstance(layer_map, list):
         found = []
         for index, (m, g) in enumerate(layer_map):

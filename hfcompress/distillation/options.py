@@ -1,4 +1,4 @@
-"""What every stage that learns from a teacher can say: losses, teachers, layer map, cache."""
+"""The options of every training with a teacher: losses, teachers, layer map, cache."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ Losses = Annotated[list[AnyLoss], Field(min_length=1)]
 
 
 class DistillationOptions(StrictModel):
-    """Learning from a teacher."""
+    """Losses and teachers of a training."""
 
     losses: Losses
-    """What is learnt from: names, or mappings `{use: NAME, weight: …}` with options."""
+    """The losses: names, or mappings `{use: NAME, weight: …}` with options."""
     teacher: AnyTeachers = Teachers(models=["source"])
-    """Who teaches: a name, a list of names (an ensemble), or `{models, combine, weights}`."""
+    """The teacher: a name, a list of names (an ensemble), or `{models, combine, weights}`."""
     layer_map: LayerMap = "uniform"
-    """Which teacher layer each student layer learns from: `uniform`, `last`, `top`, `bottom`, `dynamic` (the nearest
-    ones in order, found anew in each step; hidden states only), or pairs `[student, teacher]` from 1."""
+    """Which teacher layer each student layer learns from: `uniform`, `last`, `top`, `bottom`, `dynamic` (the
+    nearest ones in order, found again in each step; for hidden states only), or pairs `[student, teacher]` from 1."""
     teacher_cache: Literal["auto", "off", "logits", "cls", "hidden_states"] = "auto"
-    """Ask the teacher once for each row and keep the answers on disk. `auto` keeps logits where nothing else is looked
-    at and there is more than one epoch; `cls` and `hidden_states` keep those too."""
+    """Run the teacher once for each row, and keep its outputs on disk. `auto` keeps logits if no loss needs more and
+    there is more than one epoch; `cls` and `hidden_states` keep these too."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any loss needs a teacher."""
+        """True if any loss needs a teacher."""
         return any(loss.needs_teacher for loss in self.losses)
 
     def teacher_specs(self) -> dict[Key, str]:
-        """The teachers' names, by the keys that spell them."""
+        """The teachers' names, by the keys that name them."""
         names = self.teacher.models
         if not self.needs_teacher:
             return {}
@@ -54,18 +54,18 @@ class DistillationOptions(StrictModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the losses look at besides logits."""
+        """What the losses are computed from besides logits."""
         return frozenset[str]().union(*(loss.needs for loss in self.losses))
 
     def cache_content(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
-        """What of the teacher's answers is kept on disk; None where it is asked live."""
+        """Decides which outputs of the teacher are kept on disk; None if it is asked live."""
         if self.teacher_cache == "auto":
             again = rows is not None and train.rows_seen(rows, processes) > rows
             return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
     def teacher_problems(self, student: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
-        """What cannot work, of the teachers whose shapes are known."""
+        """Lists what cannot work, as far as the shapes of the teachers are known."""
         found = [*cache_problems(self, task.head), *self._idle_problems()]
         for index, loss in enumerate(self.losses):
             found += [replace(p, key=("losses", index, *p.key)) for p in loss.task_problems(task)]
@@ -80,12 +80,12 @@ class DistillationOptions(StrictModel):
         return found
 
     def _idle_problems(self) -> list[Problem]:
-        """Options that would change nothing."""
+        """Lists options that would change nothing."""
         found = []
         if not self.needs_teacher and self.says("teacher"):
             message = f"no loss needs a teacher, so `teacher: {', '.join(self.teacher.models)}` changes nothing"
             found.append(Problem(message, "leave it out, or add a loss that needs one (soft_labels)", ("teacher",)))
-        if self.layer_map != "uniform" and not self._layered:
+        if self.layer_map != "uniform" and not self._compares_layers:
             message = "no loss compares layers pair by pair, so `layer_map` changes nothing"
             found.append(Problem(message, "leave it out, or add such a loss (hidden_states)", ("layer_map",)))
         if not self.needs_teacher and self.teacher_cache not in ("auto", "off"):
@@ -96,23 +96,23 @@ class DistillationOptions(StrictModel):
             found.append(Problem(message, fix, ("teacher_cache",)))
         asked = any(loss.needs_teacher and loss.needs_logits for loss in self.losses)
         if len(self.teacher.models) > 1 and not asked:
-            message = "no loss looks at logits, and all teachers but the first are asked for theirs alone"
+            message = "no loss uses logits, and nothing else is used of all teachers but the first"
             found.append(Problem(message, "name one teacher, or add soft_labels", ("teacher",)))
         return found
 
     @property
-    def _layered(self) -> bool:
+    def _compares_layers(self) -> bool:
         return any(loss.needs and loss.mapped for loss in self.losses)
 
     def compatibility_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
-        """Why this teacher cannot teach this student; all but the first are asked for their logits alone."""
-        if teacher.head != student.head:  # what it lacks is told apart from this
+        """Lists why a teacher cannot teach a student; of all teachers but the first, the logits alone are used."""
+        if teacher.head != student.head:  # a missing head is reported elsewhere
             teacher = replace(teacher, head=student.head, labels=student.labels)
         if not first:
             asked = [loss for loss in self.losses if loss.needs_logits]
             return [Problem(why, "", ("teacher",)) for loss in asked for why in loss.problems(student, teacher)]
         found = list[Problem]()
-        if self._layered:
+        if self._compares_layers:
             found += layer_map_problems(self.layer_map, len(student.layers), len(teacher.layers))
         fits = not found
         for index, loss in enumerate(self.losses):
@@ -132,7 +132,7 @@ def _not_dynamic(index: int, loss: Loss) -> Problem:
 
 
 def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
-    """Why the answers cannot be kept as the recipe says."""
+    """Lists why the outputs cannot be kept as the recipe says."""
     kept, key = options.teacher_cache, ("teacher_cache",)
     if kept in ("auto", "off"):
         return []
@@ -140,10 +140,10 @@ def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
         return [Problem("the answers of a fill-mask teacher are as wide as its vocabulary", "say `off`", key)]
     inside = sorted(options.needs - {"hidden_states"})
     if inside:
-        return [Problem(f"a loss looks at {', '.join(inside)}, which are never kept", "say `off`", key)]
+        return [Problem(f"a loss uses {', '.join(inside)}, which are never kept", "say `off`", key)]
     if "hidden_states" in options.needs and kept == "logits":
-        return [Problem("a loss looks at hidden states, and logits alone are kept", "say `hidden_states`", key)]
+        return [Problem("a loss uses hidden states, and logits alone are kept", "say `hidden_states`", key)]
     whole = [loss.name for loss in options.losses if "hidden_states" in loss.needs and not loss.first_token_only]
     if kept == "cls" and whole:
-        return [Problem(f"{whole[0]} looks at every token, and the first alone is kept", "say `hidden_states`", key)]
+        return [Problem(f"{whole[0]} uses every token, and the first alone is kept", "say `hidden_states`", key)]
     return []

@@ -1,4 +1,4 @@
-"""Training that belongs to pruning: after a cut, or while the masks close."""
+"""Recovery: the training inside a prune or quantize stage, after the cut or under a training overlay."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 
 
 class Recover(Train, DistillationOptions):
-    """A `train:` block with losses and a teacher."""
+    """A `train:` block with losses and a teacher.
+
+    It stands here and not in `training/`, because it needs the losses.
+    """
 
     epochs: float = Field(default=1.0, ge=0)
     losses: Losses = [SoftLabels()]
     teacher: AnyTeachers = Teachers(models=["parent"])
-    """Who teaches: `parent` (the unpruned model), `source`, an earlier stage, a directory or a Hub id; or several."""
+    """The teacher: `parent` (the model before this stage), `source`, an earlier stage, a directory or a Hub id; or
+    several."""
     lora: Lora | None = None
-    """Train through LoRA adapters, merged before the model is saved."""
+    """Train LoRA adapters, which are merged before the model is saved."""
 
     def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
-        """What cannot work when a model of this shape is trained."""
+        """Lists what cannot work when a model of this shape is trained."""
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
         return [*self.teacher_problems(shape, known, task), *named, *self._adapter_problems()]
 
@@ -41,5 +45,5 @@ class Recover(Train, DistillationOptions):
         return [replace(p, key=("lora", *p.key)) for p in init_problems(self.lora)]
 
     def unavailable(self) -> list[Problem]:
-        """Modules that are not installed."""
+        """Lists what is not installed."""
         return [*(uninstalled(missing_modules(), EXTRA) if self.lora else []), *self.trackers_missing()]

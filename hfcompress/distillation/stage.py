@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfcompress.context import Stage, StageContext, StageResult, require_trainable
 from hfcompress.data.tasks import AnyTask
 from hfcompress.data.texts import texts_of
-from hfcompress.distillation.augmentation.options import Augment, augment_problems, augmented_rows
+from hfcompress.distillation.augmentation.options import Augment, augment_problems, augment_rows
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
@@ -121,7 +121,7 @@ class Distill(Stage, DistillationOptions):
         require_trainable(origin, self.kind)
         facts, raw = dict[str, Any](), None
         if self.augment:
-            raw, facts["augment"] = augmented_rows(self.augment, self, parent, context)
+            raw, facts["augment"] = augment_rows(self.augment, self, parent, context)
         tokenizer, model = load_tokenizer(origin.path, context.task), self._load_origin(origin, parent, context)
         if self.student is not None:
             fresh_head = not has_task_head(read_config(origin.path), context.task)

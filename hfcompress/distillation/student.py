@@ -1,4 +1,4 @@
-"""What a recipe says of a student: its shape, and where its weights come from."""
+"""The `student:` block of a stage: the shape of the student, and where its first weights come from."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ PRESETS: dict[str, Preset] = {
 
 
 class Student(StrictModel):
-    """The student's shape and first weights; what is not said stays as it is in the model it comes from.
+    """The shape and first weights of a student. Sizes that are not given stay as in the model that it comes from.
 
-    The architecture always stays. A bottleneck as MobileBERT's is none of its shapes: layers narrower than the
-    stream between them do not fit these configs.
+    The architecture always stays the same. A bottleneck as in MobileBERT is not possible: these configs cannot express
+    layers that are narrower than the residual stream between them.
     """
 
     preset: str | None = None
@@ -65,26 +65,28 @@ class Student(StrictModel):
     heads: int | None = Field(default=None, ge=1, le=LARGEST["heads"])
     ffn: int | None = Field(default=None, ge=1, le=LARGEST["width"])
     positions: int | None = Field(default=None, ge=4, le=LARGEST["positions"])
-    """Rows of the position table; shorter inputs need fewer."""
+    """Rows of the position table: the longest input that the student can read."""
     origin: str = Field(default="parent", alias="from")
     """The model that the weights come from: `parent` (of the stage before), `source`, `model` (the recipe's own), an
     earlier stage such as `01-distill`, a directory or a Hub id. A general checkpoint gives its shape and gets a new
-    head."""
+    task head."""
     init: Literal["copy", "random"] = "copy"
-    """`copy` takes every tensor from the model it comes from, narrowed where the student is narrower."""
+    """`copy` copies every tensor from the model that it comes from, narrowed if the student is narrower; `random`
+    copies none."""
     layers_from: Literal["uniform", "top", "bottom"] | list[Annotated[int, Field(ge=1)]] = "uniform"
-    """The layers that the student's start from: spread evenly, the last ones, the first ones, or a list of them from
-    1, one for each of the student's. DistilBERT's choice of 6 from 12 is `[1, 3, 5, 8, 10, 12]`."""
+    """The layers that are copied: spread evenly (`uniform`), the last ones (`top`), the first ones (`bottom`), or a
+    list with one for each of the student's layers, counted from 1. DistilBERT takes `[1, 3, 5, 8, 10, 12]` of 12."""
     width: Literal["first", "activation"] = "first"
-    """What a narrower student keeps: the `first` dimensions, heads and neurons, or those of the highest mean
-    `activation` on training rows, the same dimensions all through the residual stream (Minitron, arXiv:2407.14679)."""
+    """What a narrower student keeps: the `first` dimensions, heads and neurons, or those with the highest mean
+    `activation` on training rows (Minitron, arXiv:2407.14679). All layers keep the same dimensions of the residual
+    stream."""
     rows: int = Field(default=256, ge=1)
-    """Training rows that `width: activation` looks at, drawn with the recipe's seed."""
+    """Training rows for `width: activation`, drawn with the recipe's seed."""
     vocabulary: Literal["keep", "corpus"] = "keep"
-    """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters, so that those texts
-    are split as before and others still can be. A plan counts the whole vocabulary."""
+    """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters: these texts are
+    split as before, and other texts can still be split. A plan counts the whole vocabulary."""
     lora: Lora | None = None
-    """Train through LoRA adapters, merged before the student is saved."""
+    """Train LoRA adapters, which are merged before the student is saved."""
 
     @field_validator("preset")
     @classmethod
@@ -94,7 +96,7 @@ class Student(StrictModel):
         return name
 
     def shape(self, origin: Shape) -> Shape:
-        """The student's shape, where its weights come from a model of this one."""
+        """Computes the shape of a student whose weights come from a model of shape `origin`."""
         preset = PRESETS[self.preset] if self.preset else None
         layers = self.layers or (preset.layers if preset else len(origin.layers))
         hidden = self.hidden or (preset.hidden if preset else origin.hidden)
@@ -109,18 +111,18 @@ class Student(StrictModel):
         return even.with_layers(layers, heads, ffn)
 
     def layers_of(self, origin: Shape) -> list[int]:
-        """For each student layer, the layer of the model it comes from (from 0) that it starts from."""
+        """Lists for each student layer the layer (from 0) of the other model that is copied."""
         if isinstance(self.layers_from, list):
             return [number - 1 for number in self.layers_from]
         pairs = pairs_of(self.layers_from, len(self.shape(origin).layers), len(origin.layers))
         return [number - 1 for _, number in pairs]
 
     def unavailable(self) -> list[Problem]:
-        """Modules that are not installed."""
+        """Lists what is not installed."""
         return uninstalled(missing_modules(), EXTRA) if self.lora else []
 
     def problems(self, origin: Shape, task: Task) -> list[Problem]:
-        """Why this student cannot be built for the task from a model of this shape; the keys start with `student`."""
+        """Lists why this student cannot be built for the task from such a model; the keys start with `student`."""
         found = [*self._head_problems(origin), *self._position_problems(origin, task), *self._random_problems()]
         if self.init == "copy":
             found += self._layer_problems(origin)
@@ -136,10 +138,10 @@ class Student(StrictModel):
             fix = f"use {_nearest_divisor(hidden, heads)} heads, or another width"
             return [Problem(message, fix, key)]
         if heads % shape.group:
-            message = f"{heads} heads are no groups of {shape.group}, and so many share keys and values in this model"
+            message = f"{heads} heads are no groups of {shape.group} heads, which share keys and values in this model"
             return [Problem(message, f"use a multiple of {shape.group}", key)]
         if shape.spec.rotary and shape.head_dim % 2:
-            message = f"heads of {shape.head_dim} dimensions cannot be rotated, which takes pairs"
+            message = f"heads with {shape.head_dim} dimensions cannot be rotated: dimensions are rotated in pairs"
             return [Problem(message, "use another number of heads, or another width", key)]
         return []
 

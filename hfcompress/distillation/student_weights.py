@@ -1,4 +1,4 @@
-"""A student's first weights, taken from the model it comes from."""
+"""Builds a student, and copies its first weights from the model that it comes from."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def build_student(
     importance: Importance | None = None,
     fresh_head: bool = False,
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """A model of `shape` that starts from `origin`'s weights.
+    """Builds a model of `shape` with weights from `origin`.
 
-    A tensor of equal shape is copied. A larger one is narrowed: everything that stands on the residual stream keeps
-    the same dimensions, every head that stays the same dimensions for query and key and for value and output, every
-    FFN the same neurons going in and out. What the origin has less of starts at random.
+    A tensor of equal shape is copied. A larger one is narrowed: all layers keep the same dimensions of the residual
+    stream; a head keeps the same dimensions for query and key, and for value and output; an FFN keeps the same neurons
+    on its way in and out. A tensor that is smaller in the origin stays random.
 
     Args:
         origin: The model that the weights come from.
         shape: The student's shape, of the same architecture.
-        layers: For each student layer, the origin's layer (from 0) that it starts from.
-        init: `random` leaves every weight at its random start.
-        importance: What is kept where the student is narrower; without it the first dimensions, heads and neurons.
-        fresh_head: Leave the head at its random start: the origin's was not trained either.
+        layers: For each student layer, the origin's layer (from 0) that is copied.
+        init: `random` copies nothing.
+        importance: Decides what a narrower student keeps; without it the first dimensions, heads and neurons.
+        fresh_head: Leave the task head random: the origin's was not trained either.
 
     Returns:
-        The student in train mode, and for each of `embeddings`, `layer N` (from 1) and `head` where it came from.
+        The student in train mode, and where the weights of `embeddings`, each `layer N` (from 1) and `head` come from.
     """
     import torch
 
@@ -74,7 +74,7 @@ def _renumbered(name: str, model: PreTrainedModel, layer: int) -> str:
 
 
 def _fill(tensor: Tensor, source: Tensor | None, axes: tuple[Axis, ...], layer: int, narrowing: Narrowing) -> str:
-    """Fills a weight of the student, and says how."""
+    """Fills a weight of the student, and returns how."""
     if source is None or source.dim() != tensor.dim():
         return "random"
     sizes = list(zip(axes, source.shape, tensor.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Which dimensions, heads and neurons a narrower model keeps."""
+"""Ranks dimensions, heads and neurons by activation, and selects those that a narrower model keeps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each part of a model does on calibration rows; the lists have one tensor for each layer's weights.
+    """Mean activations of the parts of a model on calibration rows; the lists have one tensor for each layer's weights.
 
     Attributes:
         residual: `(hidden,)`: mean absolute hidden state, summed over the embeddings' output and the layers'.
-        heads: `(head groups,)`: mean norm of what the head gives, summed over a group that shares keys and values.
+        heads: `(head groups,)`: mean norm of the head's output, summed over a group that shares keys and values.
         scores: `(head groups, head_dim)`: mean absolute query, summed likewise, times mean absolute key.
         values: `(head groups, head_dim)`: mean absolute output of the head, summed likewise.
         neurons: `(ffn,)`: mean absolute activation behind the non-linearity (and the gate, where there is one).
@@ -38,7 +38,7 @@ class Importance:
 
 
 def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
-    """How much each dimension, head and neuron does, by forward passes alone; padding does not count.
+    """Ranks dimensions, heads and neurons by mean activation, with forward passes alone; padding does not count.
 
     Source: Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section 2.2.
 
@@ -60,7 +60,7 @@ def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
 
 
 class _Sums:
-    """Sums over the real tokens, of each place that is looked at."""
+    """Sums of activations over the real tokens, for each place of the model."""
 
     def __init__(self, head_dim: int, layers: int) -> None:
         self.head_dim, self.layers = head_dim, layers
@@ -120,11 +120,11 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What stays of each axis when a model of shape `old` becomes one of shape `new`.
+    """Selects what stays of each axis when a model of shape `old` becomes one of shape `new`.
 
     Attributes:
-        importance: What is kept first; without it the first ones.
-        same_heads: Whether every layer keeps the same heads, since the model has something for each that they share.
+        importance: What is highest stays; without it the first ones stay.
+        same_heads: True if every layer keeps the same heads, because the layers share something for each head.
     """
 
     old: Shape
@@ -133,11 +133,11 @@ class Narrowing:
     same_heads: bool = False
 
     def index(self, axis: Axis, layer: int, have: int, want: int) -> Tensor | None:
-        """Which of an axis's entries stay, in their order; None where it has too few, or the first would mean nothing.
+        """Selects the entries of an axis that stay, in their order; None if it has too few, or the first mean nothing.
 
         Args:
-            axis: What it stands for.
-            layer: The old model's layer, from 0; of no matter outside of the layers.
+            axis: What the axis counts.
+            layer: The old model's layer, from 0; ignored outside of the layers.
             have: Entries of the old axis.
             want: Entries of the new one.
         """
@@ -154,12 +154,12 @@ class Narrowing:
         if part in ("scores", "values"):
             return self._dimensions(part, layer, have, want)
         if part == "heads":
-            return best(self._head_scores(layer), want, have)
+            return select_best(self._head_scores(layer), want, have)
         if known and part == "residual":
-            return best(known.residual, want, have)
+            return select_best(known.residual, want, have)
         if known and part == "neurons":
-            return best(known.neurons[layer], want, have)
-        return best(None, want, have)
+            return select_best(known.neurons[layer], want, have)
+        return select_best(None, want, have)
 
     def _head_scores(self, layer: int) -> Tensor | None:
         if self.importance is None:
@@ -168,33 +168,33 @@ class Narrowing:
         return sum(heads[1:], heads[0]) if self.same_heads else heads[layer]
 
     def _dimensions(self, part: str, layer: int, have: int, want: int) -> Tensor:
-        """Dimensions of heads: so many of each of so many heads, or where heads grow or become more, whole heads.
+        """Selects dimensions of heads: some of each head that stays, or whole heads if heads get wider or more.
 
         Heads that share keys and values stay or go together, with the same dimensions.
         """
         import torch
 
         old, new, known = self.old.head_dim, self.new.head_dim, self.importance
-        # Of a group's own axis, that of keys or values, a head is a group.
+        # On the axis of keys or values, one head stands for its group.
         group = self.old.group if have // old == self.old.layers[layer].heads else 1
         count, width = want // new // group, new
         if new > old or count > have // old // group:
             count, width = -(-want // (old * group)), old
-        # A rotation turns dimension i with i + half, so both stay or go.
+        # A rotation turns dimension i with i + half, so both stay or both go.
         pairs = 2 if part == "scores" and self.old.spec.rotary else 1
         kept = []
-        for shared in best(self._head_scores(layer), count, have // old // group):
+        for shared in select_best(self._head_scores(layer), count, have // old // group):
             scores = None
             if known:
                 scores = (known.scores if part == "scores" else known.values)[layer][shared].unflatten(0, (pairs, -1))
-            first = best(None if scores is None else scores.sum(0), width // pairs, old // pairs)
+            first = select_best(None if scores is None else scores.sum(0), width // pairs, old // pairs)
             dims = torch.cat([first + half * (old // pairs) for half in range(pairs)])
             kept += [(shared * group + head) * old + dims for head in range(group)]
         return torch.cat(kept)[:want]
 
 
-def best(scores: Tensor | None, count: int, of: int) -> Tensor:
-    """The indices of the `count` highest scores, ascending; of equal ones, and without any, the first."""
+def select_best(scores: Tensor | None, count: int, of: int) -> Tensor:
+    """Selects the indices of the `count` highest scores, ascending; of equal scores, and without any, the first."""
     import torch
 
     if scores is None or count == of:

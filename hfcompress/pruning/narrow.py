@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.distillation.width_importance import best
+from hfcompress.distillation.width_importance import select_best
 from hfcompress.models.architectures import spec_of
 from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
@@ -174,7 +174,7 @@ def _kept(model: PreTrainedModel, dims: Sequence[int], inner: Sequence[int] | No
     kept = dict.fromkeys(places, torch.tensor(dims, dtype=torch.long))
     if within:
         outgoing = [state[name].float().square().sum(0) for name, axis in within if axis == 1]
-        chosen = best(sum(outgoing), len(dims), hidden) if inner is None else torch.tensor(inner)  # type: ignore[arg-type]
+        chosen = select_best(sum(outgoing), len(dims), hidden) if inner is None else torch.tensor(inner)  # type: ignore[arg-type]
         kept |= dict.fromkeys(within, chosen.cpu())
     return kept
 

@@ -22,7 +22,7 @@ from hfcompress.models.artifact import (
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.quantization.backends.base import Backend, Work
 from hfcompress.quantization.qat.options import QatTraining
-from hfcompress.training.lora import Lora, add_lora, save_adapter, targets_of
+from hfcompress.training.lora import Lora, add_lora, find_targets, save_adapter
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.logging import log
 
@@ -108,7 +108,7 @@ def _leave_to_adapters(backend: Backend, work: Work, options: Lora, path: Path) 
     from hfcompress.quantization.loftq import to_quantize
 
     model, quantized = load_model(work.source, work.auto_class), _loaded(work)
-    for name, layer in targets_of(model, options).items():
+    for name, layer in find_targets(model, options).items():
         weight: Any = layer.weight
         if not quantized.get_parameter(f"{name}.weight").is_floating_point():
             weight.data = to_quantize(weight.data, backend.rounded, options.r, options.iterations)
@@ -141,7 +141,7 @@ def _fit(model: PreTrainedModel, work: Work, options: Lora) -> dict[str, float]:
     from hfcompress.quantization.loftq import fit
 
     whole = load_model(work.source, work.auto_class)
-    weights: dict[str, Any] = {name: layer.weight for name, layer in targets_of(whole, options).items()}
+    weights: dict[str, Any] = {name: layer.weight for name, layer in find_targets(whole, options).items()}
     without, left = fit(model, weights, options)
     log.info(f"loftq: the adapted layers' quantized weights are {without:.2%} off, with their adapters {left:.2%}")
     return {"error_without_adapters": without, "error": left}

@@ -1,4 +1,4 @@
-"""LoRA: a student trained through adapters, and a peft checkpoint made into a stock model."""
+"""LoRA: adds adapters to a model, saves them, and merges them into the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Target = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out
 
 
 class Lora(StrictModel):
-    """Training through low-rank adapters: `W x + (alpha / r) B A x` with W frozen; the head is trained whole.
+    """Trains low-rank adapters: `W x + (alpha / r) B A x` with W frozen; the task head is trained as a whole.
 
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685. Needs `hfcompress[peft]`.
     """
@@ -31,15 +31,15 @@ class Lora(StrictModel):
     """Rank of the adapters."""
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """On what goes into an adapter."""
+    """Dropout on the input of an adapter."""
     targets: list[Target] = Field(default=["query", "value"], min_length=1)
-    """The linear layers of each layer that get one: any of query, key, value, attention_output, ffn_in, ffn_out. Where
-    a single layer makes query, key and value, one of the names stands for all."""
+    """The linear layers that get an adapter: any of query, key, value, attention_output, ffn_in, ffn_out. If one linear
+    layer computes query, key and value together, one of these names stands for all three."""
     init: Literal["default", "loftq"] = "default"
-    """What the adapters start from: `default` is an update of zero; `loftq` (Li et al. 2023, arXiv:2310.08659) the best
-    one for what quantizing took from the weights below, so it is for adapters on a quantized model."""
+    """The start of the adapters: `default` is an update of zero; `loftq` (Li et al. 2023, arXiv:2310.08659) the best
+    low-rank fit of the quantization error, for adapters on a quantized model."""
     iterations: int = Field(default=1, ge=1)
-    """How often LoftQ quantizes what the adapters leave and fits them anew."""
+    """Rounds of LoftQ: each quantizes what the adapters leave over, and fits the adapters again."""
 
     @model_validator(mode="after")
     def _used(self) -> Lora:
@@ -49,20 +49,20 @@ class Lora(StrictModel):
 
 
 def init_problems(options: Lora | None) -> list[Problem]:
-    """Why adapters on a float model cannot start as they are told to; keys inside of its `lora:`."""
+    """Lists why adapters on a float model cannot start as the recipe says; keys inside of `lora:`."""
     if options is None or options.init == "default":
         return []
-    message = "`loftq` starts from what quantizing took from the weights, and these stay in float32"
+    message = "`loftq` starts from the quantization error of the weights, and these weights stay in float32"
     return [Problem(message, "leave it out, or quantize with bnb_4bit and `train: {lora: …}`", ("init",))]
 
 
 def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
-    """Puts adapters into the model, in place: they and the head can be trained, nothing else.
+    """Adds adapters to the model, in place; only they and the task head can be trained then.
 
-    The model stays what it was, its forward and the paths to its parts included, and at first answers the same.
+    The model keeps its class, its forward and the paths to its parts, and at first computes the same.
 
     Raises:
-        HfcompressError: where peft is not installed, or the head is quantized.
+        HfcompressError: if peft is not installed, or the task head is quantized.
     """
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
@@ -71,10 +71,10 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=list(targets_of(model, options)),
+        target_modules=list(find_targets(model, options)),
     )
     inject_adapter_in_model(config, model)
-    # The words of a mask head are the embeddings', under another name.
+    # A fill-mask head has the weights of the word embeddings, under another name.
     names = list(model.named_parameters(remove_duplicate=False))
     body = {id(parameter) for name, parameter in names if part_of(name, model) != "head"}
     for name, parameter in names:
@@ -89,8 +89,8 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
     return model
 
 
-def targets_of(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
-    """The linear layers that get adapters, by their paths in a model without any."""
+def find_targets(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
+    """Finds the linear layers that get adapters, by their paths in a model without adapters."""
     modules = spec_of(model).modules
     parts = [layer.get_submodule(getattr(modules, name)) for layer in layers_of(model) for name in options.targets]
     wanted = {id(part) for part in parts if part.weight.numel()}  # type: ignore[operator,union-attr]
@@ -98,7 +98,7 @@ def targets_of(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
 
 
 def save_adapter(model: PreTrainedModel, path: Path) -> None:
-    """Writes a model's adapters as peft does; they name no base, so that the directory can be moved with its own."""
+    """Writes a model's adapters as peft does, without the name of the base: base and adapters can be moved together."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What lies over a model while it trains: masks and fake quantization."""
+"""The training overlay: what lies over a model while it trains, such as masks or fake quantization."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 STEADY = "steady"
-"""True in an optimizer group whose learning rate stays as it is, whatever the schedule of the model's."""
+"""The key of an optimizer group that is true if its learning rate stays constant, whatever the schedule is."""
 
 
 class TrainingOverlay(nn.Module):
-    """The base does nothing; a kind of mask overrides what it needs.
+    """Changes what a model computes while it trains. The base class does nothing; each kind overrides what it needs.
 
-    It is a part of the training objective: its parameters are trained, averaged over processes, and kept in
-    checkpoints as the model's are, and so are its buffers. Every process makes the same masks.
+    It is a part of the training objective: its parameters and buffers are trained, averaged over processes and saved in
+    checkpoints with those of the model. Every process makes the same overlay.
 
-    In training mode a mask lies over the model as its method says. In eval mode it is what the masks would come to if
-    the training ended there: what `keep` tells, under the budget of that step.
+    In training mode it changes the model as its method says. In eval mode it changes the model as if the training ended
+    at this step: to what `keep` returns, under the budget of this step.
 
     Attributes:
-        seed: Decides what is sampled, together with the step; set by the training.
+        seed: Decides, together with the step, what is sampled; set by the training.
     """
 
     closing: ClassVar[bool] = True
-    """Whether what the model gives changes with the step, so that an early model is not one of those to come."""
+    """True if the overlay changes the model step by step: an early model then is no candidate for the best one."""
     seed: int = 0
 
     @contextmanager
     def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
-        """The mask lies over the model's forward passes while the context lasts.
+        """Lays the overlay over the model's forward passes inside the context.
 
         Args:
             model: The model.
@@ -48,30 +48,30 @@ class TrainingOverlay(nn.Module):
         yield
 
     def penalty(self, progress: float) -> Tensor | None:
-        """What is added to the loss of a step; called inside of `applied`."""
+        """Computes what is added to the loss of a step; called inside of `applied`."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups of the masks' own parameters; those named in none are trained as the model's are."""
+        """Makes optimizer groups for the overlay's parameters; those in no group are trained like the model's."""
         return []
 
     def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
-        """After optimizer step `step` (from 1) of `steps`: what must hold in the weights is made to hold."""
+        """Called after optimizer step `step` (from 1) of `steps`: restores what must hold for the weights."""
 
     def settle(self, model: PreTrainedModel) -> None:
-        """Once, when the training is done: what the masks do to the values of what stays goes into the weights.
+        """Called once, after the training: moves the effect of the overlay on what stays into the weights.
 
-        After it a model cut to `keep`, or as it stands where the masks are on weights, gives what the masked one gave.
+        Afterwards the model, cut to `keep` if the masks are on units, computes the same as under the overlay.
         """
 
     def keep(self) -> list[Keep]:
-        """The heads and neurons that stay, once the training is done; of masks on units."""
+        """Lists the heads and neurons that stay after the training; for masks on units."""
         raise NotImplementedError
 
     def noise(self, count: int, progress: float) -> Tensor:
-        """`(count,)` uniform draws from [0, 1): the same on all processes, in all batches of a step, and when resumed.
+        """Draws `(count,)` uniform numbers from [0, 1): equal on all processes, in all batches of a step and if resumed.
 
-        Each process drawing its own would train masks that no gradient was ever taken at.
+        If each process drew its own, the averaged gradient would belong to no mask that was ever applied.
         """
         generator = torch.Generator().manual_seed(crc32(f"{self.seed} {progress}".encode()))
         return torch.rand(count, generator=generator)
@@ -79,7 +79,7 @@ class TrainingOverlay(nn.Module):
 
 @contextmanager
 def in_eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout is off while the context lasts."""
+    """Puts a model in eval mode inside the context: dropout is off."""
     training = model.training
     model.eval()
     try:

@@ -8,11 +8,11 @@ from hfcompress.utils.errors import Problem, did_you_mean
 
 _ALL_OR_NONE = ("all", "none")
 _ASKED_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
-"""What transformers calls some of them where it asks whether they are installed."""
+"""The names of some trackers in transformers' functions that find out if they are installed."""
 
 
 def tracker_problems(names: Sequence[str]) -> list[Problem]:
-    """Names that transformers does not know, and trackers whose package is not installed; the key is `report_to`."""
+    """Lists names that transformers does not know, and trackers that are not installed; the key is `report_to`."""
     from transformers.integrations import integration_utils
 
     known, found = list(integration_utils.INTEGRATION_TO_CALLBACK), []

@@ -17,9 +17,9 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.source import cache_home
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.distillation.augmentation import augment as module
-from hfcompress.distillation.augmentation.augment import ORIGIN, augment, augmented, rewritten
-from hfcompress.distillation.augmentation.options import Augment, agreement, augmented_rows, computes_in_bfloat16
-from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, propose, spans, whole_words
+from hfcompress.distillation.augmentation.augment import ORIGIN, augment, read_augmented, rewrite
+from hfcompress.distillation.augmentation.options import Augment, augment_rows, computes_in_bfloat16, make_label_filter
+from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, find_words, list_whole_words, propose
 from hfcompress.models.artifact import open_artifact
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -54,7 +54,7 @@ def mlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(text: str) -> list[str]:
-    return [text[slice(*span)] for span in spans(text)]
+    return [text[slice(*span)] for span in find_words(text)]
 
 
 def one_at_a_time(path: Path, text: str, span: tuple[int, int], top_k: int) -> set[str]:
@@ -84,7 +84,7 @@ def test_many_words_at_once_have_the_candidates_that_each_has_alone(family: str,
     found = propose(TEXTS, MaskedWords(path, 3), None, batch_size=5)
     assert found.keys() == set(TEXTS)
     for text, slots in found.items():
-        assert slots.keys() == set(spans(text))
+        assert slots.keys() == set(find_words(text))
         for span, candidates in slots.items():
             assert len(candidates) == 3
             assert set(candidates) == one_at_a_time(path, text, span, 3), (text, span)
@@ -110,7 +110,7 @@ def test_equal_texts_are_asked_once(mlm: Path, monkeypatch: pytest.MonkeyPatch) 
     top = model._top
     monkeypatch.setattr(model, "_top", lambda e, numbers, p: asked.extend(numbers) or top(e, numbers, p))
     propose(["a great film"] * 7 + ["a dull film"], model, None, 4)
-    assert len(asked) == len(spans("a great film")) + len(spans("a dull film"))
+    assert len(asked) == len(find_words("a great film")) + len(find_words("a dull film"))
 
 
 def test_the_head_sees_the_masked_tokens_alone(mlm: Path) -> None:
@@ -163,9 +163,9 @@ def test_whole_words_of_each_kind_of_tokenizer() -> None:
             batch_decode=lambda rows: [clean[index] for (index,) in rows],
         )
 
-    assert whole_words(fake(["PAD", "film", "##s", "▁odd", "7", "a"])) == {1: "film", 5: "a", 3: "odd"}
-    assert whole_words(fake(["PAD", "Ġfilm", "s", "Ġ7", "Ġa"])) == {1: "film", 4: "a"}
-    assert whole_words(fake(["PAD", "▁film", "s", "▁,"])) == {1: "film"}
+    assert list_whole_words(fake(["PAD", "film", "##s", "▁odd", "7", "a"])) == {1: "film", 5: "a", 3: "odd"}
+    assert list_whole_words(fake(["PAD", "Ġfilm", "s", "Ġ7", "Ġa"])) == {1: "film", 4: "a"}
+    assert list_whole_words(fake(["PAD", "▁film", "s", "▁,"])) == {1: "film"}
 
 
 GLOVE = "badly 1 0 0\npoorly 0.9 0.1 0\nsoon 2 1 0\nfar -1 0 0\nnever 0 0 1\n, 1 0 0\nBadly 0 0 9\n"
@@ -208,23 +208,23 @@ SLOTS: Slots = {(5, 9): ("bad", "poor"), (11, 17): ("story",), (19, 21): ()}
 
 
 def test_a_text_keeps_its_spaces_punctuation_and_capitals() -> None:
-    new = rewritten("It's Good,\tPLOTXX; UK", SLOTS, 9, 1.0, random.Random(0))
+    new = rewrite("It's Good,\tPLOTXX; UK", SLOTS, 9, 1.0, random.Random(0))
     assert sorted(new) == ["It's Bad,\tSTORY; UK", "It's Poor,\tSTORY; UK"]
-    assert rewritten("so it was ok", {(10, 12): ("Paris",)}, 1, 1.0, random.Random(0)) == ["so it was Paris"]
-    assert rewritten("I", {(0, 1): ("we",)}, 1, 1.0, random.Random(0)) == ["We"]
+    assert rewrite("so it was ok", {(10, 12): ("Paris",)}, 1, 1.0, random.Random(0)) == ["so it was Paris"]
+    assert rewrite("I", {(0, 1): ("we",)}, 1, 1.0, random.Random(0)) == ["We"]
 
 
 def test_probability_0_replaces_nothing_and_1_everything() -> None:
-    assert rewritten("It's Good,\tPLOTXX; UK", SLOTS, 9, 0.0, random.Random(0)) == []
+    assert rewrite("It's Good,\tPLOTXX; UK", SLOTS, 9, 0.0, random.Random(0)) == []
     words = {(i, i + 1): ("x", "y", "z") for i in range(0, 12, 2)}
-    for new in rewritten("a b c d e f", words, 20, 1.0, random.Random(0)):
+    for new in rewrite("a b c d e f", words, 20, 1.0, random.Random(0)):
         assert set(new.split()) <= {"x", "y", "z"}
 
 
 def test_words_are_replaced_as_often_as_asked() -> None:
     text = " ".join("a" * 200)
     words = {(i, i + 1): tuple("bcdefgh") for i in range(0, 400, 2)}
-    new = rewritten(text, words, 50, 0.3, random.Random(0))
+    new = rewrite(text, words, 50, 0.3, random.Random(0))
     share = sum(word != "a" for made in new for word in made.split()) / (50 * 200)
     assert len(set(new)) == 50
     assert share == pytest.approx(0.3, abs=0.02)
@@ -232,9 +232,9 @@ def test_words_are_replaced_as_often_as_asked() -> None:
 
 
 def test_duplicates_are_drawn_anew_until_nothing_is_left() -> None:
-    new = rewritten("good", {(0, 4): tuple("abcdef")}, 6, 0.5, random.Random(0))
+    new = rewrite("good", {(0, 4): tuple("abcdef")}, 6, 0.5, random.Random(0))
     assert set(new) == set("abcdef")
-    assert len(rewritten("good", {(0, 4): ("bad",)}, 20, 0.5, random.Random(0))) == 1
+    assert len(rewrite("good", {(0, 4): ("bad",)}, 20, 0.5, random.Random(0))) == 1
 
 
 def rows_of(texts: list[str], **others: list[Any]) -> datasets.Dataset:
@@ -247,7 +247,7 @@ def made(tmp_path: Path, rows: datasets.Dataset, mlm: Path, columns: tuple[str, 
     block = Augment.model_validate({"copies": 4, "top_k": 5, **options})
     counts = augment(rows, columns, block, seed=seed, directory=tmp_path / name, identity=identity or {"seed": seed},
                      mlm=mlm, keep=keep)  # fmt: skip
-    return augmented(tmp_path / name), counts
+    return read_augmented(tmp_path / name), counts
 
 
 def test_the_data_set_starts_with_the_rows_as_they_were(mlm: Path, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_the_teacher_keeps_what_has_its_label_and_its_confidence(teacher: Path) 
     for minimum in (0.0, between):
         wanted = [same and max(p) >= minimum for p, same in zip(chances, agree, strict=True)]
         options = Augment(minimum_confidence=minimum, batch_size=2)
-        assert agreement(options, open_artifact(teacher), task)(rows) == wanted
+        assert make_label_filter(options, open_artifact(teacher), task)(rows) == wanted
     assert 2 <= sum(agree) < len(texts)
 
 
@@ -450,7 +450,7 @@ def test_the_teachers_score_is_near_the_rows_score(tmp_path: Path) -> None:
         scores = [model(**factories.tokenizer()(text, return_tensors="pt")).logits.item() for text in texts]
     near = [scores[0] + 0.09, scores[0] + 0.11, scores[1] - 0.09, scores[1] - 0.11]
     rows = datasets.Dataset.from_dict({"sentence": [texts[0], texts[0], texts[1], texts[1]], "score": near})
-    keep = agreement(Augment(tolerance=0.1), open_artifact(path), Regression.model_validate(SCORES))
+    keep = make_label_filter(Augment(tolerance=0.1), open_artifact(path), Regression.model_validate(SCORES))
     assert keep(rows) == [True, False, True, False]
 
 
@@ -476,7 +476,7 @@ def test_a_stage_gets_raw_rows_that_the_task_reads(
     monkeypatch.setenv("HFCOMPRESS_HOME", str(tmp_path / "home"))
     taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=["source"]))
     options = Augment(model=str(mlm), copies=3)
-    rows, facts = augmented_rows(options, taught, context.source, context)
+    rows, facts = augment_rows(options, taught, context.source, context)
     train = context.rows("train")
     assert rows.select(range(len(train))).to_list() == train.to_list()
     assert len(rows) > 2 * len(train)
@@ -485,7 +485,7 @@ def test_a_stage_gets_raw_rows_that_the_task_reads(
     monkeypatch.setattr(
         "hfcompress.distillation.augmentation.augment.MaskedWords", None
     )  # a second run, of any batch size, makes nothing
-    again, _ = augmented_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, context.source, context)
+    again, _ = augment_rows(Augment(model=str(mlm), copies=3, batch_size=7), taught, context.source, context)
     assert again.to_list() == rows.to_list()
 
 
@@ -498,7 +498,7 @@ def test_the_teachers_weights_belong_to_the_lineage_of_what_it_filtered(
     kept = []
     for name in ("source", "01-distill"):
         taught: Any = SimpleNamespace(teacher=SimpleNamespace(models=[name]))
-        rows, facts = augmented_rows(options, taught, context.source, context)
+        rows, facts = augment_rows(options, taught, context.source, context)
         kept.append(len(rows) - len(context.rows("train")))
         assert facts["dropped"] > 0
     assert kept[0] != kept[1]

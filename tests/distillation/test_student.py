@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hfcompress.distillation.layer_map import uniform_map
 from hfcompress.distillation.student import PRESETS, Student
 from hfcompress.distillation.student_weights import build_student
-from hfcompress.distillation.width_importance import Importance, best, rank_dimensions
+from hfcompress.distillation.width_importance import Importance, rank_dimensions, select_best
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import Shape, shape_of
@@ -297,20 +297,20 @@ def test_dimensions_that_do_nothing_are_left_out_and_the_answer_stays() -> None:
             each.intermediate.dense.weight[idle_neurons] = 0
             each.intermediate.dense.bias[idle_neurons] = 0
     known = rank_dimensions(teacher, [factories.batch()])
-    assert sorted(best(-known.residual, 8, 32).tolist()) == dead
+    assert sorted(select_best(-known.residual, 8, 32).tolist()) == dead
     assert all(int(heads.argmin()) == idle_head for heads in known.heads)
-    assert all(sorted(best(-neurons, 32, 64).tolist()) == idle_neurons for neurons in known.neurons)
+    assert all(sorted(select_best(-neurons, 32, 64).tolist()) == idle_neurons for neurons in known.neurons)
     small = replace(shape(teacher), hidden=24).with_layers(2, 3, 32)
     student, _ = build_student(teacher, small, [0, 1], importance=known)
     for name, child in teacher.named_modules():
         if isinstance(child, Scale):
             owner, _, attribute = name.rpartition(".")
-            kept = best(known.residual, 24, 32)
+            kept = select_best(known.residual, 24, 32)
             setattr(student.get_submodule(owner), attribute, Scale(child.weight[kept].detach()))
     # The pooler's rows are no stream of dead dimensions: its output is cut with the classifier's columns.
     with torch.no_grad():
         hidden = [m.eval().bert(**factories.batch()).last_hidden_state for m in (student, teacher)]
-    assert torch.allclose(hidden[0], hidden[1][..., best(known.residual, 24, 32)], atol=1e-5)
+    assert torch.allclose(hidden[0], hidden[1][..., select_best(known.residual, 24, 32)], atol=1e-5)
 
 
 class Scale(torch.nn.Module):

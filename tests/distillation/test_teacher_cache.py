@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfcompress.distillation.teacher_cache import RECORD, Answers, Writer, open_answers, why_not
+from hfcompress.distillation.teacher_cache import RECORD, Answers, Writer, find_fault, open_answers
 from hfcompress.utils.errors import disk_problem
 
 IDENTITY = {"teacher": "abc", "data": "def", "max_length": 16}
@@ -38,7 +38,7 @@ def filled(folder: Path, content: Any = "logits", by_token: bool = False, writer
 
 
 def opened(folder: Path) -> Answers:
-    assert why_not(folder / "c", IDENTITY) is None
+    assert find_fault(folder / "c", IDENTITY) is None
     return open_answers(folder / "c")
 
 
@@ -78,13 +78,13 @@ def test_a_cache_that_was_not_finished_is_none(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.create(LENGTHS, 2, by_token=False, content="logits")
     writer.write(np.array([0]), {"logits": np.ones((1, 2), np.float32)})
-    assert why_not(tmp_path, IDENTITY) == f"its {RECORD} is missing or damaged"
+    assert find_fault(tmp_path, IDENTITY) == f"its {RECORD} is missing or damaged"
 
 
 def test_answers_to_something_else_are_not_used(tmp_path: Path) -> None:
     filled(tmp_path)
     for key in IDENTITY:
-        assert why_not(tmp_path / "c", {**IDENTITY, key: "other"}) == (
+        assert find_fault(tmp_path / "c", {**IDENTITY, key: "other"}) == (
             "it was made from another teacher, tokenizer or data"
         )
 
@@ -101,7 +101,7 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path, name: str, how: str) -> Non
     else:
         part = len(content) if how == "changed" and name != RECORD else 0 if how == "empty" else len(content) // 2
         path.write_bytes(content[:part])
-    why = why_not(tmp_path / "c", IDENTITY)
+    why = find_fault(tmp_path / "c", IDENTITY)
     assert why is not None
     assert f"{name} is missing or damaged" in why
 

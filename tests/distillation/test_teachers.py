@@ -174,9 +174,9 @@ def test_layers_are_learnt_from_the_cache(tmp_path: Path, teacher: Path, data: P
 @pytest.mark.parametrize(
     ("losses", "cache", "why"),
     [
-        (["attention_scores"], "hidden_states", "a loss looks at keys, queries, which are never kept"),
-        (["hidden_states"], "logits", "a loss looks at hidden states, and logits alone are kept"),
-        (["hidden_states"], "cls", "hidden_states looks at every token, and the first alone is kept"),
+        (["attention_scores"], "hidden_states", "a loss uses keys, queries, which are never kept"),
+        (["hidden_states"], "logits", "a loss uses hidden states, and logits alone are kept"),
+        (["hidden_states"], "cls", "hidden_states uses every token, and the first alone is kept"),
     ],
 )
 def test_what_the_cache_does_not_hold_is_refused(
@@ -193,7 +193,7 @@ def test_what_the_cache_does_not_hold_is_refused(
     [
         ({"layer_map": "top"}, "layer_map", "no loss compares layers pair by pair"),
         ({"losses": ["hard_labels"], "teacher_cache": "logits"}, "teacher_cache", "no loss needs a teacher"),
-        ({"losses": ["hidden_states"], "teacher": ["source", "model"]}, "teacher", "no loss looks at logits"),
+        ({"losses": ["hidden_states"], "teacher": ["source", "model"]}, "teacher", "no loss uses logits"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_told(

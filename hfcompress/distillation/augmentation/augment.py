@@ -1,4 +1,4 @@
-"""More rows from those there are: words replaced by others that could stand there, as a data set with its lineage.
+"""Augmentation: writes a data set of the rows and of copies in which words are replaced.
 
 Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 ORIGIN = "augmented_from"
-"""The column with the number of the row that a new one was made from; empty in the originals."""
+"""The column with the number of the row that a new row was made from; empty for the original rows."""
 DATA, RECORD = "train.parquet", "lineage.json"
 DRAWS = 5
-"""Times `copies`: how often new texts are drawn before those that are missing are given up."""
+"""How many texts are drawn for each wanted copy, at most: short texts have few variants."""
 ROWS_AT_ONCE = 4096
 
 Keep = Callable[["datasets.Dataset"], Sequence[bool]]
@@ -45,7 +45,7 @@ def augment(
     device: str = "cpu",
     bfloat16: bool = False,
 ) -> dict[str, int]:
-    """Writes the rows and new ones made from them, where they are not there already, whole and made from the same.
+    """Writes the rows and the new ones, unless the directory has them already, whole and made from the same.
 
     The directory gets `train.parquet` (the rows, then the new ones, with `augmented_from`) and `lineage.json`.
 
@@ -53,13 +53,13 @@ def augment(
         rows: Raw rows.
         columns: The text column, or the two of a pair: each is rewritten while the other stays as it was.
         options: An `Augment` block.
-        seed: Draws the replacements, row by row: neither the batch size nor the other rows change them.
+        seed: Decides the replacements, row by row: they depend neither on the batch size nor on the other rows.
         directory: Where they go; written beside and renamed.
         identity: What the result depends on, as JSON: options, weights, data, seed, versions.
         mlm: A directory with the masked-language model.
-        keep: Says of some new rows which are kept; without it all are.
+        keep: Decides which of some new rows are kept; by default all are.
         device: Where the masked-language model runs.
-        bfloat16: Whether it computes in bfloat16.
+        bfloat16: True if it computes in bfloat16.
 
     Returns:
         Counts: `originals`, `generated` (and kept), `dropped` by `keep`, and `duplicates`, which are missing copies
@@ -69,13 +69,13 @@ def augment(
         HfcompressError: for a model that fills in no masks, a damaged file of word vectors, or augmented rows.
     """
     require_fresh(rows)
-    why = why_not(directory, identity)
-    if why is None:
+    fault = find_fault(directory, identity)
+    if fault is None:
         counts: dict[str, int] = json.loads((directory / RECORD).read_text(encoding="utf-8"))["counts"]
         log.info(f"augmentation: {_summary(counts)}, read from {directory}")
         return counts
     if directory.exists():
-        log.info(f"augmentation: {directory} is made anew: {why}")
+        log.info(f"augmentation: {directory} is made again: {fault}")
         remove(directory)
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
@@ -90,24 +90,24 @@ def augment(
 
 
 def require_fresh(rows: datasets.Dataset) -> None:
-    """Passes where rows are not augmented yet.
+    """Refuses rows that are augmented already.
 
     Raises:
-        HfcompressError: where they are.
+        HfcompressError: if they are.
     """
     if ORIGIN in rows.column_names:
         raise HfcompressError(f"the data has a column '{ORIGIN}': it is augmented already", "leave out `augment`")
 
 
-def augmented(directory: Path) -> datasets.Dataset:
-    """What `augment` wrote: raw rows, with the columns that they had."""
+def read_augmented(directory: Path) -> datasets.Dataset:
+    """Reads the rows that `augment` wrote, with the columns of raw rows."""
     import datasets
 
     return datasets.Dataset.from_parquet(str(directory / DATA)).remove_columns(ORIGIN)
 
 
-def why_not(directory: Path, identity: Mapping[str, Any]) -> str | None:
-    """Why the data set in a directory cannot be used; None where it can."""
+def find_fault(directory: Path, identity: Mapping[str, Any]) -> str | None:
+    """Finds the reason why the data set in a directory cannot be used; None if it can."""
     try:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         made_from, expected = record["identity"], record["sha256"]
@@ -141,12 +141,12 @@ def _write(
     counts = {"originals": len(rows), "generated": 0, "dropped": 0, "duplicates": 0}
     features = datasets.Features({**rows.features, ORIGIN: datasets.Value("int64")})
     with pyarrow.parquet.ParquetWriter(path, features.arrow_schema) as writer:
-        writer.write_table(_marked(table, pyarrow.nulls(len(rows), pyarrow.int64()), features))
+        writer.write_table(_add_origin(table, pyarrow.nulls(len(rows), pyarrow.int64()), features))
         for start in range(0, len(rows), ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, len(rows))
             new = list(_new_rows(range(start, stop), texts, slots, options, seed))
             counts["duplicates"] += (stop - start) * len(texts) * options.copies - len(new)
-            made = _taken(table, texts, new, features)
+            made = _copy_rows(table, texts, new, features)
             if keep is not None and new:
                 raw = made.select(rows.column_names).to_pydict()
                 kept = keep(datasets.Dataset.from_dict(raw, features=rows.features))
@@ -160,24 +160,24 @@ def _write(
 def _new_rows(
     numbers: range, texts: Mapping[str, list[str]], slots: Mapping[str, Slots], options: Any, seed: int
 ) -> Iterator[tuple[int, str, str]]:
-    """Row number, the column that is rewritten, and its new text."""
+    """Yields a row number, the column that is rewritten, and its new text."""
     for number in numbers:
         for side, (column, values) in enumerate(texts.items()):
             draw = random.Random(f"{seed}/{number}/{side}")
             text = values[number]
-            for new in rewritten(text, slots[text], options.copies, options.probability, draw):
+            for new in rewrite(text, slots[text], options.copies, options.probability, draw):
                 yield number, column, new
 
 
-def rewritten(text: str, slots: Slots, copies: int, probability: float, draw: random.Random) -> list[str]:
-    """New texts, at most `copies`, each another one and none the old.
+def rewrite(text: str, slots: Slots, copies: int, probability: float, draw: random.Random) -> list[str]:
+    """Writes at most `copies` new texts, all different from each other and from the old one.
 
     Args:
-        text: The old one.
-        slots: Where its words stand, and what could stand there.
-        copies: How many are wanted.
-        probability: That a word is replaced.
-        draw: Draws both the words and what replaces them.
+        text: The old text.
+        slots: The places of its words, and the candidates for each.
+        copies: How many new texts are wanted.
+        probability: The probability that a word is replaced.
+        draw: Draws the words and their replacements.
     """
     places = [(span, words) for span, words in sorted(slots.items()) if words]
     made: dict[str, None] = {}
@@ -185,7 +185,7 @@ def rewritten(text: str, slots: Slots, copies: int, probability: float, draw: ra
         new, end = "", 0
         for (start, stop), words in places:
             if draw.random() < probability:
-                new += text[end:start] + _cased(draw.choice(words), text[start:stop])
+                new += text[end:start] + _match_case(draw.choice(words), text[start:stop])
                 end = stop
         new += text[end:]
         if new != text:
@@ -195,17 +195,17 @@ def rewritten(text: str, slots: Slots, copies: int, probability: float, draw: ra
     return list(made)
 
 
-def _cased(word: str, old: str) -> str:
-    """The word with the old one's capitals; a name keeps its own."""
+def _match_case(word: str, old: str) -> str:
+    """Gives a word the capitals of the old one; a name keeps its own."""
     if len(old) > 1 and old.isupper():
         return word.upper()
     return word[0].upper() + word[1:] if old[0].isupper() else word
 
 
-def _taken(
+def _copy_rows(
     table: pyarrow.Table, texts: Mapping[str, list[str]], new: list[tuple[int, str, str]], features: Any
 ) -> pyarrow.Table:
-    """The rows that new ones are made from, with the new texts in their place."""
+    """Copies the rows that new ones are made from, with the new texts in place of the old."""
     import pyarrow
 
     numbers = pyarrow.array([number for number, _, _ in new], pyarrow.int64())
@@ -214,8 +214,8 @@ def _taken(
         place = made.column_names.index(column)
         values = [text if changed == column else texts[column][number] for number, changed, text in new]
         made = made.set_column(place, column, pyarrow.array(values))
-    return _marked(made, numbers, features)
+    return _add_origin(made, numbers, features)
 
 
-def _marked(table: pyarrow.Table, numbers: pyarrow.Array, features: Any) -> pyarrow.Table:
+def _add_origin(table: pyarrow.Table, numbers: pyarrow.Array, features: Any) -> pyarrow.Table:
     return table.append_column(ORIGIN, numbers).cast(features.arrow_schema)

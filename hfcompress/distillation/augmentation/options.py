@@ -1,4 +1,4 @@
-"""The `augment:` block of a stage: more rows to learn from, and what the teacher thinks of them."""
+"""The `augment:` block of a stage: new rows, and the filter by the teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hfcompress.context import StageContext
 from hfcompress.data.source import cache_home
-from hfcompress.distillation.augmentation.augment import Keep, augment, augmented
+from hfcompress.distillation.augmentation.augment import Keep, augment, read_augmented
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.models.architectures import TASK_HEADS
@@ -37,31 +37,32 @@ class Augment(StrictModel):
     """
 
     copies: int = Field(default=20, ge=1)
-    """New rows for each; of a pair of texts, so many for each text."""
+    """New rows for each row; for a pair of texts, so many for each text."""
     model: str = Field(default="google-bert/bert-base-uncased", min_length=1)
     """The masked-language model: a directory, a Hub id, or `model`, the recipe's own."""
     probability: float = Field(default=0.4, ge=0, le=1)
-    """That a word is replaced."""
+    """The probability that a word is replaced."""
     top_k: int = Field(default=15, ge=1)
-    """Words that could stand in a word's place, among which the replacement is drawn."""
+    """Candidates for a word, from which the replacement is drawn."""
     glove: str | None = None
-    """A text file of word vectors (`word v1 v2 …`) for the words that are several tokens, which stay without it."""
+    """A text file of word vectors (`word v1 v2 …`) for words of several tokens; without it they are not replaced."""
     minimum_confidence: float | None = Field(default=None, ge=0, le=1)
-    """Keep a new row only where the (first) teacher gives its label, with at least this probability."""
+    """Keep a new row only if the (first) teacher predicts its label, with at least this probability."""
     tolerance: float | None = Field(default=None, gt=0)
-    """Keep a new row of a regression only where the (first) teacher's score is this near to its score."""
+    """Keep a new row of a regression only if the (first) teacher's score is this close to its score."""
     batch_size: int = Field(default=256, ge=1)
-    """Masked texts a forward pass."""
+    """Masked texts in a forward pass."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    """The masked-language model's; `auto` is bfloat16 on a GPU or processor that multiplies it, else float32."""
+    """The precision of the masked-language model; `auto` is bfloat16 on a GPU or processor that computes with it, else
+    float32."""
 
     @property
     def filters(self) -> bool:
-        """Whether the teacher is asked about the new rows."""
+        """True if the teacher decides which new rows are kept."""
         return self.minimum_confidence is not None or self.tolerance is not None
 
     def problems(self, task: Task, has_teacher: bool = True) -> list[Problem]:
-        """What cannot work, with key paths inside the stage.
+        """Lists what cannot work, with key paths inside the stage.
 
         Args:
             task: The stage's task.
@@ -88,7 +89,7 @@ class Augment(StrictModel):
 
 
 def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
-    """What a run would say of the masked-language model and of the rows, where they lie on this machine."""
+    """Lists what a run would refuse about the masked-language model and the rows, if they are on this machine."""
     from hfcompress.distillation.augmentation.augment import require_fresh
     from hfcompress.distillation.augmentation.replacements import require_masks
     from hfcompress.local_models import collect_problems
@@ -110,15 +111,15 @@ def _fills_masks(config: Mapping[str, Any]) -> bool:
     return not named or str(named[0]).endswith(TASK_HEADS["mask"])
 
 
-def augmented_rows(
+def augment_rows(
     options: Augment, taught: DistillationOptions, parent: Artifact, context: StageContext
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """Adds new rows to the train split; the first process makes them, once for all runs that ask the same.
+    """Adds new rows to the train split. The first process makes them, once for all runs that need the same.
 
     Args:
         options: The block.
-        taught: The stage, whose first teacher judges the new rows where the block says so.
-        parent: What `teacher: parent` means.
+        taught: The stage, whose first teacher filters the new rows if the block says so.
+        parent: The model that `teacher: parent` names.
         context: The stage's context.
 
     Returns:
@@ -142,7 +143,7 @@ def augmented_rows(
     directory = cache_home() / "augmented" / digest(identity)
 
     def make() -> None:
-        keep = None if teacher is None else agreement(options, teacher, context.task)
+        keep = None if teacher is None else make_label_filter(options, teacher, context.task)
         counts = augment(
             context.rows("train"),
             context.task.text,
@@ -159,11 +160,11 @@ def augmented_rows(
 
     facts = dict[str, Any]()
     on_main_process(make)
-    return augmented(directory), agreed(facts)
+    return read_augmented(directory), agreed(facts)
 
 
 def computes_in_bfloat16(precision: str, device: str) -> bool:
-    """Whether the masked-language model computes in bfloat16 on a kind of device."""
+    """True if the masked-language model computes in bfloat16 on a kind of device."""
     if precision != "auto":
         return precision == "bfloat16"
     if device == "cuda":
@@ -173,8 +174,8 @@ def computes_in_bfloat16(precision: str, device: str) -> bool:
     return device == "cpu" and bool({"avx512_bf16", "amx_bf16"}.intersection(cpu_flags()))
 
 
-def agreement(options: Augment, teacher: Artifact, task: Task) -> Keep:
-    """The label-consistency filter: which of some raw rows the teacher gives the label that they have."""
+def make_label_filter(options: Augment, teacher: Artifact, task: Task) -> Keep:
+    """Makes the label-consistency filter: it keeps the raw rows whose label the teacher predicts."""
     import numpy as np
     import torch
 
@@ -197,7 +198,7 @@ def agreement(options: Augment, teacher: Artifact, task: Task) -> Keep:
 
 
 def _agrees(logits: Tensor, labels: Tensor, options: Augment) -> Tensor:
-    """`(batch,)`: whether the logits `(batch, labels)` give the labels `(batch,)`."""
+    """Compares logits `(batch, labels)` with labels `(batch,)`: `(batch,)`, true where they agree."""
     if options.tolerance is not None:
         return (logits.squeeze(-1) - labels).abs() <= options.tolerance
     confidence, answers = logits.softmax(-1).max(-1)

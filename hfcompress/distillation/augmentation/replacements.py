@@ -1,4 +1,4 @@
-"""Words that could stand in a word's place: what a masked-language model expects, or a word vector's neighbours."""
+"""Finds replacements for words: the predictions of a masked-language model, or the nearest word vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Slots = dict[tuple[int, int], tuple[str, ...]]
-"""The words of a text that may be replaced, by where they stand (`text[start:end]`), and what could stand there."""
+"""The words of a text that may be replaced, by their places (`text[start:end]`), and the candidates for each."""
 
 GLOVE_WORDS = 100_000
 """Lines of a file of word vectors that are read; such files list frequent words first."""
@@ -42,22 +42,22 @@ STOP_WORDS = frozenset(
 """English function words, among them the negations, which carry a label."""
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """Where the words stand that may be replaced: letters alone, and no stop word.
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Finds the places of the words that may be replaced: words of letters alone, except stop words.
 
-    A contraction is one word, and stays for its apostrophe; the owner before `'s` is a word of its own.
+    A contraction is one word, and is never replaced because of its apostrophe; a word before `'s` is a word of its own.
     """
     found = _WORD.finditer(text)
     return [word.span() for word in found if word[0].isalpha() and word[0].lower() not in STOP_WORDS]
 
 
 def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_size: int) -> dict[str, Slots]:
-    """The slots of each text; equal texts are looked at once.
+    """Finds the slots of each text; equal texts are processed once.
 
     Args:
         texts: Any number of texts, in any order.
-        model: Knows the words that are one token.
-        glove: A file of word vectors, for the words of several tokens; without it they stay.
+        model: Predicts the words that are one token.
+        glove: A file of word vectors, for words of several tokens; without it these are not replaced.
         batch_size: Masked texts a forward pass.
     """
     from rich.progress import track
@@ -69,24 +69,24 @@ def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_
         found.update(zip(part, model.slots(part, batch_size), strict=True))
     if glove is not None:
         open_slots = [(text, span) for text, slots in found.items() for span, words in slots.items() if not words]
-        near = neighbours(glove, {text[slice(*span)].lower() for text, span in open_slots}, model.top_k)
+        near = find_neighbours(glove, {text[slice(*span)].lower() for text, span in open_slots}, model.top_k)
         for text, span in open_slots:
             found[text][span] = near.get(text[slice(*span)].lower(), ())
     return found
 
 
 def require_masks(tokenizer: Any, path: Path) -> None:
-    """Passes where a tokenizer can be asked for words in the place of a mask.
+    """Refuses a tokenizer with which words cannot be masked.
 
     Raises:
-        HfcompressError: where it has no mask, or cannot tell which characters a token stands for.
+        HfcompressError: if it has no mask token, or cannot tell which characters a token stands for.
     """
     if tokenizer.mask_token_id is None or not tokenizer.is_fast:
         raise HfcompressError(f"the tokenizer of {path} has no mask token, or is a slow one", _ANOTHER)
 
 
 class MaskedWords:
-    """A masked-language model that is asked for one word at a time, many at once.
+    """A masked-language model that predicts one masked word of each text, for many texts at once.
 
     Attributes:
         top_k: Candidates a word.
@@ -100,7 +100,7 @@ class MaskedWords:
         require_masks(self.tokenizer, path)
         self.model: Any = _load(path).to(device)
         self.longest = _longest_input(self.model.config, self.tokenizer)
-        self.words = whole_words(self.tokenizer)
+        self.words = list_whole_words(self.tokenizer)
         decoder, base = self.model.get_output_embeddings(), self.model.base_model
         self._allowed = torch.zeros(len(decoder.weight), dtype=torch.bool, device=device)
         self._allowed[list(self.words)] = True
@@ -109,20 +109,20 @@ class MaskedWords:
             decoder.weight = torch.nn.Parameter(decoder.weight.detach().clone())
             base.to(torch.bfloat16)
         base.register_forward_hook(self._narrow_output)
-        # Nothing but the masked token is read of the last layer: in BERT's kin its FFN can leave out the others.
+        # Only the masked token of the last layer is used: in BERT-like models its FFN can skip the others.
         spec = ARCHITECTURES.get(str(self.model.config.model_type))
         if spec is not None and (spec.modules.ffn_in, spec.modules.ffn_out) == ("intermediate.dense", "output.dense"):
             last = layers_of(self.model)[-1]
             for part in (last.get_submodule("intermediate"), last.get_submodule("output")):
-                part.register_forward_pre_hook(lambda _, states: tuple(map(self._masked, states)))
+                part.register_forward_pre_hook(lambda _, states: tuple(map(self._select_masked, states)))
         self._positions: Tensor | None = None
 
     def _narrow_output(self, _module: Any, _inputs: Any, output: Any) -> None:
-        """Leaves the head the masked token of each row, so that it makes `(batch, 1, vocab)`."""
-        output["last_hidden_state"] = self._masked(output[0]).float()
+        """Gives the head the masked token of each row alone, so that it makes `(batch, 1, vocab)`."""
+        output["last_hidden_state"] = self._select_masked(output[0]).float()
 
-    def _masked(self, states: Tensor) -> Tensor:
-        """The masked token of each row, `(batch, 1, hidden)`, where that was not taken before."""
+    def _select_masked(self, states: Tensor) -> Tensor:
+        """Selects the masked token of each row, `(batch, 1, hidden)`, unless that was done before."""
         import torch
 
         if states.shape[1] == 1:
@@ -130,31 +130,31 @@ class MaskedWords:
         return states[torch.arange(len(states), device=states.device), self._positions].unsqueeze(1)
 
     def slots(self, texts: Sequence[str], batch_size: int) -> list[Slots]:
-        """The slots of each text; those of words that are not one token have no candidates.
+        """Finds the slots of each text; words that are not one token get no candidates.
 
-        A word is masked in the first half of the pair (text, text), as TinyBERT's Algorithm 1 does it. Words beyond
-        the model's longest input are as those of several tokens.
+        A word is masked in the first half of the pair (text, text), as in TinyBERT's Algorithm 1. Words beyond the
+        model's longest input get no candidates either.
         """
         encoded = self.tokenizer(
             list(texts), list(texts), truncation=True, max_length=self.longest, return_offsets_mapping=True
         )
-        found: list[Slots] = [dict.fromkeys(spans(text), ()) for text in texts]
+        found: list[Slots] = [dict.fromkeys(find_words(text), ()) for text in texts]
         jobs = [
             (len(encoded["input_ids"][number]), number, span, position)
             for number, text in enumerate(texts)
-            for span, position in _tokens(text, encoded, number)
+            for span, position in _match_tokens(text, encoded, number)
             if span in found[number]
         ]
         jobs.sort()
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             numbers, positions = [number for _, number, _, _ in batch], [position for *_, position in batch]
-            for (_, number, span, _), top in zip(batch, self._top(encoded, numbers, positions), strict=True):
-                found[number][span] = self._others(texts[number][slice(*span)], top)
+            for (_, number, span, _), top in zip(batch, self._predict_words(encoded, numbers, positions), strict=True):
+                found[number][span] = self._drop_word(texts[number][slice(*span)], top)
         return found
 
-    def _top(self, encoded: Mapping[str, Any], numbers: list[int], positions: list[int]) -> list[list[int]]:
-        """The likeliest whole words at a position of each of some texts, one more than wanted: `(batch, top_k + 1)`."""
+    def _predict_words(self, encoded: Mapping[str, Any], numbers: list[int], positions: list[int]) -> list[list[int]]:
+        """Predicts the likeliest whole words at one position of each text: `(batch, top_k + 1)`, one to spare."""
         import torch
 
         length = max(len(encoded["input_ids"][number]) for number in numbers)
@@ -172,8 +172,8 @@ class MaskedWords:
             top = logits.masked_fill(~self._allowed, -torch.inf).topk(min(self.top_k + 1, len(self.words)))
         return top.indices.tolist()
 
-    def _others(self, word: str, top: list[int]) -> tuple[str, ...]:
-        """The candidates that are not the word itself, by alphabet: near ties may change places, the set stays."""
+    def _drop_word(self, word: str, top: list[int]) -> tuple[str, ...]:
+        """Removes the word itself from its candidates, and sorts them: near ties may swap, the set stays."""
         words = [self.words[index] for index in top]
         return tuple(sorted([other for other in words if other.casefold() != word.casefold()][: self.top_k]))
 
@@ -195,8 +195,8 @@ def _longest_input(config: Any, tokenizer: Any) -> int:
     return limit if positions is None else min(limit, positions - (spec.position_offset if spec else 0))
 
 
-def whole_words(tokenizer: Any) -> dict[int, str]:
-    """The tokens that are a word of letters, not a part of one: id to word."""
+def list_whole_words(tokenizer: Any) -> dict[int, str]:
+    """Lists the tokens that are a whole word of letters: id to word."""
     vocabulary = tokenizer.get_vocab()
     pieces = any(token.startswith("##") for token in vocabulary)
     marks = [mark for mark in ("Ġ", "▁") if any(token.startswith(mark) for token in vocabulary)]
@@ -211,8 +211,8 @@ def whole_words(tokenizer: Any) -> dict[int, str]:
     return {index: word.strip() for index, word in words if word.strip().isalpha()}
 
 
-def _tokens(text: str, encoded: Any, number: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Where each token of the pair's first half stands in the text, and in the input."""
+def _match_tokens(text: str, encoded: Any, number: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yields the place of each token of the first half in the text, and its position in the input."""
     offsets = encoded["offset_mapping"][number]
     for position, (part, (start, end)) in enumerate(zip(encoded.sequence_ids(number), offsets, strict=True)):
         if part == 0:
@@ -220,13 +220,13 @@ def _tokens(text: str, encoded: Any, number: int) -> Iterator[tuple[tuple[int, i
             yield (end - len(text[start:end].lstrip()), end), position
 
 
-def neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[str, ...]]:
-    """The `top_k` words nearest to each word by the cosine of their vectors; a word without a vector has none.
+def find_neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[str, ...]]:
+    """Finds the `top_k` words nearest to each word by the cosine of their vectors; none for a word without a vector.
 
     Args:
         path: A text file, a word and its vector a line (`word v1 v2 …`).
         words: In lower case.
-        top_k: Neighbours a word.
+        top_k: Neighbours of each word.
     """
     import torch
 
@@ -243,10 +243,10 @@ def neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[str, 
 
 
 def read_vectors(path: Path) -> tuple[list[str], Tensor]:
-    """The words of letters in a file of word vectors, in lower case, and their vectors: `(words, width)`, of length 1.
+    """Reads a file of word vectors: the words of letters, in lower case, and vectors of length 1, `(words, width)`.
 
     Raises:
-        HfcompressError: for a file that holds no vectors.
+        HfcompressError: for a file without vectors.
     """
     import numpy as np
     import torch
