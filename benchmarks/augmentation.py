@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hfcompress.distillation.augmentation.augment import rewritten
+from hfcompress.distillation.augmentation.augment import rewrite
 from hfcompress.distillation.augmentation.options import Augment, computes_in_bfloat16
-from hfcompress.distillation.augmentation.replacements import MaskedWords, propose, spans
+from hfcompress.distillation.augmentation.replacements import MaskedWords, find_words, propose
 
 TARGET = 8.0
 VOCABULARY, PART = 30_522, 48
@@ -101,7 +101,7 @@ def batched(folder: Path, device: str, bfloat16: bool) -> Callable[[list[str]], 
     def augment(texts: list[str]) -> None:
         slots = propose(texts, model, None, OPTIONS.batch_size if device == "cuda" else 32)
         for text in texts:
-            rewritten(text, slots[text], OPTIONS.copies, OPTIONS.probability, random.Random(0))
+            rewrite(text, slots[text], OPTIONS.copies, OPTIONS.probability, random.Random(0))
 
     return augment
 
@@ -127,7 +127,7 @@ def main() -> None:
                 start = clock()
                 side(part if label == "one at a time" else texts)
                 seconds[label].append(clock() - start)
-    words, ratio = sum(len(spans(text)) for text in texts), 0.0
+    words, ratio = sum(len(find_words(text)) for text in texts), 0.0
     spent = {label: statistics.median(times) for label, times in seconds.items()}
     spent["one at a time"] = sum(seconds["one at a time"])
     for label, time_spent in spent.items():

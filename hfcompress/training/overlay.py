@@ -69,7 +69,7 @@ class TrainingOverlay(nn.Module):
         raise NotImplementedError
 
     def noise(self, count: int, progress: float) -> Tensor:
-        """Draws `(count,)` uniform numbers from [0, 1): equal on all processes, in all batches of a step and if resumed.
+        """Draws `(count,)` uniform numbers from [0, 1): equal on all processes, in all batches of a step, and resumed.
 
         If each process drew its own, the averaged gradient would belong to no mask that was ever applied.
         """
