@@ -107,8 +107,8 @@ def test_a_word_is_never_its_own_replacement_nor_a_piece(tmp_path: Path) -> None
 
 def test_equal_texts_are_asked_once(mlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = MaskedWords(mlm, 2), []
-    top = model._top
-    monkeypatch.setattr(model, "_top", lambda e, numbers, p: asked.extend(numbers) or top(e, numbers, p))
+    top = model._predict_words
+    monkeypatch.setattr(model, "_predict_words", lambda e, numbers, p: asked.extend(numbers) or top(e, numbers, p))
     propose(["a great film"] * 7 + ["a dull film"], model, None, 4)
     assert len(asked) == len(find_words("a great film")) + len(find_words("a dull film"))
 
