@@ -38,7 +38,6 @@ class Distill(Stage, DistillationOptions):
 
     tag: ClassVar[str] = "distillation"
     makes_task_head: ClassVar[bool] = True
-    tag: ClassVar[str] = "distillation"
 
     kind: Literal["distill"] = "distill"
     task: AnyTask | None = None
@@ -86,14 +85,6 @@ class Distill(Stage, DistillationOptions):
         rows = task.rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
-
-    def describe(self) -> Markdown:
-        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
-        corpus = f" on {code(shown_name(self.task.dataset))}" if self.task else ""
-        more = f", {self.augment.copies} new rows for each" if self.augment else ""
-        return Markdown(
-            f"**distill** from {describe_teachers(self)}{corpus}, {describe_length(self.train)}{more}: {losses}"
-        )
 
     def unavailable(self) -> list[Problem]:
         return [*(self.student.unavailable() if self.student else []), *self.train.trackers_missing(("train",))]

@@ -53,11 +53,6 @@ class Finetune(Stage):
             return start.labels
         return {name: index for index, name in enumerate(label_names(models.task, read_config(start.directory)))}
 
-    def describe(self) -> Markdown:
-        if not self.train.epochs:
-            return Markdown("**finetune**: none, the model was fine-tuned before")
-        return Markdown(f"**finetune**: {describe_length(self.train)} on the task's labels")
-
     def unavailable(self) -> list[Problem]:
         return self.train.trackers_missing(("train",))
 
