@@ -1,4 +1,4 @@
-"""What may stay: a share of the encoder's parameters, MACs or bytes, or of the time that the model takes here."""
+"""Budgets: the share of the layers' parameters, MACs or bytes, or of the model's latency here, that may stay."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def target_of(
         shape: The model's before any cutting; the budget is a share of this one.
         now: The model's as it is scored, which earlier rounds may have cut.
         done: How much of the cutting, as a share of all of it, this round comes to.
-        empty_blocks: Whether attention and FFN blocks may go whole; else each keeps one unit, or `group` neurons.
+        empty_blocks: True to let attention and FFN blocks go whole; else each keeps one unit, or `group` neurons.
     """
     whole = costs_of(budget, shape, group, length, table).whole
     least = 0 if empty_blocks else 1

@@ -1,4 +1,4 @@
-"""What heads and neurons cost in time on this device: a table of real timings, made once and kept."""
+"""The latency table: what heads and neurons cost in time on this device, measured once and kept."""
 
 from __future__ import annotations
 

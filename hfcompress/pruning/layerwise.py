@@ -1,4 +1,4 @@
-"""A model's layers one at a time, over rows that are kept in memory between one layer and the next.
+"""Runs a model one layer at a time, over rows that are kept in memory between one layer and the next.
 
 What is decided of a layer can then rest on what the layers before it give after they were changed, and the whole
 costs a few forward passes instead of one for each layer.

@@ -1,4 +1,4 @@
-"""Units that together matter least, and scales for those that stay: post-training pruning without an epoch.
+"""Mask rearrangement and mask tuning: pruning after training, without an epoch.
 
 Kwon et al. 2022, arXiv:2204.09656: mask rearrangement (section 3.3) and mask tuning (section 3.4).
 """
@@ -38,7 +38,7 @@ def rearrange_masks(
     gradients: tuple[Sequence[Tensor], Sequence[Tensor]],
     all_reduce_sum: AllReduce = lambda _: None,
 ) -> list[Keep]:
-    """As many units of each block as before, those swapped that together matter less.
+    """Swaps units, as many of each block as before, until those that are cut matter least together.
 
     A block's importance is that of all it loses at once, `‖Σ_pruned ∂L/∂ξ‖²` over rows: the Fisher information with
     what units of a block have in common (eq. 7 and 8). One unit after another, the least important first, joins the
@@ -105,7 +105,7 @@ def tune_masks(
     teacher: PreTrainedModel | None = None,
     all_reduce_sum: AllReduce = lambda _: None,
 ) -> Gates:
-    """Scales of the units that stay, so that each block's output, residual included, is what it was (eq. 9).
+    """Finds scales of the units that stay, so that each block's output, residual included, is what it was (eq. 9).
 
     Layer by layer, attention before FFN, each on what the layers before it give with their scales. It is a linear
     least-squares problem: `‖x̂ + Σ_u m_u W_u a_u - y‖²` over real tokens, where `x̂` is the pruned model's residual,

@@ -197,7 +197,7 @@ class _Norm:
     """Makes a norm over all dimensions one over `index`.
 
     Where the others are zero and these are centred, the mean square over all N is k/N of that over the k that stay;
-    scaling the input by √(N/k) mends it, so that the module's own epsilon counts as it does in the smaller norm.
+    scaling the input by √(N/k) corrects it, so that the module's own epsilon counts as it does in the smaller norm.
     """
 
     index: Tensor

@@ -1,4 +1,4 @@
-"""Which weights inside the linear layers become zero: options alone, no torch."""
+"""The sparsity pattern: which weights of the linear layers become zero. Options alone, without torch."""
 
 from __future__ import annotations
 

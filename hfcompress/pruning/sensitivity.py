@@ -1,4 +1,4 @@
-"""How much of its attention and of its FFN each layer can spare: what the metric says when it alone loses some."""
+"""Sensitivity: the metric when one layer alone loses its least important heads or neurons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measure_sensitivity(
     shares: Sequence[float],
     group: int = 1,
 ) -> dict[str, Any]:
-    """The metric when one layer's heads or neurons alone are short of their least important ones, behind gates.
+    """Measures the metric while gates close the least important heads or neurons of one layer alone.
 
     All rows are scored for every layer, block and share, so a sample of them is enough. It is one process's work.
 

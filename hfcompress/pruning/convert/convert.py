@@ -37,7 +37,7 @@ class Converted:
         idle: Heads (groups of them, where queries share keys) and neurons that were there and did nothing.
         left_out: Tensors of the old checkpoint that are no part of the model.
         bound: The most that a logit may differ; 0 where the conversion is exact.
-        tokenizer: Whether there was one.
+        tokenizer: True if there was one.
     """
 
     nominal: Shape

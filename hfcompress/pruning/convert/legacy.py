@@ -157,7 +157,7 @@ class _Checkpoint:
             raise HfcompressError(
                 f"pruned_heads takes {len(gone)} of the {nominal} heads of layer {index + 1}, and its tensors have "
                 f"{heads} left",
-                "mend pruned_heads in config.json",
+                "correct pruned_heads in config.json",
             )
         if self.nominal.bias_heads and heads < nominal and gone is None:
             raise HfcompressError(

@@ -1,4 +1,4 @@
-"""What a pruning criterion is: it says how much each part of a model matters; the least are cut first."""
+"""The base classes of pruning criteria: a criterion scores the parts of a model; the lowest are cut first."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ class Calibration:
 
 
 class Criterion(Component):
-    """A way to tell what matters. It overrides a method for each granularity that it names in `scored`."""
+    """Scores the parts of a model; a subclass overrides a method for each granularity that it names in `scored`."""
 
     scored: ClassVar[frozenset[str]] = frozenset({"units"})
     """Those of `GRANULARITIES` that it scores."""
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
-    """Whether its scores of heads and of neurons are in one unit over all layers, as a rise of the loss is."""
+    """True if its scores of heads and of neurons are in one unit over all layers, such as an increase of the loss."""
     refits: ClassVar[bool] = False
-    """Whether its scores count on the weights that stay taking over from those that go."""
+    """True if its scores assume that the weights that stay are refitted to take over from those that go."""
     learned: ClassVar[bool] = False
-    """Whether it is trained with the model instead of scoring it."""
+    """True if it is trained with the model instead of scoring it."""
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         """Scores of every head and neuron of `model`, which is left as it was."""

@@ -1,4 +1,4 @@
-"""Layers that leave the hidden states as they were."""
+"""Block Influence: scores layers by how much they turn the hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would change the loss least if it went, by the curvature that the gradients tell."""
+"""Fisher information: scores by the squared gradient of the loss, which stands for its curvature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Fisher(GradientCriterion):
     It is the diagonal of the empirical Fisher matrix of the gates, which stands for the Hessian: at a minimum of the
     loss, to cut a unit costs `½ I`; the half, common to all, is left out, as in the paper. Scores of all layers are
     in one unit, that of the squared loss. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what
-    follows the last one, reads the residual stream (`model/gradients.py`). Of weights it is
+    follows the last one, reads the residual stream (`pruning/gradients.py`). Of weights it is
     `I = w² mean over batches (∂L/∂w)²` of a batch's mean loss, since a gradient for each row and each weight is more
     than can be afforded; it is smaller the larger the batch.
     """

@@ -1,4 +1,4 @@
-"""Gates on heads, neurons and whole blocks that are learned with the model, to an exact size."""
+"""L0 regularization: learns gates on heads, neurons and whole blocks together with the model, to an exact size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small weights matter least."""
+"""Magnitude: scores by the size of the weights."""
 
 from __future__ import annotations
 

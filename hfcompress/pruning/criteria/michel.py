@@ -1,4 +1,4 @@
-"""Units to which the loss is least sensitive, each layer's compared among themselves."""
+"""Head importance of Michel et al.: scores units by the gradient of the loss, relative to their own layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moves away from zero in training matters, whatever its size; heads and neurons, or single weights."""
+"""Movement pruning: learns scores of heads and neurons, or of weights, that grow as weights move away from zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rest cannot take over matters most; and the rest takes over what it can."""
+"""Optimal Brain Surgeon: scores by the loss increase after the remaining weights are refitted."""
 
 from __future__ import annotations
 

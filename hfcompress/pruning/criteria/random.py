@@ -1,4 +1,4 @@
-"""The honest control: every other criterion must beat it."""
+"""Random scores: the control that every other criterion must beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would change the loss least if it went, to first order."""
+"""First-order Taylor expansion: scores by the change of the loss that the gradient predicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Taylor(GradientCriterion):
 
     The gradient is taken row by row (each row has gates of its own), so the score depends neither on the batch size
     nor on which rows share a batch. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what follows
-    the last one, reads the residual stream (`model/gradients.py`). Of weights it is `I = mean over batches |w ∂L/∂w|`
+    the last one, reads the residual stream (`pruning/gradients.py`). Of weights it is `I = mean over batches |w ∂L/∂w|`
     of a batch's mean loss.
     """
 

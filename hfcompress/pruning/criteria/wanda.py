@@ -1,4 +1,4 @@
-"""Small weights on quiet inputs matter least."""
+"""Wanda: scores weights by their size times the norm of their input."""
 
 from __future__ import annotations
 

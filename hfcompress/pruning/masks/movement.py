@@ -48,7 +48,7 @@ class Movement:
         return [{"params": list(scores), "lr": self.learning_rate, "weight_decay": 0.0}]
 
     def passed(self, scores: Tensor, progress: float) -> Tensor:
-        """Whether `σ(S) > τ`."""
+        """True where `σ(S) > τ`."""
         assert self.threshold is not None
         return scores.detach().sigmoid() > self.threshold * self.done(progress)
 

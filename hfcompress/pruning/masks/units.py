@@ -1,4 +1,4 @@
-"""What lies over a model while it trains; and gates on heads and neurons that close."""
+"""Gates on heads and neurons while a model trains, and those that close by a criterion's scores."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def ease_target(target: Target, done: float) -> Target:
 
 
 def expect_cost(costs: Costs, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Tensor:
-    """What keeping so many units is expected to cost, a scalar with gradients.
+    """Computes the expected cost of the units that stay, a scalar with gradients.
 
     Each block's costs are read at the expected count, linearly between two counts: where they are linear, which those
     of parameters, bytes and MACs are, that is the exact expectation.

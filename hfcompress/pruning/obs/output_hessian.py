@@ -1,4 +1,4 @@
-"""How strongly a loss depends on what linear layers give: second moments of its gradients by their outputs."""
+"""The Hessian of the loss by the outputs of linear layers, approximated by second moments of gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def output_hessian(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     all_reduce_sum: AllReduce,
 ) -> list[Tensor]:
-    """The mean over rows of `Σ_tokens g gᵀ`, `g` the gradient of a row's loss by a module's output at a token.
+    """Computes the mean over rows of `Σ_tokens g gᵀ`, `g` the gradient of a row's loss by a module's output at a token.
 
     With the second moment of the module's inputs it stands for the curvature of the loss by the module's weights, as
     if inputs and gradients were independent, and tokens too (Martens & Grosse 2015, arXiv:1503.05671, eq. 1).

@@ -61,7 +61,7 @@ class Moments:
 
 
 def damp(moment: Tensor) -> Tensor:
-    """A second moment with `DAMPING` of its mean diagonal added to the diagonal; inputs that are always 0 get 1."""
+    """Adds `DAMPING` times the mean diagonal to the diagonal of a second moment; inputs that are always 0 get 1."""
     import torch
 
     added = DAMPING * moment.diagonal().mean().clamp(min=0) if len(moment) else moment.new_zeros(())
@@ -71,7 +71,7 @@ def damp(moment: Tensor) -> Tensor:
 
 
 def removal_costs(gram: Tensor, moment: Tensor, units: int) -> Tensor:
-    """What each unit adds to the error when units are removed one at a time, the cheapest first.
+    """Computes what each unit adds to the error when units are removed one at a time, the cheapest first.
 
     A unit S (a head's columns, a neuron's one) costs `Σ_i W_iS ((H⁻¹)_SS)⁻¹ W_iSᵀ`; the rest takes over by
     `δ = -W_S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S,:`, and Gaussian elimination takes S out of `H⁻¹` (Kurtic et al. 2023,
@@ -163,7 +163,7 @@ class _Elimination:
 
 
 def refit_columns(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
-    """The weight whose kept columns give what all gave, as nearly as they can: `W H[:,K] (H[K,K])⁻¹`; the rest is 0.
+    """Refits the kept columns of a weight to give what all gave: `W H[:,K] (H[K,K])⁻¹`; the other columns are 0.
 
     That is where removing the others one at a time ends, in any order.
 
@@ -181,7 +181,7 @@ def refit_columns(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
 
 
 def sparsify_weight(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
-    """The weight with zeros by a pattern, column after column, those to the right taking over.
+    """Sets weights to zero by a pattern, column after column; the columns to the right take over (SparseGPT).
 
     Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1: with `U` the upper Cholesky factor of `H⁻¹`, weights of the
     lowest `w² / U_jj²` become zero, chosen for 128 columns at a time (for each group, of `n_of_m`), and the error
