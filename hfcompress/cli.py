@@ -181,7 +181,7 @@ def evaluate(
     """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
     from hfcompress.report.report import as_table, conditions, write
     from hfcompress.run.compare import compare
-    from hfcompress.run.runner import exclusive
+    from hfcompress.run.directory import exclusive
 
     if output is not None and output.exists() and not output.is_dir():
         raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
@@ -252,10 +252,10 @@ def report(
 ) -> None:
     """Print the report of a run again, and draw its plot anew."""
     from hfcompress.report.report import read, write
-    from hfcompress.run.runner import exclusive
+    from hfcompress.run.directory import exclusive
 
     if measure:
-        from hfcompress.run.runner import measure_again
+        from hfcompress.run.again import measure_again
 
         _only_our_progress()
         content = measure_again(run_directory)
@@ -273,10 +273,10 @@ def card(
     write_: Annotated[bool, typer.Option("--write", help="Write it into final/ instead of printing it.")] = False,
 ) -> None:
     """Render the model card of a run from its report."""
-    from hfcompress.run.runner import exclusive, opened
+    from hfcompress.run.directory import exclusive, open_finished
     from hfcompress.utils.files import write_text
 
-    opened(run_directory)
+    open_finished(run_directory)
     with exclusive(run_directory) if write_ else nullcontext():
         text = _card(run_directory)
         if write_:
@@ -290,9 +290,9 @@ def card(
 def _card(run_directory: Path) -> str:
     from hfcompress.models.artifact import open_artifact
     from hfcompress.report.card import render
-    from hfcompress.run.runner import opened
+    from hfcompress.run.directory import open_finished
 
-    loaded, content = opened(run_directory)
+    loaded, content = open_finished(run_directory)
     return render(loaded, content, open_artifact(run_directory / "final", content["rows"][-1]["stage"]))
 
 

@@ -282,6 +282,11 @@ class Stage(StrictModel):
         """The stage with its defaults resolved, as JSON."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
+    @property
+    def runs_on(self) -> tuple[str, ...]:
+        """The devices on which the stage may compute the logits of its result."""
+        return ("cpu",)
+
     def describe(self) -> Markdown:
         """What the stage does, as a sentence of the card."""
         return Markdown(f"**{self.kind}**")

@@ -19,7 +19,8 @@ from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.recipe.loader import Loaded, find_shipped, load
 from hfcompress.recipe.plan import plan
-from hfcompress.run import runner
+from hfcompress.run import directory as run_directory
+from hfcompress.run import finish, runner
 from tests import factories
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
@@ -320,7 +321,7 @@ def test_the_same_command_again_does_nothing(name: str, ran: Ran, monkeypatch: p
         raise AssertionError("done before")
 
     monkeypatch.setattr(runner, "_run_stage", never)
-    monkeypatch.setattr(runner, "measure", never)
+    monkeypatch.setattr(finish, "measure", never)
     again = runner.run(done.loaded, done.directory)
     assert again is not None
     assert again.report == done.report
@@ -341,11 +342,13 @@ def test_the_snippet_of_its_card_answers(name: str, ran: Ran) -> None:
 def test_all_that_tinybert_needs_of_the_hub_is_fetched_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner, "model_directory", Path)
-    monkeypatch.setattr(runner, "revision_of", lambda _: "commit")
-    monkeypatch.setattr(runner, "data_revision", lambda _, __, streaming: "listed" if streaming else "downloaded")
+    monkeypatch.setattr(run_directory, "model_directory", Path)
+    monkeypatch.setattr(run_directory, "revision_of", lambda _: "commit")
+    monkeypatch.setattr(
+        run_directory, "data_revision", lambda _, __, streaming: "listed" if streaming else "downloaded"
+    )
     loaded = load(find_shipped()["tinybert"], ["stages.2.augment.model=user/mlm"])
-    assert runner._revisions(loaded) == {
+    assert run_directory.find_revisions(loaded) == {
         "google-bert/bert-base-uncased": "commit", "user/mlm": "commit", "datasets/nyu-mll/glue": "downloaded",
         "datasets/wikimedia/wikipedia": "listed",
     }  # fmt: skip

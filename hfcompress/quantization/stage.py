@@ -123,6 +123,10 @@ class Quantize(Stage):
         problems = self.train.unavailable() if self.train else []
         return [*own, *(replace(problem, key=("train", *problem.key)) for problem in problems)]
 
+    @property
+    def runs_on(self) -> tuple[str, ...]:
+        return self.backend.runs_on
+
     def describe(self) -> Markdown:
         return describe(self)
 

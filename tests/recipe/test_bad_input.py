@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hfcompress.recipe.loader import Loaded, load
+from hfcompress.run import directory as run_directory
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError, disk_problem
 from tests import factories
@@ -27,7 +28,7 @@ Refused = Callable[..., str]
 def opened(loaded: Loaded, directory: Path, fresh: bool = False, largest: int = 0) -> None:
     """Takes a run directory and gives it back."""
     with ExitStack() as stack:
-        runner._open(stack, loaded, directory, fresh, largest)
+        run_directory.open_run(stack, loaded, directory, fresh, largest)
 
 
 @pytest.fixture
@@ -281,9 +282,9 @@ def test_a_run_that_was_begun_before_an_option_was_added_goes_on(runs: Path, rec
     content = json.loads(lock.read_text())
     del content["recipe"]["task"]["encoding"]
     lock.write_text(json.dumps(content))
-    runner._require_ours(load(recipe), runs, fresh=False)
+    run_directory.require_ours(load(recipe), runs, fresh=False)
     with pytest.raises(HfcompressError, match="its task differs"):
-        runner._require_ours(load(recipe, ["task.encoding=latin-1"]), runs, fresh=False)
+        run_directory.require_ours(load(recipe, ["task.encoding=latin-1"]), runs, fresh=False)
 
 
 @pytest.mark.parametrize(("text", "why"), [("{", "is not JSON"), ("[]", "was not written by hfcompress")])

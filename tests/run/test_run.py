@@ -19,7 +19,8 @@ from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
 from hfcompress.report import card
-from hfcompress.run import runner
+from hfcompress.run import directory as run_directory
+from hfcompress.run import finish, runner
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -337,7 +338,7 @@ def test_the_same_command_again_trains_and_measures_nothing(
         raise AssertionError("done before")
 
     monkeypatch.setattr(runner, "_run_stage", never)
-    monkeypatch.setattr(runner, "measure", never)
+    monkeypatch.setattr(finish, "measure", never)
     folders = [finished.directory / stage for stage in STAGES]
     before, card_before = _bytes(*folders), finished.card
     again = runner.run(finished.loaded, finished.directory)
@@ -502,7 +503,7 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
         return {"machine": factories.QUIET, "rows": [factories.report_row(a.stage, a.kind) for a in artifacts]}
 
     monkeypatch.setattr(runner, "_run_stage", noted)
-    monkeypatch.setattr(runner, "measure", unmeasured)
+    monkeypatch.setattr(finish, "measure", unmeasured)
     monkeypatch.setattr(runner, "verify", lambda *_: {"transformers": 0.0})
     monkeypatch.setattr("hfcompress.report.report.write", lambda content, directory: _json_only(content, directory))
     return made
@@ -580,7 +581,7 @@ def test_a_failed_stage_looks_unfinished_and_is_done_again(swift: Swift, monkeyp
     assert not (swift.run / "02-prune").exists()
     assert not (swift.run / "final").exists()
     with pytest.raises(HfcompressError, match="is not finished"):
-        runner.opened(swift.run)
+        run_directory.open_finished(swift.run)
     assert swift(stages=CHAIN) == ["02-prune", "03-quantize"]
 
 
@@ -618,12 +619,12 @@ def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
     swift: Swift, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swift(stages=CHAIN)
-    runner.opened(swift.run)
+    run_directory.open_finished(swift.run)
     monkeypatch.setattr("hfcompress.pruning.engine.cut_step", _fails)
     with pytest.raises(OSError, match="the disk went away"):
         swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16])
     with pytest.raises(HfcompressError, match="is not finished"):
-        runner.opened(swift.run)
+        run_directory.open_finished(swift.run)
 
 
 def test_a_directory_of_another_recipe_is_refused_and_left_alone(swift: Swift, tmp_path: Path) -> None:
@@ -705,7 +706,7 @@ def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkey
         rows = [factories.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
         return {"machine": factories.QUIET, "rows": rows}
 
-    monkeypatch.setattr(runner, "measure", scored)
+    monkeypatch.setattr(finish, "measure", scored)
     _regression(swift, tmp_path)
     config = json.loads((swift.run / "final" / "config.json").read_text())
     assert (config["problem_type"], config["dtype"], config["id2label"]) == ("regression", "float16", {"0": "score"})
@@ -723,7 +724,7 @@ def test_a_regression_is_measured_and_its_card_runs(
     from hfcompress.measure.measure import measure
     from hfcompress.measure.verify import verify
 
-    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(finish, "measure", measure)
     monkeypatch.setattr(runner, "verify", verify)
     _regression(swift, tmp_path)
     rows = json.loads((swift.run / "report.json").read_text())["rows"]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hfcompress.recipe.loader import load
+from hfcompress.run import directory as run_directory
 from hfcompress.run import runner
 from hfcompress.utils import files, lock
 from hfcompress.utils.errors import HfcompressError
@@ -319,7 +320,7 @@ def test_a_second_run_is_refused_at_once_however_the_directory_is_named(
     names = {"its name": directory, "a link": tmp_path / "link", "a relative path": Path("run")}
     (tmp_path / "link").symlink_to(directory)
     monkeypatch.chdir(tmp_path)
-    with holder(directory / runner.LOCK) as process:
+    with holder(directory / run_directory.LOCK) as process:
         before = factories.snapshot(directory)
         for more in ([], ["--fresh"], ["--set", "seed=7"]):
             assert run_cli("run", recipe, "--output", names[by], *more) == 2
@@ -334,8 +335,8 @@ def test_a_command_that_writes_into_a_run_is_refused_while_it_is_written(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "report.json").write_text("{}")
-    monkeypatch.setattr(runner, "opened", lambda directory: (None, {}))
-    with holder(tmp_path / runner.LOCK) as process:
+    monkeypatch.setattr(run_directory, "open_finished", lambda directory: (None, {}))
+    with holder(tmp_path / run_directory.LOCK) as process:
         assert run_cli(command[0], tmp_path, *command[1:]) == 2
         assert f"another run writes to {tmp_path}: process {process.pid}" in capsys.readouterr().err
 
@@ -350,11 +351,11 @@ def test_a_run_directory_that_is_removed_is_told_and_not_made_again(tmp_path: Pa
     directory = tmp_path / "run"
     directory.mkdir()
     told = "was removed or moved while this run wrote to it"
-    with pytest.raises(HfcompressError, match=told), runner.exclusive(directory):
+    with pytest.raises(HfcompressError, match=told), run_directory.exclusive(directory):
         _remove_and_write_on(directory)
     assert not directory.exists()
     directory.mkdir()
-    with pytest.raises(HfcompressError, match=told), runner.exclusive(directory):
+    with pytest.raises(HfcompressError, match=told), run_directory.exclusive(directory):
         directory.rename(tmp_path / "moved")
 
 
@@ -364,7 +365,7 @@ def test_a_run_that_trains_into_a_removed_directory_is_interrupted(
     monkeypatch.setattr(lock, "BEAT", 0.01)
     directory = tmp_path / "run"
     directory.mkdir()
-    with pytest.raises(HfcompressError, match="was removed or moved"), runner.exclusive(directory):
+    with pytest.raises(HfcompressError, match="was removed or moved"), run_directory.exclusive(directory):
         _remove_and_wait(directory)
 
 
@@ -377,12 +378,12 @@ def _remove_and_wait(directory: Path) -> None:
 def test_a_directory_with_what_a_killed_run_began_is_taken(recipe: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    (directory / runner.LOCK).write_text("")
+    (directory / run_directory.LOCK).write_text("")
     (directory / ".recipe.lock.json.partial").write_text("{")
-    runner._require_ours(load(recipe), directory, fresh=False)
+    run_directory.require_ours(load(recipe), directory, fresh=False)
     (directory / "thesis.txt").write_text("years of work")
     with pytest.raises(HfcompressError, match="was not made by hfcompress"):
-        runner._require_ours(load(recipe), directory, fresh=False)
+        run_directory.require_ours(load(recipe), directory, fresh=False)
 
 
 @pytest.mark.parametrize("name", ["final", "01-distill"])
@@ -395,7 +396,7 @@ def test_leftovers_of_a_killed_run_are_put_in_order(tmp_path: Path, name: str, b
     for file in (".report.json.partial", "plots/.tradeoff.png.partial"):
         (tmp_path / file).write_text("half")
     (tmp_path / "thesis.old").mkdir()  # somebody else's
-    with runner.exclusive(tmp_path):
+    with run_directory.exclusive(tmp_path):
         assert (tmp_path / name / "which").read_text() == (name if both else f"{name}.old")
     assert {p.name for p in tmp_path.iterdir()} == {name, "plots", "thesis.old"}
     assert list((tmp_path / "plots").iterdir()) == []

@@ -1,0 +1,79 @@
+"""Times the models of a finished run again: `hfcompress report --measure`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.data.source import model_directory
+from hfcompress.measure.measure import time_again
+from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
+from hfcompress.recipe.loader import Loaded
+from hfcompress.report import report
+from hfcompress.run.directory import exclusive, open_finished
+from hfcompress.run.finish import write_card
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import log
+
+if TYPE_CHECKING:
+    pass
+
+
+def measure_again(directory: Path) -> dict[str, Any]:
+    """Times the models of a finished run anew, and writes report, pictures and card; all else in them stays.
+
+    Times of a busy machine do not replace those of a quiet one.
+
+    Returns:
+        The report.
+
+    Raises:
+        HfcompressError: where the directory is no finished run, or its models are not those that were measured.
+    """
+    open_finished(directory)
+    with exclusive(directory):
+        return _measure_again(directory)
+
+
+def _measure_again(directory: Path) -> dict[str, Any]:
+    loaded, content = open_finished(directory)
+    final = directory / "final"
+    if not (final / "config.json").is_file():
+        raise HfcompressError(f"{final} holds no model", "the same `hfcompress run` writes it again")
+    artifacts = _open_measured(loaded, directory, content)
+    recipe = loaded.recipe
+    timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, log.info)
+    if report.busy(timed) and content.get("machine", {}).get("busy") is False:
+        why = "; ".join(timed["machine"]["why"])
+        log.info(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
+        return content
+    content = timed
+    report.write(content, directory)
+    write_card(loaded, directory, open_artifact(final, artifacts[-1].stage, artifacts[-1].kind), content)
+    return content
+
+
+def _open_measured(loaded: Loaded, directory: Path, content: dict[str, Any]) -> list[Artifact]:
+    """The models of a report's rows, in order.
+
+    Raises:
+        HfcompressError: where one is not there, or is not the one that was measured.
+    """
+    recipe = loaded.recipe
+    tuned = [n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if not stage.compresses]
+    places = {name: directory / name for name in recipe.stage_names()}
+    places["source"] = directory / tuned[-1] if tuned else model_directory(recipe.model)
+    artifacts = []
+    for row in content["rows"]:
+        place = places[row["stage"]]
+        if not (place / "config.json").is_file():
+            raise HfcompressError(f"{place} holds no model", "the same `hfcompress run` makes it again")
+        made = open_artifact(place, row["stage"], row["kind"])
+        # Reports of earlier versions know the weights by their size alone.
+        known = content["weights"][made.stage] if "weights" in content else row["disk_bytes"]
+        if known != (weights_hash(place) if "weights" in content else made.disk_bytes):
+            raise HfcompressError(
+                f"{place} is not the model that the report is of", "the same `hfcompress run` measures it anew"
+            )
+        artifacts.append(made)
+    return artifacts

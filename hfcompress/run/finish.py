@@ -1,0 +1,92 @@
+"""The end of a run: models are measured, the report, `final/` and its card are written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.measure.environment import environment, versions
+from hfcompress.measure.measure import measure
+from hfcompress.models.artifact import Artifact, weights_hash
+from hfcompress.recipe.loader import Loaded
+from hfcompress.report import card, report
+from hfcompress.utils.files import (
+    PARTIAL,
+    new_directory,
+    new_file,
+    read_json,
+    remove,
+    write_text,
+)
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.logging import log
+from hfcompress.utils.places import forget_places, without_places
+
+if TYPE_CHECKING:
+    pass
+
+
+def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
+    """Measures the models; reads the figures from report.json if these models were measured before."""
+    recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
+    key = digest(
+        {
+            "models": weights,
+            "measure": recipe.measure.model_dump(),
+            "seed": recipe.seed,
+            "task": recipe.task.model_dump(),
+            "data": recipe.task.fingerprint(judged=True),
+            "versions": versions(),
+        }
+    )
+    kept = read_json(directory / "report.json") or {}
+    if kept.get("key") == key:
+        log.info("report: done before")
+        return kept
+    start = time.perf_counter()
+    measured = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
+    return {
+        "schema": 1,
+        "name": recipe.name,
+        "key": key,
+        "weights": weights,
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "task": {
+            **recipe.task.model_dump(mode="json"),
+            "split": recipe.task.judged_split(),
+        },
+        **measured,
+    }
+
+
+def finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
+    """Writes report, pictures, `final/` and its card."""
+    report.write(content, directory)
+    last = artifacts[-1]
+    with new_directory(directory / "final") as final:
+        shutil.copytree(last.path, final, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "README.md"))
+        forget_places(final)
+        write_text(final / "recipe.yaml", without_places(loaded.document.text))
+        write_card(loaded, directory, replace(last, path=final), content)
+    _remove_leftovers(loaded, directory, {a.stage for a in artifacts})
+
+
+def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
+    """Removes attempts at stages that the recipe no longer has, or that are done."""
+    waiting = {f"{name}{PARTIAL}" for name in loaded.recipe.stage_names() if name not in done}
+    for path in directory.glob(f"*{PARTIAL}"):
+        if path.name not in waiting:
+            remove(path)
+
+
+def write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
+    """Writes the card beside a model, with its pictures."""
+    for name in report.pictures(content):
+        if (directory / "plots" / name).is_file():
+            with new_file(model.path / name) as scratch:
+                shutil.copyfile(directory / "plots" / name, scratch)
+    write_text(model.path / "README.md", card.render(loaded, content, model))

@@ -1,0 +1,85 @@
+"""What is done of a stage: the key of its result, its finished directory, an interrupted attempt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfcompress.context import Stage, StageContext
+from hfcompress.measure.environment import versions
+from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
+from hfcompress.recipe.schema import spell_out_stage
+from hfcompress.utils.distributed import process_state
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.files import (
+    file_hash,
+    read_json,
+    remove,
+    remove_half_files,
+    write_text,
+)
+from hfcompress.utils.hashing import digest
+from hfcompress.utils.logging import log
+
+if TYPE_CHECKING:
+    pass
+
+
+KEY = "key"
+"""The file in a stage's working directory with the key of the attempt."""
+
+
+def make_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
+    """A hash of everything that a stage's result depends on."""
+    return digest(
+        {
+            "stage": spell_out_stage(stage),
+            "parent": weights_hash(parent.path),
+            "named": [weights_hash(context.artifact(spec, parent).path) for spec in stage.specs().values()],
+            "task": context.task.model_dump(exclude={"dataset"}),
+            "data": context.fingerprint(),
+            "seed": context.seed,
+            "versions": versions(),
+            "device": process_state().device.type,
+        }
+    )
+
+
+def find_finished(path: Path, key: str, stage: Stage) -> Artifact | None:
+    """What a stage made, where it is done.
+
+    Raises:
+        HfcompressError: where its files are no longer those that it made.
+    """
+    record = read_json(path / "stage.json")
+    if record is None and path.is_dir():
+        log.info(f"{path.name} is made anew: its stage.json is missing or damaged")
+    if record is None or record.get("key") != key:
+        return None
+    for name, expected in record.get("files", {}).items():
+        file = path / name
+        if not file.is_file() or file_hash(file) != expected:
+            raise HfcompressError(
+                f"{file} is {'damaged or was changed' if file.is_file() else 'missing'}",
+                f"remove {path}, and the same command makes it anew; or run with --output elsewhere",
+            )
+    return open_artifact(path, path.name, stage.kind)
+
+
+def begin_attempt(folder: Path, key: str) -> None:
+    """Keeps an interrupted attempt at the same work; removes one at other work."""
+    mark = folder / KEY
+    if folder.is_dir() and read_mark(mark) != key:
+        remove(folder)
+    remove(folder / "model")
+    folder.mkdir(exist_ok=True)
+    remove_half_files(folder)
+    write_text(mark, key)
+
+
+def read_mark(path: Path) -> str | None:
+    """Reads the key of an attempt; None if the file is missing or damaged."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
