@@ -24,8 +24,9 @@ from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.timing import fastest_threads
 from hfcompress.models.artifact import open_artifact, read_config
 from hfcompress.models.dummy_inputs import probe_inputs
-from hfcompress.onnx.model_directory import exported, stored
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.onnx.export import load_and_export
+from hfcompress.onnx.graph_io import write_model_directory
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.utils.processors import default_threads
 
 AUTO = "AutoModelForSequenceClassification"
@@ -56,10 +57,10 @@ def batches(vocabulary: int) -> dict[str, list[Batch]]:
 def made(source: Path, folder: Path) -> dict[str, Path]:
     """A directory for each variant, PyTorch's first."""
     probe, vocabulary = probe_inputs(source), read_config(source)["vocab_size"]
-    model, graph = exported(source, AUTO, probe)
+    model, graph = load_and_export(source, AUTO, probe)
     found = {"torch": source, "onnx float32": folder / "float32"}
     found["onnx float32"].mkdir()
-    stored(graph, model.config, found["onnx float32"], probe)
+    write_model_directory(graph, model.config, found["onnx float32"], probe)
 
     def calibration(_count: int) -> list[Batch]:
         return [rows(DRAW.integers(8, 33, 16), vocabulary) for _ in range(4)]
@@ -68,7 +69,7 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
         target = found[f"onnx_int8 {mode}"] = folder / mode
         target.mkdir()
         backend = BACKENDS.parse({"use": "onnx_int8", "mode": mode})
-        backend.quantize(Work(source, target, AUTO, probe, calibration))
+        backend.quantize(QuantizationJob(source, target, AUTO, probe, calibration))
     return found
 
 

@@ -23,8 +23,8 @@ from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.artifact import open_artifact
 from hfcompress.models.dummy_inputs import probe_inputs
-from hfcompress.quantization.backends.base import BACKENDS, Work
-from hfcompress.quantization.backends.optimum_onnx import OptimumOnnx, instructions_here
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
+from hfcompress.quantization.backends.optimum_onnx import OptimumOnnx, detect_instructions
 from hfcompress.utils.processors import default_threads
 
 AUTO = "AutoModelForSequenceClassification"
@@ -52,7 +52,7 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
     """A directory for each variant: ours first, then the peer's."""
     ours, exported = folder / "onnx_int8", folder / "float"
     ours.mkdir()
-    BACKENDS.parse("onnx_int8").quantize(Work(source, ours, AUTO, probe_inputs(source)))
+    BACKENDS.parse("onnx_int8").quantize(QuantizationJob(source, ours, AUTO, probe_inputs(source)))
     optimum("export", "onnx", "--model", source, "--task", "text-classification", exported)
     found = {"onnx_int8": ours, **quantized(exported, "")}
     for level in ("-O2", "-O3"):
@@ -70,7 +70,7 @@ def quantized(graph: Path, first: str) -> dict[str, Path]:
     found = {}
     for option in ("", "--per_channel"):
         target = graph.with_name(f"{graph.name}{option}-int8")
-        kind = f"--{instructions_here()}"
+        kind = f"--{detect_instructions()}"
         optimum("onnxruntime", "quantize", "--onnx_model", graph, kind, *option.split(), "-o", target)
         found[f"{first}quantize {option}".strip()] = target
     return found
@@ -113,7 +113,7 @@ def main() -> None:
         folder = Path(scratch)
         source = Path(options["--model"]) if "--model" in options else built(folder / "source")
         variants = made(source, folder)
-        print(f"{cpu_name()}, {threads} threads, {source.name}; optimum-cli quantize --{instructions_here()}")
+        print(f"{cpu_name()}, {threads} threads, {source.name}; optimum-cli quantize --{detect_instructions()}")
         processes = {
             name: stack.enter_context(ModelProcess(open_artifact(path), AUTO, threads=threads))
             for name, path in variants.items()

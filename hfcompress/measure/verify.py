@@ -14,7 +14,7 @@ from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int
 from hfcompress.models.artifact import Artifact, load_model
 from hfcompress.models.dummy_inputs import probe_inputs
 from hfcompress.onnx.export import export, quiet
-from hfcompress.onnx.model_directory import EXPORT_TOLERANCE
+from hfcompress.onnx.graph_io import EXPORT_TOLERANCE
 from hfcompress.utils.errors import disk_problem
 from hfcompress.utils.files import require_space, scratch_directory
 from hfcompress.utils.logging import log

@@ -1,9 +1,10 @@
-"""Finds weights that an 8-bit grid stores badly, to warn the user before the answers get worse."""
+"""Finds weights that a quantization grid stores badly, so that their effect on the answers surprises nobody."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from hfcompress.utils.errors import HfcompressError
 
@@ -11,53 +12,68 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOST = 0.5
-"""Share of an output channel's weights that round to 0 from which on it is odd; of normal ones 1% do at 8 bits."""
+"""An output channel is odd if a larger share of its weights rounds to 0; of normal ones 1% do at 8 bits."""
+DESCRIPTIONS = {"zeros": "are all zeros", "outlier": "mostly round to zero, because one weight is much larger"}
 
 
-ODD = {"zeros": "are all zeros", "outlier": "mostly round to zero, beside an outlier"}
-"""How messages describe the oddities of an output channel."""
+@dataclass(frozen=True)
+class OddWeights:
+    """Output channels of one linear layer that a grid stores badly.
+
+    Attributes:
+        layer: The layer's path.
+        what: `zeros` are channels without any weight, which stay as they are. An `outlier` is a channel in which more
+            than half of the weights round to 0, because a few much larger ones decide the size of a step.
+        channels: How many there are.
+    """
+
+    layer: str
+    what: Literal["zeros", "outlier"]
+    channels: int
+
+    @property
+    def description(self) -> str:
+        """The end of a sentence about output channels."""
+        return DESCRIPTIONS[self.what]
 
 
-def odd_weights(layers: Mapping[str, nn.Linear], rounded: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
-    """Finds output channels of linear layers that an 8-bit grid stores badly.
-
-    `zeros` are output channels without any weight; they stay as they are. An `outlier` is an output channel in which
-    more than half of the weights round to 0, since a few are so much larger that the steps of the grid are theirs.
+def find_odd_weights(layers: Mapping[str, nn.Linear], fake_quantize: Callable[[Tensor], Tensor]) -> list[OddWeights]:
+    """Finds output channels that a grid stores badly.
 
     Args:
         layers: By path.
-        rounded: From a layer's weights `(out_features, in_features)` to what is stored of them, made floats again.
+        fake_quantize: Quantizes and dequantizes a layer's weights `(out_features, in_features)`.
 
     Returns:
-        For each layer and each thing that is odd about it `layer`, `what` and how many `channels`.
+        At most two entries a layer, one for each of the things that can be odd.
 
     Raises:
-        HfcompressError: for a layer with weights that are not finite, or not once they are stored.
+        HfcompressError: for a layer with weights that are not finite, before or after quantization.
     """
     require_finite(layers)
-    found = []
+    found = list[OddWeights]()
     for path, layer in layers.items():
         weight = layer.weight.detach()
         filled = weight != 0
-        stored = rounded(weight)
+        stored = fake_quantize(weight)
         if not stored.isfinite().all():
-            message = f"{path} has a weight of {float(weight.abs().max()):.3g}, which cannot be stored so"
+            message = f"{path} has a weight of {float(weight.abs().max()):.3g}, which is too large to be stored"
             raise HfcompressError(message, "use onnx_int8 or torch_int8, or train the model again")
-        lost = ((stored == 0) & filled).sum(-1) > LOST * filled.sum(-1)
-        for what, channels in (("zeros", ~filled.any(-1)), ("outlier", lost)):
-            if channels.any():
-                found.append({"layer": path, "what": what, "channels": int(channels.sum())})
+        zeros = int((~filled.any(-1)).sum())
+        outliers = int((((stored == 0) & filled).sum(-1) > LOST * filled.sum(-1)).sum())
+        found += [OddWeights(path, "zeros", zeros)] if zeros else []
+        found += [OddWeights(path, "outlier", outliers)] if outliers else []
     return found
 
 
 def require_finite(layers: Mapping[str, nn.Linear]) -> None:
-    """Requires finite weights in linear layers.
+    """Checks that all weights of linear layers are finite.
 
     Args:
         layers: By path.
 
     Raises:
-        HfcompressError: for a layer in which they are not.
+        HfcompressError: for the first layer in which they are not.
     """
     for path, layer in layers.items():
         broken = int((~layer.weight.isfinite()).any(-1).sum())
@@ -65,5 +81,5 @@ def require_finite(layers: Mapping[str, nn.Linear]) -> None:
             raise HfcompressError(
                 f"{path} has weights that are NaN or infinite"
                 + (f", in {broken} of its {len(layer.weight)} output channels" if broken else ", in its bias"),
-                "train the model again, or start from an earlier checkpoint: no grid has room for them",
+                "train the model again, or start from an earlier checkpoint: such weights cannot be quantized",
             )

@@ -1,4 +1,9 @@
-"""A model as an ONNX graph."""
+"""Exports a PyTorch model as an ONNX graph.
+
+It uses `torch.onnx.export(dynamo=False)`. The newer exporter (`dynamo=True`) was measured and not taken: it exports
+five times more slowly, and the int8 graph that comes from it ran 1.1 to 1.2 times more slowly
+(`benchmarks/onnx_export.py`, docs/results.md).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfcompress.models.architectures import task_head_of
+from hfcompress.models.artifact import load_model
 from hfcompress.models.dummy_inputs import Probe
-from hfcompress.onnx.graph_files import save_graph
+from hfcompress.onnx.graph_io import require_same_logits, save_graph
 from hfcompress.utils.files import scratch_directory
-from hfcompress.utils.processors import default_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import onnx
     from transformers import PreTrainedModel
 
 OPSET = 17
 
 
 def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
-    """Writes an ONNX graph with dynamic batch and length; inputs are named as the tokenizer names them.
+    """Writes an ONNX graph with dynamic batch size and length; its inputs have the tokenizer's names.
 
-    Its output `logits` is what `Observed.logits` is; `start_logits` and `end_logits` of a span head, which transformers
-    and Optimum know by these names, come after it. The linear layers are as `fuse.linears` finds them, and
+    The output `logits` is the same as `Observed.logits`. A span head also has the outputs `start_logits` and
+    `end_logits`, the names that transformers and Optimum know. Linear layers are nodes that `fuse.linears` finds, and
     attention is one operator wherever the model computes it by `scaled_dot_product_attention`.
+
+    Args:
+        model: In eval mode, on the CPU.
+        path: The file to write.
+        probe: The dummy inputs that the model is traced with.
     """
     import onnx
     import torch
@@ -35,7 +45,7 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
 
     from hfcompress.models.forward import accepted, logits_of_output
     from hfcompress.onnx.fuse import DOMAIN, fuse
-    from hfcompress.onnx.trace import traced
+    from hfcompress.onnx.trace import keep_layers_whole
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -51,10 +61,10 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     head = task_head_of(type(model).__name__)
     outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
     axes = {0: "batch"} if head == "sequence" else {0: "batch", 1: "sequence"}
-    # torch puts each tensor of a large model into a file of its own, beside the graph.
+    # torch writes each tensor of a large model into a file of its own beside the graph.
     with scratch_directory() as folder:
         file = folder / "model.onnx"
-        with traced(model):
+        with keep_layers_whole(model):
             torch.onnx.export(
                 Logits().eval(),
                 tuple(inputs.values()),
@@ -70,22 +80,36 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     save_graph(fuse(graph), path)
 
 
-def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
-    """The logits on a probe of an ONNX graph that was exported here; token types that the probe lacks are zeros."""
-    import numpy as np
-    import onnxruntime
+def load_and_export(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedModel, onnx.ModelProto]:
+    """Loads a model directory, exports it, and checks that both give the same logits on the dummy inputs.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = default_threads()  # its own choice knows neither affinity nor a container's quota
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    types = {"token_type_ids": np.zeros_like(probe["input_ids"])}
-    feed = {node.name: {**types, **probe}[node.name] for node in session.get_inputs()}
-    return session.run(["logits"], feed)[0]
+    Returns:
+        The float model and its graph.
+
+    Raises:
+        HfcompressError: if the graph's logits differ from the model's, or weights are not finite.
+    """
+    import onnx
+
+    from hfcompress.models.linears import linears
+    from hfcompress.models.odd_weights import require_finite
+
+    model = load_model(source, auto_class)
+    require_finite(linears(model))
+    with scratch_directory() as folder, quiet():
+        path = folder / "model.onnx"
+        export(model, path, probe)
+        require_same_logits(path, model, probe)
+        return model, onnx.load(path)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The tracer warns of every shape that it reads, and the exporter of its own age: parity is checked instead."""
+    """Silences the warnings of exporters while the context lasts.
+
+    The tracer warns about every shape that it reads, and the exporter that it is deprecated. `require_same_logits`
+    checks the result instead.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -1,4 +1,4 @@
-"""The linear layers and the attention of a traced graph, as the operators that ONNX Runtime is fast at."""
+"""Writes the linear layers and the attention of a traced graph as operators that ONNX Runtime runs fast."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 DOMAIN = "hfcompress"
-"""The domain of the operators that `trace` leaves."""
+"""The domain of the operators that `trace` puts into a graph."""
 PREFIX = "linear:"
-"""How the names of the nodes that `linears` finds begin."""
+"""The start of the names of the nodes that `linears` finds."""
 HEADS_INWARD = [0, 2, 1, 3]
 """`(batch, length, heads, width)` to `(batch, heads, length, width)`, and back."""
 
 
 def linears(model: ModelProto) -> dict[str, tuple[NodeProto, ...]]:
-    """The MatMul nodes that compute each `nn.Linear`, by its path in the torch model, in the order of computation.
+    """Finds the MatMul nodes that compute each `nn.Linear`, in the order of computation.
 
-    The second input of a node is an initializer `(in_features, out_features)`; a bias is added by the node after it.
-    Layers that read the same (queries, keys and values) are one node: their columns lie side by side, in the order in
-    which the paths come here. A layer that runs several times (ALBERT) is several nodes, that share the initializer.
+    The second input of a node is an initializer `(in_features, out_features)`; the next node adds the bias. Layers
+    that read the same tensor (queries, keys and values) are one node: their columns stand side by side, in the order
+    of their paths here. A layer that runs several times (ALBERT) is several nodes that share the initializer.
+
+    Returns:
+        The nodes by the layer's path in the torch model.
     """
     found: dict[str, tuple[NodeProto, ...]] = {}
     for node in model.graph.node:
@@ -34,14 +37,14 @@ def linears(model: ModelProto) -> dict[str, tuple[NodeProto, ...]]:
 
 
 def paths_of(node: NodeProto) -> tuple[str, ...]:
-    """The paths of the `nn.Linear`s that a node computes, in the order of its columns; empty for any other node."""
+    """Returns the paths of the `nn.Linear`s that a node computes, in the order of its columns; none for other nodes."""
     if not node.name.startswith(PREFIX):
         return ()
     return tuple(node.name.removeprefix(PREFIX).partition("#")[0].split("+"))
 
 
 def fuse(model: ModelProto) -> ModelProto:
-    """Writes what `trace` left, in place: `Linear` as MatMul and Add, `Attention` as MultiHeadAttention."""
+    """Replaces the nodes of `trace` in place: `Linear` by MatMul and Add, `Attention` by MultiHeadAttention."""
     from onnx.helper import make_opsetid
 
     _Rewriting(model.graph).run()
@@ -77,13 +80,13 @@ class _Rewriting:
         self._drop_unread()
 
     def add(self, kind: str, inputs: list[str], outputs: list[str], name: str = "", **attributes: Any) -> None:
-        """A new node, named after what it gives."""
+        """Adds a node that is named after its output."""
         from onnx.helper import make_node
 
         self.made.append(make_node(kind, inputs, outputs, name=name or f"{outputs[0]}/{kind}", **attributes))
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """The name of an initializer; where there is one of that name it is the same."""
+        """Adds an initializer unless one of this name exists, which is then the same; returns the name."""
         from onnx.numpy_helper import from_array
 
         if name not in self.weights:
@@ -94,10 +97,10 @@ class _Rewriting:
     # Linear layers
 
     def _reading_the_same(self) -> dict[str, list[NodeProto]]:
-        """The linear layers that become one node, by the output of the first of them.
+        """Groups the linear layers that become one node, by the output of the first of them.
 
-        They are of one module and read the same. Where weights serve once with others and once without (DeBERTa's, of
-        the text and of relative positions), side by side they would be stored twice: they stay apart.
+        They belong to one module and read the same tensor. Weights that are used once with others and once alone
+        (DeBERTa's, for the text and for relative positions) stay apart: side by side they would be stored twice.
         """
         groups: dict[tuple[str, str], list[NodeProto]] = defaultdict(list)
         for node in self.graph.node:
@@ -139,7 +142,7 @@ class _Rewriting:
     def _value(self, name: str) -> NDArray[Any]:
         from onnx.numpy_helper import to_array
 
-        while name not in self.weights:  # the exporter stores equal tensors once, and reads the others through Identity
+        while name not in self.weights:  # the exporter stores equal tensors once, and the others are Identity nodes
             name = self.producers[name].input[0]
         return to_array(self.weights[name])
 
@@ -156,7 +159,7 @@ class _Rewriting:
         mixed = f"{node.output[0]}/mixed"
         attributes = {key: get_node_attr_value(node, key) for key in ("num_heads", "unidirectional", "scale")}
         self.add("MultiHeadAttention", [*given, *bias], [mixed], domain="com.microsoft", **attributes)
-        # onnx, by which quantizers infer types, does not know the operator.
+        # onnx does not know the operator, and quantizers ask it for types.
         width = heads * get_node_attr_value(node, "width")
         self.types.append(make_tensor_value_info(mixed, TensorProto.FLOAT, ["batch", "sequence", width]))
         split = self.constant(f"{heads}.heads", np.array([0, 0, heads, -1], np.int64))
@@ -166,7 +169,7 @@ class _Rewriting:
             linear.input[0] = mixed
 
     def _heads_outward(self, name: str, node: NodeProto) -> str:
-        """`(batch, length, heads * width)` of what an attention node reads as `(batch, heads, length, width)`."""
+        """Returns `(batch, length, heads * width)` for an attention input `(batch, heads, length, width)`."""
         import numpy as np
 
         outward = self._before(name, "Transpose")
@@ -182,7 +185,7 @@ class _Rewriting:
         return joined
 
     def _before(self, name: str, kind: str) -> str | None:
-        """What the node that made `name` read, where it is of this kind (a Transpose: of heads)."""
+        """Returns the input of the node that made `name`, if it is of this kind (a Transpose: of heads)."""
         node = self.producers.get(name)
         if node is None or node.op_type != kind:
             return None
@@ -190,7 +193,7 @@ class _Rewriting:
         return None if otherwise else node.input[0]
 
     def _readers_of_heads(self, name: str, turned: bool = False) -> list[NodeProto]:
-        """The linear layers that read what an attention node gives, once its heads are side by side."""
+        """Finds the linear layers that read an attention node's output after its heads stand side by side."""
         found = []
         for node in self.readers[name]:
             if node.op_type == "Reshape" and node.input[0] == name:
@@ -202,9 +205,9 @@ class _Rewriting:
         return found
 
     def _keep_norms_apart(self) -> None:
-        """Writes the sum before a layer norm as `Sum`, which ONNX Runtime does not fuse with the norm.
+        """Writes the addition before a layer norm as `Sum`, which ONNX Runtime does not fuse with the norm.
 
-        The fused operator (SkipLayerNormalization) is several times slower on a CPU than the two.
+        The fused operator (SkipLayerNormalization) is several times slower on a CPU than the two alone.
         """
         made = {node.output[0]: node for node in self.made}
         for node in self.made:
@@ -213,7 +216,7 @@ class _Rewriting:
                 before.op_type = "Sum"
 
     def _drop_unread(self) -> None:
-        """Leaves the nodes and initializers out that no output depends on."""
+        """Removes the nodes and initializers that no output depends on."""
         read = {output.name for output in self.graph.output}
         kept = []
         for node in reversed(self.made):
@@ -230,7 +233,7 @@ class _Rewriting:
 
 
 def _read_by(node: NodeProto) -> Iterator[str]:
-    """What a node reads, and what the graphs inside it (of an `If`) do."""
+    """Yields what a node reads, and what the graphs inside it (of an `If`) read."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:

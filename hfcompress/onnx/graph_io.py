@@ -1,28 +1,37 @@
-"""Graphs as files: one, or one and another with its tensors where protobuf's 2 GB are not enough."""
+"""Writes ONNX graphs into model directories, runs them, and compares their logits with the model's."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hfcompress.models.architectures import PRUNED
+from hfcompress.models.dummy_inputs import Probe, logits_of
 from hfcompress.models.weights import tensors_of
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.processors import default_threads
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
 LIMIT = (1 << 31) - (1 << 24)
-"""Bytes of tensors that a graph's own file takes: protobuf writes less than 2 GB, nodes and names included."""
+"""The most bytes of tensors that go into a graph's own file: protobuf writes less than 2 GB, nodes included."""
+EXPORT_TOLERANCE = 1e-4
+"""The largest difference of a logit that an export may cause, relative to the largest logit or 1."""
 
 
 def is_large(graph: onnx.ModelProto) -> bool:
-    """Whether the tensors of a graph in memory need a file of their own."""
+    """True if the tensors of a graph in memory need a file of their own."""
     return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in tensors_of(graph.graph)) > LIMIT
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph; a large one keeps its tensors in `NAME_data` beside it, where Optimum keeps them too.
+    """Writes a graph; the tensors of a large one go into `NAME_data` beside it, the name that Optimum uses too.
 
-    A large graph is of no use in memory afterwards: its tensors are gone to the file.
+    A large graph cannot be used after it was saved: its tensors are then in the file only.
     """
     import onnx
 
@@ -30,7 +39,7 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
         onnx.save(graph, path)
         return
     beside = path.with_name(f"{path.name}_data")
-    beside.unlink(missing_ok=True)  # onnx appends to a file that is there
+    beside.unlink(missing_ok=True)  # onnx appends to an existing file
     onnx.save(
         graph,
         path,
@@ -42,21 +51,76 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def without_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of the same types and sizes, whose large tensors are inputs: what shape inference can take in whole."""
+def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, probe: Probe) -> NDArray[Any]:
+    """Writes `model.onnx` and the model's config into a directory; see `save_graph` for large graphs.
+
+    Returns:
+        The logits of the written graph on the dummy inputs.
+    """
+    save_graph(graph, target / "model.onnx")
+    write_config(config, target)
+    return run_onnx(target / "model.onnx", probe)
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Writes config.json with all label names and the name of the stock architecture.
+
+    transformers leaves default label names out. A graph needs no modeling code, also that of a pruned model, so the
+    config must not name any.
+    """
+    config.save_pretrained(path)
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    content.pop("auto_map", None)
+    content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
+    (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
+    """Runs an exported graph on dummy inputs and returns its logits; token types that are missing are zeros."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = default_threads()  # its default ignores CPU affinity and a container's quota
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    types = {"token_type_ids": np.zeros_like(probe["input_ids"])}
+    feed = {node.name: {**types, **probe}[node.name] for node in session.get_inputs()}
+    return session.run(["logits"], feed)[0]
+
+
+def require_same_logits(path: Path, model: PreTrainedModel, probe: Probe) -> None:
+    """Checks that a float graph gives the model's logits on the dummy inputs; padding tokens are not compared.
+
+    Raises:
+        HfcompressError: if they differ by more than `EXPORT_TOLERANCE`.
+    """
+    import numpy as np
+
+    expected = logits_of(model, probe)
+    differences = np.abs(run_onnx(path, probe) - expected) / max(1.0, float(np.abs(expected).max()))
+    difference = float((differences if differences.ndim == 2 else differences[probe["attention_mask"] == 1]).max())
+    if not difference <= EXPORT_TOLERANCE:
+        raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
+
+
+def strip_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Copies a graph without its large tensors, which become inputs of the same type and shape.
+
+    Shape inference refuses a graph of 2 GB and more, and takes this copy.
+    """
     import onnx
     from onnx import helper
 
-    made = onnx.ModelProto(ir_version=graph.ir_version)
-    made.opset_import.extend(graph.opset_import)
-    made.graph.name = graph.graph.name
-    made.graph.node.extend(graph.graph.node)
-    made.graph.input.extend(graph.graph.input)
-    made.graph.output.extend(graph.graph.output)
-    made.graph.value_info.extend(graph.graph.value_info)
+    copy = onnx.ModelProto(ir_version=graph.ir_version)
+    copy.opset_import.extend(graph.opset_import)
+    copy.graph.name = graph.graph.name
+    copy.graph.node.extend(graph.graph.node)
+    copy.graph.input.extend(graph.graph.input)
+    copy.graph.output.extend(graph.graph.output)
+    copy.graph.value_info.extend(graph.graph.value_info)
     for tensor in graph.graph.initializer:
         if len(tensor.raw_data) > 1024:
-            made.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         else:
-            made.graph.initializer.append(tensor)
-    return made
+            copy.graph.initializer.append(tensor)
+    return copy

@@ -1,4 +1,4 @@
-"""A model traced with one node for each linear layer and each attention, which `fuse` turns into ONNX."""
+"""Keeps each linear layer and each attention one node while a model is traced; `fuse` turns the nodes into ONNX."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _linear, _attention = functional.linear, functional.scaled_dot_product_attention
 
 
 @contextmanager
-def traced(model: PreTrainedModel) -> Iterator[None]:
-    """While the context lasts, a trace of the model holds `Linear` and `Attention` nodes.
+def keep_layers_whole(model: PreTrainedModel) -> Iterator[None]:
+    """Makes a trace of the model hold `Linear` and `Attention` nodes while the context lasts.
 
-    torch's functions are replaced, not the modules' or transformers': every release and family ends in those two. What
-    computes attention by other means (DeBERTa, MPNet) keeps its own operators.
+    It replaces two functions of torch, and no modules: every family and every release of transformers calls these two
+    in the end. A model that computes attention in another way (DeBERTa, MPNet) keeps its own operators.
     """
     paths = {id(module.weight): path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     masks = _Masks(_reads_all(model))
@@ -59,15 +59,15 @@ def traced(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _reads_all(model: PreTrainedModel) -> bool:
-    """Whether each token of each layer reads every token that is no padding."""
+    """True if each token reads every token but padding, in each layer."""
     return spec_of(model).plain_attention and not getattr(model.config, "is_decoder", False)
 
 
 class _Masks:
-    """What the layers add to their attention scores, made once for all that share a mask.
+    """The additive attention masks, each made once for all layers that share it.
 
-    Where each token reads all, it comes right from the model's `attention_mask`: what transformers makes on the way
-    from there differs by release, and is dozens of operators.
+    If each token reads all others, a mask is made from the model's `attention_mask` directly: what transformers makes
+    of it differs by release, and is dozens of operators.
     """
 
     def __init__(self, from_input: bool) -> None:
@@ -79,12 +79,12 @@ class _Masks:
         self.given = kwargs.get("attention_mask")
 
     def added(self, mask: Tensor | None) -> Tensor | None:
-        """`(batch or 1, heads or 1, length, length)`."""
+        """Returns what is added to attention scores, `(batch or 1, heads or 1, length, length)`."""
         if self.from_input:
             mask = self.given
         if mask is None:
             return None
-        if id(mask) not in self.made:  # the mask is kept, so that its id stays its own
+        if id(mask) not in self.made:  # the mask is kept, so that no other object gets its id
             self.made[id(mask)] = mask, _additive(mask)
         return self.made[id(mask)][1]
 
@@ -124,5 +124,5 @@ class _Attention(torch.autograd.Function):
         given = (query, key, value) if bias is None else (query, key, value, bias)
         told = {"num_heads_i": heads, "width_i": width, "unidirectional_i": int(causal), "scale_f": scale}
         made = g.op(f"{DOMAIN}::Attention", *given, **told)
-        # What follows needs to know how many axes there are.
+        # The nodes after this one need the number of axes.
         return made.setType(query.type().with_dtype(torch.float32).with_sizes([None, heads, None, width]))

@@ -1,4 +1,9 @@
-"""The ranges of what the linear layers of a model read, over real rows and without their padding."""
+"""Calibration: finds the ranges of the inputs of linear layers over rows of text, without their padding.
+
+ONNX Runtime's calibrators were weighed and not taken. They read the tensors of a graph, so that padding counts in the
+ranges. These functions read the model's layers without padding, and give a graph and quantization-aware training the
+same ranges.
+"""
 
 from __future__ import annotations
 
@@ -17,56 +22,59 @@ if TYPE_CHECKING:
 
 Method = Literal["minmax", "percentile", "entropy"]
 BINS = 2048
-"""Of a histogram."""
+"""The number of bins of a histogram."""
 COARSE = 128
-"""Levels of one sign of an 8-bit grid, that `entropy` holds the histogram against."""
+"""The number of positive levels of an 8-bit grid, which `entropy` compares the histogram with."""
 
 
 def calibrate(
     model: PreTrainedModel, batches: Iterable[Mapping[str, NDArray[Any]]], method: Method, percentile: float = 99.99
 ) -> Ranges:
-    """The range of each linear layer's input, by the layer's path in the model; 0 lies within.
+    """Finds the range of each linear layer's input, by the layer's path in the model; a range includes 0.
 
-    An input `(batch, length, width)` is judged where `attention_mask` is 1, and any other, such as a pooler's
-    `(batch, width)`, as a whole. A layer that never runs is not in it.
+    Of an input `(batch, length, width)` the positions count whose `attention_mask` is 1; any other input, such as a
+    pooler's `(batch, width)`, counts as a whole. A layer that never runs has no range.
 
-    - `minmax`: all that was seen.
-    - `percentile`: the middle `percentile` percent, half of the rest being clipped at either end.
-    - `entropy`: of the thresholds that clip the absolute values, the one under which the histogram of 2048 bins loses
-      least in Kullback-Leibler divergence when it is told in 128 levels (Migacz, "8-bit inference with TensorRT",
-      GTC 2017, pages 26 to 38).
+    - `minmax`: from the smallest to the largest value.
+    - `percentile`: the middle `percentile` percent of the values; half of the others are clipped at either end.
+    - `entropy`: clips the absolute values at the threshold with the smallest Kullback-Leibler divergence between their
+      histogram of 2048 bins and the same in 128 levels (Migacz, "8-bit inference with TensorRT", GTC 2017, pages 26
+      to 38).
 
     Args:
         model: In eval mode, on any device.
-        batches: Token arrays with their `attention_mask`; read twice by all methods but `minmax`.
-        method: How the range is found.
-        percentile: In percent, of `percentile`.
+        batches: Token arrays with their `attention_mask`; all methods but `minmax` read them twice.
+        method: The method.
+        percentile: The percentage for `percentile`.
 
     Raises:
-        HfcompressError: where an input is not finite, or there is no batch.
+        HfcompressError: if an input is not finite, or if there are no batches.
     """
     batches = list(batches)
-    extremes = _extremes(model, batches)
+    extremes = find_extremes(model, batches)
     if method == "minmax":
         return Ranges(extremes)
     folded = method == "entropy"
     bounds = {path: (0.0, max(-low, high)) if folded else (low, high) for path, (low, high) in extremes.items()}
-    counts = _histograms(model, batches, bounds, folded)
+    counts = count_histograms(model, batches, bounds, folded)
     inputs = {}
     for path, (low, high) in extremes.items():
         if low == high:  # an input of zeros
             inputs[path] = (low, high)
         elif folded:
-            threshold = _least_divergent(counts[path]) / BINS * bounds[path][1]
+            threshold = find_least_divergent(counts[path]) / BINS * bounds[path][1]
             inputs[path] = (max(low, -threshold), min(high, threshold))
         else:
-            first, last = _middle(counts[path], percentile)
+            first, last = find_middle(counts[path], percentile)
             width = (high - low) / BINS
             inputs[path] = (min(low + first * width, 0.0), max(low + last * width, 0.0))
     return Ranges(inputs)
 
 
-def _extremes(model: PreTrainedModel, batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, tuple[float, float]]:
+def find_extremes(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, tuple[float, float]]:
+    """Finds the smallest and the largest value of each layer's input, and 0 between them."""
     import math
 
     found: dict[str, tuple[float, float]] = {}
@@ -81,19 +89,19 @@ def _extremes(model: PreTrainedModel, batches: Iterable[Mapping[str, NDArray[Any
         before = found.get(path, (0.0, 0.0))
         found[path] = min(before[0], low), max(before[1], high)
 
-    _show(model, batches, see)
+    for_each_input(model, batches, see)
     if not found:
         raise HfcompressError("there are no rows to calibrate on", "give the task a train split")
     return found
 
 
-def _histograms(
+def count_histograms(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, NDArray[Any]]],
     bounds: Mapping[str, tuple[float, float]],
     folded: bool,
 ) -> dict[str, NDArray[Any]]:
-    """Counts `(2048,)` by path, of absolute values where folded."""
+    """Counts the values in 2048 bins, by path; absolute values if `folded`."""
     import numpy as np
 
     found: dict[str, NDArray[Any]] = {path: np.zeros(BINS) for path in bounds}
@@ -103,14 +111,14 @@ def _histograms(
         if low < high:
             found[path] += (values.abs() if folded else values).float().histc(BINS, low, high).cpu().numpy()
 
-    _show(model, batches, see)
+    for_each_input(model, batches, see)
     return found
 
 
-def _show(
+def for_each_input(
     model: PreTrainedModel, batches: Iterable[Mapping[str, NDArray[Any]]], see: Callable[[str, Tensor], None]
 ) -> None:
-    """Calls `see` with a linear layer's path and what it reads, padding left out."""
+    """Calls `see` with each linear layer's path and its input, without padding."""
     import torch
     from torch import nn
 
@@ -136,8 +144,8 @@ def _show(
             handle.remove()
 
 
-def _middle(counts: NDArray[Any], percentile: float) -> tuple[int, int]:
-    """The edges, in bins, between which the middle lies: the bins that its two ends fall into are within."""
+def find_middle(counts: NDArray[Any], percentile: float) -> tuple[int, int]:
+    """Finds the first and the last bin edge of the middle; the bins that its two ends fall into are within."""
     import numpy as np
 
     tail = counts.sum() * (1 - percentile / 100) / 2
@@ -145,23 +153,23 @@ def _middle(counts: NDArray[Any], percentile: float) -> tuple[int, int]:
     return int(np.searchsorted(below, tail, side="right")), int(np.searchsorted(below, below[-1] - tail)) + 1
 
 
-def _least_divergent(counts: NDArray[Any]) -> int:
-    """The number of bins, of at least 128, that are kept; what lies beyond counts in the last of them."""
+def find_least_divergent(counts: NDArray[Any]) -> int:
+    """Finds how many bins, at least 128, to keep; values beyond them count in the last one."""
     import numpy as np
 
     best, chosen = float("inf"), BINS
     for kept in range(COARSE, BINS + 1):
         inside = counts[:kept]
-        if not inside[-1]:  # the divergence from a level that is empty is infinite
+        if not inside[-1]:  # the divergence from an empty level is infinite
             continue
         expected = inside.copy()
         expected[-1] += counts[kept:].sum()
         starts = np.arange(COARSE) * kept // COARSE
         filled = np.maximum(np.add.reduceat((inside > 0).astype(np.int64), starts), 1)
         level = np.add.reduceat(inside, starts) / filled
-        told = np.repeat(level, np.diff(starts, append=kept))
+        coarse = np.repeat(level, np.diff(starts, append=kept))
         seen = expected > 0
-        p, q = expected[seen] / expected.sum(), told[seen] / inside.sum()
+        p, q = expected[seen] / expected.sum(), coarse[seen] / inside.sum()
         divergence = float((p * np.log(p / q)).sum())
         if divergence < best:
             best, chosen = divergence, kept

@@ -1,111 +1,94 @@
-"""How a quantize stage goes: trained first where it says so, then stored, mixed where it may lose too much."""
+"""Runs a quantize stage: trains if the stage says so, then writes the quantized model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import train_student
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, save_model
 from hfcompress.models.dummy_inputs import probe_inputs
-from hfcompress.quantization.backends.base import Work
-from hfcompress.quantization.grids.ranges import Ranges
-from hfcompress.quantization.qat.options import QatTraining
+from hfcompress.quantization.backends.base import QuantizationJob
+from hfcompress.quantization.facts import QuantizationFacts
 from hfcompress.utils.distributed import on_main_process, process_state
 
 if TYPE_CHECKING:
     from hfcompress.measure.process import Batch
+    from hfcompress.quantization.qat.options import QatTraining
     from hfcompress.quantization.stage import Quantize
 
 BATCH = 16
-"""Calibration rows of like length that are read together."""
+"""Calibration rows of similar length that are read together."""
 
 
-@dataclass
-class Quantizing:
-    """One run of a quantize stage.
+def quantize(stage: Quantize, parent: Artifact, context: StageContext) -> StageResult:
+    """Runs the stage; called on every process of a distributed run.
 
-    Attributes:
-        options: The stage.
-        parent: The model as the stage gets it.
+    Args:
+        stage: The stage's options.
+        parent: The float model to quantize.
         context: The stage's context.
     """
+    job = QuantizationJob(
+        parent.path,
+        context.model_directory,
+        context.task.auto_class,
+        probe_inputs(parent.path),
+        rows=partial(calibration_rows, parent, context),
+    )
+    facts = QuantizationFacts()
+    if stage.train is not None and stage.backend.trains == "adapters":
+        from hfcompress.quantization.qlora import train_adapters
 
-    options: Quantize
-    parent: Artifact
-    context: StageContext
+        return train_adapters(stage.train, stage.backend, parent, context, job)
+    if stage.train is not None:
+        job, facts = train_quantization_aware(stage, stage.train, parent, context, job)
+    written = list[StageResult]()
+    on_main_process(lambda: written.append(_write(stage, context, job, facts)))
+    return written[0] if written else StageResult(context.model_directory, facts.to_json())
 
-    def __post_init__(self) -> None:
-        self.facts = dict[str, Any]()
 
-    def run(self) -> StageResult:
-        """Trains where the stage says so, and writes the quantized model."""
-        train, backend = self.options.train, self.options.backend
-        source, ranges = self.parent.path, None
-        if train is not None and backend.trains == "adapters":
-            from hfcompress.quantization.qlora import qlora
+def train_quantization_aware(
+    stage: Quantize, train: QatTraining, parent: Artifact, context: StageContext, job: QuantizationJob
+) -> tuple[QuantizationJob, QuantizationFacts]:
+    """Trains the float model under fake quantization and saves it.
 
-            return qlora(train, backend, self.parent, self.context, self.work(source, self.context.model_directory))
-        if train is not None:
-            source, ranges = self._trained(train)
-        written = list[StageResult]()
-        on_main_process(lambda: written.append(self._write(source, ranges)))
-        return written[0] if written else StageResult(self.context.model_directory, self.facts)
+    Returns:
+        The job of quantizing the trained model with the ranges it was trained with, and what the training reports.
+    """
+    model = load_model(parent.path, context.task.auto_class).to(process_state().device)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(parent.path, context.task)
+    overlay = stage.backend.training_overlay(model, job, train.ranges, train.freeze)
+    report = train_student(model, train, train, parent, context, tokenizer, masks=overlay)
+    overlay.settle(model)
+    path = context.directory / "trained"
+    on_main_process(lambda: save_model(model.cpu(), tokenizer, path))
+    return replace(job, source=path, ranges=overlay.ranges()), QuantizationFacts(training=report)
 
-    def _write(self, source: Path, ranges: Ranges | None) -> StageResult:
-        target = self.context.model_directory
-        target.mkdir(parents=True, exist_ok=True)
-        if self.options.max_drop is None:
-            logits = self.options.backend.quantize(self.work(source, target, ranges))
-        else:
-            from hfcompress.quantization.mixed_precision import mixed
 
-            logits = mixed(self.options, self.work(source, target, ranges), self.context)
-        labels = label_ids(read_config(source))
-        reading = self.context.save_reading(load_tokenizer(source, self.context.task), labels)
-        return StageResult(target, self.facts, logits, reading)
+def _write(stage: Quantize, context: StageContext, job: QuantizationJob, facts: QuantizationFacts) -> StageResult:
+    """Writes the quantized model and its tokenizer; on the first process."""
+    job.target.mkdir(parents=True, exist_ok=True)
+    if stage.max_drop is None:
+        model, mixed = stage.backend.quantize(job), None
+    else:
+        from hfcompress.quantization.mixed_precision import search_mixed_precision
 
-    def _trained(self, train: QatTraining) -> tuple[Path, Ranges | None]:
-        """Where the model lies after quantization-aware training, and its ranges."""
-        model = load_model(self.parent.path, self.context.task.auto_class).to(process_state().device)  # type: ignore[arg-type]
-        tokenizer = load_tokenizer(self.parent.path, self.context.task)
-        work = self.work(self.parent.path, self.context.model_directory)
-        masks = self.options.backend.masks(model, work, train.ranges, train.freeze)
-        found = train_student(model, train, train, self.parent, self.context, tokenizer, masks=masks)
-        self.facts.update(found)
-        masks.settle(model)
-        path = self.context.directory / "trained"
-        on_main_process(lambda: save_model(model.cpu(), tokenizer, path))
-        return path, masks.ranges()
+        model, mixed = search_mixed_precision(stage, job, context)
+    reading = context.save_reading(load_tokenizer(job.source, context.task), label_ids(read_config(job.source)))
+    facts = replace(facts, odd_weights=model.odd_weights, mixed=mixed)
+    return StageResult(job.target, facts.to_json(), model.logits, reading)
 
-    def work(self, source: Path, target: Path, ranges: Ranges | None = None) -> Work:
-        """What the backend gets."""
-        return Work(
-            source,
-            target,
-            self.context.task.auto_class,
-            probe_inputs(source),
-            self._rows,
-            self._texts,
-            ranges=ranges,
-            facts=self.facts,
-        )
 
-    def _rows(self, count: int) -> Sequence[Batch]:
-        from hfcompress.measure.measure import TOKENS
-        from hfcompress.training.batches import make_batches
+def calibration_rows(parent: Artifact, context: StageContext, count: int) -> Sequence[Batch]:
+    """Returns at most `count` rows of the train split, tokenized, in padded batches of similar length."""
+    from hfcompress.measure.measure import TOKENS
+    from hfcompress.training.batches import make_batches
 
-        tokenizer = load_tokenizer(self.parent.path, self.context.task)
-        rows = self.context.sample(count, tokenizer, label_ids(read_config(self.parent.path)))
-        batches = make_batches(rows, tokenizer, self.context.task, BATCH)
-        return [{name: batch[name].numpy() for name in TOKENS if name in batch} for batch in batches]
-
-    def _texts(self, count: int) -> Sequence[str]:
-        from itertools import islice
-
-        from hfcompress.data.texts import texts_of
-
-        return list(islice(texts_of([self.context.rows("train")], self.context.task.text), count))
+    tokenizer = load_tokenizer(parent.path, context.task)
+    rows = context.sample(count, tokenizer, label_ids(read_config(parent.path)))
+    batches: Any = make_batches(rows, tokenizer, context.task, BATCH)
+    return [{name: batch[name].numpy() for name in TOKENS if name in batch} for batch in batches]

@@ -1,7 +1,7 @@
-"""int8 linear layers and embeddings in plain torch, and how transformers loads a model that has them.
+"""int8 linear layers and embeddings in plain torch, and their quantization method for transformers.
 
-A directory whose config says `{"quant_method": "hfcompress_int8"}` loads with stock `from_pretrained` once hfcompress
-was imported: importing this module registers the method with transformers.
+Importing this module registers the method with transformers. After that (after `import hfcompress`), stock
+`from_pretrained` loads a directory whose config says `{"quant_method": "hfcompress_int8"}`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hfcompress.quantization.grids.embeddings import row_codes
+from hfcompress.quantization.grids.rowwise import quantize_rowwise
 
 METHOD = "hfcompress_int8"
 
 
 class _Int8(nn.Module):
-    """A table of int8 numbers with a scale a row: `w ≈ weight_scale[:, None] * weight[..., 0]`.
+    """A table of int8 codes with a scale for each row: `w ≈ weight_scale[:, None] * weight[..., 0]`.
 
-    The last axis of 1 is for who forgets to import hfcompress: transformers would read the whole numbers as weights of
-    a float layer, and only warn, were they of its shape.
+    The last axis of size 1 protects a user who forgets to import hfcompress: if the codes had the shape of a float
+    layer's weights, transformers would read them as such, and only warn.
     """
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
@@ -36,23 +36,23 @@ class _Int8(nn.Module):
         self.weight = nn.Parameter(empty, requires_grad=False)
         self.weight_scale = nn.Parameter(torch.empty(rows, device=device), requires_grad=False)
 
-    def take(self, weight: Tensor) -> None:
-        """Rounds a float table `(rows, columns)` into this one."""
-        codes, scales = row_codes(weight, 8)
+    def quantize(self, weight: Tensor) -> None:
+        """Stores a float table `(rows, columns)` in this one."""
+        codes, scales = quantize_rowwise(weight, 8)
         self.weight.copy_(codes.unsqueeze(-1))
         self.weight_scale.copy_(scales.squeeze(-1))
 
     @property
     def codes(self) -> Tensor:
-        """The whole numbers, `(rows, columns)`."""
+        """The codes, `(rows, columns)`."""
         return self.weight.detach().squeeze(-1)
 
 
 class Int8Linear(_Int8):
-    """A linear layer whose inputs are rounded to 8 bits as they come, by the lowest and highest of the whole batch.
+    """A linear layer that rounds its inputs to 8 bits, by the smallest and the largest value of the whole batch.
 
-    The products are torch's own, prepacked for this CPU at the first call; where it has none (a GPU, half precision),
-    the weights are made floats and multiplied as such.
+    It calls torch's own int8 product and prepacks the weights for this CPU at the first call. On a GPU and in half
+    precision, where torch has no such product, it dequantizes the weights and multiplies floats.
 
     Attributes:
         weight: int8, `(out_features, in_features, 1)`.
@@ -68,7 +68,7 @@ class Int8Linear(_Int8):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or torch.backends.quantized.engine == "none":
-            # Scaled before they are summed: sums of whole numbers are more than half precision holds.
+            # Scaled before they are summed: half precision cannot hold sums of codes.
             weight = self.codes.to(inputs.dtype) * self.weight_scale.to(inputs.dtype).unsqueeze(-1)
             return functional.linear(inputs, weight, None if self.bias is None else self.bias.to(inputs.dtype))
         if self._packed is None:
@@ -101,7 +101,7 @@ class Int8Linear(_Int8):
 
 
 class Int8Embedding(_Int8):
-    """An embedding table that stays int8: only the rows that are asked for become floats.
+    """An embedding table in int8; only the rows that are looked up become floats.
 
     Attributes:
         weight: int8, `(num_embeddings, embedding_dim, 1)`.
@@ -120,28 +120,28 @@ class Int8Embedding(_Int8):
 
 
 def put_int8_layers(model: Any, embeddings: bool, keep: Collection[str]) -> None:
-    """Replaces a model's linear layers and embeddings, in place, with their int8 selves.
+    """Replaces a model's linear layers and embeddings by int8 ones, in place.
 
-    A linear layer that shares its weights with an embedding (the one that predicts words) is as that embedding is.
+    A linear layer that shares its weights with an embedding (a mask head's) is replaced if that embedding is.
 
     Args:
-        model: A model with its head, or the base of one; on the meta device only its modules change.
-        embeddings: Embeddings too.
-        keep: Paths of layers that stay, from the model with its head.
+        model: A model with or without its task head; on the meta device only its modules change.
+        embeddings: True to replace embeddings too.
+        keep: Paths of layers that stay, in the model with its task head.
     """
     shared: dict[int, _Int8] = {}
-    for path, old in list(_replaced(model, embeddings, keep)):
-        new = _int8_of(old)
+    for path, old in list(_find_replaced(model, embeddings, keep)):
+        new = _make_int8(old)
         if not old.weight.is_meta:
             with torch.no_grad():
-                new.take(old.weight)
+                new.quantize(old.weight)
         first = shared.setdefault(id(old.weight), new)
         new.weight = first.weight
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, new.train(old.training))
 
 
-def _int8_of(old: Any) -> _Int8:
+def _make_int8(old: Any) -> _Int8:
     device = old.weight.device
     if isinstance(old, nn.Embedding):
         return Int8Embedding(old.num_embeddings, old.embedding_dim, old.padding_idx, device)
@@ -150,7 +150,7 @@ def _int8_of(old: Any) -> _Int8:
     return new
 
 
-def _replaced(model: Any, embeddings: bool, keep: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _find_replaced(model: Any, embeddings: bool, keep: Collection[str]) -> Iterator[tuple[str, Any]]:
     kinds: dict[str, Any] = {}
     for path, module in model.named_modules():
         if type(module) in (nn.Linear, nn.Embedding):
@@ -164,18 +164,18 @@ def _replaced(model: Any, embeddings: bool, keep: Collection[str]) -> Iterator[t
 
 
 class _Method(StrEnum):
-    """transformers asks a method for its `value`."""
+    """The method as an enum member: transformers reads its `value`."""
 
     INT8 = METHOD
 
 
 @register_quantization_config(METHOD)
 class Int8Config(QuantizationConfigMixin):  # type: ignore[misc]
-    """What stands as `quantization_config` in config.json.
+    """The `quantization_config` of config.json.
 
     Attributes:
-        embeddings: Whether embeddings are int8.
-        keep: Paths of the layers that are not, from the model with its head.
+        embeddings: True if embeddings are int8.
+        keep: Paths of the layers that are not, in the model with its task head.
     """
 
     def __init__(self, embeddings: bool = True, keep: Collection[str] = (), quant_method: str = METHOD) -> None:
@@ -185,7 +185,7 @@ class Int8Config(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
-    """Gives a model its int8 layers before transformers reads the weights into them."""
+    """Replaces a model's layers by int8 ones before transformers loads the weights."""
 
     is_trainable = False
 
@@ -196,5 +196,5 @@ class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """A loaded model can be saved again."""
+        """True: a loaded model can be saved again."""
         return True

@@ -1,10 +1,16 @@
-"""LoftQ: quantized weights and adapters that start as one approximation of the float weights."""
+"""LoftQ: starts the adapters of a quantized model at what quantization took from its weights.
+
+Source: Li et al. 2023, arXiv:2310.08659. peft's `replace_lora_weights_loftq` was weighed and not taken: it makes one
+turn of Algorithm 1, for 4-bit layers only, on a GPU, and it ignores the adapters' scale `alpha / r`. This one makes any
+number of turns, with the backend's own rounding, on any device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.quantization.facts import LoftqError
 from hfcompress.training.lora import Lora
 from hfcompress.utils.errors import HfcompressError
 
@@ -13,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def decomposed(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The best approximation of rank r, `B A`, of what quantizing took from a weight.
+def approximate(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Finds the best approximation `B A` of rank r of what quantization took from a weight.
 
-    Source: Li et al. 2023, arXiv:2310.08659, eq. 8: `B = U √Σ` and `A = √Σ Vᵀ` of the r largest singular values.
+    Eq. 8: `B = U √Σ` and `A = √Σ Vᵀ` of the r largest singular values.
 
     Args:
         residual: `W - Q`, `(out_features, in_features)`.
         r: The rank.
 
     Returns:
-        `B`, `(out_features, r)`, and `A`, `(r, in_features)`; of a smaller matrix the last columns and rows are zero.
+        `B`, `(out_features, r)`, and `A`, `(r, in_features)`; zeros fill up a rank that the matrix does not have.
     """
     import torch
 
@@ -35,40 +41,40 @@ def decomposed(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
     return b, a
 
 
-def to_quantize(weight: Tensor, rounded: Callable[[Tensor], Tensor], r: int, iterations: int) -> Tensor:
-    """What is quantized in a weight's place, `W - B A`, so that the adapters have the rest to give.
+def alternate(weight: Tensor, fake_quantize: Callable[[Tensor], Tensor], r: int, iterations: int) -> Tensor:
+    """Finds what to quantize in place of a weight, `W - B A`, so that the adapters can give the rest.
 
-    Source: Li et al. 2023, arXiv:2310.08659, Algorithm 1: `Q ← q(W - B A)` and `B A ← SVD_r(W - Q)` by turns, from
-    `B A = 0`. The quantizing of the last turn is the backend's, and `fit` does its decomposition.
+    Algorithm 1: `Q ← q(W - B A)` and `B A ← SVD_r(W - Q)` in turns, from `B A = 0`. The backend quantizes in the last
+    turn, and `start_adapters` makes its decomposition.
 
     Args:
         weight: `W`, `(out_features, in_features)`.
-        rounded: `q`, quantized and made floats again.
+        fake_quantize: `q`, quantizes and dequantizes.
         r: The rank.
-        iterations: How many turns.
+        iterations: The number of turns.
     """
     left = weight
     for _ in range(iterations - 1):
-        b, a = decomposed(weight - rounded(left), r)
+        b, a = approximate(weight - fake_quantize(left), r)
         left = weight - b @ a
     return left
 
 
-def fit(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) -> tuple[float, float]:
-    """Sets the adapters of a quantized model to what quantizing took, in place.
+def start_adapters(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) -> LoftqError:
+    """Sets the adapters of a quantized model, in place, to what quantization took from its weights.
 
-    An adapter on a layer that is not quantized starts as it did: there is nothing to give back.
+    An adapter on a layer that is not quantized stays as it is: nothing was taken.
 
     Args:
         model: With adapters.
-        weights: The float weights `(out_features, in_features)` of its adapted layers, by their paths.
-        options: The adapters'.
+        weights: The float weights `(out_features, in_features)` of its adapted layers, by path.
+        options: The options of the adapters.
 
     Returns:
-        `‖W - Q‖` and `‖W - Q - B A‖` over all those layers, as shares of `‖W‖`.
+        The error of all adapted layers that are quantized.
 
     Raises:
-        HfcompressError: where none of them is quantized.
+        HfcompressError: if none of them is quantized.
     """
     from peft.utils.integrations import dequantize_module_weight
 
@@ -80,7 +86,7 @@ def fit(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) ->
             continue
         weight = weight.detach()
         residual = weight - dequantize_module_weight(base).to(weight)
-        b, a = decomposed(residual, options.r)
+        b, a = approximate(residual, options.r)
         root = (options.r / options.alpha) ** 0.5
         layer.lora_B["default"].weight.data.copy_(b * root)
         layer.lora_A["default"].weight.data.copy_(a * root)
@@ -89,7 +95,7 @@ def fit(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) ->
         size += float(weight.square().sum())
     if not size:
         raise HfcompressError(
-            "`init: loftq` has nothing to start from: no layer with adapters is quantized",
+            "`init: loftq` has nothing to start from: none of the layers with adapters is quantized",
             "take them out of the backend's `skip`, choose other `targets`, or leave `init` out",
         )
-    return (without / size) ** 0.5, (with_adapters / size) ** 0.5
+    return LoftqError((without / size) ** 0.5, (with_adapters / size) ** 0.5)

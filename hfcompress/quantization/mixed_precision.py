@@ -1,10 +1,10 @@
-"""Mixed precision: as few layers in float32 as an accuracy budget takes, the ones that suffer most."""
+"""Mixed precision: leaves as few layers in float32 as an accuracy budget allows, the most sensitive ones."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,182 +15,180 @@ from hfcompress.measure.process import ModelProcess
 from hfcompress.models.architectures import spec_of
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.models.linears import linears
-from hfcompress.quantization.backends.base import Work
+from hfcompress.quantization.backends.base import QuantizationJob, QuantizedModel
+from hfcompress.quantization.facts import Attempt, LayerSensitivity, MixedPrecision
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
     from hfcompress.quantization.stage import Quantize
 
 
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """What happens where one linear layer alone is quantized, or those together that the backend makes one.
+@dataclass
+class Search:
+    """The state of a search.
 
     Attributes:
-        layers: Their paths in the model.
-        error: `‖z - z'‖ / ‖z‖` of the model's answers on the judged rows.
-        metric: The metric on them.
+        stage: The stage's options, with `max_drop`.
+        job: The float model, and where the chosen model goes.
+        context: The stage's context.
+        tokenizer: The float model's.
+        rows: The dev rows that models are judged on.
+        float_metric: The float model's metric on them.
+        tried: The attempts so far.
+        models: What the backend returned for each of them.
     """
 
-    layers: tuple[str, ...]
-    error: float
-    metric: float
+    stage: Quantize
+    job: QuantizationJob
+    context: StageContext
+    tokenizer: PreTrainedTokenizerBase
+    rows: Rows
+    float_metric: float
+    tried: list[Attempt] = field(default_factory=list)
+    models: list[QuantizedModel] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """One quantized model that was tried.
-
-    Attributes:
-        keep: Linear layers that stayed in float32.
-        metric: On the dev split, from its own directory in a process of its own.
-        drop: Points lost against the float model; below 0 where it gained.
-        bytes: Of its weight files.
-    """
-
-    keep: tuple[str, ...]
-    metric: float
-    drop: float
-    bytes: int
-
-
-def mixed(options: Quantize, work: Work, context: StageContext) -> NDArray[Any]:
-    """Writes the quantized model that keeps within the budget with the fewest layers in float32.
-
-    The layers are ranked by what quantizing each alone does to the answers. Then models that leave 0, 1, 2, 4, … of
-    them in float32 are made and judged until one holds, and what lies between the last two is halved. Where none
-    holds, the model that loses least is written. What was tried is noted.
-
-    Returns:
-        The written model's logits on the probe.
-    """
-    search = _Search(options, work, context)
-    ranked: list[LayerSensitivity] = []
-    first = search.attempt(())
-    if search.holds(first):
-        log.info(f"quantize: all layers, {first.drop:+.2f} points lost of {options.max_drop}")
-    else:
-        ranked = search.sensitivity()
-        fewest(len(ranked), lambda count: search.holds(search.attempt([p for x in ranked[:count] for p in x.layers])))
-    chosen = search.best()
-    if not search.holds(chosen):
-        log.info(
-            f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}"
-        )
-    work.facts["mixed"] = {
-        "metric": context.task.metric,
-        "float": search.float_metric,
-        "max_drop": options.max_drop,
-        "holds": search.holds(chosen),
-        "kept": list(chosen.keep),
-        "tried": [{**asdict(a), "keep": len(a.keep)} for a in search.tried],
-        "layers": [asdict(x) for x in ranked],
-    }
-    return search.write(chosen)
-
-
-def fewest(most: int, holds: Callable[[int], bool]) -> None:
-    """Asks `holds` of as few counts as find the least that does, supposing that more never hurts; 0 does not.
-
-    Args:
-        most: The largest count.
-        holds: Whether a count of layers in float32 is enough.
-    """
-    low, high = 0, 1
-    while high < most and not holds(high):
-        low, high = high, min(2 * high, most)
-    if high == most and not holds(most):
-        return
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-
-
-class _Search:
-    """Models made and judged; each lies in a directory of its own until one is chosen."""
-
-    def __init__(self, options: Quantize, work: Work, context: StageContext) -> None:
-        self.options, self.work, self.context = options, work, context
-        self.tokenizer = load_tokenizer(work.source, context.task)
-        labels = label_ids(read_config(work.source))
-        self.rows = Rows(context.task, self.tokenizer, context.rows("dev"), labels)
-        self.tried: list[Attempt] = []
-        self._logits: list[NDArray[Any]] = []
-        self._facts: list[dict[str, Any]] = []
-        self.float_metric = self._judge(work.source)
-
-    def holds(self, attempt: Attempt) -> bool:
-        """Whether it is within the budget."""
-        assert self.options.max_drop is not None
-        return attempt.drop <= self.options.max_drop + 1e-9
-
-    def attempt(self, keep: Sequence[str]) -> Attempt:
-        """A model with these layers in float32; none is made twice."""
-        found = next((a for a in self.tried if a.keep == tuple(keep)), None)
-        if found is not None:
-            return found
-        target = self._directory(len(self.tried))
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        self._facts.append({})
-        work = replace(self.work, target=target, keep=frozenset(keep), facts=self._facts[-1])
-        self._logits.append(self.options.backend.quantize(work))
-        metric = self._judge(target)
-        sign = -1 if self.context.task.metric in LOWER_IS_BETTER else 1
-        drop = round(100 * sign * (self.float_metric - metric), 6)
-        self.tried.append(Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes))
-        log.info(
-            f"quantize: {len(keep)} layers in float32, {self.context.task.metric} {metric:.4f}, {drop:+.2f} points lost"
-        )
-        return self.tried[-1]
-
-    def best(self) -> Attempt:
-        """The smallest that is within the budget, else the one that loses least."""
-        within = [a for a in self.tried if self.holds(a)]
-        return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(self.tried, key=lambda a: a.drop)
-
-    def write(self, chosen: Attempt) -> NDArray[Any]:
-        """Moves the chosen model to where the stage's model goes, with what was noted of it, and drops the others."""
-        index = self.tried.index(chosen)
-        self.work.facts.update(self._facts[index])
-        for file in self._directory(index).iterdir():
-            file.rename(self.work.target / file.name)
-        shutil.rmtree(self._directory(index).parent)
-        return self._logits[index]
-
-    def sensitivity(self) -> list[LayerSensitivity]:
-        """Each linear layer quantized alone, the one that disturbs the answers most first."""
-        import numpy as np
-
-        from hfcompress.training.evaluate import predict
-
-        task, count = self.context.task, min(self.options.rows, len(self.rows.encoded))
-        rows = self.rows.encoded.shuffle(seed=self.context.seed).select(range(count))
-        model = load_model(self.work.source, task.auto_class)
-        groups = together(model) if self.options.backend.fuses else [(path,) for path in linears(model)]
-        log.info(f"quantize: {len(linears(model))} linear layers, {len(groups)} times some alone, on {count} dev rows")
-        plain, order = predict(model, rows, self.tokenizer, task)
-        found = []
-        for paths in groups:
-            with self.options.backend.simulated(model, paths, self.work):
-                outputs, _ = predict(model, rows, self.tokenizer, task)
-            error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
-            found.append(LayerSensitivity(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
-        return sorted(found, key=lambda x: -x.error)
-
-    def _judge(self, path: Path) -> float:
-        task = self.context.task
-        with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
-            return float(task.score(*judged(process, self.rows)))
-
-    def _directory(self, index: int) -> Path:
+    def directory(self, index: int) -> Path:
+        """The directory of an attempt's model until one is chosen."""
         return self.context.directory / "attempts" / str(index)
 
 
-def together(model: Any) -> list[tuple[str, ...]]:
-    """The paths of all linear layers; those that make queries, keys and values, or an FFN and its gate, together."""
+def search_mixed_precision(
+    stage: Quantize, job: QuantizationJob, context: StageContext
+) -> tuple[QuantizedModel, MixedPrecision]:
+    """Writes the quantized model that stays within the budget with the fewest layers in float32.
+
+    It ranks layers by what quantizing each alone does to the logits. Then it quantizes with 0, 1, 2, 4, … of them in
+    float32 until one attempt stays within the budget, and bisects between the last two. If none does, it writes the
+    model that loses least.
+
+    Args:
+        stage: The stage's options, with `max_drop`.
+        job: What to quantize, and where to.
+        context: The stage's context.
+
+    Returns:
+        The written model, and what was tried.
+    """
+    search = start_search(stage, job, context)
+    ranked: list[LayerSensitivity] = []
+    first = quantize_without(search, ())
+    if stays_within(search, first):
+        log.info(f"quantize: all layers are quantized, {first.drop:+.2f} points lost of {stage.max_drop} allowed")
+    else:
+        ranked = rank_layers(search)
+
+        def is_enough(count: int) -> bool:
+            keep = [path for layer in ranked[:count] for path in layer.layers]
+            return stays_within(search, quantize_without(search, keep))
+
+        find_fewest(len(ranked), is_enough)
+    best = choose(search)
+    holds = stays_within(search, best)
+    if not holds:
+        log.info(f"quantize: every attempt loses more than {stage.max_drop} points; the best loses {best.drop:.2f}")
+    result = MixedPrecision(
+        metric=context.task.metric,
+        float=search.float_metric,
+        max_drop=stage.max_drop or 0.0,
+        holds=holds,
+        kept=best.keep,
+        tried=tuple(search.tried),
+        layers=tuple(ranked),
+    )
+    return write_chosen(search, best), result
+
+
+def find_fewest(most: int, is_enough: Callable[[int], bool]) -> None:
+    """Asks about as few counts as possible until the least that is enough was asked; a larger one is enough too.
+
+    Args:
+        most: The largest count; 0 is known to be too few.
+        is_enough: True if so many layers in float32 are enough.
+    """
+    low, high = 0, 1
+    while high < most and not is_enough(high):
+        low, high = high, min(2 * high, most)
+    if high == most and not is_enough(most):
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+
+
+def start_search(stage: Quantize, job: QuantizationJob, context: StageContext) -> Search:
+    """Reads the dev rows, measures the float model, and calibrates once for all attempts."""
+    job = replace(job, ranges=stage.backend.calibrate(job))
+    tokenizer = load_tokenizer(job.source, context.task)
+    rows = Rows(context.task, tokenizer, context.rows("dev"), label_ids(read_config(job.source)))
+    return Search(stage, job, context, tokenizer, rows, _measure(job.source, rows, context))
+
+
+def stays_within(search: Search, attempt: Attempt) -> bool:
+    """True if the attempt loses at most `max_drop` points."""
+    assert search.stage.max_drop is not None
+    return attempt.drop <= search.stage.max_drop + 1e-9
+
+
+def quantize_without(search: Search, keep: Sequence[str]) -> Attempt:
+    """Quantizes all but these layers and measures the model; an attempt that was made is not made again."""
+    known = next((attempt for attempt in search.tried if attempt.keep == tuple(keep)), None)
+    if known is not None:
+        return known
+    target, task = search.directory(len(search.tried)), search.context.task
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    model = search.stage.backend.quantize(replace(search.job, target=target, keep=frozenset(keep)))
+    metric = _measure(target, search.rows, search.context)
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    drop = round(100 * sign * (search.float_metric - metric), 6)
+    attempt = Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes)
+    search.models.append(model)
+    search.tried.append(attempt)
+    log.info(f"quantize: {len(keep)} layers in float32, {task.metric} {metric:.4f}, {drop:+.2f} points lost")
+    return attempt
+
+
+def choose(search: Search) -> Attempt:
+    """Returns the smallest attempt within the budget, else the one that loses least."""
+    within = [attempt for attempt in search.tried if stays_within(search, attempt)]
+    return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(search.tried, key=lambda a: a.drop)
+
+
+def write_chosen(search: Search, best: Attempt) -> QuantizedModel:
+    """Moves the chosen model to the job's target and deletes the others."""
+    index = search.tried.index(best)
+    for file in search.directory(index).iterdir():
+        file.rename(search.job.target / file.name)
+    shutil.rmtree(search.directory(index).parent)
+    return search.models[index]
+
+
+def rank_layers(search: Search) -> list[LayerSensitivity]:
+    """Measures the effect of quantizing each linear layer alone, and sorts the layers by it, the largest first."""
+    import numpy as np
+
+    from hfcompress.training.evaluate import predict
+
+    task, backend = search.context.task, search.stage.backend
+    count = min(search.stage.rows, len(search.rows.encoded))
+    rows = search.rows.encoded.shuffle(seed=search.context.seed).select(range(count))
+    model = load_model(search.job.source, task.auto_class)
+    groups = group_fused_layers(model) if backend.fuses else [(path,) for path in linears(model)]
+    log.info(f"quantize: measures {len(groups)} layers or groups of layers, each alone, on {count} dev rows")
+    plain, order = predict(model, rows, search.tokenizer, task)
+    found = []
+    for paths in groups:
+        with backend.simulate(model, paths, search.job):
+            outputs, _ = predict(model, rows, search.tokenizer, task)
+        error = float(np.linalg.norm(outputs - plain)) / max(float(np.linalg.norm(plain)), 1e-12)
+        found.append(LayerSensitivity(paths, error, float(task.score(*task.judge(outputs, rows.select(order))))))
+    return sorted(found, key=lambda layer: -layer.error)
+
+
+def group_fused_layers(model: Any) -> list[tuple[str, ...]]:
+    """Groups the paths of linear layers that read the same tensor: queries, keys and values; an FFN and its gate."""
     modules = spec_of(model).modules
     parts = ({modules.query, modules.key, modules.value}, {modules.ffn_in, modules.ffn_gate} - {""})
     found: dict[str, list[str]] = {}
@@ -201,3 +199,10 @@ def together(model: Any) -> list[tuple[str, ...]]:
             name = f"{path.removesuffix(own)}{number}" if own else name
         found.setdefault(name, []).append(path)
     return [tuple(paths) for paths in found.values()]
+
+
+def _measure(path: Path, rows: Rows, context: StageContext) -> float:
+    """Returns the metric of a saved model on the dev rows, in a process of its own."""
+    task = context.task
+    with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
+        return float(task.score(*judged(process, rows)))

@@ -1,4 +1,7 @@
-"""QLoRA: a quantized model whose weights stay as they are, and adapters on it that are trained."""
+"""QLoRA: trains adapters on a quantized model whose weights stay as they are.
+
+Source: Dettmers et al. 2023, arXiv:2305.14314; the start of the adapters: LoftQ, Li et al. 2023, arXiv:2310.08659.
+"""
 
 from __future__ import annotations
 
@@ -20,114 +23,130 @@ from hfcompress.models.artifact import (
     save_weights,
 )
 from hfcompress.models.dummy_inputs import logits_of
-from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.facts import LoftqError, QuantizationFacts
 from hfcompress.quantization.qat.options import QatTraining
 from hfcompress.training.lora import Lora, add_lora, find_targets, save_adapter
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 
-def qlora(train: QatTraining, backend: Backend, parent: Artifact, context: StageContext, work: Work) -> StageResult:
-    """Quantizes the model, trains adapters and head on it, and writes model and adapters; on every process.
+def train_adapters(
+    train: QatTraining, backend: Backend, parent: Artifact, context: StageContext, job: QuantizationJob
+) -> StageResult:
+    """Quantizes the model, trains adapters and task head, and writes model and adapters; called on every process.
 
-    `work.target` then is what stock `from_pretrained` loads, with the trained head in it, and `adapter/` inside of it
-    what peft's `PeftModel.from_pretrained(model, path, subfolder="adapter")` puts on top.
-
-    Source: QLoRA, Dettmers et al. 2023, arXiv:2305.14314; the start of the adapters: LoftQ, Li et al. 2023,
-    arXiv:2310.08659.
+    Stock `from_pretrained` then loads `job.target` with the trained task head, and peft's
+    `PeftModel.from_pretrained(model, path, subfolder="adapter")` puts the adapters on it.
 
     Args:
-        train: With `lora`.
-        backend: Its `trains` says `adapters`.
-        parent: The float model, by default the teacher.
+        train: The training, with `lora`.
+        backend: A backend whose `trains` is `adapters`.
+        parent: The float model, which is the default teacher.
         context: The stage's context.
-        work: What the backend gets.
+        job: What to quantize, and where to.
 
     Raises:
-        HfcompressError: for a head that is quantized.
+        HfcompressError: if the task head is quantized.
     """
     from transformers import set_seed
 
     assert train.lora is not None
-    options, tokenizer = train.lora, load_tokenizer(work.source, context.task)
-    first = replace(work, target=context.directory / "base")
-    on_main_process(lambda: _quantize(backend, first))
-    if options.init == "loftq" and options.iterations > 1:
-        less = replace(first, source=context.directory / "less")
-        on_main_process(lambda: _leave_to_adapters(backend, first, options, less.source))
-        first = less
-        on_main_process(lambda: _quantize(backend, first))
-    model = _loaded(first)
-    _train_exactly(model)
-    set_seed(context.seed)  # adapters are drawn
-    add_lora(model, options)
-    if options.init == "loftq":
-        work.facts["loftq"] = _fit(model, work, options)
-    work.facts.update(train_student(model, train, train, parent, context, tokenizer))
+    tokenizer = load_tokenizer(job.source, context.task)
+    base = _quantize_base(train.lora, backend, context, job)
+    model = load_quantized(base)
+    keep_unpacked(model)
+    set_seed(context.seed)  # the adapters are random
+    add_lora(model, train.lora)
+    loftq = _start_adapters(model, job, train.lora) if train.lora.init == "loftq" else None
+    report = train_student(model, train, train, parent, context, tokenizer)
+    facts = QuantizationFacts(training=report, loftq=loftq)
     saved = list[StageResult]()
 
     def save() -> None:
-        logits = _save(model, backend, first, work, context)
-        reading = context.save_reading(tokenizer, label_ids(read_config(work.source)))
-        saved.append(StageResult(work.target, work.facts, logits, reading))
+        quantized = _save(model, backend, base, job, context)
+        reading = context.save_reading(tokenizer, label_ids(read_config(job.source)))
+        size = (job.target / ADAPTER / WEIGHTS).stat().st_size
+        found = replace(facts, odd_weights=quantized.odd_weights, adapter_bytes=size)
+        saved.append(StageResult(job.target, found.to_json(), quantized.logits, reading))
 
     on_main_process(save)
-    return saved[0] if saved else StageResult(work.target, work.facts)
+    return saved[0] if saved else StageResult(job.target, facts.to_json())
 
 
-def _quantize(backend: Backend, work: Work) -> None:
-    shutil.rmtree(work.target, ignore_errors=True)
-    work.target.mkdir(parents=True)
-    backend.quantize(work)
+def _quantize_base(options: Lora, backend: Backend, context: StageContext, job: QuantizationJob) -> QuantizationJob:
+    """Quantizes the model that adapters are trained on; of LoftQ's later turns, what the adapters leave of it.
 
-
-def _save(model: PreTrainedModel, backend: Backend, first: Work, work: Work, context: StageContext) -> NDArray[Any]:
-    """Quantizes the model again, with the trained head, and writes the adapters beside it; returns the logits.
-
-    transformers cannot save a quantized model that it has loaded. The same weights become the same bytes.
+    Returns:
+        The job that was done.
     """
-    whole, path = load_model(first.source, work.auto_class), context.directory / "headed"
+    base = replace(job, target=context.directory / "base")
+    residual = replace(base, source=context.directory / "less")
+
+    def write() -> None:
+        _quantize(backend, base)
+        if options.iterations > 1:  # of LoftQ alone
+            _save_residual(backend, base, options, residual.source)
+            _quantize(backend, residual)
+
+    on_main_process(write)
+    return residual if options.iterations > 1 else base
+
+
+def _quantize(backend: Backend, job: QuantizationJob) -> QuantizedModel:
+    """Quantizes into an empty directory."""
+    shutil.rmtree(job.target, ignore_errors=True)
+    job.target.mkdir(parents=True)
+    return backend.quantize(job)
+
+
+def _save(
+    model: PreTrainedModel, backend: Backend, base: QuantizationJob, job: QuantizationJob, context: StageContext
+) -> QuantizedModel:
+    """Quantizes the model again, with the trained task head, and writes the adapters beside it.
+
+    transformers cannot save a quantized model that it has loaded. Equal weights are quantized to equal bytes.
+    """
+    whole, path = load_model(base.source, job.auto_class), context.directory / "headed"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
             whole.get_parameter(name).data.copy_(parameter.detach())
     save_weights(whole, path)
-    _quantize(backend, replace(work, source=path))
-    save_adapter(model, work.target / ADAPTER)
-    final = _loaded(work)
-    final.load_adapter(str(work.target / ADAPTER))
-    work.facts["adapter"] = {"bytes": (work.target / ADAPTER / WEIGHTS).stat().st_size}
-    return logits_of(final, work.probe)
+    quantized = _quantize(backend, replace(job, source=path))
+    save_adapter(model, job.target / ADAPTER)
+    final = load_quantized(job)
+    final.load_adapter(str(job.target / ADAPTER))
+    return replace(quantized, logits=logits_of(final, job.dummy_inputs))
 
 
-def _leave_to_adapters(backend: Backend, work: Work, options: Lora, path: Path) -> None:
+def _save_residual(backend: Backend, job: QuantizationJob, options: Lora, path: Path) -> None:
     """Writes the float model with, in each adapted layer, what LoftQ's adapters leave to quantize."""
-    from hfcompress.quantization.loftq import to_quantize
+    from hfcompress.quantization.loftq import alternate
 
-    model, quantized = load_model(work.source, work.auto_class), _loaded(work)
+    model, quantized = load_model(job.source, job.auto_class), load_quantized(job)
     for name, layer in find_targets(model, options).items():
         weight: Any = layer.weight
         if not quantized.get_parameter(f"{name}.weight").is_floating_point():
-            weight.data = to_quantize(weight.data, backend.rounded, options.r, options.iterations)
+            weight.data = alternate(weight.data, backend.fake_quantize, options.r, options.iterations)
     save_weights(model, path)
 
 
-def _loaded(work: Work) -> PreTrainedModel:
-    """The quantized model as a user loads it, on this process's device."""
+def load_quantized(job: QuantizationJob) -> PreTrainedModel:
+    """Loads the quantized model as a user does, on this process's device."""
     import torch
     import transformers
 
-    model: PreTrainedModel = getattr(transformers, work.auto_class).from_pretrained(
-        work.target, device_map=process_state().device, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    model: PreTrainedModel = getattr(transformers, job.auto_class).from_pretrained(
+        job.target, device_map=process_state().device, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return model.eval()
 
 
-def _train_exactly(model: PreTrainedModel) -> None:
-    """Keeps a CPU's 4-bit layers from packing themselves for inference whenever dev rows are scored.
+def keep_unpacked(model: PreTrainedModel) -> None:
+    """Keeps 4-bit layers on a CPU from packing themselves for inference when dev rows are scored.
 
     No gradient goes through a packed layer, and it stays packed when the training goes on.
     """
@@ -136,12 +155,15 @@ def _train_exactly(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _fit(model: PreTrainedModel, work: Work, options: Lora) -> dict[str, float]:
-    """Starts the adapters from what quantizing took; how far off the layers are without and with them."""
-    from hfcompress.quantization.loftq import fit
+def _start_adapters(model: PreTrainedModel, job: QuantizationJob, options: Lora) -> LoftqError:
+    """Sets the adapters to what quantization took from the weights."""
+    from hfcompress.quantization.loftq import start_adapters
 
-    whole = load_model(work.source, work.auto_class)
+    whole = load_model(job.source, job.auto_class)
     weights: dict[str, Any] = {name: layer.weight for name, layer in find_targets(whole, options).items()}
-    without, left = fit(model, weights, options)
-    log.info(f"loftq: the adapted layers' quantized weights are {without:.2%} off, with their adapters {left:.2%}")
-    return {"error_without_adapters": without, "error": left}
+    error = start_adapters(model, weights, options)
+    log.info(
+        f"loftq: quantization changed the adapted layers' weights by {error.error_without_adapters:.2%}; "
+        f"with their adapters {error.error:.2%} is left"
+    )
+    return error

@@ -61,10 +61,11 @@ def _options(cls: type[Component]) -> str:
 
 def backends_table() -> Table:
     """What runs on this machine, and what to mind there."""
-    from hfcompress.measure.hardware import abilities, advice
+    from hfcompress.measure.hardware import abilities
 
     found = abilities()
-    rows = [[name, here(BACKENDS.get(name)()), "; ".join(advice(found, name)) or "-"] for name in BACKENDS.names()]
+    backends = [BACKENDS.get(name)() for name in BACKENDS.names()]
+    rows = [[backend.name, here(backend), "; ".join(backend.advice(found)) or "-"] for backend in backends]
     return _table("backends", ["name", "here", "mind"], rows)
 
 

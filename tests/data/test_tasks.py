@@ -20,7 +20,7 @@ from hfcompress.data.spans import QuestionAnswering, best_span
 from hfcompress.data.tokens import TokenClassification, read_words
 from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import load_tokenizer
-from hfcompress.quantization.backends.base import Work
+from hfcompress.quantization.backends.base import QuantizationJob
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -816,7 +816,7 @@ def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, P
     assert verify(open_artifact(path), expected, task.auto_class)["transformers"] < 1e-5
     target = tmp_path / "int8"
     target.mkdir()
-    answered = OnnxInt8().quantize(Work(path, target, task.auto_class, probe))
+    answered = OnnxInt8().quantize(QuantizationJob(path, target, task.auto_class, probe))
     load_tokenizer(path).save_pretrained(target)
     assert answered.shape == expected.shape
     assert np.abs(answered - expected).max() < 0.2 * np.abs(expected).max()
@@ -836,7 +836,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     if runtime == "onnx":
         source, path = path, tmp_path / "int8"
         path.mkdir()
-        OnnxInt8().quantize(Work(source, path, task.auto_class, probe_inputs(source)))
+        OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, probe_inputs(source)))
         load_tokenizer(source).save_pretrained(path)
     loaded: Any = SimpleNamespace(recipe=SimpleNamespace(task=task))
     text = card.snippet(loaded, open_artifact(path), str(path))

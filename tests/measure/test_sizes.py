@@ -13,7 +13,7 @@ from hfcompress.models.artifact import open_artifact, save_model
 from hfcompress.models.axes import part_of
 from hfcompress.models.dummy_inputs import probe_inputs
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.report import report
 from tests import factories
 
@@ -42,8 +42,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(source: Path, target: Path, name: str, **options: Any) -> Any:
     target.mkdir(exist_ok=True)
-    work = Work(source, target, "AutoModelForSequenceClassification", probe_inputs(source))
-    BACKENDS.parse({"use": name, **options}).quantize(work)
+    job = QuantizationJob(source, target, "AutoModelForSequenceClassification", probe_inputs(source))
+    BACKENDS.parse({"use": name, **options}).quantize(job)
     return open_artifact(target)
 
 
@@ -125,10 +125,12 @@ def test_an_int8_graph(options: dict[str, Any], source: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])  # the exporter names the words of the second by its head
 def test_a_mask_head_s_own_copy_of_the_words_is_the_head_s(family: str, tmp_path: Path) -> None:
     save_model(factories.model(family, hidden=HIDDEN, head="mask"), factories.tokenizer(), tmp_path / "float")
-    work = Work(tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", probe_inputs(tmp_path / "float"))
-    work.target.mkdir()
-    BACKENDS.parse({"use": "onnx_int4", "embedding_bits": 8}).quantize(work)
-    artifact = open_artifact(work.target)
+    job = QuantizationJob(
+        tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", probe_inputs(tmp_path / "float")
+    )
+    job.target.mkdir()
+    BACKENDS.parse({"use": "onnx_int4", "embedding_bits": 8}).quantize(job)
+    artifact = open_artifact(job.target)
     found, shape = sizes(artifact), artifact.shape
     assert found is not None
     assert shape is not None

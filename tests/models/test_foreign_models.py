@@ -500,15 +500,15 @@ def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
 ) -> None:
     from hfcompress.measure.verify import verify
     from hfcompress.models.dummy_inputs import probe_inputs
-    from hfcompress.onnx import graph_files as files
-    from hfcompress.quantization.backends.base import BACKENDS, Work
+    from hfcompress.onnx import graph_io as files
+    from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 
     def made(name: str) -> tuple[Path, Any]:
         target = tmp_path / name
         target.mkdir()
         probe = probe_inputs(teacher)
-        work = Work(teacher, target, AUTO, probe, rows=lambda _: [probe])
-        return target, BACKENDS.parse(backend).quantize(work)
+        job = QuantizationJob(teacher, target, AUTO, probe, rows=lambda _: [probe])
+        return target, BACKENDS.parse(backend).quantize(job).logits
 
     _, expected = made("one")
     monkeypatch.setattr(files, "LIMIT", 2_000)
@@ -609,9 +609,9 @@ def test_a_run_of_a_16_bit_source(teacher: Path, data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("backend", ["float16", "bfloat16"])
 def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_path: Path, backend: str) -> None:
     from hfcompress.models.dummy_inputs import probe_inputs
-    from hfcompress.quantization.backends.base import BACKENDS, Work
+    from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 
-    BACKENDS.parse(backend).quantize(Work(teacher, tmp_path, AUTO, probe_inputs(teacher)))
+    BACKENDS.parse(backend).quantize(QuantizationJob(teacher, tmp_path, AUTO, probe_inputs(teacher)))
     assert open_artifact(tmp_path).computed_on("cpu") == backend
     widened = load_model(tmp_path, AUTO)  # what a later run makes of it is float32, and no longer ours to keep narrow
     widened.save_pretrained(tmp_path / "wide")

@@ -18,8 +18,9 @@ from torch import nn
 from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx.export import export, quiet, run_onnx
+from hfcompress.onnx.export import export, quiet
 from hfcompress.onnx.fuse import fuse, linears, paths_of
+from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.pruning.narrow import cut_hidden
 from tests import factories
 

@@ -11,7 +11,7 @@ import pytest
 from hfcompress.models.artifact import save_model
 from hfcompress.models.dummy_inputs import Probe, probe_inputs
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from tests import factories
 from tests.optimum.loaded import CLASSES, answers, auto_class
 
@@ -26,8 +26,8 @@ def rows(count: int) -> list[Probe]:
 def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> tuple[Probe, Any]:
     target.mkdir()
     probe = probe_inputs(source)
-    work = Work(source, target, auto_class(head), probe, rows)
-    return probe, BACKENDS.parse(way).quantize(work)
+    job = QuantizationJob(source, target, auto_class(head), probe, rows)
+    return probe, BACKENDS.parse(way).quantize(job).logits
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

@@ -18,9 +18,9 @@ from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import load_model, open_artifact, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx.export import run_onnx
+from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.quantization.backends import optimum_onnx
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.optimum.loaded import CLASSES, answers, auto_class
@@ -89,8 +89,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     ) -> Made:
         origin, target = source(family, head, uneven), tmp_path_factory.mktemp("int8")
         probe = probe_inputs(origin)
-        work = Work(origin, target, auto_class(head), probe, partial(rows, padding=padding))
-        logits = BACKENDS.parse({"use": "optimum_onnx", **options}).quantize(work)
+        job = QuantizationJob(origin, target, auto_class(head), probe, partial(rows, padding=padding))
+        logits = BACKENDS.parse({"use": "optimum_onnx", **options}).quantize(job).logits
         return Made(target, origin, probe, logits)
 
     return make
@@ -222,7 +222,7 @@ def test_it_leaves_nothing_in_the_working_directory(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     options = {"use": "optimum_onnx", **WAYS["percentile"]}
-    BACKENDS.parse(options).quantize(Work(made.source, target, auto_class("sequence"), made.probe, rows))
+    BACKENDS.parse(options).quantize(QuantizationJob(made.source, target, auto_class("sequence"), made.probe, rows))
     assert list((tmp_path / "here").iterdir()) == []
     assert capsys.readouterr().out == ""
 
@@ -251,7 +251,7 @@ def test_auto_is_the_configuration_of_this_processor(
     monkeypatch.setattr(optimum_onnx.platform, "machine", lambda: machine)
     monkeypatch.setattr(optimum_onnx, "cpu_flags", lambda: flags)
     made = quantized()
-    BACKENDS.parse("optimum_onnx").quantize(Work(made.source, tmp_path, auto_class("sequence"), made.probe))
+    BACKENDS.parse("optimum_onnx").quantize(QuantizationJob(made.source, tmp_path, auto_class("sequence"), made.probe))
     assert set(asked) == {expected}
 
 
@@ -267,14 +267,16 @@ def test_an_export_that_differs_from_the_model_fails(
     quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = quantized()
-    monkeypatch.setattr("hfcompress.onnx.model_directory.run_onnx", lambda *given: run_onnx(*given) + 1)
+    monkeypatch.setattr("hfcompress.onnx.graph_io.run_onnx", lambda *given: run_onnx(*given) + 1)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
-        BACKENDS.parse("optimum_onnx").quantize(Work(made.source, tmp_path, auto_class("sequence"), made.probe))
+        BACKENDS.parse("optimum_onnx").quantize(
+            QuantizationJob(made.source, tmp_path, auto_class("sequence"), made.probe)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_optimum_cannot_export_is_told_with_the_way_out(tmp_path: Path) -> None:
     source = factories.save(factories.model("qwen3", head="token"), tmp_path / "float")
-    work = Work(source, tmp_path / "out", auto_class("token"), probe_inputs(source))
-    with pytest.raises(HfcompressError, match=r"does not know a qwen3 model with a token head(.|\n)*onnx_int8"):
-        BACKENDS.parse("optimum_onnx").quantize(work)
+    job = QuantizationJob(source, tmp_path / "out", auto_class("token"), probe_inputs(source))
+    with pytest.raises(HfcompressError, match=r"does not know a qwen3 model with a token task head(.|\n)*onnx_int8"):
+        BACKENDS.parse("optimum_onnx").quantize(job)

@@ -28,8 +28,9 @@ from hfcompress.models.artifact import (
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import accepted
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx.export import export, quiet, run_onnx
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.onnx.export import export, quiet
+from hfcompress.onnx.graph_io import run_onnx
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from tests import factories
 
 ENCODERS = tuple(name for name, spec in ARCHITECTURES.items() if not spec.decoder)
@@ -268,7 +269,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
     source = saved[family, layout]
     probe = probe_inputs(source)
     expected = logits_of(build(family, layout), probe)
-    found = BACKENDS.parse(backend).quantize(Work(source, tmp_path, AUTO, probe))
+    found = BACKENDS.parse(backend).quantize(QuantizationJob(source, tmp_path, AUTO, probe)).logits
     assert 0 < np.abs(found - expected).max() <= near * np.abs(expected).max()
     if backend == "onnx_int8":
         assert np.array_equal(run_onnx(tmp_path / "model.onnx", probe), found)

@@ -21,13 +21,13 @@ from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.linears import linears
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.calibration import calibrate
-from hfcompress.quantization.grids.embeddings import rounded_rows
-from hfcompress.quantization.grids.ranges import Ranges, affine
+from hfcompress.quantization.grids.ranges import Ranges, scale_and_zero_point
+from hfcompress.quantization.grids.rowwise import fake_quantize_rowwise
 from hfcompress.quantization.qat.fake_quantization import FakeQuantization
-from hfcompress.quantization.qat.learned_steps import RATE, LearnedSteps
-from hfcompress.quantization.qat.moving_average import MOMENTUM, FollowedRanges
+from hfcompress.quantization.qat.learned_steps import RATE, LearnedStepSizes
+from hfcompress.quantization.qat.moving_average import MOMENTUM, MovingAverageRanges
 from hfcompress.recipe.loader import load
 from tests import factories, masked
 from tests.training.test_distributed import _two_processes
@@ -57,12 +57,12 @@ def batches(count: int = 3) -> list[dict[str, Any]]:
     return [{name: tensor.numpy() for name, tensor in factories.batch(seed=seed).items()} for seed in range(count)]
 
 
-def followed(model: Any, freeze: float = 1.0, table_bits: Any = None) -> FollowedRanges:
-    return FollowedRanges(model, literal_weights, calibrate(model, batches(), "minmax"), freeze, table_bits)
+def followed(model: Any, freeze: float = 1.0, table_bits: Any = None) -> MovingAverageRanges:
+    return MovingAverageRanges(model, literal_weights, calibrate(model, batches(), "minmax"), freeze, table_bits)
 
 
-def learned(model: Any, freeze: float = 1.0, table_bits: Any = None) -> LearnedSteps:
-    return LearnedSteps(model, calibrate(model, batches(), "minmax"), freeze, table_bits)
+def learned(model: Any, freeze: float = 1.0, table_bits: Any = None) -> LearnedStepSizes:
+    return LearnedStepSizes(model, calibrate(model, batches(), "minmax"), freeze, table_bits)
 
 
 KINDS: dict[str, Callable[[Any], FakeQuantization]] = {
@@ -115,7 +115,7 @@ def test_gradients_go_straight_through_rounded_weights_and_rows() -> None:
 def test_inputs_beyond_their_range_get_no_gradient() -> None:
     model = factories.model()
     start = Ranges(dict.fromkeys(linears(model), (-1.0, 1.55)))  # steps of 0.01
-    read = FollowedRanges(model, literal_weights, start, 1.0).readers(1.0)[QUERY]
+    read = MovingAverageRanges(model, literal_weights, start, 1.0).input_roundings(1.0)[QUERY]
     values = torch.tensor([-7.0, -1.004, -1.0, -0.5049, 0.0, 1.554, 1.56, 9.0], requires_grad=True)
     found = read(values)
     found.backward(torch.arange(1.0, 9.0))
@@ -142,7 +142,7 @@ def test_the_words_have_four_bits_and_other_tables_eight() -> None:
     ids = torch.arange(8).view(2, 4)
     with masks.applied(model, 0.0):
         words, places = own.word_embeddings(ids), own.position_embeddings(ids)
-    torch.testing.assert_close(words, rounded_rows(own.word_embeddings.weight, 4)[ids])
+    torch.testing.assert_close(words, fake_quantize_rowwise(own.word_embeddings.weight, 4)[ids])
     torch.testing.assert_close(places, literal_weights(own.position_embeddings.weight)[ids])
 
 
@@ -198,7 +198,7 @@ def test_ranges_follow_the_rows_without_their_padding() -> None:
 def test_a_step_of_several_batches_spans_them_and_no_others() -> None:
     model = factories.model()
 
-    def after(masks: FollowedRanges, *seeds: int) -> Tensor:
+    def after(masks: MovingAverageRanges, *seeds: int) -> Tensor:
         for seed in seeds:
             with masks.applied(model, 0.0):
                 observe(model, factories.batch(seed=seed))
@@ -246,7 +246,7 @@ def test_steps_of_weights_get_the_published_gradient() -> None:
     masks = learned(model)
     with torch.no_grad():
         masks.log_weights.sub_(0.7)  # so that weights are clipped
-    rounded = masks.rounded(model)[QUERY]
+    rounded = masks.round_weights(model)[QUERY]
     flow = torch.randn(rounded.shape, generator=torch.Generator().manual_seed(0))
     rounded.backward(flow)
     weight = model.get_parameter(f"{QUERY}.weight")
@@ -268,10 +268,10 @@ def test_steps_of_weights_get_the_published_gradient() -> None:
 
 def test_steps_of_inputs_get_the_published_gradient() -> None:
     model = factories.model()
-    masks = LearnedSteps(model, Ranges(dict.fromkeys(linears(model), (-1.0, 1.55))), 1.0)
+    masks = LearnedStepSizes(model, Ranges(dict.fromkeys(linears(model), (-1.0, 1.55))), 1.0)
     values = torch.tensor([[-1.3, -0.4243, 0.7777, 2.5]], requires_grad=True)
     flow = torch.tensor([[1.0, 2.0, 3.0, -5.0]])
-    found = masks.readers(0.0)[QUERY](values)
+    found = masks.input_roundings(0.0)[QUERY](values)
     found.backward(flow)
     assert found[0].tolist() == pytest.approx([-1.0, -0.42, 0.78, 1.55], abs=1e-5)
     slopes = [literal_lsq(v, 0.01, -100, 155) for v in values[0].tolist()]
@@ -317,7 +317,7 @@ def test_ranges_freeze(kind: str) -> None:
         seen.append(masks.ranges())
     changed = [before.inputs != after.inputs for before, after in pairwise(seen)]
     assert changed == [True, True, True, False, False, False]
-    steps = [all(torch.equal(a.steps[path], b.steps[path]) for path in a.steps) for a, b in pairwise(seen)]
+    steps = [all(torch.equal(a.scales[path], b.scales[path]) for path in a.scales) for a, b in pairwise(seen)]
     assert steps == ([True] * 6 if kind == "followed" else [not moved for moved in changed])
 
 
@@ -347,12 +347,12 @@ def test_settled_weights_are_those_that_it_computed_with(kind: str, tmp_path: Pa
     masks = KINDS[kind](model)
     masked.trained(model, masks, data, tmp_path, epochs=1.0)
     masks.eval()
-    rounded = {path: weight.detach().clone() for path, weight in masks.rounded(model).items()}
+    rounded = {path: weight.detach().clone() for path, weight in masks.round_weights(model).items()}
     table = model.get_input_embeddings().weight.detach().clone()
     masks.settle(model)
     for path, layer in linears(model).items():
         assert torch.equal(layer.weight, rounded[path])
-        torch.testing.assert_close(masks.rounded(model)[path], rounded[path], atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(masks.round_weights(model)[path], rounded[path], atol=1e-7, rtol=1e-6)
     torch.testing.assert_close(model.get_input_embeddings().weight, literal_weights(table))
 
 
@@ -365,7 +365,7 @@ def one_step(masks: FakeQuantization, model: Any) -> float:
     if ranges is None:
         return 1e-5
     path, head = list(linears(model).items())[-1]
-    return affine(*ranges.inputs[path])[0] * head.weight.abs().max().item()
+    return scale_and_zero_point(*ranges.inputs[path])[0] * head.weight.abs().max().item()
 
 
 def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str = "sequence") -> tuple[Any, Any]:
@@ -373,8 +373,10 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
     auto = {"sequence": AUTO, "mask": "AutoModelForMaskedLM"}[head]
     (folder / "target").mkdir(parents=True)
     save_model(model, factories.tokenizer(), folder / "source")
-    work = Work(folder / "source", folder / "target", auto, probe_inputs(folder / "source"), lambda _: batches())
-    masks = backend.masks(model, work, kind, 0.5)
+    job = QuantizationJob(
+        folder / "source", folder / "target", auto, probe_inputs(folder / "source"), lambda _: batches()
+    )
+    masks = backend.training_overlay(model, job, kind, 0.5)
     optimizer = torch.optim.AdamW([*model.train().parameters(), *masks.train().parameters()], lr=1e-3)
     for step in range(1, 4):
         optimizer.zero_grad()
@@ -382,12 +384,12 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
         optimizer.step()
         masks.stepped(model, step, 3)
     model.eval(), masks.eval()
-    plain = logits_of(model, work.probe)
+    plain = logits_of(model, job.dummy_inputs)
     with masks.applied(model, 1.0):
-        trained = logits_of(model, work.probe)
+        trained = logits_of(model, job.dummy_inputs)
     masks.settle(model)
     save_model(model, factories.tokenizer(), folder / "source")
-    found = backend.quantize(replace(work, ranges=masks.ranges()))
+    found = backend.quantize(replace(job, ranges=masks.ranges())).logits
     # Float kernels differ in the last bits, which is a whole step of what lies just between two.
     assert np.median(np.abs(found - trained)) <= 1e-5
     assert np.abs(found - trained).max() <= max(1e-5, one_step(masks, model) if head == "sequence" else math.inf)
@@ -439,8 +441,8 @@ def test_a_whole_stage_stores_what_it_trained(
     recipe = load(factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)).recipe
     context = StageContext(recipe.task, recipe.seed, open_artifact(teacher), {}, tmp_path / "stage")
     made, backend = list[FakeQuantization](), BACKENDS.get("onnx_int8")
-    original = backend.masks
-    monkeypatch.setattr(backend, "masks", lambda *given: made.append(original(*given)) or made[-1])
+    original = backend.training_overlay
+    monkeypatch.setattr(backend, "training_overlay", lambda *given: made.append(original(*given)) or made[-1])
     result = recipe.stages[0].run(open_artifact(teacher), context)
     model, masks = load_model(context.directory / "trained", AUTO), made[0].eval()
     with masks.applied(model, 1.0):

@@ -16,7 +16,7 @@ from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import MODELING_FILE, load_model, open_artifact, save_model
 from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -113,7 +113,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     def make(name: str, family: str = "bert", layout: str = "stock", hidden: int = 128, **options: Any) -> Made:
         origin, target = source(family, layout, hidden), tmp_path_factory.mktemp(name)
         probe = probe_inputs(origin)
-        logits = BACKENDS.parse({"use": name, **options}).quantize(Work(origin, target, AUTO, probe))
+        logits = BACKENDS.parse({"use": name, **options}).quantize(QuantizationJob(origin, target, AUTO, probe)).logits
         factories.tokenizer().save_pretrained(target)
         return Made(target, origin, probe, logits_of(load_model(origin, AUTO), probe), logits)
 
@@ -217,7 +217,7 @@ def test_the_options_of_4_bit_take_effect(options: dict[str, Any], quantized: Qu
 def test_skip_leaves_the_named_modules_in_float(quantized: Quantized, tmp_path: Path) -> None:
     made = quantized("bnb_8bit")
     BACKENDS.parse({"use": "bnb_8bit", "skip": ["intermediate", "classifier"]}).quantize(
-        Work(made.source, tmp_path, AUTO, made.probe)
+        QuantizationJob(made.source, tmp_path, AUTO, made.probe)
     )
     kinds = stored(tmp_path)
     assert kinds["bert.encoder.layer.0.intermediate.dense.weight"] == kinds["classifier.weight"] == "F32"
@@ -227,7 +227,9 @@ def test_skip_leaves_the_named_modules_in_float(quantized: Quantized, tmp_path: 
 def test_a_skip_that_names_no_module_is_refused(quantized: Quantized, tmp_path: Path) -> None:
     made = quantized("bnb_8bit")
     with pytest.raises(HfcompressError, match="names 'poler', and the model has no such module"):
-        BACKENDS.parse({"use": "bnb_8bit", "skip": ["poler"]}).quantize(Work(made.source, tmp_path, AUTO, made.probe))
+        BACKENDS.parse({"use": "bnb_8bit", "skip": ["poler"]}).quantize(
+            QuantizationJob(made.source, tmp_path, AUTO, made.probe)
+        )
 
 
 def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> N
     save_model(model, factories.tokenizer(), tmp_path / "float")
     with pytest.raises(HfcompressError, match="64 inputs and 48 outputs"):
         BACKENDS.parse("bnb_4bit").quantize(
-            Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+            QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
         )
     assert not (tmp_path / "out").exists()
 
@@ -258,9 +260,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, tmp_path: Pa
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("nan")
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
-        BACKENDS.parse(name).quantize(work)
+        BACKENDS.parse(name).quantize(job)
 
 
 @pytest.mark.parametrize("name", ["torch_int8", "onnx_int8", "onnx_int4"])
@@ -273,9 +275,8 @@ def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) 
         weight[4, 2], weight[7] = 1e6, 0
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
-    BACKENDS.parse(name).quantize(work)
-    found = {(odd["layer"], odd["what"], odd["channels"]) for odd in work.facts["odd_weights"]}
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    found = {(odd.layer, odd.what, odd.channels) for odd in BACKENDS.parse(name).quantize(job).odd_weights}
     odd = ["zeros"] if name == "onnx_int4" else ["outlier", "zeros"]  # a block of its own holds the outlier
     assert found == {("bert.encoder.layer.1.output.dense", what, 1) for what in odd}
 
@@ -289,6 +290,6 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused(name: str, tmp_path
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = 1e6
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    work = Work(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
-        BACKENDS.parse(name).quantize(work)
+        BACKENDS.parse(name).quantize(job)

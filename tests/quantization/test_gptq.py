@@ -16,7 +16,7 @@ from hfcompress.measure.hardware import Abilities, Gpu
 from hfcompress.models.artifact import open_artifact
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.quantization.backends import gptq
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -48,10 +48,14 @@ def test_the_plan_counts_a_scale_and_a_zero_point_a_group() -> None:
     [
         ({}, {}, []),
         ({"model_type": "bert"}, {}, ["gptq is for decoders, and bert is an encoder: use bnb_4bit or onnx_int4"]),
-        ({"intermediate_size": 448}, {}, ["448 of a linear layer's inputs are no multiple of 128"]),
+        ({"intermediate_size": 448}, {}, ["a linear layer has 448 inputs, and gptq packs them in multiples of"]),
         ({"intermediate_size": 448}, {"group_size": 64}, []),
-        ({"num_attention_heads": 16, "num_key_value_heads": 1}, {}, ["16 of a linear layer's outputs are no mul"]),
-        ({"hidden_size": 96}, {"group_size": 32, "desc_act": True}, ["24 of a linear layer's outputs"]),
+        (
+            {"num_attention_heads": 16, "num_key_value_heads": 1},
+            {},
+            ["a linear layer has 16 outputs, and gptq packs them in multiples of"],
+        ),
+        ({"hidden_size": 96}, {"group_size": 32, "desc_act": True}, ["a linear layer has 24 outputs"]),
     ],
 )
 def test_shapes_that_cannot_be_packed_are_refused(
@@ -115,7 +119,11 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", load)
     target, probe = tmp_path / "out", probe_inputs(source)
-    logits = backend(group_size=64, desc_act=True, rows=8).quantize(Work(source, target, AUTO, probe, rows))
+    logits = (
+        backend(group_size=64, desc_act=True, rows=8)
+        .quantize(QuantizationJob(source, target, AUTO, probe, rows))
+        .logits
+    )
 
     config = asked["quantization"]
     assert (config.bits, config.group_size, config.desc_act) == (4, 64, True)
@@ -133,7 +141,7 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
 
 def test_no_rows_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(HfcompressError, match="no rows to fit the rounding to"):
-        backend().quantize(Work(source, tmp_path / "out", AUTO, {}))
+        backend().quantize(QuantizationJob(source, tmp_path / "out", AUTO, {}))
 
 
 @pytest.mark.slow
@@ -150,6 +158,6 @@ def test_the_rounded_model_reloads_in_a_fresh_process(layout: str, source: Path,
         model = cut(model, [Keep((1,), tuple(range(64))), Keep((0, 1), tuple(range(128)))])
         save_model(model, factories.tokenizer(), source)
     target, probe = tmp_path / "out", probe_inputs(source)
-    logits = backend(group_size=32).quantize(Work(source, target, AUTO, probe, rows))
+    logits = backend(group_size=32).quantize(QuantizationJob(source, target, AUTO, probe, rows)).logits
     assert 0 < np.abs(logits - logits_of(model, probe)).max() <= 0.4 * max(1.0, np.abs(logits).max())
     assert set(verify(open_artifact(target), logits, AUTO).values()) == {0}

@@ -22,12 +22,13 @@ from hfcompress.models.artifact import load_model, open_artifact, read_config, s
 from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
 from hfcompress.models.forward import accepted
 from hfcompress.models.linears import linears
+from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx import model_directory as made_module
-from hfcompress.onnx.export import run_onnx
+from hfcompress.onnx import graph_io
 from hfcompress.onnx.fuse import paths_of
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.onnx.graph_io import run_onnx
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob, QuantizedModel
 from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
 from hfcompress.quantization.calibration import calibrate
 from hfcompress.quantization.grids.ranges import Ranges
@@ -53,10 +54,13 @@ ROWS = [batch_of(8, 30, seed=7), batch_of(8, 14, seed=8), batch_of(3, 37, seed=9
 @dataclass(frozen=True)
 class Made:
     path: Path
-    work: Work
+    job: QuantizationJob
     model: Any
-    logits: Any
-    """What `quantize` returned."""
+    quantized: QuantizedModel
+
+    @property
+    def logits(self) -> Any:
+        return self.quantized.logits
 
     @property
     def graph(self) -> Any:
@@ -94,9 +98,9 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
 def quantize(
     source: Path, target: Path, auto: str = AUTO, changes: dict[str, Any] | None = None, **options: Any
 ) -> Made:
-    work = Work(source, target, auto, probe_inputs(source), rows=lambda _: ROWS, **changes or {})
-    logits = BACKENDS.parse({"use": "onnx_int8", **options}).quantize(work)
-    return Made(target, work, load_model(source, auto), logits)
+    job = QuantizationJob(source, target, auto, probe_inputs(source), rows=lambda _: ROWS, **changes or {})
+    made = BACKENDS.parse({"use": "onnx_int8", **options}).quantize(job)
+    return Made(target, job, load_model(source, auto), made)
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -157,7 +161,7 @@ def test_reduce_range_leaves_weights_of_7_bits(mode: str, quantized: Quantized) 
 
     assert (largest(), largest(reduce_range=True)) == (127, 64)
     made = quantized(mode=mode, embeddings=False, reduce_range=True)
-    assert 0 < relative(made.logits, made.plain(made.work.probe)) < 2 * NEAR
+    assert 0 < relative(made.logits, made.plain(made.job.dummy_inputs)) < 2 * NEAR
 
 
 def test_embeddings_can_stay_in_float_or_have_4_bits(quantized: Quantized) -> None:
@@ -173,7 +177,7 @@ def test_embeddings_can_stay_in_float_or_have_4_bits(quantized: Quantized) -> No
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_to_keep_stay_in_float(mode: str, quantized: Quantized, tmp_path: Path) -> None:
     kept = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.1.attention.self.key", "classifier"]
-    source = quantized().work.source
+    source = quantized().job.source
     made = quantize(source, tmp_path, changes={"keep": frozenset(kept)}, mode=mode)
     weights = {tensor.name: tensor.data_type for tensor in made.graph.graph.initializer}
     float_nodes = {
@@ -269,7 +273,7 @@ def test_static_is_the_simulated_model_within_a_step(family: str, layout: str, q
 
 
 def test_trained_ranges_and_steps_are_what_is_stored(quantized: Quantized, tmp_path: Path) -> None:
-    source = quantized().work.source
+    source = quantized().job.source
     model = load_model(source, AUTO)
     ranges = calibrate(model, ROWS, "minmax")
     trained = Ranges(
@@ -280,24 +284,26 @@ def test_trained_ranges_and_steps_are_what_is_stored(quantized: Quantized, tmp_p
     def never(_: int) -> Any:
         raise AssertionError("there is nothing to calibrate")
 
-    work = Work(source, tmp_path, AUTO, probe_inputs(source), rows=never, ranges=trained)
+    job = QuantizationJob(source, tmp_path, AUTO, probe_inputs(source), rows=never, ranges=trained)
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static", "embeddings": False})
-    found = backend.quantize(work)
-    assert np.abs(found - literal(model, trained, dict(trained.steps), work.probe)).max() <= one_step(model, trained)
-    with backend.simulated(model, list(linears(model)), work):
-        assert np.abs(found - logits_of(model, work.probe)).max() <= one_step(model, trained)
+    found = backend.quantize(job).logits
+    assert np.abs(found - literal(model, trained, dict(trained.scales), job.dummy_inputs)).max() <= one_step(
+        model, trained
+    )
+    with backend.simulate(model, list(linears(model)), job):
+        assert np.abs(found - logits_of(model, job.dummy_inputs)).max() <= one_step(model, trained)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_simulated_layers_answer_as_the_graph_does(mode: str, quantized: Quantized) -> None:
     made = quantized(mode=mode, embeddings=False)
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": mode, "embeddings": False})
-    probe, plain = made.work.probe, made.plain(made.work.probe)
-    with backend.simulated(made.model, list(linears(made.model)), made.work):
+    probe, plain = made.job.dummy_inputs, made.plain(made.job.dummy_inputs)
+    with backend.simulate(made.model, list(linears(made.model)), made.job):
         simulated = logits_of(made.model, probe)
     assert np.abs(simulated - made.logits).max() < 0.1 * np.abs(plain - made.logits).max()
     assert np.array_equal(logits_of(made.model, probe), plain)
-    with backend.simulated(made.model, ["classifier"], made.work):
+    with backend.simulate(made.model, ["classifier"], made.job):
         one = np.abs(logits_of(made.model, probe) - plain).max()
     assert 0 < one < np.abs(plain - made.logits).max()
 
@@ -355,8 +361,8 @@ def test_the_token_types_of_a_pair_count(quantized: Quantized) -> None:
 def test_an_export_that_differs_from_the_model_fails(
     wrong: float, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = quantized().work.source
-    monkeypatch.setattr(made_module, "run_onnx", lambda path, probe: run_onnx(path, probe) + wrong)
+    source = quantized().job.source
+    monkeypatch.setattr(graph_io, "run_onnx", lambda path, probe: run_onnx(path, probe) + wrong)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
         quantize(source, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -386,31 +392,29 @@ def test_an_outlier_and_a_channel_of_zeros_are_told(mode: str, tmp_path: Path) -
         model.bert.pooler.dense.weight[4] = 0
         model.classifier.weight[1] = 1e-12
 
-    source, notes = odd_model(tmp_path, change), dict[str, Any]()
+    source = odd_model(tmp_path, change)
     (tmp_path / "out").mkdir()
-    made = quantize(source, tmp_path / "out", changes={"facts": notes}, mode=mode)
-    assert notes["odd_weights"] == [
-        {"layer": "bert.encoder.layer.0.output.dense", "what": "outlier", "channels": 1},
-        {"layer": "bert.encoder.layer.1.intermediate.dense", "what": "zeros", "channels": 2},
-        {"layer": "bert.pooler.dense", "what": "zeros", "channels": 1},
-    ]
-    assert relative(made.logits, made.plain(made.work.probe)) < NEAR
+    made = quantize(source, tmp_path / "out", mode=mode)
+    assert made.quantized.odd_weights == (
+        OddWeights("bert.encoder.layer.0.output.dense", "outlier", 1),
+        OddWeights("bert.encoder.layer.1.intermediate.dense", "zeros", 2),
+        OddWeights("bert.pooler.dense", "zeros", 1),
+    )
+    assert relative(made.logits, made.plain(made.job.dummy_inputs)) < NEAR
 
 
 def test_an_outlier_under_one_step_a_matrix_costs_the_matrix(tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.bert.encoder.layer[0].output.dense.weight[3, 5] = 1e6
 
-    source, notes = odd_model(tmp_path, change), dict[str, Any]()
+    source = odd_model(tmp_path, change)
     (tmp_path / "out").mkdir()
-    quantize(source, tmp_path / "out", changes={"facts": notes}, per_channel=False)
-    assert notes["odd_weights"] == [
-        {"layer": "bert.encoder.layer.0.output.dense", "what": "outlier", "channels": WIDTH}
-    ]
+    made = quantize(source, tmp_path / "out", per_channel=False)
+    assert made.quantized.odd_weights == (OddWeights("bert.encoder.layer.0.output.dense", "outlier", WIDTH),)
 
 
 def test_ordinary_weights_are_not_odd(quantized: Quantized) -> None:
-    assert "odd_weights" not in quantized().work.facts
+    assert quantized().quantized.odd_weights == ()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -531,13 +535,14 @@ def test_calibration_reads_as_many_rows_as_it_is_told_and_once(quantized: Quanti
         asked.append(count)
         return ROWS
 
-    work = replace(quantized().work, target=tmp_path, rows=rows)
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static", "rows": 19})
-    model = load_model(work.source, AUTO)
+    job = replace(quantized().job, target=tmp_path, rows=rows)
+    job = replace(job, ranges=backend.calibrate(job))
+    model = load_model(job.source, AUTO)
     for path in ("classifier", "bert.pooler.dense"):
-        with backend.simulated(model, [path], work):
+        with backend.simulate(model, [path], job):
             pass
-    backend.quantize(work)
+    backend.quantize(job)
     assert asked == [19]
 
 
@@ -563,15 +568,15 @@ def test_what_would_change_nothing_is_refused(options: dict[str, Any], message: 
     ("options", "ranges", "kind"),
     [
         ({}, "ema", "FakeQuantization"),
-        ({"mode": "static"}, "ema", "FollowedRanges"),
-        ({"mode": "static"}, "learned", "LearnedSteps"),
+        ({"mode": "static"}, "ema", "MovingAverageRanges"),
+        ({"mode": "static"}, "learned", "LearnedStepSizes"),
     ],
 )
 def test_training_is_of_the_grids_that_are_stored(
     options: dict[str, Any], ranges: Any, kind: str, quantized: Quantized
 ) -> None:
     backend, made = OnnxInt8.model_validate(options), quantized()
-    masks = backend.masks(made.model, made.work, ranges, 0.5)
+    masks = backend.training_overlay(made.model, made.job, ranges, 0.5)
     assert type(masks).__name__ == kind
     found = masks.ranges()
     expected = calibrate(made.model, ROWS, "minmax").inputs if options else None

@@ -17,12 +17,14 @@ from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import load_model, open_artifact, save_model
 from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
 from hfcompress.models.linears import linears
+from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx.export import export, quiet, run_onnx
-from hfcompress.quantization.backends.base import BACKENDS, Work
-from hfcompress.quantization.graphs.embeddings import embedding_gathers, quantize_embeddings, tie
-from hfcompress.quantization.grids.blocks import block_codes, rounded_blocks
-from hfcompress.quantization.grids.embeddings import rounded_rows
+from hfcompress.onnx.export import export, quiet
+from hfcompress.onnx.graph_io import run_onnx
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
+from hfcompress.quantization.graphs.embeddings import find_embedding_gathers, quantize_embeddings, tie_embeddings
+from hfcompress.quantization.grids.blockwise import fake_quantize_blockwise, quantize_blockwise
+from hfcompress.quantization.grids.rowwise import fake_quantize_rowwise
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -85,7 +87,7 @@ def test_blocks_are_those_of_onnxruntime_s_own_quantizer(size: int) -> None:
     filled = np.ascontiguousarray(np.pad(weight.T.numpy(), ((0, blocks * size - columns), (0, 0))))
     unused = np.zeros((rows, (blocks + 1) // 2), "uint8")
     quantize_matmul_4bits(packed, filled, scales, unused, size, rows, columns, True)
-    codes, steps = block_codes(weight, size)
+    codes, steps = quantize_blockwise(weight, size)
     assert np.array_equal(codes.numpy() + 8, nibbles(packed, columns))
     assert np.array_equal(steps.numpy(), scales)
 
@@ -94,33 +96,37 @@ def test_four_bits_by_the_formula() -> None:
     """`w ≈ s q` with `s = m / -8`, `m` of the largest magnitude with its sign, and q in -8 … 7."""
     weight = torch.tensor([[4.0, -3.0, 0.26, 0.24, 0.0, *[-0.1] * 11]])
     expected = torch.tensor([[4.0, -3.0, 0.5, 0.0, 0.0, *[-0.0] * 11]])  # s = -0.5; 0.26 / -0.5 rounds to -1
-    assert torch.equal(rounded_blocks(weight, 16), expected)
-    assert torch.equal(rounded_blocks(-weight, 16), -expected)
+    assert torch.equal(fake_quantize_blockwise(weight, 16), expected)
+    assert torch.equal(fake_quantize_blockwise(-weight, 16), -expected)
     # The other end of the grid is one step short: 4 / -0.5 = -8 is on it, 8 is not.
-    assert rounded_blocks(torch.tensor([[4.0, -4.0, *[0.0] * 14]]), 16)[0, :2].abs().sort().values.tolist() == [3.5, 4]
+    assert fake_quantize_blockwise(torch.tensor([[4.0, -4.0, *[0.0] * 14]]), 16)[
+        0, :2
+    ].abs().sort().values.tolist() == [3.5, 4]
 
 
 def test_eight_bits_by_the_formula() -> None:
     table = torch.tensor([[127.0, -127.0, 1.4, -1.6], [0.0, 0.0, 0.0, 0.0], [0.5, 1.27, -0.004, 0.006]])
     expected = torch.tensor([[127.0, -127.0, 1.0, -2.0], [0.0] * 4, [0.5, 1.27, 0.0, 0.01]])
-    assert torch.allclose(rounded_rows(table, 8), expected, rtol=1e-6)
+    assert torch.allclose(fake_quantize_rowwise(table, 8), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_an_outlier_costs_its_own_row_or_block_and_zeros_stay(bits: Any) -> None:
     table = awkward(64)
-    found, without = rounded_rows(table, bits), table.clone()
+    found, without = fake_quantize_rowwise(table, bits), table.clone()
     without[3, 5] = 0
     assert found[3, 5] == 1e6
     assert not found[2].any()
     kept = torch.ones(table.shape, dtype=torch.bool)
     kept[3, : 64 if bits == 8 else 32] = False
-    assert torch.equal(found[kept], rounded_rows(without, bits)[kept])
+    assert torch.equal(found[kept], fake_quantize_rowwise(without, bits)[kept])
     assert not found[~kept].abs().lt(1e6).logical_and(found[~kept] != 0).any()
     assert torch.isfinite(found).all()
 
 
-@pytest.mark.parametrize("rounding", [lambda w: rounded_rows(w, 8), lambda w: rounded_rows(w, 4), rounded_blocks])
+@pytest.mark.parametrize(
+    "rounding", [lambda w: fake_quantize_rowwise(w, 8), lambda w: fake_quantize_rowwise(w, 4), fake_quantize_blockwise]
+)
 def test_what_is_on_the_grid_stays_there(rounding: Callable[[Any], Any]) -> None:
     once = rounding(awkward())
     assert torch.equal(rounding(once), once)
@@ -135,7 +141,7 @@ def rounded_tables(model: Any, bits: Any) -> Any:
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and "encoder.rel" not in path:  # of relative positions
             kept = module.weight.detach()
-            module.weight = torch.nn.Parameter(rounded_rows(kept, bits if module is words else 8))
+            module.weight = torch.nn.Parameter(fake_quantize_rowwise(kept, bits if module is words else 8))
     return model
 
 
@@ -148,7 +154,7 @@ def rounded_tables(model: Any, bits: Any) -> Any:
 def test_a_graph_with_rounded_tables_is_the_model_with_rounded_tables(family: str, bits: Any, tmp_path: Path) -> None:
     model = factories.model(family, hidden=HIDDEN, heads=4, seed=3)
     graph = graph_of(model, tmp_path)
-    tables = embedding_gathers(graph)
+    tables = find_embedding_gathers(graph)
     quantize_embeddings(graph, bits)
     found, expected = logits(graph, tmp_path, batch_of(5, 17)), logits_of(rounded_tables(model, bits), batch_of(5, 17))
     assert np.allclose(found, expected, atol=2e-5 * np.abs(expected).max())
@@ -174,7 +180,7 @@ def test_a_table_s_bytes_are_its_codes(tmp_path: Path) -> None:
             assert len(stored.raw_data) == table.numel() // 2
             signed = nibbles(np.frombuffer(stored.raw_data, "uint8").reshape(len(table), -1), HIDDEN)
             codes, steps = np.where(signed > 7, signed - 16, signed), scales.repeat(32, axis=1)[:, :HIDDEN]
-        assert np.array_equal((codes * steps).astype("float32"), rounded_rows(table, bits).numpy())  # type: ignore[arg-type]
+        assert np.array_equal((codes * steps).astype("float32"), fake_quantize_rowwise(table, bits).numpy())  # type: ignore[arg-type]
 
 
 def test_no_table_is_dequantized_whole(tmp_path: Path) -> None:
@@ -210,7 +216,7 @@ def test_words_that_a_mask_head_multiplies_with_are_stored_once(family: str, tmp
         return sum(set(t.dims) == sides and t.data_type == TensorProto.FLOAT for t in graph.graph.initializer)
 
     assert copies() == 2
-    tie(graph)
+    tie_embeddings(graph)
     assert copies() == 1
     probe = batch_of(3, 9)
     assert np.allclose(logits(graph, tmp_path, probe), logits_of(model, probe), atol=1e-4)
@@ -237,36 +243,37 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         from hfcompress.models.architectures import TASK_HEADS
 
         origin, target = source(family, head), tmp_path_factory.mktemp(name)
-        work = Work(origin, target, f"AutoModel{TASK_HEADS[head]}", probe_inputs(origin), keep=frozenset(keep))
-        return work, BACKENDS.parse({"use": name, **options}).quantize(work)
+        auto_class = f"AutoModel{TASK_HEADS[head]}"
+        job = QuantizationJob(origin, target, auto_class, probe_inputs(origin), keep=frozenset(keep))
+        return job, BACKENDS.parse({"use": name, **options}).quantize(job).logits
 
     return make
 
 
-def graph_in(work: Work) -> onnx.ModelProto:
-    return onnx.load(work.target / "model.onnx")
+def graph_in(job: QuantizationJob) -> onnx.ModelProto:
+    return onnx.load(job.target / "model.onnx")
 
 
-def rounded_linears(work: Work, size: int, keep: Any = ()) -> Any:
-    model = load_model(work.source, work.auto_class)
+def rounded_linears(job: QuantizationJob, size: int, keep: Any = ()) -> Any:
+    model = load_model(job.source, job.auto_class)
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and path not in keep:
-            module.weight = torch.nn.Parameter(rounded_blocks(module.weight.detach(), size))
+            module.weight = torch.nn.Parameter(fake_quantize_blockwise(module.weight.detach(), size))
     return model
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_int4_answers_as_the_model_with_rounded_weights(size: int, made: Callable[..., Any]) -> None:
-    work, found = made("onnx_int4", block_size=size, compute="float32", embedding_bits=8)
-    expected = logits_of(rounded_tables(rounded_linears(work, size), 8), work.probe)
+    job, found = made("onnx_int4", block_size=size, compute="float32", embedding_bits=8)
+    expected = logits_of(rounded_tables(rounded_linears(job, size), 8), job.dummy_inputs)
     assert np.allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    assert np.abs(found - logits_of(load_model(work.source, AUTO), work.probe)).max() > 1e-3
+    assert np.abs(found - logits_of(load_model(job.source, AUTO), job.dummy_inputs)).max() > 1e-3
 
 
 def test_what_int4_stores_is_rounded_of_the_weights(made: Callable[..., Any]) -> None:
     """`scale (q - 8)` of the file's own bytes, block by block."""
-    work, _ = made("onnx_int4")
-    graph, model = graph_in(work), load_model(work.source, AUTO)
+    job, _ = made("onnx_int4")
+    graph, model = graph_in(job), load_model(job.source, AUTO)
     stored = tensors(graph)
     path = "bert.encoder.layer.0.output.dense"
     node = next(node for node in graph.graph.node if path in node.name and node.op_type == "MatMulNBits")
@@ -275,14 +282,14 @@ def test_what_int4_stores_is_rounded_of_the_weights(made: Callable[..., Any]) ->
     steps = scales.reshape(64, 3).repeat(32, axis=1)[:, :77]
     weight = model.get_submodule(path).weight.detach()
     found = ((nibbles(packed, 77) - 8) * steps).astype("float32")
-    assert np.array_equal(found, BACKENDS.parse("onnx_int4").rounded(weight).numpy())
+    assert np.array_equal(found, BACKENDS.parse("onnx_int4").fake_quantize(weight).numpy())
     assert 0 < np.abs(found - weight.numpy()).max() <= np.abs(scales).max()
 
 
 def test_int8_products_are_near_those_of_floats(made: Callable[..., Any]) -> None:
-    work, whole = made("onnx_int4", compute="int8")
+    job, whole = made("onnx_int4", compute="int8")
     _, floats = made("onnx_int4", compute="float32")
-    levels = {a.i for node in graph_in(work).graph.node for a in node.attribute if a.name == "accuracy_level"}
+    levels = {a.i for node in graph_in(job).graph.node for a in node.attribute if a.name == "accuracy_level"}
     assert levels == {4}
     assert 0 < np.abs(whole - floats).max() <= 0.05 * np.abs(floats).max()
 
@@ -294,20 +301,22 @@ def test_int8_products_are_near_those_of_floats(made: Callable[..., Any]) -> Non
        "modernbert", "qwen3"))],
 )  # fmt: skip
 def test_every_linear_layer_of_any_model_is_in_4_bits(family: str, head: str, made: Callable[..., Any]) -> None:
-    work, found = made("onnx_int4", family, head, compute="float32", embeddings=False)
-    found, expected = (real(x, work.probe) for x in (found, logits_of(rounded_linears(work, 32), work.probe)))
+    job, found = made("onnx_int4", family, head, compute="float32", embeddings=False)
+    found, expected = (
+        real(x, job.dummy_inputs) for x in (found, logits_of(rounded_linears(job, 32), job.dummy_inputs))
+    )
     assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
-    floats = [t for t in graph_in(work).graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
+    floats = [t for t in graph_in(job).graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
     assert all("embed" in tensor.name or "relative" in tensor.name for tensor in floats)
-    assert len({t.name for t in graph_in(work).graph.initializer}) == len(graph_in(work).graph.initializer)
+    assert len({t.name for t in graph_in(job).graph.initializer}) == len(graph_in(job).graph.initializer)
 
 
 def test_kept_layers_stay_floats(made: Callable[..., Any]) -> None:
     keep = ("bert.encoder.layer.1.attention.output.dense", "classifier")
-    work, found = made("onnx_int4", keep=keep, compute="float32", embeddings=False)
-    floats = {node.name for node in graph_in(work).graph.node if node.op_type == "MatMul" and "linear:" in node.name}
+    job, found = made("onnx_int4", keep=keep, compute="float32", embeddings=False)
+    floats = {node.name for node in graph_in(job).graph.node if node.op_type == "MatMul" and "linear:" in node.name}
     assert floats == {f"linear:{path}" for path in keep}
-    expected = logits_of(rounded_linears(work, 32, keep), work.probe)
+    expected = logits_of(rounded_linears(job, 32, keep), job.dummy_inputs)
     assert np.allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -317,24 +326,24 @@ def test_a_weight_that_is_nan_is_refused_by_name(tmp_path: Path) -> None:
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("inf")
     backend = BACKENDS.parse("onnx_int4")
     with pytest.raises(HfcompressError, match=r"layer.1.output.dense has weights that are NaN or infinite"):
-        backend.note_odd_weights(linears(model), Work(tmp_path, tmp_path, AUTO, {}))
+        backend.find_odd_weights(linears(model), QuantizationJob(tmp_path, tmp_path, AUTO, {}))
 
 
 def test_channels_of_zeros_are_noted(tmp_path: Path) -> None:
-    model, work = factories.model(), Work(tmp_path, tmp_path, AUTO, {})
+    model, job = factories.model(), QuantizationJob(tmp_path, tmp_path, AUTO, {})
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[4:6] = 0
-    BACKENDS.parse("onnx_int4").note_odd_weights(linears(model), work)
-    assert work.facts["odd_weights"] == [{"layer": "bert.encoder.layer.1.output.dense", "what": "zeros", "channels": 2}]
+    found = BACKENDS.parse("onnx_int4").find_odd_weights(linears(model), job)
+    assert found == (OddWeights("bert.encoder.layer.1.output.dense", "zeros", 2),)
 
 
 def test_training_feels_what_int4_stores(made: Callable[..., Any]) -> None:
-    work, _ = made("onnx_int4", compute="float32")
-    model = load_model(work.source, AUTO)
+    job, _ = made("onnx_int4", compute="float32")
+    model = load_model(job.source, AUTO)
     backend = BACKENDS.parse({"use": "onnx_int4", "compute": "float32"})
-    masks = backend.masks(model, work, "ema", 0.5).eval()
+    masks = backend.training_overlay(model, job, "ema", 0.5).eval()
     with masks.applied(model, 1.0):
-        felt = logits_of(model, work.probe)
+        felt = logits_of(model, job.dummy_inputs)
     _, stored = made("onnx_int4", compute="float32")
     assert np.allclose(felt, stored, atol=1e-4 * np.abs(stored).max())
 
@@ -350,12 +359,12 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
      *(pytest.param(*x, marks=pytest.mark.slow) for x in factories.headed())],
 )  # fmt: skip
 def test_half_precision_answers_like_the_float_model(family: str, head: str, made: Callable[..., Any]) -> None:
-    work, found = made("onnx_fp16", family, head)
-    expected = real(logits_of(load_model(work.source, work.auto_class), work.probe), work.probe)
-    found = real(found, work.probe)
+    job, found = made("onnx_fp16", family, head)
+    expected = real(logits_of(load_model(job.source, job.auto_class), job.dummy_inputs), job.dummy_inputs)
+    found = real(found, job.dummy_inputs)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
-    graph = graph_in(work)
+    graph = graph_in(job)
     floats = [t.name for t in graph.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
     assert floats == []
     words = [t for t in graph.graph.initializer if len(factories.WORDS) in t.dims and len(t.dims) > 1]
@@ -364,20 +373,20 @@ def test_half_precision_answers_like_the_float_model(family: str, head: str, mad
 
 @pytest.mark.parametrize("value", [1e6, float("nan")])
 def test_half_precision_refuses_weights_that_it_has_no_room_for(value: float) -> None:
-    from hfcompress.quantization.backends.onnx_fp16 import _require_room
+    from hfcompress.quantization.backends.onnx_fp16 import require_float16_range
 
     model = factories.model()
-    _require_room(model)
+    require_float16_range(model)
     with torch.no_grad():
         model.bert.pooler.dense.weight[0, 0] = value
     with pytest.raises(HfcompressError, match=r"pooler.dense.weight has 1 values .* beyond float16's 65504"):
-        _require_room(model)
+        require_float16_range(model)
 
 
 @pytest.mark.parametrize("name", ["onnx_int4", "onnx_fp16"])
 def test_batches_and_lengths_never_seen_and_padding(name: str, made: Callable[..., Any]) -> None:
-    work, _ = made(name)
-    graph, model = work.target / "model.onnx", load_model(work.source, AUTO)
+    job, _ = made(name)
+    graph, model = job.target / "model.onnx", load_model(job.source, AUTO)
     for rows, length in ((1, 3), (1, 37), (7, 11)):
         probe = batch_of(rows, length)
         found, expected = run_onnx(graph, probe), logits_of(model, probe)
@@ -391,9 +400,9 @@ def test_batches_and_lengths_never_seen_and_padding(name: str, made: Callable[..
 def test_the_directory_tells_its_dtype_and_answers_the_same_in_a_fresh_process(
     name: str, dtype: str, made: Callable[..., Any]
 ) -> None:
-    work, found = made(name)
-    factories.tokenizer().save_pretrained(work.target)
-    artifact = open_artifact(work.target)
+    job, found = made(name)
+    factories.tokenizer().save_pretrained(job.target)
+    artifact = open_artifact(job.target)
     assert (artifact.dtype, artifact.runtime, artifact.quantized) == (dtype, "onnx", True)
     verify(artifact, found, AUTO)
 
@@ -406,8 +415,8 @@ def test_the_directory_tells_its_dtype_and_answers_the_same_in_a_fresh_process(
 def test_the_dtype_is_that_of_the_linear_layers(
     name: str, options: dict[str, Any], dtype: str, made: Callable[..., Any]
 ) -> None:
-    work, _ = made(name, **options)
-    assert open_artifact(work.target).dtype == dtype
+    job, _ = made(name, **options)
+    assert open_artifact(job.target).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -421,7 +430,7 @@ def test_the_plan_s_bytes_are_those_of_the_tensors(name: str, options: Any, tmp_
     source = open_artifact(tmp_path / "float")
     (tmp_path / "out").mkdir()
     backend = BACKENDS.parse({"use": name, **options})
-    backend.quantize(Work(source.path, tmp_path / "out", AUTO, probe_inputs(source.path)))
+    backend.quantize(QuantizationJob(source.path, tmp_path / "out", AUTO, probe_inputs(source.path)))
     assert source.shape is not None
     graph = onnx.load(tmp_path / "out" / "model.onnx")
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)

@@ -17,9 +17,9 @@ import pytest
 from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import open_artifact, weights_hash
 from hfcompress.models.shape import shape_of
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
-from hfcompress.quantization.graphs.optimum import rows_alone
+from hfcompress.quantization.optimum import iterate_rows
 from hfcompress.run.push import uploads
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -54,7 +54,7 @@ def test_the_plan_stores_every_matrix_in_8_bits() -> None:
     ("config", "head", "why"),
     [
         ({"model_type": "modernbert"}, None, "exports no modernbert model; onnx_int8 does"),
-        ({"model_type": "llama"}, "causal", "this model has a causal head"),
+        ({"model_type": "llama"}, "causal", "this model has a causal task head"),
         ({"model_type": "roberta"}, "span", ""),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_optimum_intel_cannot_export_is_refused(config: dict[str, Any], hea
 
 
 def test_rows_for_weights_alone_are_refused() -> None:
-    with pytest.raises(ValueError, match="`weights_only` leaves those alone"):
+    with pytest.raises(ValueError, match="`weights_only` does not quantize these"):
         backend(weights_only=True, rows=8)
     assert backend(weights_only=True).weights_only
     assert backend(rows=8).rows == 8
@@ -178,7 +178,7 @@ def test_push_sends_the_graph_and_no_other_bin(tmp_path: Path) -> None:
 
 def test_rows_are_calibrated_on_alone_and_without_padding() -> None:
     batch = {"input_ids": np.array([[7, 8, 9], [5, 0, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 0, 0]])}
-    long, short = rows_alone([batch], ["input_ids", "token_type_ids"])
+    long, short = iterate_rows([batch], ["input_ids", "token_type_ids"])
     assert long["input_ids"].tolist() == [[7, 8, 9]]
     assert (short["input_ids"].tolist(), short["token_type_ids"].tolist()) == ([[5]], [[0]])
     assert set(short) == {"input_ids", "token_type_ids"}
@@ -204,7 +204,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         if layout == "uneven":
             model = cut(model, [Keep((1, 3), tuple(range(48))), Keep((), tuple(range(0, 64, 4)))])
         save_model(model, factories.tokenizer(), origin)
-        logits = backend(**options).quantize(Work(origin, target, auto, probe_inputs(origin), rows))
+        logits = backend(**options).quantize(QuantizationJob(origin, target, auto, probe_inputs(origin), rows))
         factories.tokenizer().save_pretrained(target)
         return origin, target, load_model(origin, auto), logits
 
@@ -319,8 +319,8 @@ def test_padding_of_the_calibration_rows_changes_nothing(quantized: Quantized, t
     def padded(count: int) -> Sequence[Any]:
         return [{name: np.pad(value, ((0, 0), (0, 9))) for name, value in batch.items()} for batch in rows(count)]
 
-    work = Work(source, tmp_path, "AutoModelForSequenceClassification", probe_inputs(source), padded)
-    backend().quantize(work)
+    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", probe_inputs(source), padded)
+    backend().quantize(job)
     assert (tmp_path / "openvino_model.bin").read_bytes() == (target / "openvino_model.bin").read_bytes()
 
 
@@ -331,10 +331,10 @@ def test_no_rows_and_an_export_that_differs_are_refused(
     from hfcompress.models import dummy_inputs as probe
 
     source, _, _, _ = quantized()
-    work = Work(source, tmp_path, "AutoModelForSequenceClassification", probe.probe_inputs(source))
+    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", probe.probe_inputs(source))
     with pytest.raises(HfcompressError, match="no rows to calibrate on"):
-        backend().quantize(work)
+        backend().quantize(job)
     monkeypatch.setattr(probe, "logits_of", lambda *_: np.full((4, 2), np.nan))
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
-        backend().quantize(work)
+        backend().quantize(job)
     assert list(tmp_path.iterdir()) == []

@@ -53,5 +53,5 @@ def test_a_head_that_reads_a_cache_is_refused() -> None:
     backend = BACKENDS.parse("optimum_onnx")
     assert backend.problems(shape_of(factories.model().config.to_dict())) == []
     (problem,) = backend.problems(shape_of(factories.model("llama", head="causal").config.to_dict(), head="causal"))
-    assert "causal head" in problem
+    assert "causal task head" in problem
     assert "onnx_int8" in problem

@@ -27,8 +27,8 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization import qlora
-from hfcompress.quantization.backends.base import BACKENDS, Work
-from hfcompress.quantization.loftq import decomposed, fit, to_quantize
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
+from hfcompress.quantization.loftq import alternate, approximate, start_adapters
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from hfcompress.run.push import uploads
@@ -147,12 +147,12 @@ def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(bac
     """On a CPU, and also after the model was judged: what is packed for inference lets no gradient through."""
     plain, made = factories.model(**WIDTHS, **CALM), BACKENDS.parse(backend)
     save_model(plain, factories.tokenizer(), tmp_path / "float")
-    made.quantize(Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
+    made.quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
     for layer in plain.bert.encoder.modules():
         if isinstance(layer, torch.nn.Linear):
-            layer.weight.data = made.rounded(layer.weight.data)
-    low = qlora._loaded(Work(tmp_path, tmp_path / "low", CLASSIFIER, {}))
-    qlora._train_exactly(low)
+            layer.weight.data = made.fake_quantize(layer.weight.data)
+    low = qlora.load_quantized(QuantizationJob(tmp_path, tmp_path / "low", CLASSIFIER, {}))
+    qlora.keep_unpacked(low)
     found = []
     for model in (low, plain):
         torch.manual_seed(0)
@@ -277,7 +277,7 @@ def weight(rows: int = 64, columns: int = 128) -> torch.Tensor:
 @pytest.mark.parametrize("backend", ROUNDINGS)
 @pytest.mark.parametrize("iterations", [1, 5])
 def test_loftq_is_the_paper_s_algorithm_1(backend: Any, iterations: int) -> None:
-    w, r, rounded = weight(), 8, BACKENDS.parse(backend).rounded
+    w, r, rounded = weight(), 8, BACKENDS.parse(backend).fake_quantize
     product, errors = torch.zeros_like(w), list[float]()
     for _ in range(iterations):
         to_store = w - product
@@ -285,9 +285,9 @@ def test_loftq_is_the_paper_s_algorithm_1(backend: Any, iterations: int) -> None
         u, s, vt = torch.linalg.svd(w - q)
         product = (u[:, :r] * s[:r]) @ vt[:r]
         errors.append(float(torch.linalg.norm(w - q - product)))
-    left = to_quantize(w, rounded, r, iterations)
+    left = alternate(w, rounded, r, iterations)
     assert torch.allclose(left, to_store, atol=1e-5)
-    b, a = decomposed(w - rounded(left), r)
+    b, a = approximate(w - rounded(left), r)
     assert torch.allclose(b @ a, product, atol=1e-4)
     assert torch.allclose(b.norm(dim=0), a.norm(dim=1), atol=1e-4)  # √Σ on either side
     assert errors[0] < float(torch.linalg.norm(w - rounded(w)))
@@ -298,7 +298,7 @@ def test_loftq_is_the_paper_s_algorithm_1(backend: Any, iterations: int) -> None
 
 def test_a_rank_above_a_weight_s_own_leaves_nothing() -> None:
     w = weight(4, 16)
-    b, a = decomposed(w, 6)
+    b, a = approximate(w, 6)
     assert (b.shape, a.shape) == ((4, 6), (6, 16))
     assert torch.allclose(b @ a, w, atol=1e-5)
     assert not b[:, 4:].any()
@@ -309,14 +309,17 @@ def test_adapters_start_from_what_quantizing_took(backend: str, tmp_path: Path) 
     plain, options = factories.model(**WIDTHS), Lora(r=4, alpha=6.0, init="loftq", targets=["key"])
     save_model(plain, factories.tokenizer(), tmp_path / "float")
     name = "bert.encoder.layer.1.attention.self.key"
-    work = Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, {}, keep=frozenset({name.replace("1", "0")}))
-    BACKENDS.parse(backend).quantize(replace(work, probe=probe_inputs(work.source)))
-    low = add_lora(qlora._loaded(work), options)
+    job = QuantizationJob(
+        tmp_path / "float", tmp_path / "low", CLASSIFIER, {}, keep=frozenset({name.replace("1", "0")})
+    )
+    BACKENDS.parse(backend).quantize(replace(job, dummy_inputs=probe_inputs(job.source)))
+    low = add_lora(qlora.load_quantized(job), options)
     float_weights = {x: plain.get_submodule(x).weight.detach() for x in (name, name.replace("1", "0"))}
-    without, left = fit(low, float_weights, options)
+    error = start_adapters(low, float_weights, options)
+    without, left = error.error_without_adapters, error.error
     w, layer = float_weights[name], low.get_submodule(name)
     product = 6.0 / 4 * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
-    residual = w - BACKENDS.parse(backend).rounded(w)
+    residual = w - BACKENDS.parse(backend).fake_quantize(w)
     assert without == pytest.approx(float(residual.norm() / w.norm()), rel=1e-4)
     assert left == pytest.approx(float((residual - product).norm() / w.norm()), rel=1e-4)
     assert left < 0.95 * without
@@ -330,7 +333,7 @@ def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teac
     done = run(epochs=0, lora={"r": 64, "alpha": 32, "targets": EVERY, "init": "loftq", "iterations": 2})
     assert done.result.facts["loftq"]["error"] < 1e-5 < done.result.facts["loftq"]["error_without_adapters"]
     exact = reloaded(done.path)
-    qlora._train_exactly(exact)
+    qlora.keep_unpacked(exact)
     assert torch.allclose(answers(exact), wanted, atol=1e-3)
     exact.disable_adapters()
     assert not torch.allclose(answers(exact), wanted, atol=1e-2)
@@ -370,10 +373,14 @@ def test_every_head_and_option_reloads_with_the_same_answers(backend: Any, head:
     auto_class = f"AutoModel{TASK_HEADS[head]}"
     save_model(factories.model(head=head, **WIDTHS), factories.tokenizer(), tmp_path / "float")
     probe = probe_inputs(tmp_path / "float")
-    made = BACKENDS.parse(backend).quantize(Work(tmp_path / "float", tmp_path / "low", auto_class, probe))
+    made = (
+        BACKENDS.parse(backend)
+        .quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", auto_class, probe))
+        .logits
+    )
     assert np.array_equal(logits_of(reloaded(tmp_path / "low", auto_class, adapter=False), probe), made)
     kinds = {name: t.dtype for name, t in load_file(tmp_path / "low" / "model.safetensors").items()}
-    parts = ARCHITECTURES["bert"].task_heads[head]
+    parts = ARCHITECTURES["bert"].modules.task_heads[head]
     heads = {name for name in kinds if set(name.split(".")) & set(parts)}
     assert heads
     assert {kinds[name] for name in heads} == {torch.float32}
@@ -386,20 +393,20 @@ def test_rounded_is_what_is_stored(backend: Any, tmp_path: Path) -> None:
 
     plain, made = factories.model(**WIDTHS), BACKENDS.parse(backend)
     save_model(plain, factories.tokenizer(), tmp_path / "float")
-    made.quantize(Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
+    made.quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
     low = reloaded(tmp_path / "low", adapter=False)
     for path in ("bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.0.attention.self.value"):
         w = plain.get_submodule(path).weight.detach()
-        assert torch.equal(made.rounded(w), dequantize_module_weight(low.get_submodule(path)).to(w))
-        assert not torch.equal(made.rounded(w), w)
+        assert torch.equal(made.fake_quantize(w), dequantize_module_weight(low.get_submodule(path)).to(w))
+        assert not torch.equal(made.fake_quantize(w), w)
 
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", "bnb_8bit"])
 def test_a_kept_layer_is_that_layer_alone(backend: str, tmp_path: Path) -> None:
     save_model(factories.model(layers=12, **WIDTHS), factories.tokenizer(), tmp_path / "float")
     path, probe = "bert.encoder.layer.1.output.dense", probe_inputs(tmp_path / "float")
-    work = Work(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe, keep=frozenset({path}))
-    made = BACKENDS.parse(backend).quantize(work)
+    job = QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe, keep=frozenset({path}))
+    made = BACKENDS.parse(backend).quantize(job).logits
     weights = load_file(tmp_path / "low" / "model.safetensors")
     floats = {
         n for n, t in weights.items() if ".layer." in n and n.endswith("dense.weight") and t.dtype == torch.float32

@@ -15,9 +15,10 @@ from hfcompress.models.artifact import load_model, open_artifact, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import shape_of
-from hfcompress.quantization import mixed_precision as mixed
-from hfcompress.quantization.backends.base import BACKENDS, Backend, Work
-from hfcompress.quantization.mixed_precision import fewest, together
+from hfcompress.quantization import mixed_precision
+from hfcompress.quantization.backends.base import BACKENDS, Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.facts import QuantizationFacts
+from hfcompress.quantization.mixed_precision import find_fewest, group_fused_layers
 from hfcompress.quantization.stage import Quantize
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
@@ -34,16 +35,16 @@ class Coarse(Backend):
     def plan(self, shape: Any) -> Any:
         return shape
 
-    def rounded(self, weight: Any) -> Any:
+    def fake_quantize(self, weight: Any) -> Any:
         return weight.abs()
 
-    def quantize(self, work: Work) -> Any:
-        model = load_model(work.source, work.auto_class)
-        for path in set(linears(model)) - work.keep:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
+        model = load_model(job.source, job.auto_class)
+        for path in set(linears(model)) - job.keep:
             layer = model.get_submodule(path)
-            layer.weight.data = self.rounded(layer.weight.data)
-        save_model(model, factories.tokenizer(), work.target)
-        return logits_of(model, work.probe)
+            layer.weight.data = self.fake_quantize(layer.weight.data)
+        save_model(model, factories.tokenizer(), job.target)
+        return QuantizedModel(logits_of(model, job.dummy_inputs))
 
 
 @pytest.fixture
@@ -60,10 +61,11 @@ def stage(**options: Any) -> Quantize:
 
 
 def run(options: Quantize, context: StageContext) -> tuple[Any, dict[str, Any]]:
-    """The logits, and the facts about the search."""
+    """Returns the logits, and the facts about the search as JSON."""
     path = context.source.path
-    work = Work(path, context.model_directory, context.task.auto_class, probe_inputs(path))
-    return mixed.mixed(options, work, context), work.facts["mixed"]
+    job = QuantizationJob(path, context.model_directory, context.task.auto_class, probe_inputs(path))
+    model, found = mixed_precision.search_mixed_precision(options, job, context)
+    return model.logits, QuantizationFacts(mixed=found).to_json()["mixed"]
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 16])
@@ -75,7 +77,7 @@ def test_the_fewest_layers_that_hold_are_found_in_few_tries(most: int) -> None:
             asked.append(count)
             return count >= least
 
-        fewest(most, holds)
+        find_fewest(most, holds)
         if least <= most:
             assert least in asked
             assert least == 1 or least - 1 in asked
@@ -83,7 +85,7 @@ def test_the_fewest_layers_that_hold_are_found_in_few_tries(most: int) -> None:
         assert all(0 < count <= most for count in asked)
 
 
-def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(context: StageContext) -> None:
+def test_the_most_sensitive_layers_stay_in_float_until_the_budget_holds(context: StageContext) -> None:
     model = load_model(context.source.path, context.task.auto_class)
     logits, notes = run(stage(max_drop=5.0), context)
     assert notes["holds"]
@@ -102,7 +104,7 @@ def test_the_layers_that_suffer_most_stay_in_float_until_the_budget_holds(contex
     assert not (context.directory / "attempts").exists()
 
 
-def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageContext) -> None:
+def test_a_layer_s_sensitivity_is_the_effect_of_rounding_it_alone(context: StageContext) -> None:
     _, facts = run(stage(max_drop=5.0, rows=16), context)
     from hfcompress.training.evaluate import predict
 
@@ -120,12 +122,14 @@ def test_each_layer_s_suffering_is_that_of_rounding_it_alone(context: StageConte
 def test_layers_that_a_graph_makes_one_are_kept_and_rounded_together() -> None:
     for family in ("bert", "llama", "modernbert", "albert"):
         model = factories.model(family)
-        groups = together(model)
+        groups = group_fused_layers(model)
         assert sorted(path for paths in groups for path in paths) == sorted(linears(model))
         sizes = sorted(len(paths) for paths in groups)
         largest = {"bert": [3, 3], "llama": [2, 2, 3, 3], "modernbert": [], "albert": [3]}[family]
         assert [n for n in sizes if n > 1] == largest
-    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in together(factories.model("llama"))
+    assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in group_fused_layers(
+        factories.model("llama")
+    )
 
 
 def test_a_budget_that_all_layers_hold_is_met_at_once(context: StageContext) -> None:
@@ -136,7 +140,7 @@ def test_a_budget_that_all_layers_hold_is_met_at_once(context: StageContext) -> 
 def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
     context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixed._Search, "holds", lambda self, attempt: False)
+    monkeypatch.setattr(mixed_precision, "stays_within", lambda search, attempt: False)
     _, notes = run(stage(max_drop=0.1), context)
     assert not notes["holds"]
     assert notes["tried"][-1]["keep"] == len(notes["layers"])
@@ -148,8 +152,8 @@ def test_where_nothing_holds_the_best_attempt_is_kept_and_said_to_be_short(
 def test_simulating_leaves_the_model_as_it_was() -> None:
     model = factories.model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    work: Any = None
-    with Coarse().simulated(model, linears(model), work):
+    job: Any = None
+    with Coarse().simulate(model, linears(model), job):
         assert model.classifier.weight.min() >= 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -157,9 +161,9 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("options", "key", "message"),
     [
-        ({"backend": "float16", "max_drop": 0.5}, ("max_drop",), "no way to leave layers in float32"),
+        ({"backend": "float16", "max_drop": 0.5}, ("max_drop",), "no way to leave single layers in float32"),
         ({"backend": "onnx_int8", "rows": 8}, ("rows",), "`rows` is for `max_drop`"),
-        ({"backend": "float16", "train": {}}, ("train",), "float16 takes no training"),
+        ({"backend": "float16", "train": {}}, ("train",), "cannot be trained for float16"),
         ({"backend": "bnb_4bit", "train": {}}, ("train", "lora"), "there are no adapters"),
         (
             {"backend": {"use": "onnx_int8", "mode": "static"}, "train": {"lora": {"r": 4}}},
@@ -174,11 +178,11 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
         ({"backend": "bnb_4bit", "train": {"lora": {"r": 4}, "freeze": 0.3}}, ("train", "freeze"), "`freeze` is for"),
         ({"backend": {"use": "onnx_int8", "per_channel": False}, "train": {}}, ("train",), "share one scale"),
         ({"backend": "onnx_int4", "train": {"freeze": 0.3}}, ("train", "freeze"), "`freeze` is for fixed ranges"),
-        ({"backend": "onnx_int8", "train": {"ranges": "learned"}}, ("train", "ranges"), "which this backend has not"),
+        ({"backend": "onnx_int8", "train": {"ranges": "learned"}}, ("train", "ranges"), "has none with these options"),
         (
             {"backend": {"use": "onnx_int8", "mode": "static", "per_channel": False}, "train": {"ranges": "learned"}},
             ("train", "ranges"),
-            "channel by channel",
+            "one scale for each output channel",
         ),
     ],
 )
@@ -204,7 +208,7 @@ def test_a_whole_run_tells_what_was_tried_in_its_card(
 ) -> None:
     from hfcompress.run.runner import run as run_
 
-    for module in ("measure.measure", "measure.verify", "stages.mixed"):
+    for module in ("measure.measure", "measure.verify", "quantization.mixed_precision"):
         monkeypatch.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
     stages = [{"kind": "quantize", "backend": "onnx_int8", "max_drop": 0.5}]
     done = run_(load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)), tmp_path / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.factorized_embeddings import factor_embeddings
+from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.quantization.backends.base import BACKENDS, Work
+from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.int8_modules import Int8Embedding, Int8Linear, put_int8_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -36,7 +38,7 @@ BACKEND = BACKENDS.parse("torch_int8")
 NEAR = 0.15
 """Of the largest logit: how far rounding may move an answer of these random models."""
 
-Quantized = Callable[..., Work]
+Quantized = Callable[..., QuantizationJob]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """Quantizes a tiny model, once for equal arguments."""
 
     @cache
-    def make(family: str = "bert", head: str = "sequence", uneven: bool = False, **options: Any) -> Work:
+    def make(family: str = "bert", head: str = "sequence", uneven: bool = False, **options: Any) -> QuantizationJob:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("int8")
         model = factories.model(family, hidden=64, ffn=128, head=head)
         save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
-        work = Work(source, target, "AutoModel" + TASK_HEADS[head], probe_inputs(source))
-        BACKENDS.parse({"use": "torch_int8", **options}).quantize(work)
+        job = QuantizationJob(source, target, "AutoModel" + TASK_HEADS[head], probe_inputs(source))
+        BACKENDS.parse({"use": "torch_int8", **options}).quantize(job)
         factories.tokenizer().save_pretrained(target)
-        return work
+        return job
 
     return make
 
@@ -61,29 +63,29 @@ def stored(path: Path) -> dict[str, str]:
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a mapping
 
 
-def loaded(work: Work) -> Any:
-    return getattr(transformers, work.auto_class).from_pretrained(work.target).eval()
+def loaded(job: QuantizationJob) -> Any:
+    return getattr(transformers, job.auto_class).from_pretrained(job.target).eval()
 
 
 def relative(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def changed(tmp_path: Path, change: Callable[[Any], None]) -> Work:
+def changed(tmp_path: Path, change: Callable[[Any], None]) -> QuantizationJob:
     """A model with a change to its weights, and what is to be made of it."""
     model = factories.model()
     with torch.no_grad():
         change(model)
     factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    return Work(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
+    return QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
 
 
 def linear(rows: int = 5, columns: int = 8, seed: int = 0) -> tuple[nn.Linear, Int8Linear]:
     torch.manual_seed(seed)
     plain = nn.Linear(columns, rows)
     made = Int8Linear(columns, rows, True, torch.device("cpu"))
-    made.take(plain.weight)
+    made.quantize(plain.weight)
     made.bias = plain.bias
     return plain, made
 
@@ -119,7 +121,7 @@ def test_a_linear_layer_multiplies_whole_numbers() -> None:
 
 def test_an_embedding_gathers_and_scales_and_never_makes_the_table_floats() -> None:
     table, made = nn.Embedding(1000, 16), Int8Embedding(1000, 16, None, torch.device("cpu"))
-    made.take(table.weight)
+    made.quantize(table.weight)
     ids = torch.tensor([[3, 999, 0], [7, 7, 1]])
     numbers, scales = literal_rows(table.weight)
     largest = []
@@ -138,7 +140,7 @@ def test_an_embedding_gathers_and_scales_and_never_makes_the_table_floats() -> N
 
 def test_rounded_is_what_is_stored() -> None:
     plain, made = linear()
-    assert torch.equal(BACKEND.rounded(plain.weight), made.codes * made.weight_scale[:, None])
+    assert torch.equal(BACKEND.fake_quantize(plain.weight), made.codes * made.weight_scale[:, None])
     assert made.codes.abs().amax(1).eq(127).all()
 
 
@@ -148,7 +150,7 @@ def test_without_an_engine_or_in_half_precision_the_rounded_weights_are_multipli
 ) -> None:
     plain, made = linear()
     inputs = torch.randn(3, 8)
-    expected = nn.functional.linear(inputs, BACKEND.rounded(plain.weight), plain.bias)
+    expected = nn.functional.linear(inputs, BACKEND.fake_quantize(plain.weight), plain.bias)
     if engine:
         assert torch.allclose(made.bfloat16()(inputs.bfloat16()).float(), expected, atol=0.05)
     else:
@@ -179,23 +181,23 @@ HEADED = [
 def test_every_family_and_head_reloads_and_saves_again_exactly(
     family: str, head: str, quantized: Quantized, tmp_path: Path
 ) -> None:
-    work = quantized(family, head)
-    plain = logits_of(load_model(work.source, work.auto_class), work.probe)
-    model = loaded(work)
-    answers = logits_of(model, work.probe)
+    job = quantized(family, head)
+    plain = logits_of(load_model(job.source, job.auto_class), job.dummy_inputs)
+    model = loaded(job)
+    answers = logits_of(model, job.dummy_inputs)
     assert 0 < relative(answers, plain) <= NEAR
     model.save_pretrained(tmp_path)
-    assert stored(tmp_path) == stored(work.target)
-    again = getattr(transformers, work.auto_class).from_pretrained(tmp_path)
-    assert np.array_equal(logits_of(again, work.probe), answers)
+    assert stored(tmp_path) == stored(job.target)
+    again = getattr(transformers, job.auto_class).from_pretrained(tmp_path)
+    assert np.array_equal(logits_of(again, job.dummy_inputs), answers)
 
 
 @pytest.mark.parametrize("uneven", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_fresh_process_answers_the_same_after_one_import(uneven: bool, quantized: Quantized) -> None:
-    work = quantized(uneven=uneven)
-    expected = logits_of(loaded(work), work.probe)
-    assert verify(open_artifact(work.target), expected, AUTO) == {"hfcompress": 0.0}
-    assert 0 < relative(expected, logits_of(load_model(work.source, AUTO), work.probe)) <= NEAR
+    job = quantized(uneven=uneven)
+    expected = logits_of(loaded(job), job.dummy_inputs)
+    assert verify(open_artifact(job.target), expected, AUTO) == {"hfcompress": 0.0}
+    assert 0 < relative(expected, logits_of(load_model(job.source, AUTO), job.dummy_inputs)) <= NEAR
 
 
 @pytest.mark.parametrize("uneven", [True, False])
@@ -207,18 +209,18 @@ def test_without_the_import_it_is_refused(uneven: bool, quantized: Quantized, mo
 
 
 def test_the_directory_says_what_it_holds(quantized: Quantized) -> None:
-    work = quantized(uneven=True)
-    artifact = open_artifact(work.target)
+    job = quantized(uneven=True)
+    artifact = open_artifact(job.target)
     assert (artifact.dtype, artifact.runtime, artifact.quantized) == ("int8", "torch", True)
-    assert artifact.shape == open_artifact(work.source).shape
+    assert artifact.shape == open_artifact(job.source).shape
     says = {"quant_method": "hfcompress_int8", "embeddings": True, "keep": []}
-    assert read_config(work.target)["quantization_config"] == says
+    assert read_config(job.target)["quantization_config"] == says
 
 
 def test_every_matrix_is_int8_and_the_plan_s_bytes_are_those_on_disk(tmp_path: Path) -> None:
     source = factories.save(factories.model(hidden=256, ffn=512), tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    BACKEND.quantize(Work(source, tmp_path / "int8", AUTO, probe_inputs(source)))
+    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", AUTO, probe_inputs(source)))
     made, plain = open_artifact(tmp_path / "int8"), open_artifact(source)
     assert plain.shape is not None
     assert made.disk_bytes == pytest.approx(BACKEND.plan(plain.shape).bytes, rel=0.1)
@@ -229,13 +231,13 @@ def test_every_matrix_is_int8_and_the_plan_s_bytes_are_those_on_disk(tmp_path: P
 
 
 def test_words_are_predicted_with_the_table_that_is_gathered_from(quantized: Quantized) -> None:
-    work = quantized("bert", "mask")
-    model = loaded(work)
+    job = quantized("bert", "mask")
+    model = loaded(job)
     words, decoder = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(decoder, Int8Linear)
     assert decoder.weight is words.weight
     assert torch.equal(decoder.weight_scale, words.weight_scale)
-    assert [n for n in stored(work.target) if "decoder.weight" in n] == ["cls.predictions.decoder.weight_scale"]
+    assert [n for n in stored(job.target) if "decoder.weight" in n] == ["cls.predictions.decoder.weight_scale"]
 
 
 @pytest.mark.parametrize("head", ["sequence", "mask"])
@@ -252,7 +254,7 @@ def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> Non
     model = factories.model("llama", head="causal", tie_word_embeddings=False, vocab_size=words, hidden=64)
     source = factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    BACKEND.quantize(Work(source, tmp_path / "int8", "AutoModelForCausalLM", probe_inputs(source)))
+    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", "AutoModelForCausalLM", probe_inputs(source)))
     assert stored(tmp_path / "int8")["lm_head.weight"] == "I8"
     shape = open_artifact(source).shape
     assert shape is not None
@@ -262,23 +264,25 @@ def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> Non
 def test_factored_word_embeddings_are_int8_in_both_parts(tmp_path: Path) -> None:
     model, _ = factor_embeddings(factories.model(), 8, torch.ones(len(factories.WORDS), dtype=torch.long))
     save_model(model, factories.tokenizer(), tmp_path / "float")
-    work = Work(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
-    work.target.mkdir()
-    logits = BACKEND.quantize(work)
-    words = loaded(work).get_input_embeddings()
+    job = QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
+    job.target.mkdir()
+    made = BACKEND.quantize(job)
+    words = loaded(job).get_input_embeddings()
     assert (type(words.table), type(words.projection)) == (Int8Embedding, Int8Linear)
-    assert np.array_equal(logits_of(loaded(work), work.probe), logits)
+    assert np.array_equal(logits_of(loaded(job), job.dummy_inputs), made.logits)
 
 
 def test_what_is_kept_stays_as_it_was_with_and_without_the_head(tmp_path: Path) -> None:
-    work = changed(tmp_path, lambda model: None)
-    BACKEND.quantize(Work(work.source, work.target, AUTO, work.probe, keep=frozenset({QUERY, "classifier"})))
-    plain, model = load_model(work.source, AUTO), loaded(work)
+    job = changed(tmp_path, lambda model: None)
+    BACKEND.quantize(
+        QuantizationJob(job.source, job.target, AUTO, job.dummy_inputs, keep=frozenset({QUERY, "classifier"}))
+    )
+    plain, model = load_model(job.source, AUTO), loaded(job)
     for path in (QUERY, "classifier"):
         assert torch.equal(model.get_submodule(path).weight, plain.get_submodule(path).weight)
         assert type(model.get_submodule(path)) is nn.Linear
     assert isinstance(model.get_submodule(OUT), Int8Linear)
-    base = transformers.AutoModel.from_pretrained(work.target)
+    base = transformers.AutoModel.from_pretrained(job.target)
     assert type(base.get_submodule(QUERY.removeprefix("bert."))) is nn.Linear
     assert isinstance(base.get_submodule(OUT.removeprefix("bert.")), Int8Linear)
 
@@ -294,9 +298,9 @@ def test_tables_that_other_code_reads_stay_in_float(quantized: Quantized) -> Non
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
 def test_padding_moves_an_answer_by_no_more_than_rounding(family: str, quantized: Quantized) -> None:
     """The grid of a layer's inputs spans the batch, padding included: a row alone gets another grid."""
-    work = quantized(family)
-    model, probe = loaded(work), {n: t.numpy() for n, t in factories.batch(4, 20).items()}
-    together, plain = logits_of(model, probe), logits_of(load_model(work.source, AUTO), probe)
+    job = quantized(family)
+    model, probe = loaded(job), {n: t.numpy() for n, t in factories.batch(4, 20).items()}
+    together, plain = logits_of(model, probe), logits_of(load_model(job.source, AUTO), probe)
     for row, length in enumerate(probe["attention_mask"].sum(1)):
         alone = logits_of(model, {name: value[row : row + 1, :length] for name, value in probe.items()})
         assert np.abs(alone[0] - together[row]).max() <= NEAR / 2 * np.abs(plain).max()
@@ -309,25 +313,25 @@ def test_a_channel_of_zeros_gives_its_bias_and_is_noted(tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.get_submodule(OUT).weight[3] = 0
 
-    work = changed(tmp_path, change)
-    BACKEND.quantize(work)
-    layer: Any = loaded(work).get_submodule(OUT)
+    job = changed(tmp_path, change)
+    (odd,) = BACKEND.quantize(job).odd_weights
+    layer: Any = loaded(job).get_submodule(OUT)
     assert torch.equal(layer(torch.randn(4, 64))[:, 3], layer.bias[3].expand(4))
-    assert work.facts["odd_weights"] == [{"layer": OUT, "what": "zeros", "channels": 1}]
+    assert odd == OddWeights(OUT, "zeros", 1)
 
 
 def test_an_outlier_costs_its_own_channel_alone_and_is_noted(tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.get_submodule(OUT).weight[3, 5] = 1e6
 
-    work = changed(tmp_path, change)
-    logits = BACKEND.quantize(work)
-    layer, plain = loaded(work).get_submodule(OUT), factories.model().get_submodule(OUT)
+    job = changed(tmp_path, change)
+    made = BACKEND.quantize(job)
+    layer, plain = loaded(job).get_submodule(OUT), factories.model().get_submodule(OUT)
     others = [row for row in range(32) if row != 3]
     assert torch.equal(layer.codes[others].float(), literal_rows(plain.weight)[0][others])
     assert layer.codes[3].tolist() == [127 if column == 5 else 0 for column in range(64)]
-    assert np.isfinite(logits).all()
-    assert work.facts["odd_weights"] == [{"layer": OUT, "what": "outlier", "channels": 1}]
+    assert np.isfinite(made.logits).all()
+    assert made.odd_weights == (OddWeights(OUT, "outlier", 1),)
 
 
 @pytest.mark.parametrize("path", [OUT, "bert.embeddings.word_embeddings"])
@@ -335,19 +339,18 @@ def test_weights_that_are_not_finite_are_refused_by_name(path: str, tmp_path: Pa
     def change(model: Any) -> None:
         model.get_submodule(path).weight[3, 5] = float("nan")
 
-    work = changed(tmp_path, change)
+    job = changed(tmp_path, change)
     with pytest.raises(HfcompressError, match=f"{path} has .* that are NaN or infinite"):
-        BACKEND.quantize(work)
-    assert list(work.target.iterdir()) == []
+        BACKEND.quantize(job)
+    assert list(job.target.iterdir()) == []
 
 
 def test_a_kept_layer_may_be_odd(tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.get_submodule(OUT).weight[3] = 0
 
-    work = changed(tmp_path, change)
-    BACKEND.quantize(Work(work.source, work.target, AUTO, work.probe, keep=frozenset({OUT}), facts=work.facts))
-    assert work.facts == {}
+    job = changed(tmp_path, change)
+    assert BACKEND.quantize(replace(job, keep=frozenset({OUT}))).odd_weights == ()
 
 
 def test_layers_without_weights_are_left_alone(quantized: Quantized) -> None:

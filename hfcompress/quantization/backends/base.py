@@ -1,10 +1,10 @@
-"""What a quantization backend is."""
+"""The base class of quantization backends, what they get and what they return."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,8 +12,10 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.measure.process import Batch
 from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.grids.ranges import Ranges
+from hfcompress.quantization.notes import Note
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.logging import log
 from hfcompress.utils.registry import Component, Registry
@@ -23,115 +25,143 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from hfcompress.measure.hardware import Abilities
     from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 
-def _no_rows(_count: int) -> Sequence[Any]:
+def _no_rows(_count: int) -> Sequence[Batch]:
     return []
 
 
 @dataclass(frozen=True)
-class Work:
+class QuantizationJob:
     """One model to quantize.
 
     Attributes:
         source: A directory with a float32 model and its tokenizer.
         target: An empty directory.
-        auto_class: Such as `AutoModelForSequenceClassification`.
-        probe: A padded batch.
-        rows: At most so many rows of the train split, in batches of like length, padded: arrays by input name, with
-            their `attention_mask`. The same on any number of processes.
-        texts: At most so many raw texts of the train split.
-        keep: Paths of linear layers of the model that stay in float32.
-        ranges: What quantization-aware training came to; None where nothing was trained.
-        facts: What is kept in stage.json.
+        auto_class: The class that loads the model, such as `AutoModelForSequenceClassification`.
+        dummy_inputs: A padded batch.
+        rows: Gives at most so many rows of the train split, in padded batches of similar length: arrays by input name,
+            with their `attention_mask`. They do not depend on the number of processes.
+        keep: Paths of the linear layers that stay in float32.
+        ranges: The ranges that were found already, by `calibrate` or by quantization-aware training; else None.
     """
 
     source: Path
     target: Path
     auto_class: str
-    probe: Probe
+    dummy_inputs: Probe
     rows: Callable[[int], Sequence[Batch]] = _no_rows
-    texts: Callable[[int], Sequence[str]] = _no_rows
     keep: frozenset[str] = frozenset()
     ranges: Ranges | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """The result of `Backend.quantize`.
+
+    Attributes:
+        logits: The quantized model's logits on the dummy inputs, in this process. The saved model must give the same.
+        odd_weights: The layers with output channels that the backend stores badly.
+    """
+
+    logits: NDArray[Any]
+    odd_weights: tuple[OddWeights, ...] = ()
 
 
 class Backend(Component):
-    """A way to store and run a model in fewer bits."""
+    """A way to store a model in fewer bits, and a runtime that runs it."""
 
     runs_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
-    """Device kinds that can run what it writes."""
+    """The devices that run the quantized model."""
     mixed: ClassVar[bool] = False
-    """Whether it leaves in float32 what `Work.keep` names; it then has `rounded`."""
+    """True if it can leave the layers of `QuantizationJob.keep` in float32. It then has `fake_quantize`."""
     fuses: ClassVar[bool] = False
-    """Whether layers that read the same (queries, keys and values; an FFN and its gate) are one to it."""
+    """True if it makes one layer of those that read the same tensor (queries, keys and values; an FFN and its gate)."""
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
-    """What training it takes: of the model under its `masks`, of LoRA adapters on the quantized model, or none."""
-
-    def untrainable(self) -> str:
-        """Why these options take no training though the backend does; empty where they do."""
-        return ""
+    """What can be trained: all weights under `training_overlay`, LoRA adapters on the quantized model, or nothing."""
+    notes: ClassVar[tuple[Note, ...]] = ()
+    """What to know about its speed and accuracy, by machine; none if it was measured to be faster than float32."""
 
     @property
-    def trained_ranges(self) -> tuple[str, ...]:
-        """How the ranges of a layer's inputs can be found while the model trains; none where it has no fixed ones."""
+    def rounds_by_batch(self) -> bool:
+        """True if layer inputs are rounded by the range of the whole batch, so that an answer depends on the batch."""
+        return False
+
+    @property
+    def training_ranges(self) -> tuple[str, ...]:
+        """The ways to find fixed ranges for layer inputs while training; empty if the backend has no fixed ranges."""
         return ()
 
+    def untrainable(self) -> str:
+        """Returns why the model cannot be trained with these options; empty if it can, or if no options allow it."""
+        return ""
+
     def plan(self, shape: Shape) -> Shape:
-        """The shape with the bits that this backend stores."""
+        """Returns the shape with the bits that this backend stores."""
         raise NotImplementedError
 
     def problems(self, shape: Shape) -> list[str]:
-        """Why a model of this shape cannot be quantized so; told before anything runs."""
+        """Returns why a model of this shape cannot be quantized; asked before anything runs."""
         return []
 
     def module_problems(self, model: nn.Module, head_modules: Sequence[str]) -> list[Problem]:
-        """Why these options do not fit a model of this class; key paths inside the backend.
+        """Returns why these options do not fit a model of this class, with key paths inside the backend.
 
         Args:
             model: A model without weights, on the meta device.
-            head_modules: Those of its head, where they are trained whole beside adapters; else none.
+            head_modules: The modules of its task head, if they are trained whole beside adapters; else none.
         """
         return []
 
     def unavailable(self) -> tuple[str, str] | None:
-        """Why it cannot run on this machine, and the repair; None where it can."""
+        """Returns why the backend cannot run here, and how to fix it; None if it can run."""
         missing = self.missing_modules()
         return (
             (f"{', '.join(missing)} is not installed", f"pip install 'hfcompress[{self.extra}]'") if missing else None
         )
 
-    def quantize(self, work: Work) -> NDArray[Any]:
-        """Writes the quantized model into `work.target`, tokenizer excepted.
+    def advice(self, machine: Abilities) -> list[str]:
+        """Returns what is slow or inaccurate on such a machine, a sentence each."""
+        return [note.sentence for note in self.notes if note.holds(machine)]
 
-        Returns:
-            The quantized model's logits on the probe, in this process; the saved one must give the same.
+    def calibrate(self, job: QuantizationJob) -> Ranges | None:
+        """Finds what all quantizations of one source share; mixed precision asks for it once, then quantizes often."""
+        return job.ranges
+
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
+        """Writes the quantized model into `job.target`, without the tokenizer.
+
+        Raises:
+            HfcompressError: if a weight is not finite, or cannot be stored.
         """
         raise NotImplementedError
 
-    def note_odd_weights(self, layers: Mapping[str, nn.Linear], work: Work) -> None:
-        """Notes and says what is odd about the weights of linear layers, by path, but those to keep.
+    def find_odd_weights(self, layers: Mapping[str, nn.Linear], job: QuantizationJob) -> tuple[OddWeights, ...]:
+        """Finds and logs output channels that the backend stores badly, except in the layers that it keeps.
+
+        Args:
+            layers: Linear layers by path.
+            job: Its `keep` is left out.
 
         Raises:
             HfcompressError: for a layer with weights that are not finite.
         """
-        from hfcompress.models.odd_weights import ODD, odd_weights
+        from hfcompress.models.odd_weights import find_odd_weights
 
-        found = odd_weights({path: layer for path, layer in layers.items() if path not in work.keep}, self.rounded)
-        if found:
-            work.facts["odd_weights"] = found
+        found = find_odd_weights({p: layer for p, layer in layers.items() if p not in job.keep}, self.fake_quantize)
         for odd in found:
-            log.info(f"{self.name}: {odd['layer']} has output channels that {ODD[odd['what']]}: {odd['channels']}")
+            log.info(f"{self.name}: {odd.layer} has output channels that {odd.description}: {odd.channels}")
+        return tuple(found)
 
-    def rounded(self, weight: Tensor) -> Tensor:
-        """A linear layer's weights `(out_features, in_features)` as they are stored, made floats again."""
+    def fake_quantize(self, weight: Tensor) -> Tensor:
+        """Quantizes and dequantizes a linear layer's weights `(out_features, in_features)`."""
         raise NotImplementedError
 
     @contextmanager
-    def simulated(self, model: PreTrainedModel, paths: Collection[str], work: Work) -> Iterator[None]:
-        """While the context lasts, the linear layers at these paths answer as they would once quantized."""
+    def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
+        """Makes the linear layers at these paths answer as if quantized, while the context lasts."""
         import torch
 
         layers: list[Any] = [model.get_submodule(path) for path in paths]
@@ -139,25 +169,25 @@ class Backend(Component):
         try:
             for layer in layers:
                 with torch.no_grad():
-                    layer.weight.data = self.rounded(layer.weight.data)
+                    layer.weight.data = self.fake_quantize(layer.weight.data)
             yield
         finally:
             for layer, weight in zip(layers, before, strict=True):
                 layer.weight.data = weight
 
-    def masks(
-        self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
+    def training_overlay(
+        self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
-        """Fake quantization for `model` while it trains; where `trains` says so.
+        """Makes the fake quantization that lies over `model` while it trains, if `trains` is `fake_quantization`.
 
-        Its `settle` leaves in the model the weights that `quantize` is to store, and its `ranges()` gives what goes
-        with them.
+        Its `settle` leaves the weights in the model that `quantize` stores, and its `ranges()` gives their ranges.
 
         Args:
             model: The float model, on its device.
-            work: Its `rows` are for the first ranges.
-            ranges: Followed by a moving average, or learned (LSQ, Esser et al. 2020, arXiv:1902.08153).
-            freeze: Share of the steps after which ranges stay as they are.
+            job: Its `rows` give the first ranges.
+            ranges: `ema` follows them by a moving average, `learned` trains step sizes (LSQ, Esser et al. 2020,
+                arXiv:1902.08153).
+            freeze: The share of the steps after which ranges no longer change.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""4-bit NormalFloat through bitsandbytes."""
+"""4-bit NormalFloat by bitsandbytes: the smallest weights for adapters (QLoRA); saves memory, not time."""
 
 from __future__ import annotations
 
@@ -9,30 +9,48 @@ from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.linears import planned_linears
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.backends.bnb_8bit import Bnb8Bit
+from hfcompress.quantization.notes import (
+    OLDER,
+    UNMEASURED_ARM,
+    UNMEASURED_GPU,
+    UNMEASURED_PROCESSOR,
+    Note,
+    has_only_avx2,
+)
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INPUTS, OUTPUTS = 64, 32
-"""What must divide the widths of 4-bit layers on a CPU with AVX512-BF16, where they are packed in such blocks."""
+"""The block that a CPU with AVX512-BF16 packs 4-bit layers in; it must divide their widths."""
 
 
 class Bnb4Bit(Bnb8Bit):
-    """4-bit linear layers in blocks of 64 with a scale each; saves memory, not time. Pooler and classifier stay.
+    """Stores linear layers in blocks of 64 4-bit weights with a scale each; it saves memory, not time.
 
-    Embeddings stay in float32, and a block is always of 64 weights: transformers offers no other choice. On a CPU with
-    AVX512-BF16 products are computed in bfloat16, whatever `compute_dtype` says.
+    Pooler, classifier and embeddings stay in float32. A block always has 64 weights: transformers offers no other
+    size. A CPU with AVX512-BF16 computes products in bfloat16, whatever `compute_dtype` says.
     """
 
     source: ClassVar[str] = "QLoRA, Dettmers et al. 2023, arXiv:2305.14314"
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(
+            has_only_avx2,
+            f"measured 1.1 to 1.2 times slower {OLDER}, and 4 to 5 times with `compute_dtype: bfloat16`: it saves "
+            "memory, not time",
+        ),
+        UNMEASURED_ARM,
+        UNMEASURED_PROCESSOR,
+        UNMEASURED_GPU,
+    )
 
     quant_type: Literal["nf4", "fp4"] = "nf4"
-    """nf4 suits normally distributed weights."""
+    """The 4-bit type; nf4 suits normally distributed weights."""
     double_quant: bool = False
-    """Quantize the block scales too."""
+    """Quantize the scales of the blocks too."""
     compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the dequantized product is computed in; on a CPU float32 is the fastest."""
+    """The type that products are computed in; on a CPU float32 is the fastest."""
 
     def plan(self, shape: Shape) -> Shape:
         scales = 32 / 64 if not self.double_quant else 8 / 64
@@ -40,16 +58,16 @@ class Bnb4Bit(Bnb8Bit):
 
     def problems(self, shape: Shape) -> list[str]:
         if not shape.even:
-            return []  # which widths there will be is not known; `require_runnable` sees them
+            return []  # the widths are not known yet; `require_runnable` checks them
         for number, layer in enumerate(shape.layers):
             for path, inputs, outputs in planned_linears(shape, layer):
                 place = f"{ARCHITECTURES[shape.architecture].modules.layers}.{number}.{path}"
                 left = any(f".{name}." in f".{place}." for name in self.skip or [])
-                if _unblocked(inputs, outputs) and not left and not _gpu():
-                    return [f"{_refusal(place, inputs, outputs)}: {REPAIR}"]
+                if _is_unaligned(inputs, outputs) and not left and not _gpu():
+                    return [f"{_refusal(place, inputs, outputs)}: {FIX}"]
         return []
 
-    def options(self, skip: list[str]) -> Any:
+    def config(self, skip: list[str]) -> Any:
         import torch
         from transformers import BitsAndBytesConfig
 
@@ -61,7 +79,7 @@ class Bnb4Bit(Bnb8Bit):
             llm_int8_skip_modules=skip,
         )
 
-    def rounded(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
         packed, state = quantize_4bit(
@@ -70,24 +88,24 @@ class Bnb4Bit(Bnb8Bit):
         return dequantize_4bit(packed, state)
 
     def require_runnable(self, model: Any) -> None:
-        """Passes where this machine's kernels can run the quantized layers.
+        """Checks that this machine's kernels can run the quantized layers.
 
         Raises:
-            HfcompressError: for widths that bitsandbytes' CPU kernels cannot block; those of a GPU can.
+            HfcompressError: for widths that bitsandbytes' CPU kernels do not take; a GPU takes any.
         """
         from bitsandbytes.nn import Linear4bit
 
         if model.device.type != "cpu":
             return
         for name, layer in model.named_modules():
-            if isinstance(layer, Linear4bit) and _unblocked(layer.in_features, layer.out_features):
-                raise HfcompressError(_refusal(name, layer.in_features, layer.out_features), REPAIR)
+            if isinstance(layer, Linear4bit) and _is_unaligned(layer.in_features, layer.out_features):
+                raise HfcompressError(_refusal(name, layer.in_features, layer.out_features), FIX)
 
 
-REPAIR = "make the widths multiples of 64, name the layer in `skip`, quantize on a GPU, or use bnb_8bit"
+FIX = "make the widths multiples of 64, name the layer in `skip`, quantize on a GPU, or use bnb_8bit"
 
 
-def _unblocked(inputs: int, outputs: int) -> bool:
+def _is_unaligned(inputs: int, outputs: int) -> bool:
     return inputs % INPUTS > 0 or outputs % OUTPUTS > 0
 
 

@@ -1,44 +1,43 @@
-"""4 bits for decoders, each weight rounded with what the rounding of those before it did."""
+"""GPTQ: 4-bit weights for decoders on GPUs, rounded one after the other so that later ones make up for earlier ones."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from hfcompress.measure.hardware import abilities
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, Work
-from hfcompress.quantization.graphs.optimum import rows_alone
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.notes import UNMEASURED_GPU, Note
+from hfcompress.quantization.optimum import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 PACKED = 32
-"""Outputs and inputs are packed in integers of so many bits: a width must be a multiple."""
+"""Weights are packed into integers of so many bits; a width must be a multiple of it."""
 
 
 class Gptq(Backend):
-    """4-bit linear layers of decoders by second-order rounding, the rest in float16; for GPUs.
+    """Stores a decoder's linear layers in 4 bits by second-order rounding, and the rest in float16; for GPUs.
 
-    Optimum rounds and GPTQModel packs and multiplies. Tried on a CPU, where GPTQModel's plain kernels run, with tiny
-    models; on a GPU it was never run, and neither its speed nor its quality was measured.
+    Optimum rounds, GPTQModel packs and multiplies. It was tried with tiny models on a CPU, where GPTQModel has plain
+    kernels. It was never run on a GPU, and neither its speed nor its quality was measured.
     """
 
     source: ClassVar[str] = "GPTQ, Frantar et al. 2023, arXiv:2210.17323"
     extra: ClassVar[str] = "gptq"
     modules: ClassVar[tuple[str, ...]] = ("gptqmodel", "optimum.gptq")
     runs_on: ClassVar[tuple[str, ...]] = ("cuda",)
+    notes: ClassVar[tuple[Note, ...]] = (UNMEASURED_GPU,)
 
     group_size: int = Field(default=128, ge=32)
-    """Inputs that share a scale, a multiple of 32."""
+    """The number of inputs that share a scale, a multiple of 32."""
     desc_act: bool = False
-    """Round the inputs with the largest activations first: nearer to the float model, and slower to run."""
+    """Round the inputs with the largest activations first: closer to the float model, and slower to run."""
     rows: int = Field(default=128, ge=1)
-    """Rows of the train split that the rounding is fitted to."""
+    """The number of rows of the train split that the rounding is fitted to."""
 
     @model_validator(mode="after")
     def _groups_are_packed(self) -> Gptq:
@@ -57,7 +56,7 @@ class Gptq(Backend):
         layers = shape.layers if shape.even else ()
         inputs = {shape.hidden} | {x.heads * shape.head_dim for x in layers} | {x.ffn for x in layers}
         outputs = {x.heads // shape.group * shape.head_dim for x in layers}
-        message = "{} of a linear layer's {} are no multiple of {}, in which gptq packs them"
+        message = "a linear layer has {} {}, and gptq packs them in multiples of {}"
         return [
             *(message.format(x, "inputs", self.group_size) for x in sorted(inputs) if x % self.group_size),
             *(message.format(x, "outputs", PACKED) for x in sorted(outputs) if x % PACKED),
@@ -68,26 +67,26 @@ class Gptq(Backend):
             return "gptq needs an NVIDIA GPU, and PyTorch has none here", "use onnx_int4 or bnb_4bit"
         return super().unavailable()
 
-    def quantize(self, work: Work) -> NDArray[Any]:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
         import torch
         import transformers
         from transformers import GPTQConfig
 
         from hfcompress.models.artifact import save_weights, settled_config
 
-        rows = list(rows_alone(work.rows(self.rows), ("input_ids", "attention_mask")))
+        rows = list(iterate_rows(job.rows(self.rows), ("input_ids", "attention_mask")))
         if not rows:
             raise HfcompressError("there are no rows to fit the rounding to", "give the task a train split")
-        model = getattr(transformers, work.auto_class).from_pretrained(
-            work.source,
+        model = getattr(transformers, job.auto_class).from_pretrained(
+            job.source,
             quantization_config=GPTQConfig(bits=4, dataset=rows, group_size=self.group_size, desc_act=self.desc_act),
             device_map="cuda" if torch.cuda.is_available() else "cpu",
             dtype=torch.float16,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(work.source),
+            **settled_config(job.source),
         )
-        # The rows are no part of the model, and no text of the train split should travel with it.
+        # The config would carry rows of the train split to wherever the model goes.
         model.config.quantization_config.dataset = None
-        save_weights(model.eval(), work.target)
-        return logits_of(model, work.probe)
+        save_weights(model.eval(), job.target)
+        return QuantizedModel(logits_of(model, job.dummy_inputs))

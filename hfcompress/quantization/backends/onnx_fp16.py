@@ -1,4 +1,4 @@
-"""ONNX Runtime in half precision."""
+"""float16 for ONNX Runtime: half the file; fast on GPUs."""
 
 from __future__ import annotations
 
@@ -7,62 +7,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.notes import Note, has_only_avx2
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 LARGEST = 65504.0
-"""What float16 ends at."""
+"""The largest float16."""
 
 
 class OnnxFp16(Backend):
-    """Exported to ONNX, all in half precision: half the file; a GPU computes in it, most CPUs go back to float32."""
+    """Exports to ONNX, all in half precision: half the file. GPUs compute in it; most CPUs convert to float32 again."""
 
     source: ClassVar[str] = "https://onnxruntime.ai/docs/performance/model-optimizations/float16.html"
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(has_only_avx2, "its speed was not measured on a processor with AVX2 alone"),
+    )
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=16, embedding_bits=16, other_bits=16)
 
-    def quantize(self, work: Work) -> NDArray[Any]:
-        """Logits stay float32, and so does what ONNX Runtime's converter keeps so.
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
+        """Converts the graph by ONNX Runtime's own converter, which leaves the logits in float32.
 
-        The lowest float32, which an attention mask adds to the scores of padding, becomes the lowest float16. An x86
-        processor has no kernels for float16: onnxruntime converts to float32 around each operator, and is as fast as
-        with the float32 graph at best.
+        The lowest float32, which an attention mask adds to the scores of padding, becomes the lowest float16. ONNX
+        Runtime has no float16 kernels for x86 processors: it converts to float32 around each operator, and is at best
+        as fast as with the float32 graph.
 
         Raises:
-            HfcompressError: for weights or answers that float16 has no room for.
+            HfcompressError: for weights or logits that are too large for float16.
         """
         import numpy as np
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        from hfcompress.onnx.export import quiet
-        from hfcompress.onnx.graph_files import is_large, save_graph
-        from hfcompress.onnx.model_directory import exported, stored
-        from hfcompress.quantization.graphs.embeddings import tie
+        from hfcompress.onnx.export import load_and_export, quiet
+        from hfcompress.onnx.graph_io import is_large, save_graph, write_model_directory
+        from hfcompress.quantization.graphs.embeddings import tie_embeddings
 
-        model, graph = exported(work.source, work.auto_class, work.probe)
-        _require_room(model)
-        tie(graph)
+        model, graph = load_and_export(job.source, job.auto_class, job.dummy_inputs)
+        require_float16_range(model)
+        tie_embeddings(graph)
         with quiet(), scratch_directory() as folder:
             given: Any = graph
-            if is_large(graph):  # the converter infers shapes of a large graph from its file alone
+            if is_large(graph):  # the converter infers the shapes of a large graph only from a file
                 given = str(folder / "model.onnx")
                 save_graph(graph, Path(given))
             graph = convert_float_to_float16(given, keep_io_types=True)
-        logits = stored(graph, model.config, work.target, work.probe)
+        logits = write_model_directory(graph, model.config, job.target, job.dummy_inputs)
         if not np.isfinite(logits).all():
-            raise HfcompressError(f"what {work.source} computes is beyond float16's {LARGEST:g}", "use onnx_int8")
-        return logits
+            raise HfcompressError(f"{job.source} computes values beyond float16's {LARGEST:g}", "use onnx_int8")
+        return QuantizedModel(logits)
 
 
-def _require_room(model: PreTrainedModel) -> None:
+def require_float16_range(model: PreTrainedModel) -> None:
+    """Checks that float16 can hold all weights."""
     for name, weight in model.named_parameters():
         beyond = int((~(weight.abs() <= LARGEST)).sum())
         if beyond:

@@ -1,34 +1,34 @@
-"""ONNX Runtime int8."""
+"""int8 weights and activations for ONNX Runtime: the fastest on most CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
+from hfcompress.models.artifact import load_model
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.quantization.calibration import Method, calibrate
-from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
+from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
+from hfcompress.quantization.notes import Note, lacks_vnni
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from hfcompress.quantization.qat.fake_quantization import FakeQuantization
 
 REDUCED = 64
-"""The largest weight of 7 bits: twice 255 · 64, the sum of two products, is still an int16."""
+"""The largest weight of 7 bits: the sum of two products, twice 255 · 64, still fits into 16 bits."""
 
 
 class OnnxInt8(Backend):
-    """Exported to ONNX, int8 weights and uint8 activations in every linear layer; the embeddings in int8 too."""
+    """Exports to ONNX, with int8 weights and uint8 activations in all linear layers, and int8 embeddings."""
 
     source: ClassVar[str] = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
     extra: ClassVar[str] = "onnx"
@@ -37,32 +37,37 @@ class OnnxInt8(Backend):
     mixed: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(
+            lacks_vnni,
+            "without VNNI the int8 products saturate, which can cost accuracy: see the report, or say "
+            "`reduce_range: true`",
+        ),
+    )
 
     mode: Literal["dynamic", "static"] = "dynamic"
-    """Where the grid of a layer's inputs comes from: `dynamic` spans each batch as it comes, padding included;
-    `static` is calibrated once on rows of the train split, without padding, so that a row's answer does not depend on
-    the rows beside it. Training feels the rounded inputs where they are static; where they are dynamic, the rounded
-    weights alone."""
+    """Where the range of a layer's inputs comes from. `dynamic`: from each batch, padding included. `static`: it is
+    calibrated once on rows of the train split, without padding, so that an answer does not depend on the other rows of
+    the batch. Quantization-aware training rounds weights; with `static` it rounds the inputs too."""
     per_channel: bool = True
-    """One scale an output channel instead of one a matrix."""
+    """One scale for each output channel instead of one for the matrix."""
     reduce_range: bool = False
-    """Weights of 7 bits, for x86 processors without VNNI (before 2019's Cascade Lake and 2022's Zen 4): they add two
-    products in 16 bits, which 8-bit weights overflow."""
+    """Weights of 7 bits, for x86 processors without VNNI (before Cascade Lake, 2019, and Zen 4, 2022): these add two
+    products in 16 bits, which overflow with 8-bit weights."""
     embeddings: bool = True
     """Quantize the embedding tables too: in a small encoder they are most of the file."""
     embedding_bits: Literal[8, 4] = 8
-    """Of the word embeddings."""
+    """Bits of the word embeddings."""
     calibration: Method = "minmax"
-    """How a static range is found: `minmax` is all that was seen, `percentile` cuts both ends, `entropy` cuts where
-    the least information is lost."""
+    """How a static range is found: `minmax` takes the smallest and largest value, `percentile` cuts both ends, and
+    `entropy` cuts where the least information is lost."""
     percentile: float = Field(default=99.999, gt=50, le=100)
-    """The share of the inputs, in percent, that `percentile` leaves within the range."""
+    """The percentage of the inputs that `percentile` leaves within the range."""
     rows: int = Field(default=512, ge=1)
-    """Rows of the train split that are read to calibrate."""
-    _calibrated: dict[Path, Ranges] = PrivateAttr(default_factory=dict)
+    """The number of rows of the train split that are read to calibrate."""
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> OnnxInt8:
+    def _refuse_unused(self) -> OnnxInt8:
         for key in self.says("calibration", "percentile", "rows"):
             if self.mode != "static":
                 raise ValueError(f"`{key}` is for `mode: static`; leave it out")
@@ -72,13 +77,17 @@ class OnnxInt8(Backend):
             raise ValueError("`embedding_bits` is for `embeddings: true`; leave it out")
         return self
 
+    @property
+    def rounds_by_batch(self) -> bool:
+        return self.mode == "dynamic"
+
     def untrainable(self) -> str:
         if self.mode == "dynamic" and not self.per_channel:
-            return "queries, keys and values share one scale in a dynamic graph, which training does not feel"
+            return "queries, keys and values share one scale in a dynamic graph, which the training cannot simulate"
         return ""
 
     @property
-    def trained_ranges(self) -> tuple[str, ...]:
+    def training_ranges(self) -> tuple[str, ...]:
         if self.mode == "dynamic":
             return ()
         return ("ema", "learned") if self.per_channel and not self.reduce_range else ("ema",)
@@ -90,57 +99,60 @@ class OnnxInt8(Backend):
         words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
-    def quantize(self, work: Work) -> NDArray[Any]:
-        from hfcompress.onnx.model_directory import exported, stored
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
+        from hfcompress.onnx.export import load_and_export
+        from hfcompress.onnx.graph_io import write_model_directory
         from hfcompress.quantization.graphs.embeddings import quantize_embeddings
-        from hfcompress.quantization.graphs.int8 import dynamic, static
+        from hfcompress.quantization.graphs.int8 import quantize_dynamic, quantize_static
 
-        model, graph = exported(work.source, work.auto_class, work.probe)
-        self.note_odd_weights(linears(model), work)
+        model, graph = load_and_export(job.source, job.auto_class, job.dummy_inputs)
+        odd = self.find_odd_weights(linears(model), job)
         if self.mode == "dynamic":
-            graph = dynamic(graph, work.keep, self.per_channel, self.reduce_range)
+            graph = quantize_dynamic(graph, job.keep, self.per_channel, self.reduce_range)
         else:
-            graph = static(graph, self._grid(model, work), work.keep)
+            graph = quantize_static(graph, self._complete_ranges(model, job), job.keep)
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
-        return stored(graph, model.config, work.target, work.probe)
+        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs), odd)
 
-    def _steps(self, weight: Tensor) -> Tensor:
-        return weight_steps(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)
+    def _scales(self, weight: Tensor) -> Tensor:
+        return weight_scales(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)
 
-    def _grid(self, model: PreTrainedModel, work: Work) -> Ranges:
-        """Ranges and steps of every linear layer: trained ones, or calibrated once on the source."""
-        ranges = work.ranges or self._calibrated.get(work.source)
-        if ranges is None:
-            ranges = self._calibrated[work.source] = calibrate(
-                model, work.rows(self.rows), self.calibration, self.percentile
-            )
-        steps = {path: self._steps(layer.weight) for path, layer in linears(model).items()}
-        return Ranges(ranges.inputs, {**steps, **ranges.steps})
+    def calibrate(self, job: QuantizationJob) -> Ranges | None:
+        if self.mode == "dynamic" or job.ranges is not None:
+            return job.ranges
+        return self._complete_ranges(load_model(job.source, job.auto_class), job)
 
-    def rounded(self, weight: Tensor) -> Tensor:
-        return _on_steps(weight, self._steps(weight))
+    def _complete_ranges(self, model: PreTrainedModel, job: QuantizationJob) -> Ranges:
+        """Returns the ranges and weight scales of all linear layers: the job's, or calibrated ones."""
+        ranges = job.ranges or calibrate(model, job.rows(self.rows), self.calibration, self.percentile)
+        scales = {path: self._scales(layer.weight) for path, layer in linears(model).items()}
+        return Ranges(ranges.inputs, {**scales, **ranges.scales})
+
+    def fake_quantize(self, weight: Tensor) -> Tensor:
+        return _fake_quantize(weight, self._scales(weight))
 
     @contextmanager
-    def simulated(self, model: PreTrainedModel, paths: Collection[str], work: Work) -> Iterator[None]:
-        """Inputs are rounded too, on the grid of each batch or on the one that was calibrated."""
+    def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
+        """Rounds inputs too, by the range of each batch or by the calibrated one."""
         import torch
 
-        grid = self._grid(model, work) if self.mode == "static" else None
+        ranges = self._complete_ranges(model, job) if self.mode == "static" else None
         layers = {path: layer for path, layer in linears(model).items() if path in paths}
         before = {path: layer.weight.data for path, layer in layers.items()}
 
         def hook(path: str) -> Any:
-            def on_grid(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-                low, high = grid.inputs[path] if grid else (float(end) for end in inputs[0].aminmax())
-                return torch.fake_quantize_per_tensor_affine(inputs[0], *affine(low, high), 0, LEVELS)
+            def round_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+                low, high = ranges.inputs[path] if ranges else (float(end) for end in inputs[0].aminmax())
+                return torch.fake_quantize_per_tensor_affine(inputs[0], *scale_and_zero_point(low, high), 0, LEVELS)
 
-            return on_grid
+            return round_inputs
 
         handles = [layer.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
         try:
             for path, layer in layers.items():
-                layer.weight.data = _on_steps(before[path], grid.steps[path] if grid else self._steps(before[path]))
+                scales = ranges.scales[path] if ranges else self._scales(before[path])
+                layer.weight.data = _fake_quantize(before[path], scales)
             yield
         finally:
             for handle in handles:
@@ -148,22 +160,22 @@ class OnnxInt8(Backend):
             for path, layer in layers.items():
                 layer.weight.data = before[path]
 
-    def masks(
-        self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
+    def training_overlay(
+        self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
         from hfcompress.quantization.qat.fake_quantization import FakeQuantization
-        from hfcompress.quantization.qat.learned_steps import LearnedSteps
-        from hfcompress.quantization.qat.moving_average import FollowedRanges
+        from hfcompress.quantization.qat.learned_steps import LearnedStepSizes
+        from hfcompress.quantization.qat.moving_average import MovingAverageRanges
 
         table_bits = self.embedding_bits if self.embeddings else None
         if self.mode == "dynamic":
-            return FakeQuantization(self.rounded, table_bits)
-        grid = self._grid(model, work)
+            return FakeQuantization(self.fake_quantize, table_bits)
+        complete = self._complete_ranges(model, job)
         if ranges == "learned":
-            return LearnedSteps(model, grid, freeze, table_bits)
-        return FollowedRanges(model, self.rounded, grid, freeze, table_bits)
+            return LearnedStepSizes(model, complete, freeze, table_bits)
+        return MovingAverageRanges(model, self.fake_quantize, complete, freeze, table_bits)
 
 
-def _on_steps(weight: Tensor, steps: Tensor) -> Tensor:
-    steps = steps.to(weight.device).unsqueeze(-1)
-    return (weight / steps).round().clamp(-LARGEST, LARGEST) * steps
+def _fake_quantize(weight: Tensor, scales: Tensor) -> Tensor:
+    scales = scales.to(weight.device).unsqueeze(-1)
+    return (weight / scales).round().clamp(-LARGEST, LARGEST) * scales

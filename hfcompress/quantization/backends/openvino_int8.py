@@ -1,4 +1,4 @@
-"""int8 through OpenVINO and Optimum Intel."""
+"""int8 for OpenVINO, by Optimum Intel."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from pydantic import Field, model_validator
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
 from hfcompress.onnx.export import quiet
-from hfcompress.onnx.model_directory import EXPORT_TOLERANCE, write_config
-from hfcompress.quantization.backends.base import Backend, Work
-from hfcompress.quantization.graphs.optimum import TASKS, rows_alone
+from hfcompress.onnx.graph_io import EXPORT_TOLERANCE, write_config
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.notes import Note, lacks_vnni
+from hfcompress.quantization.optimum import TASKS, iterate_rows
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from hfcompress.models.dummy_inputs import Probe
 
 TRANSFORMERS = (5, 6)
-"""The first release that optimum-intel 2.2 does not take."""
+"""The first release that optimum-intel 2.2 does not support."""
 ENVIRONMENT = (
     "give it an environment of its own: python -m venv .venv-openvino && "
     ".venv-openvino/bin/pip install 'hfcompress[openvino]' && .venv-openvino/bin/pip uninstall -y torchvision"
@@ -35,25 +34,34 @@ ENVIRONMENT = (
 
 
 class OpenvinoInt8(Backend):
-    """Exported to OpenVINO by Optimum Intel; weights and activations in int8, or the weights alone.
+    """Exports to OpenVINO by Optimum Intel, with weights and activations in int8, or only the weights.
 
-    What stays float is computed as OpenVINO does by default: in bfloat16 on a CPU that has it, else in float32.
+    OpenVINO computes what stays float in bfloat16 on a CPU that has it, else in float32.
     """
 
     source: ClassVar[str] = "https://huggingface.co/docs/optimum-intel/openvino/optimization"
     extra: ClassVar[str] = "openvino"
     modules: ClassVar[tuple[str, ...]] = ("optimum.intel", "openvino", "nncf")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(
+            lacks_vnni,
+            "without VNNI, int8 was measured 1.2 to 1.4 times slower than OpenVINO's own float32 on a processor with "
+            "AVX2 alone (MiniLM-L6, 1 thread)",
+        ),
+    )
 
     weights_only: bool = False
-    """Leave the activations in float; nothing is calibrated."""
+    """Quantize only the weights; nothing is calibrated."""
     rows: int = Field(default=300, ge=1)
-    """Rows of the train split that the ranges of the activations are taken from, each alone, so without padding."""
+    """The number of train rows that the ranges of activations are found on, each row alone, so without padding."""
 
     @model_validator(mode="after")
-    def _rows_are_read(self) -> OpenvinoInt8:
+    def _refuse_unused(self) -> OpenvinoInt8:
         if self.weights_only and self.says("rows"):
-            raise ValueError("`rows` calibrate activations, and `weights_only` leaves those alone: give one of them")
+            raise ValueError(
+                "`rows` calibrate activations, and `weights_only` does not quantize these: give one of them"
+            )
         return self
 
     def plan(self, shape: Shape) -> Shape:
@@ -63,7 +71,9 @@ class OpenvinoInt8(Backend):
         if shape.architecture == "modernbert":
             return ["optimum-intel exports no modernbert model; onnx_int8 does"]
         if shape.head not in TASKS:
-            return [f"openvino_int8 takes heads that read a text at once, and this model has a {shape.head} head"]
+            return [
+                f"openvino_int8 takes task heads that read a text at once, and this model has a {shape.head} task head"
+            ]
         return []
 
     def unavailable(self) -> tuple[str, str] | None:
@@ -80,7 +90,7 @@ class OpenvinoInt8(Backend):
             return what, "pip uninstall -y torchvision"
         return None
 
-    def quantize(self, work: Work) -> NDArray[Any]:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
         import optimum.intel
         from optimum.exporters.openvino.convert import export_from_model
 
@@ -88,46 +98,45 @@ class OpenvinoInt8(Backend):
         from hfcompress.models.artifact import load_model
         from hfcompress.utils.processors import default_threads
 
-        model = load_model(work.source, work.auto_class)
+        model = load_model(job.source, job.auto_class)
         with scratch_directory() as folder, redirect_stdout(StringIO()):
-            with quiet(), _of_stock_architecture(model):
-                export_from_model(
-                    model, folder, task=TASKS[task_head_of(work.auto_class) or "sequence"], preprocessors=[]
-                )
-            auto = getattr(optimum.intel, work.auto_class.replace("Auto", "OV", 1))
+            with quiet(), _with_stock_type(model):
+                task = TASKS[task_head_of(job.auto_class) or "sequence"]
+                export_from_model(model, folder, task=task, preprocessors=[])
+            auto = getattr(optimum.intel, job.auto_class.replace("Auto", "OV", 1))
             with quiet():  # the exporter undid the first
                 exported = auto.from_pretrained(folder, compile=False, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
-                _require_same(exported, model, work.probe)
+                _require_same(exported, model, job.dummy_inputs)
                 quantizer = optimum.intel.OVQuantizer.from_pretrained(exported)
-                quantizer.quantize(**self._options(work, exported.input_names), save_directory=work.target)
-        write_config(model.config, work.target)
-        saved = OpenVinoModel(str(work.target), default_threads(), work.auto_class)
-        return saved(saved.place(dict(work.probe)))
+                quantizer.quantize(**self._options(job, exported.input_names), save_directory=job.target)
+        write_config(model.config, job.target)
+        saved = OpenVinoModel(str(job.target), default_threads(), job.auto_class)
+        return QuantizedModel(saved(saved.place(dict(job.dummy_inputs))))
 
-    def _options(self, work: Work, names: Any) -> dict[str, Any]:
+    def _options(self, job: QuantizationJob, names: Any) -> dict[str, Any]:
         from optimum.intel import OVConfig, OVQuantizationConfig, OVWeightQuantizationConfig
 
         if self.weights_only:
             return {"ov_config": OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))}
         import nncf
 
-        rows = list(rows_alone(work.rows(self.rows), names))
+        rows = list(iterate_rows(job.rows(self.rows), names))
         if not rows:
             raise HfcompressError("there are no rows to calibrate on", "give the task a train split")
         config = OVQuantizationConfig(num_samples=len(rows))
         return {"ov_config": OVConfig(quantization_config=config), "calibration_dataset": nncf.Dataset(rows)}
 
 
-def _require_same(exported: Any, model: Any, probe: Probe) -> None:
-    """Passes where the float graph, computed in float32, gives the model's logits on the probe."""
+def _require_same(exported: Any, model: Any, dummy_inputs: Probe) -> None:
+    """Checks that the float graph, computed in float32, gives the model's logits on the dummy inputs."""
     import numpy as np
     import torch
 
     from hfcompress.models.dummy_inputs import logits_of
     from hfcompress.models.forward import logits_of_output
 
-    found = logits_of_output(exported(**{name: torch.from_numpy(value) for name, value in probe.items()}))
-    expected = logits_of(model, probe)
+    found = logits_of_output(exported(**{name: torch.from_numpy(value) for name, value in dummy_inputs.items()}))
+    expected = logits_of(model, dummy_inputs)
     difference = float(np.abs(found.numpy() - expected).max()) / max(1.0, float(np.abs(expected).max()))
     if not difference <= EXPORT_TOLERANCE:
         raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
@@ -138,7 +147,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _foreign_torchvision() -> bool:
-    """Whether there is a torchvision built for CUDA beside a torch built for the CPU, told by what pip noted."""
+    """True if pip lists a torchvision built for CUDA beside a torch built for the CPU."""
     try:
         torch, vision = (importlib.metadata.version(name) for name in ("torch", "torchvision"))
     except importlib.metadata.PackageNotFoundError:
@@ -147,8 +156,8 @@ def _foreign_torchvision() -> bool:
 
 
 @contextmanager
-def _of_stock_architecture(model: Any) -> Iterator[None]:
-    """The exporter looks up by `model_type` how a model is called; a pruned one is called as a stock one is."""
+def _with_stock_type(model: Any) -> Iterator[None]:
+    """Gives a pruned model the stock `model_type` for a while: the exporter looks up by it how to call the model."""
     kind = model.config.model_type
     model.config.model_type = str(kind).removeprefix(PRUNED)
     try:

@@ -1,4 +1,4 @@
-"""Optimum's exporter and its ORTQuantizer."""
+"""int8 for ONNX Runtime, exported and quantized by Optimum."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from pydantic import Field, model_validator
 from hfcompress.measure.environment import cpu_flags
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
-from hfcompress.onnx.export import quiet, run_onnx
-from hfcompress.onnx.graph_files import LIMIT
-from hfcompress.onnx.model_directory import require_same, write_config
-from hfcompress.quantization.backends.base import Backend, Work
-from hfcompress.quantization.graphs.optimum import TASKS, rows_alone
+from hfcompress.onnx.export import quiet
+from hfcompress.onnx.graph_io import LIMIT, require_same_logits, run_onnx, write_config
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.optimum import TASKS, iterate_rows
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from hfcompress.measure.process import Batch
 
 LINEAR, TABLES = ["MatMul", "Gemm"], ["Gather"]
-"""Operators that are quantized; Optimum's default is every operator that onnxruntime has an int8 kernel for, and
-calibration by percentile or entropy then fails on the graph's small integers."""
+"""The operators to quantize. Optimum's default is each operator that onnxruntime has an int8 kernel for; calibration
+by percentile or entropy then fails on the graph's small integers."""
 
 
 class OptimumOnnx(Backend):
-    """Optimum's own export, then its ORTQuantizer: int8 weights, and activations as they come or by known ranges."""
+    """Exports with Optimum and quantizes with its ORTQuantizer: int8 weights, with dynamic or static activations."""
 
     source: ClassVar[str] = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization"
     extra: ClassVar[str] = "optimum"
@@ -43,28 +40,32 @@ class OptimumOnnx(Backend):
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     mode: Literal["dynamic", "static"] = "dynamic"
-    """Where the ranges of activations come from: each batch (`dynamic`), or `rows` of the train split (`static`)."""
+    """Where the ranges of activations come from: from each batch (`dynamic`), or from train rows (`static`)."""
     instructions: Literal["auto", "avx2", "avx512", "avx512_vnni", "arm64"] = "auto"
-    """Optimum's configuration for a kind of processor; `auto` takes that of this machine. On avx2 weights are uint8."""
+    """Optimum's configuration for a kind of processor; `auto` takes this machine's. With avx2 the weights are uint8."""
     per_channel: bool = True
-    """One scale an output channel instead of one a matrix."""
+    """One scale for each output channel instead of one for the matrix."""
     embeddings: bool = True
     """Quantize the embedding tables too."""
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
-    """How static ranges follow from what the rows make of the activations."""
+    """How static ranges are found."""
     percentile: float = Field(default=99.999, gt=50, le=100)
-    """Percent of the values that stay within the range, of `calibration: percentile`."""
+    """The percentage of the values that `calibration: percentile` leaves within the range."""
     rows: int = Field(default=128, ge=1)
-    """Rows that static ranges are found on."""
+    """The number of rows that static ranges are found on."""
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> OptimumOnnx:
+    def _refuse_unused(self) -> OptimumOnnx:
         for key in self.says("calibration", "percentile", "rows"):
             if self.mode == "dynamic":
                 raise ValueError(f"`{key}` is for `mode: static`; leave it out")
         if self.calibration != "percentile" and self.says("percentile"):
             raise ValueError("`percentile` is for `calibration: percentile`; leave it out")
         return self
+
+    @property
+    def rounds_by_batch(self) -> bool:
+        return self.mode == "dynamic"
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=8 if self.embeddings else 32)
@@ -77,9 +78,7 @@ class OptimumOnnx(Backend):
             ]
         if shape.head in TASKS:
             return []
-        return [
-            f"optimum exports a model with a {shape.head} head with a cache, which nothing here feeds: use onnx_int8"
-        ]
+        return [f"optimum exports a model with a {shape.head} task head so that it needs a cache: use onnx_int8"]
 
     def unavailable(self) -> tuple[str, str] | None:
         version = importlib.metadata.version("transformers")
@@ -90,43 +89,43 @@ class OptimumOnnx(Backend):
             "pip install 'hfcompress[optimum]' 'transformers==4.57.6' in an environment of its own, or use onnx_int8",
         )
 
-    def quantize(self, work: Work) -> NDArray[Any]:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
         from hfcompress.models.artifact import load_model
 
-        model = load_model(work.source, work.auto_class)
+        model = load_model(job.source, job.auto_class)
         with scratch_directory() as folder, quiet(), redirect_stdout(StringIO()):
             graph = folder / "model.onnx"
-            _export(model, work.auto_class, graph)
-            require_same(graph, model, work.probe)
+            _export(model, job.auto_class, graph)
+            require_same_logits(graph, model, job.dummy_inputs)
             if self.embeddings:
-                # Alone and dynamic: a static table would be read through DequantizeLinear, whole, at each run.
-                graph = self._quantized(graph, folder / "tables", TABLES)
-            ranges = self._ranges(graph, work.rows(self.rows)) if self.mode == "static" else None
-            self._quantized(graph, work.target, LINEAR, ranges)
-        write_config(model.config, work.target)
-        return run_onnx(work.target / "model.onnx", work.probe)
+                # In a dynamic pass of their own: a static table would be dequantized whole at each run.
+                graph = self._quantize(graph, folder / "tables", TABLES)
+            ranges = self._calibrate(graph, job.rows(self.rows)) if self.mode == "static" else None
+            self._quantize(graph, job.target, LINEAR, ranges)
+        write_config(model.config, job.target)
+        return QuantizedModel(run_onnx(job.target / "model.onnx", job.dummy_inputs))
 
-    def _quantized(self, graph: Path, target: Path, operators: list[str], ranges: Any = None) -> Path:
-        """Writes the graph with these operators in int8; they are static where there are ranges."""
+    def _quantize(self, graph: Path, target: Path, operators: list[str], ranges: Any = None) -> Path:
+        """Writes the graph with these operators in int8; they are static if ranges are given."""
         from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
-        kind = instructions_here() if self.instructions == "auto" else self.instructions
+        kind = detect_instructions() if self.instructions == "auto" else self.instructions
         make = getattr(AutoQuantizationConfig, kind)
         config = make(
             is_static=ranges is not None,
             per_channel=self.per_channel,
             operators_to_quantize=operators,
-            nodes_to_exclude=_products_of_activations(graph),
+            nodes_to_exclude=find_activation_products(graph),
         )
         quantizer = ORTQuantizer(graph)
         quantizer.quantize(config, target, file_suffix=None, calibration_tensors_range=ranges)
         return target / "model.onnx"
 
-    def _ranges(self, graph: Path, batches: Sequence[Batch]) -> Any:
-        """The range of each linear layer's activations over real rows.
+    def _calibrate(self, graph: Path, batches: Sequence[Batch]) -> Any:
+        """Finds the range of each linear layer's activations over rows without padding.
 
-        `ORTQuantizer.fit` reads rows of one length, so padding would count; and it holds the activations of all rows
-        at once. The calibrator behind it takes one row after the other.
+        It calls the calibrator behind `ORTQuantizer.fit` with one row after the other: `fit` itself reads rows of one
+        length, so that padding would count, and holds the activations of all rows at once.
         """
         from onnxruntime.quantization import CalibrationMethod
         from optimum.onnxruntime.configuration import CalibrationConfig
@@ -147,16 +146,16 @@ class OptimumOnnx(Backend):
             graph, LINEAR, augmented_model_name=str(graph.with_name("augmented.onnx"))
         )
         names = {node.name for node in calibrator.infer_session.get_inputs()}
-        rows = list(rows_alone(batches, names))
+        rows = list(iterate_rows(batches, names))
         if not rows:
             raise HfcompressError("there are no rows to calibrate on", "give the task a train split")
-        for row in rows:  # the reader puts the axis of rows back
+        for row in rows:  # the reader adds the axis of rows again
             calibrator.collect_data(ORTCalibrationDataReader([{name: values[0] for name, values in row.items()}]))
         return calibrator.compute_data()
 
 
-def instructions_here() -> str:
-    """The name of Optimum's configuration for this machine's processor."""
+def detect_instructions() -> str:
+    """Returns the name of Optimum's configuration for this machine's processor."""
     if platform.machine() in ("arm64", "aarch64"):
         return "arm64"
     flags = cpu_flags()
@@ -166,7 +165,7 @@ def instructions_here() -> str:
 
 
 def _export(model: Any, auto_class: str, path: Path) -> None:
-    """Writes the graph that Optimum's exporter makes of a model, pruned or not."""
+    """Exports a model, pruned or not, by Optimum."""
     from optimum.exporters.onnx import export
     from optimum.exporters.tasks import TasksManager
 
@@ -176,7 +175,7 @@ def _export(model: Any, auto_class: str, path: Path) -> None:
             "onnx", model_type=kind, task=TASKS[head], library_name="transformers"
         )
     except (KeyError, ValueError):
-        message = f"optimum's exporter does not know a {kind} model with a {head} head"
+        message = f"optimum's exporter does not know a {kind} model with a {head} task head"
         raise HfcompressError(message, "use onnx_int8") from None
     export(model, make(model.config), path)
     if head == "span":
@@ -184,7 +183,7 @@ def _export(model: Any, auto_class: str, path: Path) -> None:
 
 
 def _add_logits(path: Path) -> None:
-    """Puts `logits` `(rows, length, 2)` before the two outputs of a span head, which Optimum's classes read."""
+    """Adds the output `logits` `(rows, length, 2)` before a span head's two outputs, which Optimum's classes read."""
     import onnx
     from onnx import helper
 
@@ -201,8 +200,8 @@ def _add_logits(path: Path) -> None:
     onnx.save(made, path)
 
 
-def _products_of_activations(path: Path) -> list[str]:
-    """The nodes that multiply one activation by another, such as queries by keys."""
+def find_activation_products(path: Path) -> list[str]:
+    """Finds the nodes that multiply one activation by another, such as queries by keys."""
     import onnx
 
     graph = onnx.load(path).graph

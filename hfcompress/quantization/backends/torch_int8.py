@@ -1,4 +1,4 @@
-"""int8 in plain PyTorch."""
+"""int8 in plain PyTorch, needs nothing but hfcompress to load."""
 
 from __future__ import annotations
 
@@ -7,56 +7,62 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.dummy_inputs import Probe, logits_of
+from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
 
 class TorchInt8(Backend):
-    """int8 weights per channel, inputs rounded as they come, embeddings too; loads after `import hfcompress`."""
+    """Stores linear layers and embeddings in int8; rounds inputs batch by batch; loads after `import hfcompress`."""
 
     source: ClassVar[str] = "https://docs.pytorch.org/docs/stable/quantization.html"
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
     mixed: ClassVar[bool] = True
 
     embeddings: bool = True
-    """Store the embedding tables in int8 too: in a small encoder they are most of the file."""
+    """Quantize the embedding tables too: in a small encoder they are most of the file."""
+
+    @property
+    def rounds_by_batch(self) -> bool:
+        return True
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=8 if self.embeddings else 32)
 
-    def quantize(self, work: Work) -> NDArray[Any]:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
         from hfcompress.models.artifact import load_model, save_weights
         from hfcompress.quantization.int8_modules import Int8Config, put_int8_layers
 
-        model = load_model(work.source, work.auto_class)
-        self._look(model, work)
-        keep = {*work.keep, *(_read_elsewhere(model, work.probe) if self.embeddings else ())}
+        model = load_model(job.source, job.auto_class)
+        odd = self._check_weights(model, job)
+        keep = {*job.keep, *(find_uncalled_tables(model, job.dummy_inputs) if self.embeddings else ())}
         put_int8_layers(model, self.embeddings, keep)
         model.config.quantization_config = Int8Config(self.embeddings, keep)
-        save_weights(model, work.target)
-        return logits_of(model, work.probe)
+        save_weights(model, job.target)
+        return QuantizedModel(logits_of(model, job.dummy_inputs), odd)
 
-    def _look(self, model: PreTrainedModel, work: Work) -> None:
-        """Notes odd weights, and refuses what is not finite."""
+    def _check_weights(self, model: PreTrainedModel, job: QuantizationJob) -> tuple[OddWeights, ...]:
+        """Finds odd weights, and refuses weights that are not finite."""
         from hfcompress.models.linears import linears
 
-        self.note_odd_weights(linears(model), work)
+        odd = self.find_odd_weights(linears(model), job)
         for path, table in _tables(model) if self.embeddings else ():
             if not table.weight.isfinite().all():
                 raise HfcompressError(
-                    f"{path} has values that are NaN or infinite", "train the model again: no grid has room for them"
+                    f"{path} has values that are NaN or infinite",
+                    "train the model again: such weights cannot be quantized",
                 )
+        return odd
 
-    def rounded(self, weight: Tensor) -> Tensor:
-        from hfcompress.quantization.grids.embeddings import rounded_rows
+    def fake_quantize(self, weight: Tensor) -> Tensor:
+        from hfcompress.quantization.grids.rowwise import fake_quantize_rowwise
 
-        return rounded_rows(weight, 8)
+        return fake_quantize_rowwise(weight, 8)
 
 
 def _tables(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
@@ -65,15 +71,18 @@ def _tables(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding))
 
 
-def _read_elsewhere(model: PreTrainedModel, probe: Probe) -> set[str]:
-    """Embeddings that stay: of a table that other code reads as it is (DeBERTa), or of numbers for heads (MPNet)."""
+def find_uncalled_tables(model: PreTrainedModel, dummy_inputs: Probe) -> set[str]:
+    """Finds embedding tables that must stay float, because the model reads their weights without calling them.
+
+    Such are DeBERTa's relative positions. A table of numbers for attention heads (MPNet) stays float too.
+    """
     called: set[int] = set()
     hooks = [
         table.register_forward_hook(lambda table, *_: called.add(id(table)))
         for path, table in _tables(model)
         if "embed" in path
     ]
-    logits_of(model, probe)
+    logits_of(model, dummy_inputs)
     for hook in hooks:
         hook.remove()
     return {path for path, table in _tables(model) if id(table) not in called}

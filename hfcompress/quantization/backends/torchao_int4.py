@@ -1,4 +1,4 @@
-"""4-bit weights through torchao."""
+"""4-bit weights by torchao, for export to ExecuTorch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Work
+from hfcompress.quantization.backends.base import QuantizationJob
 from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
+from hfcompress.quantization.notes import (
+    NEWER,
+    OLDER,
+    UNMEASURED_ARM,
+    UNMEASURED_GPU,
+    UNMEASURED_PROCESSOR,
+    Note,
+    has_avx512,
+    has_only_avx2,
+    lacks_tensor_cores,
+)
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
@@ -18,16 +29,24 @@ if TYPE_CHECKING:
 
 
 class TorchaoInt4(TorchaoInt8WeightOnly):
-    """4-bit linear layers in groups, for export to ExecuTorch: in the file each weight still takes a byte.
+    """Stores linear layers in groups of 4-bit weights, for export to ExecuTorch; in the file each still takes a byte.
 
-    Slower than float32 on a CPU, and larger than int8; for a small and fast file take onnx_int4.
+    It is slower than float32 on a CPU, and larger than int8. onnx_int4 gives a small and fast file.
     """
 
     source: ClassVar[str] = "https://docs.pytorch.org/ao"
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(has_only_avx2, f"measured 1.6 times slower {OLDER}"),
+        Note(has_avx512, f"measured 1.1 to 2.0 times slower {NEWER}"),
+        UNMEASURED_ARM,
+        UNMEASURED_PROCESSOR,
+        lacks_tensor_cores("int8"),
+        UNMEASURED_GPU,
+    )
 
     group_size: Literal[32, 64, 128] = 32
-    """Weights in a row that share a scale."""
+    """The number of weights in a row that share a scale."""
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8 + (32 + 8) / self.group_size)
@@ -35,8 +54,8 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
     def problems(self, shape: Shape) -> list[str]:
         widths = {shape.hidden, *(x.heads * shape.head_dim for x in shape.layers), *(x.ffn for x in shape.layers)}
         odd = sorted(width for width in widths if width % self.group_size)
-        told = ", ".join(map(str, odd))
-        return [f"groups of {self.group_size} weights do not divide linear layers with {told} inputs"] if odd else []
+        inputs = ", ".join(map(str, odd))
+        return [f"groups of {self.group_size} weights do not divide linear layers with {inputs} inputs"] if odd else []
 
     def config(self) -> Any:
         import torch
@@ -47,8 +66,8 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
             granularity=PerGroup(self.group_size),
         )
 
-    def layers(self, model: nn.Module, work: Work) -> dict[str, nn.Linear]:
-        found = super().layers(model, work)
+    def find_layers(self, model: nn.Module, job: QuantizationJob) -> dict[str, nn.Linear]:
+        found = super().find_layers(model, job)
         for path, layer in found.items():
             if layer.in_features % self.group_size:
                 raise HfcompressError(
@@ -57,9 +76,9 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
                 )
         return found
 
-    def masks(
-        self, model: PreTrainedModel, work: Work, ranges: Literal["ema", "learned"], freeze: float
+    def training_overlay(
+        self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
     ) -> FakeQuantization:
         from hfcompress.quantization.qat.torchao_training import TorchaoTraining
 
-        return TorchaoTraining(model, self.config(), self.layers(model, work))
+        return TorchaoTraining(model, self.config(), self.find_layers(model, job))

@@ -1,19 +1,38 @@
-"""int8 through torchao."""
+"""int8 weights and activations by torchao: for GPUs, and for batches on CPUs with VNNI."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
+from hfcompress.quantization.notes import (
+    NEWER,
+    OLDER,
+    UNMEASURED_ARM,
+    UNMEASURED_GPU,
+    UNMEASURED_PROCESSOR,
+    Note,
+    has_avx512,
+    has_only_avx2,
+    lacks_tensor_cores,
+)
 
 
 class TorchaoInt8(TorchaoInt8WeightOnly):
-    """int8 weights per channel, inputs rounded token by token: for GPUs, and for batches on CPUs with VNNI.
+    """Stores linear layers in int8 and rounds their inputs token by token: for GPUs, and for batches on CPUs with VNNI.
 
-    On a CPU one text at a time is slower than in float32, and without VNNI everything is; torch_int8 is faster there.
+    On a CPU, single texts are slower than in float32; without VNNI batches are too. torch_int8 is faster there.
     """
 
     source: ClassVar[str] = "https://docs.pytorch.org/ao"
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(has_only_avx2, f"measured 22 times slower {OLDER}"),
+        Note(has_avx512, f"measured as fast to 1.4 times slower {NEWER}"),
+        UNMEASURED_ARM,
+        UNMEASURED_PROCESSOR,
+        lacks_tensor_cores("int8"),
+        UNMEASURED_GPU,
+    )
 
     def config(self) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig

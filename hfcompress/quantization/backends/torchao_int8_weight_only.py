@@ -1,4 +1,4 @@
-"""int8 weights through torchao."""
+"""int8 weights by torchao, multiplied as floats: a smaller file, no faster model."""
 
 from __future__ import annotations
 
@@ -7,23 +7,41 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, Work
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.notes import (
+    NEWER,
+    OLDER,
+    UNMEASURED_ARM,
+    UNMEASURED_GPU,
+    UNMEASURED_PROCESSOR,
+    Note,
+    has_avx512,
+    has_only_avx2,
+    lacks_tensor_cores,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 
 class TorchaoInt8WeightOnly(Backend):
-    """int8 linear layers, multiplied as floats: a smaller file, no faster model; embeddings and head stay.
+    """Stores linear layers of transformer layers in int8 and multiplies floats: a smaller file, no faster model.
 
-    What is saved loads through stock `from_pretrained` where torchao is installed.
+    Embeddings and task head stay in float32. Stock `from_pretrained` loads the model if torchao is installed.
     """
 
     source: ClassVar[str] = "https://docs.pytorch.org/ao"
     extra: ClassVar[str] = "torchao"
     modules: ClassVar[tuple[str, ...]] = ("torchao",)
     mixed: ClassVar[bool] = True
+    notes: ClassVar[tuple[Note, ...]] = (
+        Note(has_only_avx2, f"measured 1.1 times slower {OLDER}"),
+        Note(has_avx512, f"measured 1.2 to 1.7 times slower {NEWER}"),
+        UNMEASURED_ARM,
+        UNMEASURED_PROCESSOR,
+        lacks_tensor_cores("int8"),
+        UNMEASURED_GPU,
+    )
 
     def plan(self, shape: Shape) -> Shape:
         return replace(shape, linear_bits=8)
@@ -36,12 +54,12 @@ class TorchaoInt8WeightOnly(Backend):
         return super().unavailable()
 
     def config(self) -> Any:
-        """What torchao is to do to a linear layer."""
+        """Returns what torchao is to do to a linear layer."""
         from torchao.quantization import Int8WeightOnlyConfig
 
         return Int8WeightOnlyConfig()
 
-    def quantize(self, work: Work) -> NDArray[Any]:
+    def quantize(self, job: QuantizationJob) -> QuantizedModel:
         import torch
         import transformers
         from transformers import TorchAoConfig
@@ -49,11 +67,11 @@ class TorchaoInt8WeightOnly(Backend):
         from hfcompress.models.artifact import load_model, save_weights, settled_config
         from hfcompress.models.linears import linears
 
-        plain = load_model(work.source, work.auto_class)
-        layers = self.layers(plain, work)
-        self.note_odd_weights(layers, work)
-        model = getattr(transformers, work.auto_class).from_pretrained(
-            work.source,
+        plain = load_model(job.source, job.auto_class)
+        layers = self.find_layers(plain, job)
+        odd = self.find_odd_weights(layers, job)
+        model = getattr(transformers, job.auto_class).from_pretrained(
+            job.source,
             quantization_config=TorchAoConfig(
                 self.config(), modules_to_not_convert=sorted(set(linears(plain)) - set(layers))
             ),
@@ -61,18 +79,18 @@ class TorchaoInt8WeightOnly(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(work.source),
+            **settled_config(job.source),
         )
-        save_weights(model.eval(), work.target)
-        return logits_of(model, work.probe)
+        save_weights(model.eval(), job.target)
+        return QuantizedModel(logits_of(model, job.dummy_inputs), odd)
 
-    def layers(self, model: nn.Module, work: Work) -> dict[str, nn.Linear]:
-        """What is quantized: the linear layers inside the transformer layers, but those to keep."""
+    def find_layers(self, model: nn.Module, job: QuantizationJob) -> dict[str, nn.Linear]:
+        """Returns the layers to quantize, by path: those inside the transformer layers, except those to keep."""
         from hfcompress.models.linears import layer_linears
 
-        return {path: layer for path, layer in layer_linears(model).items() if path not in work.keep}
+        return {path: layer for path, layer in layer_linears(model).items() if path not in job.keep}
 
-    def rounded(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         import torch
         from torchao.quantization import quantize_
 
@@ -80,5 +98,5 @@ class TorchaoInt8WeightOnly(Backend):
         layer.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
         quantize_(layer, self.config())
         stored: Any = layer.weight
-        rounded: Tensor = stored.dequantize()
-        return rounded
+        dequantized: Tensor = stored.dequantize()
+        return dequantized

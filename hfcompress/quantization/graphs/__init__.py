@@ -1,1 +1,1 @@
-"""ONNX graphs with quantized weights."""
+"""Quantizes the linear layers and embedding tables of ONNX graphs."""

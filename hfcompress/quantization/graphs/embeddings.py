@@ -1,12 +1,12 @@
-"""Embedding tables of a graph in fewer bits: what is gathered is dequantized, never the table."""
+"""Quantizes the embedding tables of a graph; only the gathered rows are dequantized, never the whole table."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
 from hfcompress.onnx.fuse import paths_of
-from hfcompress.quantization.grids.blocks import BLOCK
-from hfcompress.quantization.grids.embeddings import row_codes
+from hfcompress.quantization.grids.blockwise import BLOCK
+from hfcompress.quantization.grids.rowwise import quantize_rowwise
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
@@ -14,30 +14,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INT4_IR_VERSION = 10
-"""The first version of ONNX's format that knows int4."""
+"""The first version of ONNX's format with int4."""
 
 
 def quantize_embeddings(graph: onnx.ModelProto, bits: Literal[8, 4]) -> None:
-    """Stores the tables that are gathered by word, position and token type as int8, or as int4, in place.
+    """Stores the tables of words, positions and token types in int8, or that of words in int4, in place.
 
-    At 8 bits the rows and their scales are gathered, and multiplied: standard operators. At 4 bits the words' table,
-    which is the large one, goes through ONNX Runtime's `GatherBlockQuantized`, and the others have 8 bits. Which
-    numbers they are `embedding_grid.row_codes` says.
-
-    Where another node reads a table too, its floats stay for that node.
+    At 8 bits the graph gathers rows and their scales and multiplies them, by standard operators. At 4 bits it gathers
+    words by ONNX Runtime's `GatherBlockQuantized`; the other tables, which are small, have 8 bits. The codes are those
+    of `grids.rowwise.quantize_rowwise`. If another node reads a table too, the floats stay for that node.
 
     Args:
         graph: A float graph.
-        bits: Of a word's weights.
+        bits: Bits of a word's weights.
 
     Raises:
         HfcompressError: for a table with values that are not finite.
     """
     from onnx import helper
 
-    for name, gathers in embedding_gathers(graph).items():
+    for name, gathers in find_embedding_gathers(graph).items():
         width = 4 if bits == 4 and any(_of_words(graph, node) for node in gathers) else 8
-        codes, scales = row_codes(_finite(graph, name), width)  # type: ignore[arg-type]
+        codes, scales = quantize_rowwise(_finite(graph, name), width)  # type: ignore[arg-type]
         _store(graph, name, codes, scales, width)
         for node in gathers:
             _replace(graph, node, _gathered_int4(node, name) if width == 4 else _gathered_int8(node, name))
@@ -49,19 +47,19 @@ def quantize_embeddings(graph: onnx.ModelProto, bits: Literal[8, 4]) -> None:
                 graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-def tie(graph: onnx.ModelProto) -> None:
-    """Stores words once that are gathered and, transposed, multiplied with (a mask head), in place.
+def tie_embeddings(graph: onnx.ModelProto) -> None:
+    """Stores a table once that is gathered from and, transposed, multiplied with (a mask head), in place.
 
     ONNX Runtime transposes the table when it loads the graph.
 
     Args:
-        graph: A float graph, see `fuse.linears`; it has no more linear layer where a weight is a table's.
+        graph: A float graph, see `fuse.linears`. A linear layer whose weights are a table is none for it afterwards.
     """
     import numpy as np
     from onnx import helper, numpy_helper
 
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    tables = {name: numpy_helper.to_array(tensors[name]) for name in embedding_gathers(graph)}
+    tables = {name: numpy_helper.to_array(tensors[name]) for name in find_embedding_gathers(graph)}
     for node in list(graph.graph.node):
         weight = tensors.get(node.input[1]) if paths_of(node) else None
         if weight is None:
@@ -74,14 +72,14 @@ def tie(graph: onnx.ModelProto) -> None:
 
 
 def bits_stored(bits: Literal[8, 4], width: int) -> float:
-    """Bits that a weight of a word takes, its share of the scale included, in rows of `width` weights."""
+    """Returns the bits that a weight of a word takes, with its share of the scale, in rows of `width` weights."""
     return bits + 32 * (-(-width // BLOCK) if bits == 4 else 1) / width
 
 
-def embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that gather rows of each embedding table, by the table's name; of float tables.
+def find_embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """Finds the nodes that gather rows of float embedding tables, by the table's name.
 
-    A table of relative positions (MPNet) is none: its rows are numbers for each head that are added to scores.
+    A table of relative positions (MPNet) does not count: its rows are added to attention scores.
     """
     from onnx import TensorProto
 
@@ -92,7 +90,7 @@ def embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]
     }
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
-        # A table that is tied to a head may have the head's name.
+        # A table that is tied to a task head may have that name.
         if (
             node.op_type == "Gather"
             and node.input[0] in tables
@@ -103,7 +101,7 @@ def embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]
 
 
 def _of_words(graph: onnx.ModelProto, gather: onnx.NodeProto) -> bool:
-    """Whether it is the tokens' ids that rows are gathered by, whatever their type was changed to."""
+    """True if rows are gathered by the tokens' ids, whatever integer type these were cast to."""
     casts = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "Cast"}
     name = gather.input[1]
     while name in casts:
@@ -121,7 +119,7 @@ def _finite(graph: onnx.ModelProto, name: str) -> Tensor:
     if broken:
         raise HfcompressError(
             f"{broken} of the {len(table)} rows of {name} hold values that are not finite",
-            "train the model again, or start from an earlier checkpoint: no grid has room for them",
+            "train the model again, or start from an earlier checkpoint: such weights cannot be quantized",
         )
     return table
 

@@ -1,12 +1,12 @@
-"""The linear layers of a graph in blocks of 4-bit weights."""
+"""Quantizes the linear layers of a graph to blocks of 4-bit weights."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.quantization.graphs.int8 import nodes_without
-from hfcompress.quantization.grids.blocks import LOWEST, block_codes
+from hfcompress.quantization.graphs.int8 import find_linear_nodes
+from hfcompress.quantization.grids.blockwise import LOWEST, quantize_blockwise
 
 if TYPE_CHECKING:
     import onnx
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INT8 = 4
-"""The `accuracy_level` at which inputs are rounded to int8, block by block, and the products are of integers."""
+"""The `accuracy_level` that rounds inputs to int8, block by block, and multiplies integers."""
 
 
 def quantize_linears(
     graph: onnx.ModelProto, size: int, compute: Literal["int8", "float32"], keep: Collection[str] = ()
 ) -> None:
-    """Stores the weights of linear layers as `block_grid.block_codes` says, in place: `MatMulNBits` nodes.
+    """Makes linear layers `MatMulNBits` nodes with the codes of `grids.blockwise.quantize_blockwise`, in place.
 
-    onnxruntime's own quantizer writes the same bytes; it needs a package that onnxruntime does not bring, sets up the
-    root logger when it is imported, and writes the weights of a layer that runs twice twice.
+    onnxruntime's own quantizer writes the same bytes and was not taken: it needs a package that onnxruntime does not
+    install, configures the root logger when it is imported, and writes the weights of a layer that runs twice twice.
 
     Args:
         graph: A float graph, see `fuse.linears`.
-        size: Of a block: 16 or a larger power of two.
-        compute: What the products are of.
-        keep: Paths of the layers that stay in float.
+        size: The size of a block: 16 or a larger power of two.
+        compute: The type of the products.
+        keep: Paths of the layers that stay in float32.
     """
     import torch
     from onnx import helper, numpy_helper
 
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for node in nodes_without(graph, keep):
+    for node in find_linear_nodes(graph, keep):
         inputs, name = node.input
         packed, scales = f"{name}/int4", f"{name}/scales"
         columns, rows = tensors[name].dims
         if packed not in tensors:
             weight = torch.from_numpy(numpy_helper.to_array(tensors[name]).T.copy())
-            codes, steps = block_codes(weight, size)
-            tensors[packed] = numpy_helper.from_array(_packed(codes, size), packed)
+            codes, steps = quantize_blockwise(weight, size)
+            tensors[packed] = numpy_helper.from_array(_pack(codes, size), packed)
             tensors[scales] = numpy_helper.from_array(steps.flatten().numpy(), scales)
         options = {"K": columns, "N": rows, "bits": 4, "block_size": size}
         options |= {"accuracy_level": INT8} if compute == "int8" else {}
@@ -62,8 +62,8 @@ def quantize_linears(
     graph.graph.initializer.extend(kept)
 
 
-def _packed(codes: Tensor, size: int) -> NDArray[Any]:
-    """`(rows, blocks, size / 2)` bytes of two numbers each, the first in the lower half; 8 stands for 0."""
+def _pack(codes: Tensor, size: int) -> NDArray[Any]:
+    """Packs codes into bytes `(rows, blocks, size / 2)`, the first of two in the lower half; 8 stands for 0."""
     from torch.nn.functional import pad
 
     whole = pad(codes - LOWEST, (0, -codes.shape[1] % size), value=-LOWEST).byte()

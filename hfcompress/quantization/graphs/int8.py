@@ -1,4 +1,4 @@
-"""The linear layers of a graph in int8."""
+"""Quantizes the linear layers of a graph to int8."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.onnx.export import quiet
 from hfcompress.onnx.fuse import paths_of
-from hfcompress.onnx.graph_files import is_large, without_weights
-from hfcompress.quantization.grids.ranges import LARGEST, Ranges, affine
+from hfcompress.onnx.graph_io import is_large, strip_weights
+from hfcompress.quantization.grids.ranges import LARGEST, Ranges, scale_and_zero_point
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
@@ -16,88 +16,93 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def nodes_without(graph: onnx.ModelProto, keep: Collection[str]) -> list[onnx.NodeProto]:
-    """The nodes of a graph that are linear layers, but those that compute one of the layers of `keep`.
+def find_linear_nodes(graph: onnx.ModelProto, keep: Collection[str]) -> list[onnx.NodeProto]:
+    """Finds the nodes that are linear layers, except those that compute a layer of `keep`.
 
-    Queries, keys and values are one node, and so are either all kept or none.
+    Queries, keys and values are one node: if one of them is kept, all are.
     """
     return [node for node in graph.graph.node if paths_of(node) and not set(paths_of(node)) & set(keep)]
 
 
-def dynamic(
+def quantize_dynamic(
     graph: onnx.ModelProto, keep: Collection[str] = (), per_channel: bool = True, reduce_range: bool = False
 ) -> onnx.ModelProto:
-    """The graph with linear layers of int8 weights, whose inputs get their uint8 grid from each batch with its padding.
+    """Returns the graph with int8 weights, and with uint8 inputs whose range is that of each batch, with its padding.
+
+    It calls ONNX Runtime's `quantize_dynamic`.
 
     Args:
         graph: A float graph, see `fuse.linears`.
-        keep: Paths of the layers that stay in float.
-        per_channel: A step for each output channel instead of one for the matrix of a node.
-        reduce_range: Weights of 7 bits.
+        keep: Paths of the layers that stay in float32.
+        per_channel: True for a scale for each output channel, False for one for the matrix of a node.
+        reduce_range: True for weights of 7 bits.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime import quantization
 
     with scratch_directory() as folder, quiet():
         path = folder / "model.onnx"
-        quantize_dynamic(
+        quantization.quantize_dynamic(
             graph,
             path,
-            weight_type=QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=reduce_range,
             op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=[node.name for node in nodes_without(graph, keep)],
+            nodes_to_quantize=[node.name for node in find_linear_nodes(graph, keep)],
             use_external_data_format=is_large(graph),
-            # Shape inference ends at an operator of ONNX Runtime's own, such as attention.
+            # Shape inference stops at operators of ONNX Runtime, such as attention.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         return onnx.load(path)
 
 
-def static(graph: onnx.ModelProto, grid: Ranges, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The graph with linear layers of int8 weights, whose inputs are on fixed uint8 grids: a QDQ graph.
+def quantize_static(graph: onnx.ModelProto, ranges: Ranges, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Returns the graph with int8 weights, and with uint8 inputs in fixed ranges: a QDQ graph.
 
-    Before each layer its input passes QuantizeLinear and DequantizeLinear, its weights DequantizeLinear; what comes out
-    is a float. ONNX Runtime makes one product of integers of the three (`MatMulIntegerToFloat`, `QGemm`). It takes the
-    bias into a dynamic product, not into the former of these, which costs about what the fixed grid saves.
-    onnxruntime's own quantizer takes ranges of tensors, not of layers, and steps of weights channel by channel, as
-    options.
+    The input of each layer passes QuantizeLinear and DequantizeLinear, and its weights DequantizeLinear; its output is
+    a float. ONNX Runtime makes one product of integers of the three nodes (`MatMulIntegerToFloat`, `QGemm`). It does
+    not take the bias into `MatMulIntegerToFloat`, as it does into a dynamic product, which costs about as much time as
+    the fixed range saves.
+
+    onnxruntime's `quantize_static` was weighed and not taken. It calibrates and quantizes tensors, where this function
+    gets ranges by layer: those of training, and those that `calibration` finds without padding. The weight scales of a
+    trained model can only be given to it as overrides by tensor name.
 
     Args:
         graph: A float graph, see `fuse.linears`.
-        grid: Ranges of the inputs and steps of the weights of all layers but the kept ones. Layers that are one node
-            (queries, keys and values) read on the widest of their ranges.
-        keep: Paths of the layers that stay in float.
+        ranges: The ranges of inputs and the scales of weights of all layers but the kept ones. Layers that are one
+            node (queries, keys and values) read in the widest of their ranges.
+        keep: Paths of the layers that stay in float32.
     """
     import onnx
 
-    made = onnx.ModelProto()
-    made.CopyFrom(graph)
-    _Builder(made, grid).run({node.name for node in nodes_without(graph, keep)})
-    return made
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    _QdqBuilder(copy, ranges).quantize({node.name for node in find_linear_nodes(graph, keep)})
+    return copy
 
 
-class _Builder:
-    """Puts the nodes around products, each as often as it is needed."""
+class _QdqBuilder:
+    """Puts QuantizeLinear and DequantizeLinear around the products of a graph."""
 
-    def __init__(self, made: onnx.ModelProto, grid: Ranges) -> None:
-        self.graph, self.grid = made.graph, grid
-        self.tensors = {tensor.name: tensor for tensor in made.graph.initializer}
-        matrices = _matrices(made)
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges) -> None:
+        self.graph, self.ranges = model.graph, ranges
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        matrices = _find_matrices(model)
         self.biases = {
             node.input[0]: node
-            for node in made.graph.node
+            for node in model.graph.node
             if node.op_type == "Add" and node.input[0] in matrices and node.input[1] in self.tensors
         }
         self.nodes: list[onnx.NodeProto] = []
 
-    def run(self, names: Collection[str]) -> None:
-        """Quantizes the nodes of these names, and drops what nobody reads any more."""
+    def quantize(self, names: Collection[str]) -> None:
+        """Quantizes the nodes of these names, and removes what no node reads any more."""
         within: set[str] = set()
         for node in self.graph.node:
             if node.name in names:
-                within.update(self.product(node, self.biases.get(node.output[0])))
+                within.update(self.add_product(node, self.biases.get(node.output[0])))
             elif node.output[0] not in within:
                 self.nodes.append(node)
         read = {name for node in self.nodes for name in node.input}
@@ -106,107 +111,116 @@ class _Builder:
         self.graph.node.extend(self.nodes)
         self.graph.initializer.extend(initializers)
 
-    def product(self, node: onnx.NodeProto, bias: onnx.NodeProto | None) -> Collection[str]:
-        """A linear layer; of matrices with its bias, since ONNX Runtime would make a float Gemm of a product and a sum.
+    def add_product(self, node: onnx.NodeProto, bias: onnx.NodeProto | None) -> Collection[str]:
+        """Adds a linear layer; one of matrices with its bias, or ONNX Runtime would make a float Gemm of the two.
 
         Returns:
-            What it gives.
+            The names of its outputs.
         """
         import numpy as np
         from onnx import helper
 
         paths = paths_of(node)
         scale, zero = self.activation_grid(paths)
-        steps = np.concatenate([self.grid.steps[path].float().cpu().numpy() for path in paths])
+        scales = np.concatenate([self.ranges.scales[path].float().cpu().numpy() for path in paths])
         if bias is not None:
-            steps = self.with_room(steps, node.input[1], np.abs(self.value(bias.input[1])) / scale)
-        inputs = [self.activation(node.input[0], scale, zero), self.weight(node.input[1], steps)]
+            scales = self.enlarge_for_bias(scales, node.input[1], np.abs(self.value(bias.input[1])) / scale)
+        inputs = [self.add_activation(node.input[0], scale, zero), self.add_weight(node.input[1], scales)]
         kind, output = ("MatMul", node.output) if bias is None else ("Gemm", bias.output)
         if bias is not None:
-            inputs.append(self.bias(bias.input[1], scale * steps))
+            inputs.append(self.add_bias(bias.input[1], scale * scales))
         self.nodes.append(helper.make_node(kind, inputs, output, node.name))
         return output
 
     def activation_grid(self, paths: tuple[str, ...]) -> tuple[Any, int]:
+        """Computes scale and zero point of the range that covers the ranges of these layers."""
         import numpy as np
 
-        lows, highs = zip(*(self.grid.inputs[path] for path in paths), strict=True)
-        scale, zero = affine(min(lows), max(highs))
+        lows, highs = zip(*(self.ranges.inputs[path] for path in paths), strict=True)
+        scale, zero = scale_and_zero_point(min(lows), max(highs))
         return np.float32(scale), zero
 
-    def with_room(self, steps: NDArray[Any], weight: str, bias: NDArray[Any]) -> NDArray[Any]:
-        """Steps that hold each column's bias, of so many steps of the input, in 31 bits; they are the bias's too.
+    def enlarge_for_bias(self, scales: NDArray[Any], weight: str, bias: NDArray[Any]) -> NDArray[Any]:
+        """Enlarges the scales of columns whose bias would not fit into 31 bits; weights and bias share them.
 
-        They differ from what was given where a bias dwarfs its weights, or there are none.
+        That is so for a bias that is much larger than its weights, or if there are no weights.
+
+        Args:
+            scales: The scales of the columns.
+            weight: The name of the weights.
+            bias: The absolute biases, divided by the input's scale.
         """
         import numpy as np
 
-        needed = np.where(self.value(weight).any(0), steps, 0)
+        needed = np.where(self.value(weight).any(0), scales, 0)
         found = np.maximum(needed, bias / 2**30).astype(np.float32)
         return np.where(found > 0, found, 1).astype(np.float32)
 
     def value(self, name: str) -> NDArray[Any]:
+        """Returns the array of an initializer."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(self.tensors[name])
 
-    def activation(self, name: str, scale: NDArray[Any], zero: int) -> str:
-        """The name of a tensor as it is on a grid."""
+    def add_activation(self, name: str, scale: NDArray[Any], zero: int) -> str:
+        """Quantizes and dequantizes a tensor, once for equal grids; returns the result's name."""
         import numpy as np
 
         base = f"{name}/{scale},{zero}"
         if f"{base}/scale" not in self.tensors:
-            grid = [self.constant(f"{base}/scale", scale), self.constant(f"{base}/zero", np.uint8(zero))]
-            self.node("QuantizeLinear", [name, *grid], f"{base}/uint8")
-            self.node("DequantizeLinear", [f"{base}/uint8", *grid], f"{base}/float")
+            grid = [self.add_constant(f"{base}/scale", scale), self.add_constant(f"{base}/zero", np.uint8(zero))]
+            self.add_node("QuantizeLinear", [name, *grid], f"{base}/uint8")
+            self.add_node("DequantizeLinear", [f"{base}/uint8", *grid], f"{base}/float")
         return f"{base}/float"
 
-    def weight(self, name: str, steps: NDArray[Any]) -> str:
-        """The name of a product's weights `(in_features, out_features)`, read from int8."""
+    def add_weight(self, name: str, scales: NDArray[Any]) -> str:
+        """Stores a product's weights `(in_features, out_features)` in int8; returns the name of their floats."""
         import numpy as np
 
         if f"{name}/int8" not in self.tensors:
-            levels = np.clip(np.rint(self.value(name) / steps), -LARGEST, LARGEST)
-            self.stored(name, levels.astype(np.int8), steps, axis=1)
+            codes = np.clip(np.rint(self.value(name) / scales), -LARGEST, LARGEST)
+            self.store(name, codes.astype(np.int8), scales, axis=1)
         return f"{name}/float"
 
-    def bias(self, name: str, steps: NDArray[Any]) -> str:
-        """The name of a bias, read from int32."""
+    def add_bias(self, name: str, scales: NDArray[Any]) -> str:
+        """Stores a bias in int32; returns the name of its floats."""
         import numpy as np
 
-        self.stored(name, np.rint(self.value(name) / steps).astype(np.int32), steps, axis=0)
+        self.store(name, np.rint(self.value(name) / scales).astype(np.int32), scales, axis=0)
         return f"{name}/float"
 
-    def stored(self, name: str, levels: NDArray[Any], steps: NDArray[Any], axis: int) -> None:
-        """Integers and their steps, one for all where all are the same."""
+    def store(self, name: str, codes: NDArray[Any], scales: NDArray[Any], axis: int) -> None:
+        """Stores integers and dequantizes them by their scales, by a single scale if all are equal."""
         import numpy as np
 
-        one = (steps == steps[0]).all()
-        steps = steps[0] if one else steps
+        one = (scales == scales[0]).all()
+        scales = scales[0] if one else scales
         inputs = [
-            self.constant(f"{name}/{levels.dtype}", levels),
-            self.constant(f"{name}/scale", steps),
-            self.constant(f"{name}/zero", np.zeros_like(steps, levels.dtype)),
+            self.add_constant(f"{name}/{codes.dtype}", codes),
+            self.add_constant(f"{name}/scale", scales),
+            self.add_constant(f"{name}/zero", np.zeros_like(scales, codes.dtype)),
         ]
-        self.node("DequantizeLinear", inputs, f"{name}/float", **({} if one else {"axis": axis}))
+        self.add_node("DequantizeLinear", inputs, f"{name}/float", **({} if one else {"axis": axis}))
 
-    def constant(self, name: str, value: Any) -> str:
+    def add_constant(self, name: str, value: Any) -> str:
+        """Adds an initializer; returns its name."""
         from onnx import numpy_helper
 
         self.tensors[name] = numpy_helper.from_array(value, name)
         return name
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+    def add_node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        """Adds a node that is named after its output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
 
 
-def _matrices(graph: onnx.ModelProto) -> set[str]:
-    """The names of the values that have two dimensions."""
+def _find_matrices(graph: onnx.ModelProto) -> set[str]:
+    """Returns the names of the values that have two dimensions."""
     from onnx import shape_inference
 
-    values = shape_inference.infer_shapes(without_weights(graph)).graph
+    values = shape_inference.infer_shapes(strip_weights(graph)).graph
     return {
         value.name
         for value in [*values.value_info, *values.output]

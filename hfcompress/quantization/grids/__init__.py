@@ -1,1 +1,1 @@
-"""Scales and codes that PyTorch and ONNX Runtime share."""
+"""Quantization grids: the scales and codes that PyTorch and ONNX Runtime share."""

@@ -1,4 +1,4 @@
-"""Fake quantization: a float model that rounds as its quantized self will, and learns with it."""
+"""Fake quantization: a float model rounds as the quantized model will, while it trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.models.linears import linears
-from hfcompress.quantization.grids.embeddings import rounded_rows
+from hfcompress.quantization.grids.rowwise import fake_quantize_rowwise
 from hfcompress.training.overlay import TrainingOverlay
 
 if TYPE_CHECKING:
@@ -20,36 +20,37 @@ if TYPE_CHECKING:
     from hfcompress.quantization.grids.ranges import Ranges
 
 Rounding = Callable[[Tensor], Tensor]
-"""From floats to what is kept of them, made floats again."""
+"""Quantizes and dequantizes."""
 
 
 class FakeQuantization(TrainingOverlay):
-    """Linear layers compute with the weights that a backend would store, and embedding tables give the rows it would.
+    """Makes linear layers compute with the weights that a backend would store, and embeddings give the stored rows.
 
-    Gradients go straight through the rounding (Bengio et al. 2013, arXiv:1308.3432). In eval mode the model computes
-    what the exported graph will. A kind that rounds the linear layers' inputs too overrides `readers`.
+    Gradients pass the rounding unchanged (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432). In eval
+    mode the model computes what the exported graph will. Subclasses that also round the linear layers' inputs override
+    `input_roundings`.
     """
 
     def __init__(self, weights: Rounding, table_bits: Literal[8, 4] | None = None) -> None:
-        """Changes nothing yet.
+        """Keeps the options; the model is not changed yet.
 
         Args:
-            weights: Of a linear layer's weights `(out_features, in_features)`.
-            table_bits: Of the words' table, see `embedding_grid`; None where embedding tables stay in float.
+            weights: Quantizes and dequantizes a linear layer's weights `(out_features, in_features)`.
+            table_bits: Bits of the word embeddings, see `grids.rowwise`; None if embeddings stay in float32.
         """
         super().__init__()
         self.weights, self.table_bits = weights, table_bits
 
-    def rounded(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
-        """What each linear layer multiplies with, by its path."""
-        return {path: straight(layer.weight, self.weights) for path, layer in linears(model).items()}
+    def round_weights(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+        """Returns the weights that each linear layer computes with, by its path."""
+        return {path: round_straight_through(layer.weight, self.weights) for path, layer in linears(model).items()}
 
-    def readers(self, progress: float) -> Mapping[str, Rounding]:
-        """How linear layers round what they read, by their paths."""
+    def input_roundings(self, progress: float) -> Mapping[str, Rounding]:
+        """Returns how linear layers round their inputs, by their paths."""
         return {}
 
     def ranges(self) -> Ranges | None:
-        """What the training came to; None where the weights alone are rounded."""
+        """Returns the ranges after training; None if only weights are rounded."""
         return None
 
     @contextmanager
@@ -57,29 +58,32 @@ class FakeQuantization(TrainingOverlay):
         layers = linears(model)
         own, hooks = {path: layer.weight for path, layer in layers.items()}, list[Any]()
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            rounded, readers = self.rounded(model), self.readers(progress)
+            weights, roundings = self.round_weights(model), self.input_roundings(progress)
         try:
-            hooks.append(model.register_forward_pre_hook(self._look, with_kwargs=True))
+            hooks.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
             hooks += [
-                layers[path].register_forward_pre_hook(partial(_read, reader)) for path, reader in readers.items()
+                layers[path].register_forward_pre_hook(partial(_round_input, rounding))
+                for path, rounding in roundings.items()
             ]
-            hooks += [table.register_forward_hook(partial(_rows, rounding)) for table, rounding in self._tables(model)]
-            for path, weight in rounded.items():
-                _put(layers[path], weight)
+            hooks += [
+                table.register_forward_hook(partial(_round_rows, rounding)) for table, rounding in self._tables(model)
+            ]
+            for path, weight in weights.items():
+                _replace_weight(layers[path], weight)
             yield
         finally:
             for hook in hooks:
                 hook.remove()
             for path, weight in own.items():
-                _put(layers[path], weight)
+                _replace_weight(layers[path], weight)
 
-    def _look(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
-        """Before each forward pass, at its inputs."""
+    def _before_forward(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+        """Sees the inputs before each forward pass."""
 
     def settle(self, model: PreTrainedModel) -> None:
-        """The weights become what is stored of them."""
+        """Replaces the weights by what will be stored of them."""
         with torch.no_grad():
-            rounded = self.rounded(model)
+            rounded = self.round_weights(model)
             for path, layer in linears(model).items():
                 layer.weight.copy_(rounded[path])
             tied = {id(layer.weight) for layer in linears(model).values()}
@@ -88,22 +92,24 @@ class FakeQuantization(TrainingOverlay):
                     table.weight.copy_(rounding(table.weight))
 
     def _tables(self, model: PreTrainedModel) -> list[tuple[nn.Embedding, Rounding]]:
-        """The embedding tables that `graphs.embeddings` stores in fewer bits, and how it rounds their rows."""
+        """Returns the embedding tables that `graphs.embeddings` quantizes, and how it rounds their rows."""
         if self.table_bits is None:
             return []
-        # Those inside of an encoder are of relative positions, and stay as they are.
+        # Tables inside of an encoder hold relative positions, and stay as they are.
         tables = [m for path, m in model.named_modules() if isinstance(m, nn.Embedding) and ".encoder." not in path]
-        words = set(model.get_input_embeddings().modules())  # of factored words the table is inside
-        return [(table, partial(rounded_rows, bits=self.table_bits if table in words else 8)) for table in tables]
+        words = set(model.get_input_embeddings().modules())  # if they are factorized, the table is inside
+        return [
+            (table, partial(fake_quantize_rowwise, bits=self.table_bits if table in words else 8)) for table in tables
+        ]
 
 
-def straight(values: Tensor, rounding: Rounding) -> Tensor:
-    """Values rounded, with the gradient of those that are not."""
-    rounded: Tensor = _Straight.apply(values, rounding)
+def round_straight_through(values: Tensor, rounding: Rounding) -> Tensor:
+    """Rounds values and passes their gradient through unchanged."""
+    rounded: Tensor = _StraightThrough.apply(values, rounding)
     return rounded
 
 
-class _Straight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, values: Tensor, rounding: Rounding) -> Tensor:
         return rounding(values)
@@ -113,14 +119,14 @@ class _Straight(torch.autograd.Function):
         return gradient, None
 
 
-def _read(reader: Rounding, _layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    return reader(inputs[0])
+def _round_input(rounding: Rounding, _layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    return rounding(inputs[0])
 
 
-def _rows(rounding: Rounding, _table: Any, _inputs: Any, rows: Tensor) -> Tensor:
-    return straight(rows.flatten(0, -2), rounding).view_as(rows)
+def _round_rows(rounding: Rounding, _table: Any, _inputs: Any, rows: Tensor) -> Tensor:
+    return round_straight_through(rows.flatten(0, -2), rounding).view_as(rows)
 
 
-def _put(layer: nn.Linear, weight: Tensor) -> None:
-    """Without a parameter's checks: what is made of one takes its place for a while."""
+def _replace_weight(layer: nn.Linear, weight: Tensor) -> None:
+    """Puts a computed tensor in the place of a parameter, which a plain assignment refuses."""
     layer._parameters["weight"] = weight  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Fake quantization whose step sizes are learned."""
+"""LSQ: fake quantization with learned step sizes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.models.linears import linears
-from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, affine, weight_steps
+from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
 from hfcompress.quantization.qat.fake_quantization import FakeQuantization, Rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RATE = 1e-3
-"""Learning rate of the logarithms of steps: about how much of itself a step may change by at once."""
+"""The learning rate of the logarithms of step sizes: about the share of itself that a step size changes by at once."""
 
 
-class LearnedSteps(FakeQuantization):
-    """`v̂ = s clamp(round(v / s), -Q, Q)` with a step for each output channel's weights, and one for a layer's inputs.
+class LearnedStepSizes(FakeQuantization):
+    """Rounds by `v̂ = s clamp(round(v / s), -Q, Q)`, with a step size s for each output channel and for each input.
 
     LSQ (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3 and 5, with the gradient scale of section 2.2. Inputs
-    have the fixed zero point of their calibrated range. What is trained is log s, so that Adam's steps are relative to
-    s (Jain et al. 2020, arXiv:1903.08066, appendix B.3).
+    keep the zero point of their calibrated range. The trained parameter is log s, so that Adam's updates are relative
+    to s (Jain et al. 2020, arXiv:1903.08066, appendix B.3).
 
     Attributes:
-        read: By the paths of the linear layers whose inputs are rounded, which of `log_inputs` they have.
-        log_inputs: One for all layers that start from the same range: those that read the same tensor.
-        log_weights: `(Σ out_features,)` of all linear layers.
+        read: The index into `log_inputs`, by the paths of the linear layers whose inputs are rounded.
+        log_inputs: log s of the inputs, one for all layers that start from the same range: they read the same tensor.
+        log_weights: log s of the output channels of all linear layers, `(Σ out_features,)`.
         held: Both, as of the last step before they froze.
     """
 
@@ -43,40 +43,40 @@ class LearnedSteps(FakeQuantization):
         freeze: float,
         table_bits: Literal[8, 4] | None = None,
     ) -> None:
-        """Starts from ranges that were calibrated, and from steps that reach to the largest weights.
+        """Starts from calibrated ranges, and from step sizes that reach the largest weights.
 
         Args:
             model: The model that it lies over.
-            inputs: What the linear layers read.
-            freeze: Share of the steps after which steps and ranges stay as they are.
-            table_bits: Of the words' table, see `embedding_grid`; None where embedding tables stay in float.
+            inputs: The calibrated ranges of the linear layers' inputs.
+            freeze: The share of the training steps after which step sizes no longer change.
+            table_bits: Bits of the word embeddings, see `grids.rowwise`; None if embeddings stay in float32.
         """
         super().__init__(nn.Identity(), table_bits)
         self.freeze, layers = freeze, linears(model)
         self.paths, self.sizes = list(layers), [layer.out_features for layer in layers.values()]
         starts = {path: inputs.inputs[path] for path in layers if path in inputs.inputs}
-        grids = {start: affine(*start) for start in starts.values()}
+        grids = {start: scale_and_zero_point(*start) for start in starts.values()}
         self.read = {path: list(grids).index(start) for path, start in starts.items()}
         self.zeros = [zero for _, zero in grids.values()]
         steps = torch.tensor([step for step, _ in grids.values()], device=model.device)
         self.log_inputs = nn.Parameter(steps.log())
-        self.log_weights = nn.Parameter(torch.cat([weight_steps(layer.weight) for layer in layers.values()]).log())
+        self.log_weights = nn.Parameter(torch.cat([weight_scales(layer.weight) for layer in layers.values()]).log())
         self.register_buffer("held", self._flat())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.log_inputs, self.log_weights], "lr": RATE, "weight_decay": 0.0}]
 
-    def rounded(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
+    def round_weights(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         steps = self.log_weights.exp().split(self.sizes)
         return {
-            path: _learned(layer.weight, own[:, None], -LARGEST, LARGEST)
+            path: _round_learned(layer.weight, own[:, None], -LARGEST, LARGEST)
             for (path, layer), own in zip(linears(model).items(), steps, strict=True)
         }
 
-    def readers(self, progress: float) -> Mapping[str, Rounding]:
+    def input_roundings(self, progress: float) -> Mapping[str, Rounding]:
         steps, zeros = self.log_inputs.exp().unbind(), self.zeros
         return {
-            path: partial(_learned, step=steps[index], first=-zeros[index], last=LEVELS - zeros[index])
+            path: partial(_round_learned, step=steps[index], first=-zeros[index], last=LEVELS - zeros[index])
             for path, index in self.read.items()
         }
 
@@ -84,7 +84,7 @@ class LearnedSteps(FakeQuantization):
         if (step - 1) / steps < self.freeze:
             self.held.copy_(self._flat())
             return
-        # Adam goes on by its momentum where there is no gradient, and DDP waits for one.
+        # DDP needs a gradient of them, and Adam would move them by momentum even without one.
         inputs, weights = self.held.split([len(self.log_inputs), len(self.log_weights)])
         with torch.no_grad():
             self.log_inputs.copy_(inputs)
@@ -101,16 +101,16 @@ class LearnedSteps(FakeQuantization):
         return torch.cat([self.log_inputs.detach(), self.log_weights.detach()])
 
 
-def _learned(values: Tensor, step: Tensor, first: int, last: int) -> Tensor:
+def _round_learned(values: Tensor, step: Tensor, first: int, last: int) -> Tensor:
     scale = (values.shape[-1] * max(-first, last)) ** -0.5
     rounded: Tensor = _Learned.apply(values, step, first, last, scale)
     return rounded
 
 
 class _Learned(torch.autograd.Function):
-    """`v̂ = s clamp(round(v / s), first, last)` with the gradients of LSQ, that of s scaled.
+    """Rounds by `v̂ = s clamp(round(v / s), first, last)` with LSQ's gradients, that of s scaled.
 
-    A value that rounds to the first or last step counts as within: the largest weight of a channel does at the start.
+    A value that rounds to the first or last step counts as inside: at the start the largest weight of a channel does.
     """
 
     @staticmethod

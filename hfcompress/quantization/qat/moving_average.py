@@ -1,4 +1,4 @@
-"""Fake quantization whose ranges follow the batches'."""
+"""Fake quantization with ranges that follow the batches by a moving average."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor, distributed
 
 from hfcompress.models.linears import linears
-from hfcompress.quantization.grids.ranges import LEVELS, Ranges, affine
+from hfcompress.quantization.grids.ranges import LEVELS, Ranges, scale_and_zero_point
 from hfcompress.quantization.qat.fake_quantization import FakeQuantization, Rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOMENTUM = 0.99
-"""How much of a range stays when a batch's comes to it."""
+"""The share of a range that stays when a batch updates it."""
 
 
-class FollowedRanges(FakeQuantization):
-    """Inputs of linear layers lie on the uint8 grid of their range, which follows those of the batches.
+class MovingAverageRanges(FakeQuantization):
+    """Rounds the inputs of linear layers to uint8, in ranges that follow those of the batches.
 
-    Jacob et al. 2018, arXiv:1712.05877, section 3.1: a moving average of the lowest and highest value of a step's
-    batches, on all processes and with padding left out. Inputs beyond a range get no gradient.
+    Jacob et al. 2018, arXiv:1712.05877, section 3.1: a moving average of the lowest and the highest value of a step's
+    batches, on all processes and without padding. Inputs beyond a range get no gradient.
 
     Attributes:
         read: Paths of the linear layers whose inputs are rounded.
-        range: `(2, len(read))`, the lowest and the highest value of each.
-        seen: The same of the batches since the last step; 0 is always within.
+        range: The lowest and the highest value of each, `(2, len(read))`.
+        seen: The same of the batches since the last step; it includes 0.
     """
 
     range: Tensor
@@ -43,14 +43,14 @@ class FollowedRanges(FakeQuantization):
         freeze: float,
         table_bits: Literal[8, 4] | None = None,
     ) -> None:
-        """Starts from ranges that were calibrated.
+        """Starts from calibrated ranges.
 
         Args:
             model: The model that it lies over.
-            weights: Of a linear layer's weights `(out_features, in_features)`.
-            inputs: What the linear layers read.
-            freeze: Share of the steps after which ranges stay as they are.
-            table_bits: Of the words' table, see `embedding_grid`; None where embedding tables stay in float.
+            weights: Quantizes and dequantizes a linear layer's weights `(out_features, in_features)`.
+            inputs: The calibrated ranges of the linear layers' inputs.
+            freeze: The share of the steps after which ranges no longer change.
+            table_bits: Bits of the word embeddings, see `grids.rowwise`; None if embeddings stay in float32.
         """
         super().__init__(weights, table_bits)
         self.freeze = freeze
@@ -59,24 +59,24 @@ class FollowedRanges(FakeQuantization):
         self.register_buffer("seen", torch.zeros_like(self.range))
         self._mask: Tensor | None = None
 
-    def readers(self, progress: float) -> Mapping[str, Rounding]:
+    def input_roundings(self, progress: float) -> Mapping[str, Rounding]:
         follow = self.training and progress < self.freeze
-        readers: dict[str, Rounding] = {}
+        roundings: dict[str, Rounding] = {}
         for index, (path, bounds) in enumerate(self.ranges().inputs.items()):
-            readers[path] = partial(self._read, index if follow else None, *affine(*bounds))
-        return readers
+            roundings[path] = partial(self._round, index if follow else None, *scale_and_zero_point(*bounds))
+        return roundings
 
-    def _look(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+    def _before_forward(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
         mask = named.get("attention_mask")
         self._mask = None if mask is None else mask.bool()
 
-    def _read(self, index: int | None, step: float, zero: int, inputs: Tensor) -> Tensor:
+    def _round(self, index: int | None, step: float, zero: int, inputs: Tensor) -> Tensor:
         if index is not None:
-            self._see(index, inputs.detach())
-        rounded: Tensor = _OnGrid.apply(inputs, step, -zero, LEVELS - zero)
+            self._observe(index, inputs.detach())
+        rounded: Tensor = _RoundInRange.apply(inputs, step, -zero, LEVELS - zero)
         return rounded
 
-    def _see(self, index: int, inputs: Tensor) -> None:
+    def _observe(self, index: int, inputs: Tensor) -> None:
         if self._mask is not None and inputs.shape[:-1] == self._mask.shape:
             inputs = inputs.masked_fill(~self._mask[..., None], 0)
         low, high = inputs.aminmax()
@@ -85,15 +85,15 @@ class FollowedRanges(FakeQuantization):
 
     def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
         if (step - 1) / steps < self.freeze:
-            self.range.lerp_(_of_all(self.seen), 1 - MOMENTUM)
+            self.range.lerp_(_reduce_over_processes(self.seen), 1 - MOMENTUM)
             self.seen.zero_()
 
     def ranges(self) -> Ranges:
         return Ranges({path: (low, high) for path, (low, high) in zip(self.read, self.range.T.tolist(), strict=True)})
 
 
-def _of_all(seen: Tensor) -> Tensor:
-    """The ranges over the batches of all processes."""
+def _reduce_over_processes(seen: Tensor) -> Tensor:
+    """Returns the ranges over the batches of all processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return seen
     both = torch.stack([seen[0], -seen[1]])
@@ -101,8 +101,8 @@ def _of_all(seen: Tensor) -> Tensor:
     return torch.stack([both[0], -both[1]])
 
 
-class _OnGrid(torch.autograd.Function):
-    """`s clamp(round(x / s), first, last)`; what is clamped gets no gradient."""
+class _RoundInRange(torch.autograd.Function):
+    """Rounds by `s clamp(round(x / s), first, last)`; clamped values get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: float, first: int, last: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training that belongs to quantizing: of weights that feel their rounding, or of adapters on a quantized model."""
+"""The `train:` block of a quantize stage: quantization-aware training, or adapters on a quantized model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hfcompress.utils.errors import Problem
 
 
 class QatTraining(Recover):
-    """A `train:` block with losses and a teacher, by default the model as the stage gets it, in float32."""
+    """A `train:` block with losses and a teacher; the default teacher is the float model that the stage gets."""
 
     ranges: Literal["ema", "learned"] = "ema"
-    """How the ranges of int8 activations are found while the model trains: `ema` follows the batches' by a moving
+    """How the ranges of int8 activations are found while the model trains: `ema` follows the batches by a moving
     average (Jacob et al. 2018), `learned` trains the step sizes of activations and weights (LSQ)."""
     freeze: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps after which the ranges stay as they are, so that the weights settle on them."""
+    """The share of the steps after which the ranges no longer change, so that the weights can adapt to them."""
 
     def _adapter_problems(self) -> list[Problem]:
         return []  # the weights below are quantized

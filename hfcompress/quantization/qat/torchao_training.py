@@ -1,4 +1,4 @@
-"""Quantization-aware training as torchao does it."""
+"""Quantization-aware training by torchao."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class TorchaoTraining(FakeQuantization):
-    """torchao's modules stand in the model from the start to `settle`, around the weights that were there.
+    """Puts torchao's modules into the model from the start to `settle`, around the same weights.
 
-    They round in training and in eval mode alike, so that nothing lies over the model step by step.
+    They round in training mode and in eval mode, so that `applied` has nothing to do.
     """
 
     def __init__(self, model: PreTrainedModel, config: Any, layers: Collection[str]) -> None:
-        """Prepares the model.
+        """Puts the modules into the model.
 
         Args:
             model: The float model.
-            config: What torchao is to make of a linear layer in the end; one that it can train for.
+            config: What torchao will make of a linear layer; one that it can train for.
             layers: Paths of the linear layers.
         """
         from torchao.quantization import quantize_
@@ -39,7 +39,7 @@ class TorchaoTraining(FakeQuantization):
         yield
 
     def settle(self, model: PreTrainedModel) -> None:
-        """The layers are plain ones again, with the trained weights: what rounds them alike is the backend."""
+        """Makes plain linear layers again, with the trained weights; the backend then rounds them in the same way."""
         from torchao.quantization import quantize_
         from torchao.quantization.qat import QATConfig
 

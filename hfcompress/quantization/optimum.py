@@ -1,4 +1,4 @@
-"""What Optimum's exporters, of ONNX and of OpenVINO, have in common."""
+"""What the backends that use Optimum share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ TASKS = {
     "span": "question-answering",
     "mask": "fill-mask",
 }
-"""What Optimum calls the kinds of head that read a text at once."""
+"""Optimum's names for the task heads that read a text at once."""
 
 
-def rows_alone(batches: Iterable[Probe], names: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Each row as a graph's inputs `(1, length)`, without its padding, which would count in the ranges.
+def iterate_rows(batches: Iterable[Probe], names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yields each row alone as a graph's inputs `(1, length)`, without its padding, which would count in the ranges.
 
     Args:
         batches: Token arrays with their `attention_mask`.
-        names: The graph's inputs; token types that a tokenizer left out are zeros.
+        names: The graph's inputs; token types that the tokenizer does not give are zeros.
     """
     import numpy as np
 
