@@ -44,10 +44,12 @@ class Run:
     Attributes:
         directory: The run directory: a directory a stage, `final/`, the report, the plots.
         report: The measurements; a notebook shows them as a table.
+        auto_class: The class of transformers that loads the models, such as `AutoModelForSequenceClassification`.
     """
 
     directory: Path
     report: Report
+    auto_class: str
 
     @property
     def model_directory(self) -> Path:
@@ -62,8 +64,8 @@ class Run:
         """
         from hfcompress.models.artifact import open_artifact
 
-        task = loader.load(self.directory / "recipe.yaml").recipe.task
-        return _load_torch(open_artifact(self.model_directory), task.auto_class), load_tokenizer(self.model_directory)
+        model = _load_torch(open_artifact(self.model_directory), self.auto_class)
+        return model, load_tokenizer(self.model_directory)
 
 
 class Recipe:
@@ -154,8 +156,8 @@ class Recipe:
         place = Path(directory) if directory is not None else Path("runs") / self.loaded.recipe.name
         finished = run(self.loaded, place, fresh=fresh, callbacks=callbacks)
         if finished is None:  # not the first process of a distributed run
-            return Run(place, Report({"rows": []}))
-        return Run(finished.directory, Report(finished.report))
+            return Run(place, Report({"rows": []}), self.loaded.recipe.task.auto_class)
+        return Run(finished.directory, Report(finished.report), self.loaded.recipe.task.auto_class)
 
 
 def _load_objects(content: dict[str, Any]) -> loader.Loaded:

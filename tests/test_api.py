@@ -133,6 +133,7 @@ def test_a_component_of_ones_own_is_trained_with(teacher: Path, data: Path, tmp_
     stage = hfc.Distill(student=hfc.Student(layers=1), losses=[Halved()], train=hfc.Train(epochs=1))
     run = hfc.Recipe(teacher, task, [stage], measure=QUICK).run(tmp_path / "run")
     assert [row["stage"] for row in run.report.rows] == ["source", "01-distill"]
+    assert run.load()[0].config.num_hidden_layers == 1
 
 
 def test_a_data_set_is_written_once_by_its_content_with_the_names_of_its_labels() -> None:
