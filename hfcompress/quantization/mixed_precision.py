@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext
-from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.architectures import spec_of
@@ -80,7 +79,7 @@ def mixed(options: Quantize, work: Work, context: StageContext) -> NDArray[Any]:
             f"quantize: no attempt holds the budget of {options.max_drop} points; the best loses {chosen.drop:.2f}"
         )
     work.facts["mixed"] = {
-        "metric": context.task.metric,
+        "metric": context.task.metric_name,
         "float": search.float_metric,
         "max_drop": options.max_drop,
         "holds": search.holds(chosen),
@@ -138,11 +137,12 @@ class _Search:
         work = replace(self.work, target=target, keep=frozenset(keep), facts=self._facts[-1])
         self._logits.append(self.options.backend.quantize(work))
         metric = self._judge(target)
-        sign = -1 if self.context.task.metric in LOWER_IS_BETTER else 1
+        sign = 1 if self.context.task.greater_is_better else -1
         drop = round(100 * sign * (self.float_metric - metric), 6)
         self.tried.append(Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes))
         log.info(
-            f"quantize: {len(keep)} layers in float32, {self.context.task.metric} {metric:.4f}, {drop:+.2f} points lost"
+            f"quantize: {len(keep)} layers in float32, {self.context.task.metric_name} {metric:.4f}, "
+            f"{drop:+.2f} points lost"
         )
         return self.tried[-1]
 
