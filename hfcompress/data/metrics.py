@@ -1,14 +1,14 @@
 """Metrics of whole arrays whose first axis is the judged unit: a row, a sentence, a question, a block of text.
 
-Most are formulas of sums over units, so that a bootstrap looks at each unit once and then only adds. `metric(name)`
-wraps one as an `evaluate.Metric`, which needs no download: the arithmetic is here.
+scikit-learn and scipy score where they have the metric. Most metrics are also formulas of sums over units, so that a
+bootstrap looks at each unit once and then only adds. `MODULE` is what `evaluate.load` takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data import entities, squad
@@ -29,13 +29,17 @@ class RowMetric:
         says: What it measures, in a line.
         rows: `(units, k)` numbers to add, of predictions and references.
         total: The metric of their `(k,)` sums.
+        library: The same metric of all units by a library, where one has it.
     """
 
     says: str
     rows: Callable[[Array, Array], Array]
     total: Callable[[Array], float]
+    library: Callable[[Array, Array], float] | None = None
 
     def __call__(self, predictions: Array, references: Array) -> float:
+        if self.library is not None:
+            return self.library(predictions, references)
         return self.total(self.rows(predictions, references).sum(0))
 
 
@@ -72,40 +76,61 @@ def _mean_f1(sums: Array) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
 
-def matthews_correlation(predictions: Array, references: Array) -> float:
-    """Matthews' correlation coefficient for any number of classes (Gorodkin 2004); 0 where it is undefined."""
+def _f1(predictions: Array, references: Array) -> float:
+    import numpy as np
+    from sklearn.metrics import f1_score
+
+    average = "binary" if np.union1d(predictions, references).max() <= 1 else "macro"
+    return float(f1_score(references, predictions, average=average, zero_division=0.0))
+
+
+def _class_margins(predictions: Array, references: Array) -> Array:
+    """Whether a row is right, then the one-hot rows of its class and of the predicted class."""
     import numpy as np
 
-    size = int(max(predictions.max(), references.max())) + 1
-    confusion = np.zeros((size, size))
-    np.add.at(confusion, (references.astype(int), predictions.astype(int)), 1)
-    true, predicted, n = confusion.sum(1), confusion.sum(0), confusion.sum()
-    covariance = confusion.trace() * n - true @ predicted
+    classes = np.union1d(predictions, references)
+    hits = (predictions == references)[:, None]
+    return np.concatenate([hits, references[:, None] == classes, predictions[:, None] == classes], axis=1).astype(float)
+
+
+def _correlate_margins(sums: Array) -> float:
+    """Gorodkin 2004 (R_K) of hits and of how often each class is there and predicted; 0 where it is undefined."""
+    import numpy as np
+
+    hits, (true, predicted) = sums[0], np.split(sums[1:], 2)
+    n = true.sum()
     spread = np.sqrt(n**2 - predicted @ predicted) * np.sqrt(n**2 - true @ true)
-    return float(covariance / spread) if spread else 0.0
+    return float((hits * n - true @ predicted) / spread) if spread else 0.0
+
+
+def _matthews_correlation(predictions: Array, references: Array) -> float:
+    import numpy as np
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(np.union1d(predictions, references)) < 2:
+        return 0.0  # which scikit-learn returns too, with a warning
+    return float(matthews_corrcoef(references, predictions))
 
 
 def pearson(predictions: Array, references: Array) -> float:
     """Pearson's correlation; 0 where one side does not vary."""
-    import numpy as np
+    from scipy.stats import pearsonr
 
-    # min and max, because rounding can give equal numbers a deviation above 0
-    if predictions.min() == predictions.max() or references.min() == references.max():
+    if _is_constant(predictions) or _is_constant(references):
         return 0.0
-    return float(np.corrcoef(predictions.astype(float), references.astype(float))[0, 1])
+    return float(pearsonr(predictions.astype(float), references.astype(float)).statistic)
 
 
 def spearman(predictions: Array, references: Array) -> float:
-    """Pearson's correlation of the ranks, ties sharing their mean rank."""
-    return pearson(_ranks(predictions), _ranks(references))
+    """Spearman's rank correlation, ties sharing their mean rank; 0 where one side does not vary."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(predictions), rankdata(references))
 
 
-def _ranks(values: Array) -> Array:
-    import numpy as np
-
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+def _is_constant(values: Array) -> bool:
+    # min and max, because rounding can give equal numbers a deviation above 0
+    return bool(values.min() == values.max())
 
 
 def _squares(predictions: Array, references: Array) -> Array:
@@ -130,8 +155,13 @@ def _perplexity(sums: Array) -> float:
 
 CLASSIFICATION: dict[str, Metric] = {
     "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: share(*s)),
-    "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1),
-    "matthews_correlation": matthews_correlation,
+    "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1, _f1),
+    "matthews_correlation": RowMetric(
+        "Matthews' correlation coefficient for any number of classes; 0 where it is undefined.",
+        _class_margins,
+        _correlate_margins,
+        _matthews_correlation,
+    ),
 }
 REGRESSION: dict[str, Metric] = {
     "pearson": pearson,
@@ -160,51 +190,12 @@ OF_TASK: dict[str, dict[str, Metric]] = {
     "fill-mask": MASKED,
 }
 LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
+MODULE = str(Path(__file__).with_name("metric_module"))
+"""What `evaluate.load` takes, with a configuration such as `text-classification.f1`."""
 
 
-@cache
-def metric(name: str, task: str = "text-classification") -> Any:
-    """A metric as an `evaluate.Metric`: `metric("f1", "regression").compute(predictions=…, references=…)`.
-
-    Args:
-        name: Such as `f1`.
-        task: Whose metric; several tasks have one of the same name.
-    """
-    import evaluate
-
-    function = OF_TASK[task][name]
-
-    class Wrapped(evaluate.Metric):  # type: ignore[name-defined]
-        def _info(self) -> Any:
-            says = function.says if isinstance(function, RowMetric) else str(function.__doc__).splitlines()[0]
-            return evaluate.MetricInfo(  # type: ignore[attr-defined]
-                description=says,
-                citation="",
-                inputs_description="predictions and references: one value a judged unit",
-                features=_features(task),
-            )
-
-        def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-            return {name: function(_array(predictions), _array(references))}
-
-    return Wrapped(keep_in_memory=True)
-
-
-def _features(task: str) -> Any:
-    import datasets
-
-    words, numbers = datasets.Sequence(datasets.Value("string")), datasets.Sequence(datasets.Value("float64"))
-    predictions, references = {
-        "text-classification": (datasets.Value("int64"),) * 2,
-        "regression": (datasets.Value("float64"),) * 2,
-        "token-classification": (words, words),
-        "question-answering": (datasets.Value("string"), words),
-        "fill-mask": (numbers, datasets.Value("float64")),
-    }[task]
-    return datasets.Features({"predictions": predictions, "references": references})
-
-
-def _array(values: Any) -> Array:
+def as_array(values: Any) -> Array:
+    """Values of judged units as the array that metrics take: of numbers, or of one object a unit."""
     import numpy as np
 
     values = list(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from hfcompress.data.evaluate_metric import AnyMetric
 from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
 from hfcompress.data.task import LabelledTask, PlainText, mapped, numbered
@@ -84,8 +85,8 @@ class TextClassification(SequenceTask):
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     type: Literal["text-classification"] = "text-classification"
-    metric: str = "accuracy"
-    """accuracy, f1 or matthews_correlation."""
+    metric: AnyMetric = "accuracy"
+    """accuracy, f1 or matthews_correlation; or a module of `evaluate`."""
 
     def label_names(self) -> list[str]:
         """The classes, in the order of their ids: a Hub feature's names, else the sorted values of the train split."""
@@ -148,8 +149,8 @@ class Regression(SequenceTask):
     type: Literal["regression"] = "regression"
     label: str = "score"
     """The column with the score."""
-    metric: str = "pearson"
-    """pearson, spearman or mse."""
+    metric: AnyMetric = "pearson"
+    """pearson, spearman or mse; or a module of `evaluate`."""
 
     def head_labels(self) -> int:
         """One: the score."""

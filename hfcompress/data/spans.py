@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from hfcompress.data.evaluate_metric import AnyMetric
 from hfcompress.data.metrics import SPANS, Metric, objects
 from hfcompress.data.task import IN_A_BATCH, LabelledTask, PlainText, Split, mapped, numbered
 from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, shown
@@ -58,8 +59,8 @@ class QuestionAnswering(LabelledTask):
     """How many starts and how many ends of a window are combined."""
     unanswerable: bool = False
     """Whether questions may have no answer (SQuAD 2.0): a row without one teaches that, and none may be predicted."""
-    metric: str = "f1"
-    """f1 or exact_match."""
+    metric: AnyMetric = "f1"
+    """f1 or exact_match; or a module of `evaluate`."""
 
     @field_validator("stride")
     @classmethod

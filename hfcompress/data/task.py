@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from hfcompress.data import source
+from hfcompress.data.evaluate_metric import AnyMetric, EvaluateMetric
 from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
@@ -115,7 +116,7 @@ class Task(StrictModel):
     if TYPE_CHECKING:
         # Each task declares its own, with its own default: declared here they would come before `dataset`.
         type: str
-        metric: str
+        metric: AnyMetric
 
     @field_validator("dataset", mode="before")
     @classmethod
@@ -130,8 +131,8 @@ class Task(StrictModel):
 
     @field_validator("metric", check_fields=False)
     @classmethod
-    def _known_metric(cls, name: str) -> str:
-        if name not in cls.metrics:
+    def _known_metric(cls, name: AnyMetric) -> AnyMetric:
+        if isinstance(name, str) and name not in cls.metrics:
             raise ValueError(f"the task has no metric '{name}'; {did_you_mean(name, cls.metrics)}")
         return name
 
@@ -173,7 +174,7 @@ class Task(StrictModel):
 
     def problems(self) -> list[Problem]:
         """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
-        found: list[Problem] = []
+        found = self.metric.problems() if isinstance(self.metric, EvaluateMetric) else []
         try:
             if not source.is_local(self.dataset):
                 source.refuse_a_path(self.dataset, "data")
@@ -369,7 +370,18 @@ class Task(StrictModel):
 
     @property
     def _metric(self) -> Metric:
-        return self.metrics[self.metric]
+        return self.metrics[self.metric] if isinstance(self.metric, str) else self.metric
+
+    @property
+    def metric_name(self) -> str:
+        """What the report calls the metric."""
+        return self.metric if isinstance(self.metric, str) else self.metric.key
+
+    @property
+    def greater_is_better(self) -> bool:
+        """False if a lower score is better."""
+        own = self.metric
+        return own not in LOWER_IS_BETTER if isinstance(own, str) else own.greater_is_better
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Makes a tokenizer read as the task reads, in place; whether there was anything to change.
@@ -464,7 +476,7 @@ class Task(StrictModel):
         """
         import numpy as np
 
-        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        sign = 1 if self.greater_is_better else -1
         gains = sign * bootstrap_differences(self._metric, predictions, others, references, samples, seed)
         return float(np.quantile(gains, 0.05))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from hfcompress.data.entities import MISSED, OUTSIDE
+from hfcompress.data.evaluate_metric import AnyMetric
 from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
 from hfcompress.data.metrics import TOKENS, Metric, objects
 from hfcompress.data.task import IGNORED, LabelledTask, PlainText, mapped, numbered, padded, token_loss
@@ -45,8 +46,8 @@ class TokenClassification(LabelledTask):
     """The column with the list of words."""
     label: str = "ner_tags"
     """The column with the list of tags, names or ids, one a word."""
-    metric: str = "f1"
-    """f1, precision or recall of entities, or accuracy of tags."""
+    metric: AnyMetric = "f1"
+    """f1, precision or recall of entities, or accuracy of tags; or a module of `evaluate`."""
 
     @property
     def column_types(self) -> dict[str, ColumnType]:

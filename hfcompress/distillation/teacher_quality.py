@@ -42,12 +42,12 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here:
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
         raise HfcompressError(
-            f"the teacher {member.stage} is at chance: it scores {task.metric} {score:.4f} on the dev split, answering "
-            f"without looking {chance:.4f}, and over {len(references):,} units the difference is not above 0 with 95% "
-            "certainty",
+            f"the teacher {member.stage} is at chance: it scores {task.metric_name} {score:.4f} on the dev split, "
+            f"answering without looking {chance:.4f}, and over {len(references):,} units the difference is not above 0 "
+            "with 95% certainty",
             "\n    ".join(_ways_out(task, blind, references, tuned_here)),
         )
-    log.info(f"teacher: {member.stage}, {task.metric} {score:.4f} on dev")
+    log.info(f"teacher: {member.stage}, {task.metric_name} {score:.4f} on dev")
     return score
 
 

@@ -157,7 +157,7 @@ def _quality(process: ModelProcess, rows: Rows, samples: int, seed: int) -> tupl
     task = rows.task
     predictions, references = judged(process, rows)
     low, high = task.interval(predictions, references, samples, seed)
-    return {task.metric: task.score(predictions, references), "n": len(references)}, [low, high]
+    return {task.metric_name: task.score(predictions, references), "n": len(references)}, [low, high]
 
 
 def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -59,7 +59,7 @@ def measure_sensitivity(
 
     found = {block: [[without(block, i, share) for share in shares] for i in range(depth)] for block in units}
     return {
-        "metric": task.metric,
+        "metric": task.metric_name,
         "split": "dev",
         "rows": len(rows),
         "whole": whole,

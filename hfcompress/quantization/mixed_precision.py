@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext
-from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.measure.measure import Rows, judged
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.architectures import spec_of
@@ -89,7 +88,7 @@ def search_mixed_precision(
     if not holds:
         log.info(f"quantize: every attempt loses more than {stage.max_drop} points; the best loses {best.drop:.2f}")
     result = MixedPrecision(
-        metric=context.task.metric,
+        metric=context.task.metric_name,
         float=search.float_metric,
         max_drop=stage.max_drop or 0.0,
         holds=holds,
@@ -141,12 +140,12 @@ def quantize_without(search: Search, keep: Sequence[str]) -> Attempt:
     target.mkdir(parents=True)
     model = search.stage.backend.quantize(replace(search.job, target=target, keep=frozenset(keep)))
     metric = _measure(target, search.rows, search.context)
-    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    sign = 1 if task.greater_is_better else -1
     drop = round(100 * sign * (search.float_metric - metric), 6)
     attempt = Attempt(tuple(keep), metric, drop, open_artifact(target).disk_bytes)
     search.models.append(model)
     search.tried.append(attempt)
-    log.info(f"quantize: {len(keep)} layers in float32, {task.metric} {metric:.4f}, {drop:+.2f} points lost")
+    log.info(f"quantize: {len(keep)} layers in float32, {task.metric_name} {metric:.4f}, {drop:+.2f} points lost")
     return attempt
 
 

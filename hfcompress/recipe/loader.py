@@ -190,7 +190,7 @@ def _task_problems(document: Document) -> list[Problem]:
     return [replace(p, where=document.where(p.key)) for p in task.problems()]
 
 
-_TAGS = {"finetune", "distill", "prune", "quantize", *OF_TASK}
+_TAGS = {"finetune", "distill", "prune", "quantize", *OF_TASK, "named_metric", "evaluate_metric"}
 
 
 def _problem(document: Document, details: Any) -> Problem:

@@ -90,7 +90,7 @@ def _metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         # Local files called `test` need not be the Hub's test split.
         dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],
         metric_type=metric,
-        metric_name=METRIC_NAMES[metric],
+        metric_name=METRIC_NAMES.get(metric, metric),
         metric_value=round(float(row["quality"][metric]), 6),
     )
     stages = _stages_behind(loaded, artifact)
@@ -149,7 +149,7 @@ def _sections(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any]
         "base": base_model(loaded) or name_of(loaded.recipe.model),
         "row": row,
         "source": source,
-        "metric": METRIC_NAMES[metric].lower(),
+        "metric": METRIC_NAMES.get(metric, metric).lower(),
         "value": row["quality"][metric],
         "low": row["quality_interval"][0],
         "high": row["quality_interval"][1],

@@ -7,13 +7,18 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from hfcompress.data.metrics import LOWER_IS_BETTER
 from hfcompress.training.options import Train
 from hfcompress.utils.distributed import process_state
 
 
 def make_arguments(
-    options: Train, folder: Path, seed: int, rows: int | None, metric: str, find_unused: bool = False
+    options: Train,
+    folder: Path,
+    seed: int,
+    rows: int | None,
+    metric: str,
+    greater_is_better: bool = True,
+    find_unused: bool = False,
 ) -> TrainingArguments:
     """Makes the arguments of a training.
 
@@ -23,6 +28,7 @@ def make_arguments(
         seed: The seed of the training.
         rows: Train rows; None if their number is not known.
         metric: The metric that tells which model is the best.
+        greater_is_better: Whether the best model is the one with the highest score.
         find_unused: True if some parameters get no gradient, for which DDP has to look then.
     """
     steps = options.steps(rows, process_state().num_processes) or 1
@@ -48,7 +54,7 @@ def make_arguments(
         eval_steps=options.checkpoint_steps,
         load_best_model_at_end=options.keep_best and strategy != "no",
         metric_for_best_model=metric,
-        greater_is_better=metric not in LOWER_IS_BETTER,
+        greater_is_better=greater_is_better,
         logging_steps=options.logging_steps,
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=torch.cuda.is_available(),

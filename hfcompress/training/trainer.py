@@ -116,7 +116,7 @@ class CompressionTrainer(Trainer):
         objective: Any = self.accelerator.unwrap_model(self.model).eval()
         with objective.masked(self._progress):
             found = score(objective.student, self.eval_dataset, self.student_tokenizer, objective.task, shared=True)
-        metrics = {f"{metric_key_prefix}_{objective.task.metric}": found}
+        metrics = {f"{metric_key_prefix}_{objective.task.metric_name}": found}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -263,8 +263,16 @@ def train(
         if objective.masks.closing and (problems := options.masked_problems()):
             raise HfcompressError(problems)
         objective.masks.seed = seed
-    metric, count = objective.task.metric, row_count(rows["train"])
-    arguments = make_arguments(options, checkpoints, seed, count, metric, objective.leaves_parameters_unused)
+    task, count = objective.task, row_count(rows["train"])
+    arguments = make_arguments(
+        options,
+        checkpoints,
+        seed,
+        count,
+        task.metric_name,
+        task.greater_is_better,
+        objective.leaves_parameters_unused,
+    )
     trainer = CompressionTrainer(
         objective, arguments, options=options, rows=rows, tokenizer=tokenizer, teachers=teachers, callbacks=callbacks
     )
@@ -273,7 +281,7 @@ def train(
         if resumed:
             log.info(f"resuming from {resumed.name}")
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    found = trainer.evaluate()[f"eval_{metric}"]
+    found = trainer.evaluate()[f"eval_{task.metric_name}"]
     objective.student.eval()
     return float(found)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import socket
+from pathlib import Path
 from typing import Any
 
+import evaluate
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score
 
 from hfcompress.data import metrics
 from hfcompress.data.entities import entities
+from hfcompress.data.evaluate_metric import EvaluateMetric
 from hfcompress.data.metrics import (
     CLASSIFICATION,
     MASKED,
@@ -20,9 +25,10 @@ from hfcompress.data.metrics import (
     TOKENS,
     bootstrap_differences,
     bootstrap_interval,
-    metric,
     objects,
 )  # fmt: skip
+from hfcompress.data.sequence import TextClassification
+from hfcompress.utils.errors import HfcompressError
 
 CLASSES, SCORES = sorted(CLASSIFICATION), sorted(REGRESSION)
 CLASSIC = {**CLASSIFICATION, **REGRESSION}
@@ -54,71 +60,30 @@ def test_accuracy_counts(classes: int) -> None:
     assert CLASSIFICATION["accuracy"](predictions, references) == pytest.approx(hits.count(True) / len(hits))
 
 
-def literal_f1(predictions: list[int], references: list[int], label: int) -> float:
-    pairs = list(zip(predictions, references, strict=True))
-    hits = sum(p == r == label for p, r in pairs)
-    precision = hits / max(sum(p == label for p, _ in pairs), 1)
-    recall = hits / max(sum(r == label for _, r in pairs), 1)
-    return 2 * precision * recall / (precision + recall) if hits else 0.0
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("name", [name for name, metric in CLASSIC.items() if getattr(metric, "library", None)])
+def test_the_sums_behind_a_bootstrap_give_the_library_s_metric(name: str, classes: int) -> None:
+    for seed in range(20):
+        predictions, references = drawn(classes, 5 + seed, seed)
+        metric: Any = CLASSIC[name]
+        assert metric.total(metric.rows(predictions, references).sum(0)) == pytest.approx(
+            metric(predictions, references)
+        )
 
 
-def test_f1_of_two_classes_is_that_of_class_1() -> None:
-    predictions, references = drawn(2)
-    expected = literal_f1(predictions.tolist(), references.tolist(), 1)
-    assert CLASSIFICATION["f1"](predictions, references) == pytest.approx(expected)
-    assert CLASSIFICATION["f1"](1 - predictions, 1 - references) != pytest.approx(expected)
+def test_f1_of_two_classes_is_that_of_class_1_and_of_more_the_plain_mean() -> None:
+    for classes, average in ((2, "binary"), (4, "macro")):
+        predictions, references = drawn(classes)
+        expected = f1_score(references, predictions, average=average)
+        assert CLASSIFICATION["f1"](predictions, references) == pytest.approx(expected)
 
 
-def test_f1_of_more_classes_is_the_plain_mean_over_them() -> None:
-    predictions, references = drawn(4)
-    expected = [literal_f1(predictions.tolist(), references.tolist(), label) for label in range(4)]
-    assert CLASSIFICATION["f1"](predictions, references) == pytest.approx(sum(expected) / 4)
-
-
-def test_matthews_correlation_of_two_classes() -> None:
-    predictions, references = drawn(2)
-    pairs = list(zip(predictions.tolist(), references.tolist(), strict=True))
-    tp, tn, fp, fn = (pairs.count(pair) for pair in ((1, 1), (0, 0), (1, 0), (0, 1)))
-    expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert metrics.matthews_correlation(predictions, references) == pytest.approx(expected)
-
-
-def test_matthews_correlation_of_more_classes_is_that_of_the_one_hot_rows() -> None:
-    """Gorodkin 2004: `R_K = cov(X, Y) / √(cov(X, X) cov(Y, Y))`, covariances summed over the classes' columns."""
-    predictions, references = drawn(4)
-    x, y = np.eye(4)[predictions], np.eye(4)[references]
-
-    def cov(a: Any, b: Any) -> float:
-        return sum(float(np.mean((a[:, k] - a[:, k].mean()) * (b[:, k] - b[:, k].mean()))) for k in range(4))
-
-    expected = cov(x, y) / math.sqrt(cov(x, x) * cov(y, y))
-    assert metrics.matthews_correlation(predictions, references) == pytest.approx(expected)
-
-
-def literal_pearson(x: list[float], y: list[float]) -> float:
-    a, b = (sum(values) / len(values) for values in (x, y))
-    products = sum((p - a) * (q - b) for p, q in zip(x, y, strict=True))
-    return products / math.sqrt(sum((p - a) ** 2 for p in x) * sum((q - b) ** 2 for q in y))
-
-
-def literal_ranks(values: list[float]) -> list[float]:
-    """A tie's rank is the mean of the places that it takes."""
-    return [sum(w < v for w in values) + (values.count(v) + 1) / 2 for v in values]
-
-
-def test_pearson() -> None:
+def test_correlations_are_of_values_and_of_ranks() -> None:
     predictions, references = scored()
-    expected = literal_pearson(predictions.tolist(), references.tolist())
-    assert metrics.pearson(predictions, references) == pytest.approx(expected)
     assert metrics.pearson(-3 * references + 1, references) == pytest.approx(-1)
-
-
-def test_spearman_with_ties() -> None:
-    predictions, references = scored()
-    assert len(set(predictions.tolist())) < len(predictions)
-    expected = literal_pearson(literal_ranks(predictions.tolist()), literal_ranks(references.tolist()))
-    assert metrics.spearman(predictions, references) == pytest.approx(expected)
     assert metrics.spearman(np.exp(references), references) == pytest.approx(1)
+    assert len(set(predictions.tolist())) < len(predictions)
+    assert metrics.spearman(predictions, references) == pytest.approx(spearmanr(predictions, references).statistic)
 
 
 def test_mean_squared_error() -> None:
@@ -143,8 +108,12 @@ def test_a_constant_answer_correlates_with_nothing(name: str, rows: int) -> None
 
 def test_one_predicted_class_scores_nothing_where_that_is_undefined() -> None:
     zeros, mixed = np.zeros(6, dtype=int), np.array([0, 1, 0, 1, 1, 0])
-    assert metrics.matthews_correlation(zeros, mixed) == metrics.matthews_correlation(mixed, zeros) == 0
-    assert metrics.matthews_correlation(zeros, zeros) == 0
+    assert (
+        CLASSIFICATION["matthews_correlation"](zeros, mixed)
+        == CLASSIFICATION["matthews_correlation"](mixed, zeros)
+        == 0
+    )
+    assert CLASSIFICATION["matthews_correlation"](zeros, zeros) == 0
     assert CLASSIFICATION["f1"](zeros, mixed) == CLASSIFICATION["f1"](zeros, zeros) == 0
     assert CLASSIFICATION["accuracy"](zeros, mixed) == 0.5
 
@@ -155,8 +124,8 @@ def test_right_and_wrong_answers_reach_the_ends(classes: int) -> None:
     assert [CLASSIFICATION[name](references, references) for name in CLASSES] == [pytest.approx(1.0)] * 3
     assert CLASSIFICATION["accuracy"]((references + 1) % classes, references) == 0
     assert CLASSIFICATION["f1"]((references + 1) % classes, references) == 0
-    assert metrics.matthews_correlation((references + 1) % classes, references) < 0
-    assert metrics.matthews_correlation(1 - np.arange(12) % 2, np.arange(12) % 2) == pytest.approx(-1)
+    assert CLASSIFICATION["matthews_correlation"]((references + 1) % classes, references) < 0
+    assert CLASSIFICATION["matthews_correlation"](1 - np.arange(12) % 2, np.arange(12) % 2) == pytest.approx(-1)
 
 
 # evaluate
@@ -179,30 +148,94 @@ def judged(task: str, units: int = 60) -> tuple[Any, Any]:
     return tuple(objects([[tags[i] for i in generator.integers(0, 4, n)] for n in sizes]) for _ in range(2))
 
 
-@pytest.mark.parametrize(("task", "name"), EVERY)
-def test_a_metric_is_one_of_evaluate_s_and_needs_no_network(
-    task: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import evaluate
-
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("task", "name"), EVERY)
+def test_evaluate_loads_each_of_our_metrics_without_a_network(task: str, name: str) -> None:
     predictions, references = judged(task)
-    found = metric(name, task)
-    assert isinstance(found, evaluate.Metric)
-    value = found.compute(predictions=predictions, references=references)
+    found = evaluate.load(metrics.MODULE, f"{task}.{name}", keep_in_memory=True)
+    value = found.compute(predictions=predictions.tolist(), references=references.tolist())
     assert value == {name: pytest.approx(OF_TASK[task][name](predictions, references))}
-    assert found.compute(predictions=predictions.tolist(), references=references.tolist()) == value
 
 
-def test_a_metric_can_be_filled_batch_by_batch() -> None:
+@pytest.mark.usefixtures("offline")
+def test_evaluate_combines_our_metrics() -> None:
     predictions, references = drawn(3)
-    accuracy = metric("accuracy")
+    both = evaluate.combine([evaluate.load(metrics.MODULE, f"text-classification.{name}") for name in CLASSES])
     for start in range(0, 60, 20):
-        accuracy.add_batch(predictions=predictions[start : start + 20], references=references[start : start + 20])
-    assert accuracy.compute()["accuracy"] == pytest.approx(CLASSIFICATION["accuracy"](predictions, references))
+        both.add_batch(predictions=predictions[start : start + 20], references=references[start : start + 20])
+    assert both.compute() == {name: pytest.approx(CLASSIFICATION[name](predictions, references)) for name in CLASSES}
+
+
+def test_evaluate_is_told_the_configurations_of_our_module() -> None:
+    with pytest.raises(ValueError, match=r"no metric 'f1'.*regression\.pearson"):
+        evaluate.load(metrics.MODULE, "f1")
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A metric of somebody else: the share of wrong answers, and a text beside it."""
+    folder = tmp_path / "error_rate"
+    folder.mkdir()
+    (folder / "error_rate.py").write_text("""import datasets
+import evaluate
+
+class ErrorRate(evaluate.Metric):
+    def _info(self):
+        form = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(form))
+
+    def _compute(self, predictions, references):
+        wrong = sum(p != r for p, r in zip(predictions, references))
+        return {"error": wrong / len(references), "unit": "share"}
+""")
+    return folder
+
+
+def evaluated(module: Any, folder: Path = Path("data"), **options: Any) -> TextClassification:
+    metric = EvaluateMetric(evaluate=str(module), **{"key": "error", "greater_is_better": False, **options})
+    return TextClassification(dataset=str(folder), text=["text"], metric=metric)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_task_is_scored_by_a_module_of_evaluate(module: Path) -> None:
+    task, (predictions, references) = evaluated(module), drawn(2, 40)
+    error = 1 - CLASSIFICATION["accuracy"](predictions, references)
+    assert task.score(predictions, references) == pytest.approx(error)
+    low, high = task.interval(predictions, references, samples=30)
+    assert low < error < high
+    assert (task.metric_name, task.greater_is_better) == ("error", False)
+    assert task.gain(references, 1 - references, references, samples=5) == 1
+    assert task.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"key": "errors"}, r"no finite number under 'errors' \(it computes error, unit\)"),
+        ({"key": "unit"}, "no finite number under 'unit'"),
+    ],
+)
+def test_a_module_must_compute_the_score(module: Path, options: Any, said: str) -> None:
+    with pytest.raises(HfcompressError, match=said):
+        evaluated(module, **options).score(*drawn(2))
+
+
+def test_a_module_that_refuses_the_values_is_named(module: Path) -> None:
+    with pytest.raises(HfcompressError, match="error_rate failed"):
+        evaluated(module).score(objects([["O"]]), objects([["O"]]))
+
+
+def test_a_module_that_is_not_there_is_found_before_training(tmp_path: Path) -> None:
+    found = evaluated(tmp_path / "nothing", tmp_path).problems()
+    assert ("task", "metric", "evaluate") in [problem.key for problem in found]
 
 
 # Bootstrap
@@ -256,7 +289,7 @@ def test_a_class_that_a_draw_misses_does_not_change_which_f1_is_meant() -> None:
     references = np.array([0] * 30 + [1] * 9 + [2])
     predictions = references.copy()
     predictions[30:38] = 0
-    assert literal_f1(predictions.tolist(), references.tolist(), 1) < 0.25
+    assert f1_score(references, predictions, average=None)[1] < 0.25
     low, _ = bootstrap_interval(CLASSIFICATION["f1"], predictions, references, 500)
     assert low > 0.25
 
@@ -299,6 +332,14 @@ def test_entities_are_counted_whole_and_over_all_sentences() -> None:
     assert TOKENS["f1"](references, references) == 1
     nothing = objects([["O"] * len(tags) for tags in references])
     assert [TOKENS[name](nothing, references) for name in ("f1", "precision", "recall")] == [0, 0, 0]
+
+
+def test_entities_are_counted_as_seqeval_counts() -> None:
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    predictions, references = judged("token-classification")
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        assert TOKENS[name](predictions, references) == pytest.approx(score(references.tolist(), predictions.tolist()))
 
 
 def test_precision_is_of_what_is_predicted_and_recall_of_what_is_there() -> None:

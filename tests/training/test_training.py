@@ -497,7 +497,7 @@ def test_every_key_of_a_train_block_arrives(tmp_path: Path) -> None:
         weight_decay=0.3, max_grad_norm=0.7, precision="bfloat16", keep_best=True, checkpoint_steps=4, logging_steps=9,
         workers=2, report_to=["tensorboard"],
     )  # fmt: skip
-    made = make_arguments(options, tmp_path, 11, 100, "mse")
+    made = make_arguments(options, tmp_path, 11, 100, "mse", greater_is_better=False)
     assert (made.num_train_epochs, made.max_steps, made.learning_rate, made.warmup_steps) == (2, 7, 3e-4, 4)
     assert (made.per_device_train_batch_size, made.gradient_accumulation_steps) == (5, 3)
     assert (made.lr_scheduler_type, made.weight_decay, made.max_grad_norm) == ("cosine", 0.3, 0.7)

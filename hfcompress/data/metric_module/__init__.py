@@ -1,0 +1,1 @@
+"""The metrics of hfcompress as a module that `evaluate.load` takes."""
