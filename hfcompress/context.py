@@ -158,7 +158,7 @@ class StageContext:
 
         def find_once() -> None:
             if read() is None:
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(find()))
 
         on_main_process(find_once)
