@@ -103,7 +103,7 @@ def log_to_terminal() -> Iterator[None]:
     if any(isinstance(handler, TerminalHandler) for handler in log.handlers):
         yield
         return
-    handler, before = TerminalHandler(), (log.level, log.propagate)
+    handler, level, propagate = TerminalHandler(), log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # a library may have set up the root logger, and would print each line again
@@ -111,7 +111,8 @@ def log_to_terminal() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.level, log.propagate = before
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 class _SafeRecord(logging.LogRecord):
