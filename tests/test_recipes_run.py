@@ -274,7 +274,7 @@ def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
         return kept[name]
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("measure.measure", "measure.verify", "stages.mixed"):
+        for module in ("measure.measure", "measure.verify", "quantization.mixed_precision"):
             patched.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
         yield run
 
