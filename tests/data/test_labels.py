@@ -232,9 +232,9 @@ def test_a_multi_label_model_is_no_model_for_one_label(recipe: Path, teacher: Pa
 
 
 def test_a_teacher_of_several_labels_teaches_nobody(teacher: Path, tmp_path: Path) -> None:
-    from hfcompress.distillation.engine import _loaded
+    from hfcompress.distillation.engine import _load_teacher
     from hfcompress.models.artifact import open_artifact
 
     factories.save(factories.model("bert", problem_type="multi_label_classification"), tmp_path)
     with pytest.raises(HfcompressError, match="the teacher x: the model's head was trained for multi label"):
-        _loaded(open_artifact(tmp_path, "x"), task_on(tmp_path), needs_logits=True)
+        _load_teacher(open_artifact(tmp_path, "x"), task_on(tmp_path), needs_logits=True)

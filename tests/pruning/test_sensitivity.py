@@ -22,7 +22,7 @@ from tests import factories
 class Task:
     """Only the metric's name matters here."""
 
-    metric = "total"
+    metric_name = "total"
 
 
 def drawn(*counts: int, seed: int = 1) -> list[Tensor]:

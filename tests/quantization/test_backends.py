@@ -59,7 +59,7 @@ EXPECTED = {
     "bnb_8bit": Expected("int8"),
     "bnb_4bit": Expected("nf4", near=0.4),
     "torch_int8": Expected("int8"),
-    "torchao_int8": Expected("int8"),
+    "torchao_int8": Expected("int8", near=0.5),  # PyTorch's int8 products overflow on processors without VNNI
     "torchao_int8_weight_only": Expected("int8"),
     "torchao_int4": Expected("int4", near=0.4),
     "onnx_int8": Expected("int8", "onnx", exact=False),

@@ -202,7 +202,7 @@ def test_modules_to_skip_are_looked_for(tmp_path: Path, teacher: Path, data: Pat
     stage = {"kind": "quantize", "backend": backend}
     only(found(tmp_path, teacher, data, stage), "stages.0.backend.skip.0", "did you mean 'classifier'?")
     trained = {"kind": "quantize", "backend": {**backend, "skip": ["classifier"]}, "train": {"lora": {"r": 2}}}
-    only(found(tmp_path, teacher, data, trained), "stages.0.backend.skip", "the head's pooler is quantized")
+    only(found(tmp_path, teacher, data, trained), "stages.0.backend.skip", "the task head's pooler is quantized")
     whole = {**trained, "backend": {**backend, "skip": ["classifier", "pooler"]}}
     assert found(tmp_path, teacher, data, whole) == []
 

@@ -311,7 +311,7 @@ def test_two_batches_of_sixteen_are_one_of_thirty_two(distil: Distil, watch: Wat
         assert b["loss"] == pytest.approx(a["loss"], abs=2e-4)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
     for name, tensor in weights.items():
-        torch.testing.assert_close(watch.weights[name], tensor, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(watch.weights[name], tensor, atol=5e-4, rtol=1e-3)
 
 
 class Gradients(TrainerCallback):

@@ -15,6 +15,7 @@ from hfcompress.quantization.notes import (
     has_avx512,
     has_only_avx2,
     lacks_tensor_cores,
+    lacks_vnni,
 )
 
 
@@ -28,6 +29,11 @@ class TorchaoInt8(TorchaoInt8WeightOnly):
     notes: ClassVar[tuple[Note, ...]] = (
         Note(has_only_avx2, f"measured 22 times slower {OLDER}"),
         Note(has_avx512, f"measured as fast to 1.4 times slower {NEWER}"),
+        Note(
+            lacks_vnni,
+            "PyTorch's int8 products overflow without VNNI, measured as up to a third of the largest product of 64 terms; "
+            "use torch_int8 or onnx_int8",
+        ),
         UNMEASURED_ARM,
         UNMEASURED_PROCESSOR,
         lacks_tensor_cores("int8"),
