@@ -31,8 +31,8 @@ class TorchaoInt8(TorchaoInt8WeightOnly):
         Note(has_avx512, f"measured as fast to 1.4 times slower {NEWER}"),
         Note(
             lacks_vnni,
-            "PyTorch's int8 products overflow without VNNI, measured as up to a third of the largest product of 64 terms; "
-            "use torch_int8 or onnx_int8",
+            "PyTorch's int8 products overflow without VNNI, measured as up to a third of the largest product of 64 "
+            "terms; use torch_int8 or onnx_int8",
         ),
         UNMEASURED_ARM,
         UNMEASURED_PROCESSOR,
