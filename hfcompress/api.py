@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hfcompress.context import Stage
+    from hfcompress.data.task import Task
 
 _BUDGETS = ("parameters", "macs", "bytes", "latency")
 _SHAPE = ("preset", "layers", "hidden", "heads", "ffn")
@@ -74,7 +75,7 @@ class Recipe:
     def __init__(
         self,
         model: str | Path | PreTrainedModel,
-        task: Any,
+        task: Task,
         stages: Sequence[Stage],
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -170,7 +171,7 @@ def distill(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
     *,
-    task: Any = None,
+    task: Task | None = None,
     output: str | Path | None = None,
     seed: int = 42,
     callbacks: Sequence[TrainerCallback] = (),
@@ -207,7 +208,7 @@ def prune(
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
     *,
-    task: Any = None,
+    task: Task | None = None,
     output: str | Path | None = None,
     seed: int = 42,
     callbacks: Sequence[TrainerCallback] = (),
@@ -247,7 +248,7 @@ def quantize(
     dataset: Any,
     *,
     backend: Any = "torch_int8",
-    task: Any = None,
+    task: Task | None = None,
     output: str | Path | None = None,
     seed: int = 42,
     callbacks: Sequence[TrainerCallback] = (),
@@ -282,7 +283,7 @@ def evaluate(
     models: Sequence[str | Path | PreTrainedModel],
     dataset: Any = None,
     *,
-    task: Any = None,
+    task: Task | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     measure: Any = None,
     seed: int = 42,
@@ -339,7 +340,7 @@ def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
     return save_model_object(model, tokenizer)
 
 
-def infer_task(model: Any, dataset: Any) -> Any:
+def infer_task(model: Any, dataset: Any) -> Task:
     """Tells the task from the class of a model and the columns of its data.
 
     Raises:
@@ -396,7 +397,7 @@ def _make(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Any,
-    task: Any,
+    task: Task | None,
     output: str | Path | None,
     seed: int,
     callbacks: Sequence[TrainerCallback],
