@@ -46,7 +46,7 @@ def rows_of(task: Any) -> dict[str, Any]:
 
 def trained(model: Any, masks: Any, data: Path, folder: Path, callbacks: Any = (), **options: Any) -> float:
     """Trains a model under masks; its dev score under them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     task = task_of(folder, data)
     train = Train(**({"epochs": 3.0, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1} | options))
     return training.train(

@@ -50,6 +50,7 @@ logging.basicConfig(level="INFO")
 log.info("said once")
 for name, stage in zip(recipe.stage_names(), recipe.stages):
     context = StageContext(recipe.task, recipe.seed, source, {}, target / name)
+    context.directory.mkdir(parents=True, exist_ok=True)  # as a run does
     result = stage.run(parent, context)
     parent = open_artifact(result.directory, name)
     (target / name / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(dict(result.facts)))
