@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ from hfcompress.report.notebook import Report
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from hfcompress.context import Stage
@@ -276,7 +273,7 @@ def quantize(
     from hfcompress.quantization.stage import Quantize
 
     stage = Quantize(backend=backend, **options)
-    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks, graphs=True)
+    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
 def evaluate(
@@ -401,7 +398,6 @@ def _make(
     output: str | Path | None,
     seed: int,
     callbacks: Sequence[TrainerCallback],
-    graphs: bool = False,
 ) -> Any:
     """Runs one stage without measuring, and loads what it made."""
     from hfcompress.run.runner import make_models
@@ -410,8 +406,8 @@ def _make(
         raise HfcompressError(f"{output} exists", "give a directory that does not exist yet")
     task = task if task is not None else infer_task(model, dataset)
     recipe = Recipe(model, task, [stage], tokenizer=tokenizer, seed=seed)
-    with _scratch() as directory:
-        made = make_models(recipe.loaded, directory / "run", callbacks)[-1]
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as directory:
+        made = make_models(recipe.loaded, Path(directory) / "run", callbacks)[-1]
         if made.runtime != "torch" and output is None:
             raise HfcompressError(
                 f"{made.path.name} is an {made.runtime} graph, not a PyTorch model", "give `output`, a directory for it"
@@ -421,12 +417,6 @@ def _make(
         if made.runtime != "torch":
             return Path(str(output))
         return _load_torch(made, recipe.loaded.recipe.task.auto_class)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as name:
-        yield Path(name)
 
 
 def _load_torch(made: Artifact, auto_class: str) -> PreTrainedModel:

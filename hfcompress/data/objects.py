@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import cache_home
@@ -106,8 +105,3 @@ def _told(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer does, as text: the vocabulary and rules of a fast one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     return f"{tokenizer!r} {inner.to_str() if inner is not None else sorted(tokenizer.get_vocab().items())}"
-
-
-def as_path(value: Any) -> Any:
-    """A path as text; anything else as it is."""
-    return str(value) if isinstance(value, Path) else value

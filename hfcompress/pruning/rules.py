@@ -1,17 +1,20 @@
-"""What a prune stage cannot do, as a table: when, what is wrong, how to fix it, and at which key."""
+"""What a prune stage cannot do, as a table: when, what is wrong, how to fix it, and at which key.
+
+In a message `{case.…}` stands for an attribute of the case.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.linears import planned_linears
 from hfcompress.models.shape import Shape
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.schedules import Gradual, Iterative, Lottery, OneShot
-from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.errors import Problem, Rule
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
@@ -87,23 +90,6 @@ class Case:
         return table and rank * (words + width) >= words * width
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a stage cannot do.
-
-    Attributes:
-        when: True if the stage is against the rule.
-        message: What is wrong; `{case.…}` stands for an attribute of the case.
-        fix: How to fix it.
-        key: The key path inside the stage.
-    """
-
-    when: Callable[[Case], Any]
-    message: str
-    fix: str
-    key: Key
-
-
 def _empties(key: str) -> Callable[[Case], bool]:
     def when(case: Case) -> bool:
         gone = 0 if key == "layers" else case.stage.layers
@@ -117,7 +103,7 @@ def _says(key: str) -> Callable[[Case], bool]:
 
 
 LEAVE_OUT = "leave it out"
-RULES = (
+RULES: tuple[Rule[Case], ...] = (
     Rule(
         when=lambda case: (
             not (case.stage.granularities or case.stage.vocabulary == "corpus" or case.stage.embedding_rank)

@@ -1,33 +1,18 @@
-"""What a quantize stage refuses because its options contradict each other, as a table."""
+"""What a quantize stage refuses because its options contradict each other, as a table.
+
+In a message `{backend}` stands for the backend's name and `{why}` for its own reason; in a fix `{mixed}` and
+`{trainable}` stand for the backends that can do so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfcompress.quantization.backends.base import BACKENDS
-from hfcompress.utils.errors import Key, Problem
+from hfcompress.utils.errors import Problem, Rule
 
 if TYPE_CHECKING:
     from hfcompress.quantization.stage import Quantize
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One contradiction.
-
-    Attributes:
-        when: True if a stage has it.
-        message: What is wrong. `{backend}` stands for the backend's name, and `{why}` for its own reason.
-        fix: How to fix it. `{mixed}` and `{trainable}` stand for the backends that can do so.
-        key: The key path inside the stage.
-    """
-
-    when: Callable[[Quantize], bool]
-    message: str
-    fix: str
-    key: Key
 
 
 def find_contradictions(stage: Quantize) -> list[Problem]:
@@ -58,7 +43,7 @@ def _says_without_fixed_ranges(stage: Quantize, key: str) -> bool:
     return train is not None and bool(backend.trains and train.says(key) and not backend.training_ranges)
 
 
-RULES = (
+RULES: tuple[Rule[Quantize], ...] = (
     Rule(
         when=lambda stage: stage.max_drop is not None and not stage.backend.mixed,
         message="{backend} has no way to leave single layers in float32",

@@ -1,10 +1,13 @@
-"""Finds what cannot work in a recipe before anything is trained: the order of stages, names, shapes, files."""
+"""Finds what cannot work in a recipe before anything is trained: the order of stages, names, shapes, files.
+
+In a rule's message `{stage}`, `{task}` and `{architecture}` stand for the stage's.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from hfcompress.models.artifact import label_ids, load_tokenizer
 from hfcompress.models.padding import plainly_agree, reads_last_token
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.task_heads import has_task_head
-from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.utils.errors import HfcompressError, Key, Problem, Rule, did_you_mean
 from hfcompress.utils.places import local_path
 
 if TYPE_CHECKING:
@@ -67,24 +70,7 @@ class Place:
         return self.index == len(self.recipe.stages) - 1
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A reason why a stage cannot run at its place in the recipe.
-
-    Attributes:
-        when: True if the rule refuses the stage.
-        message: What is wrong; `{stage}`, `{task}` and `{architecture}` stand for the stage's.
-        fix: How to fix it.
-        key: The key path inside the stage.
-    """
-
-    when: Callable[[Place], bool]
-    message: str
-    fix: str
-    key: Key = ()
-
-
-ORDER = (
+ORDER: tuple[Rule[Place], ...] = (
     Rule(
         when=lambda at: not at.stage.compresses and any(stage.compresses for stage in at.earlier),
         message="finetune makes the source, so it comes first",
@@ -103,7 +89,7 @@ ORDER = (
     ),
 )
 """The order of the stages, whatever model the recipe names."""
-START = (
+START: tuple[Rule[Place], ...] = (
     Rule(
         when=lambda at: at.start is not None and at.start.head != at.task.head and not at.stage.makes_task_head,
         message="the model that {stage} gets here has no head for {task}",
@@ -119,7 +105,7 @@ START = (
 """The task head of the model that a stage starts from."""
 
 
-def apply_rules(rules: tuple[Rule, ...], at: Place) -> list[Problem]:
+def apply_rules(rules: tuple[Rule[Place], ...], at: Place) -> list[Problem]:
     """Returns a problem for each rule that refuses a stage, with key paths inside the recipe."""
     words = {
         "stage": at.stage.kind,

@@ -6,9 +6,10 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from hfcompress.utils.escape import one_line
 
@@ -51,6 +52,26 @@ class Problem:
         place = " ".join(one_line(part) for part in (self.where, dotted(self.key)) if part)
         fix = f"\n    {one_line(self.fix)}" if self.fix else ""
         return (f"{place}: " if place else "") + one_line(self.message) + fix
+
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[C]):
+    """A row of a table of refusals.
+
+    Attributes:
+        when: True if the rule refuses the case.
+        message: What is wrong; each table says what its `{…}` stand for.
+        fix: How to fix it.
+        key: The key path inside the stage.
+    """
+
+    when: Callable[[C], Any]
+    message: str
+    fix: str
+    key: Key = ()
 
 
 class HfcompressError(Exception):

@@ -10,17 +10,13 @@ import pytest
 
 from hfcompress.models.artifact import open_artifact
 from tests import factories
-from tests.training.test_distributed import SCRIPT, _two_processes
+from tests.training.test_distributed import END, STAGES, _two_processes
 
 TRAIN = {"epochs": 1, "batch_size": 8, "losses": ["hard_labels"]}
 SCHEDULES = [
     {"schedule": {"use": "iterative", "rounds": 2}, "recover": TRAIN},
     {"schedule": {"use": "lottery", "rounds": 2}, "train": TRAIN},
 ]
-KEEP_FACTS = """
-    import json
-    (target / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(result.facts))
-"""
 REMEMBER = """
 import json, os, sys
 from pathlib import Path
@@ -59,14 +55,11 @@ def test_the_sensitivity_is_found_once_and_known_to_both(
     (target / "01-prune" / "facts").mkdir(parents=True)
     if known:
         (target / "01-prune" / "facts" / "sensitivity.json").write_text('{"whole": 0.25}')
-    end = "    parent = open_artifact(result.directory, name)\n"
-    script = SCRIPT.replace(end, end + KEEP_FACTS)
-    assert script != SCRIPT
-    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(STAGES + END)
 
     _two_processes(tmp_path / "script.py", tmp_path / "home", recipe, target)
 
-    first, second = (json.loads((target / f"facts-{rank}.json").read_text()) for rank in "01")
+    first, second = (json.loads((target / "01-prune" / f"facts-{rank}.json").read_text()) for rank in "01")
     assert first["sensitivity"] == second["sensitivity"]
     assert first["sensitivity"]["whole"] == 0.25 if known else len(first["sensitivity"]["heads"]) == 2
     shape = open_artifact(target / "01-prune" / "model").shape

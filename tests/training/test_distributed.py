@@ -29,7 +29,7 @@ from tests import factories
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-SCRIPT = """
+STAGES = """
 import json, logging, os, sys
 from pathlib import Path
 import numpy as np
@@ -54,6 +54,8 @@ for name, stage in zip(recipe.stage_names(), recipe.stages):
     result = stage.run(parent, context)
     parent = open_artifact(result.directory, name)
     (target / name / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(dict(result.facts)))
+"""
+SCORES = """
 evaluate.BATCH = 21
 for path in sorted((target / "heads").iterdir()):
     task = TypeAdapter(AnyTask).validate_json((path / "task.json").read_text())
@@ -65,6 +67,8 @@ for path in sorted((target / "heads").iterdir()):
     np.savez(path / f"{os.environ['RANK']}.npz", outputs=outputs, order=order, score=score)
 if os.environ["RANK"] == "1":
     (target / "second.txt").write_text(repr(result.logits))
+"""
+END = """
 process_state().wait_for_everyone()
 process_state().destroy_process_group()  # a process that leaves first can abort the other's communication threads
 """
@@ -170,7 +174,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
         result = stage.run(parent, context)
         parent = open_artifact(result.directory, name)
         (folder / "one" / name / "facts.json").write_text(json.dumps(dict(result.facts)))
-    (folder / "script.py").write_text(SCRIPT)
+    (folder / "script.py").write_text(STAGES + SCORES + END)
     for head in HEADS:
         _write_head(folder / "two" / "heads" / head, folder / "rows", head, data)
     recipe_file = factories.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
@@ -292,6 +296,7 @@ def test_a_mistake_is_told_and_ends_both_processes(tmp_path: Path, data: Path) -
     recipe = factories.recipe(tmp_path / "recipe.yaml", untrained, data)
     done = _launch(TORCHRUN, tmp_path, SCRIPTS / "distill.py", recipe)
     assert done.returncode != 0
-    assert "it was never fine-tuned for this task" in done.stderr
+    assert "is at chance" in done.stderr
+    assert "name a model that was fine-tuned for this task" in done.stderr
     assert "hfcompress/cli.py" not in done.stderr  # no traceback of ours
     assert not (tmp_path / "runs" / "tiny" / "01-distill").exists()
