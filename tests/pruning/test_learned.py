@@ -23,8 +23,8 @@ from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import GrowthTimes
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
-from tests.training.test_distributed import _two_processes
 from tests.training.test_training import Interrupt
+from tests.two_processes import run_two_processes
 
 
 def l0(model: Any, target: Any, **options: Any) -> HardConcrete:
@@ -404,7 +404,7 @@ def test_two_processes_learn_the_masks_that_one_learns(kind: str, tmp_path: Path
     masked.trained(model, masks, data, tmp_path / "one")
     (tmp_path / "script.py").write_text(SCRIPT)
     root = Path(__file__).parents[2]
-    _two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
+    run_two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, tensor in (masks.state_dict() | model.state_dict()).items():
         torch.testing.assert_close(second[name], first[name], atol=0, rtol=0)

@@ -20,7 +20,7 @@ from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
 from hfcompress.utils.distributed import AllReduce
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.two import Two
+from tests.two_threads import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -17,7 +17,7 @@ from hfcompress.pruning.gates import fold_gates, gated
 from hfcompress.pruning.gradients import unit_gradients
 from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange_masks, tune_masks
 from tests import factories
-from tests.two import Two
+from tests.two_threads import Two
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -10,7 +10,7 @@ import pytest
 
 from hfcompress.models.artifact import open_artifact
 from tests import factories
-from tests.training.test_distributed import END, STAGES, _two_processes
+from tests.two_processes import END, RUN_STAGES, run_two_processes
 
 TRAIN = {"epochs": 1, "batch_size": 8, "losses": ["hard_labels"]}
 SCHEDULES = [
@@ -38,7 +38,7 @@ def test_what_the_first_process_alone_knows_is_what_all_of_them_get(tmp_path: Pa
     (tmp_path / "0" / "facts" / "known.json").write_text('"found before"')
     (tmp_path / "script.py").write_text(REMEMBER)
 
-    _two_processes(tmp_path / "script.py", tmp_path / "home", tmp_path)
+    run_two_processes(tmp_path / "script.py", tmp_path / "home", tmp_path)
 
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in "01"] == [["found before", "by 0"]] * 2
 
@@ -55,9 +55,9 @@ def test_the_sensitivity_is_found_once_and_known_to_both(
     (target / "01-prune" / "facts").mkdir(parents=True)
     if known:
         (target / "01-prune" / "facts" / "sensitivity.json").write_text('{"whole": 0.25}')
-    (tmp_path / "script.py").write_text(STAGES + END)
+    (tmp_path / "script.py").write_text(RUN_STAGES + END)
 
-    _two_processes(tmp_path / "script.py", tmp_path / "home", recipe, target)
+    run_two_processes(tmp_path / "script.py", tmp_path / "home", recipe, target)
 
     first, second = (json.loads((target / "01-prune" / f"facts-{rank}.json").read_text()) for rank in "01")
     assert first["sensitivity"] == second["sensitivity"]

@@ -30,8 +30,8 @@ from hfcompress.quantization.qat.learned_steps import RATE, LearnedStepSizes
 from hfcompress.quantization.qat.moving_average import MOMENTUM, MovingAverageRanges
 from hfcompress.recipe.loader import load
 from tests import factories, masked
-from tests.training.test_distributed import _two_processes
 from tests.training.test_training import Interrupt
+from tests.two_processes import run_two_processes
 
 AUTO = "AutoModelForSequenceClassification"
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -486,7 +486,7 @@ def test_two_processes_come_to_the_ranges_of_one(kind: str, tmp_path: Path, data
     masked.trained(model, masks, data, tmp_path / "one", epochs=1.0)
     (tmp_path / "script.py").write_text(SCRIPT)
     root = Path(__file__).parents[2]
-    _two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
+    run_two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, tensor in (masks.state_dict() | model.state_dict()).items():
         torch.testing.assert_close(second[name], first[name], atol=0, rtol=0)

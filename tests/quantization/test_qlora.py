@@ -35,7 +35,7 @@ from hfcompress.run.push import uploads
 from hfcompress.training.lora import Lora, add_lora
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.training.test_distributed import SCRIPT, _two_processes
+from tests.two_processes import END, RUN_STAGES, run_two_processes
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 EVERY = ["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
@@ -460,9 +460,9 @@ def test_two_processes_train_the_same_adapters(
     one = run(backend, lora=lora)
     train = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "lora": lora}
     stages = [{"kind": "quantize", "backend": backend, "train": train}]
-    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "script.py").write_text(RUN_STAGES + END)
     recipe = factories.recipe(tmp_path / "recipe.yaml", teacher, data, stages=stages)
-    _two_processes(tmp_path / "script.py", tmp_path / "home", recipe, tmp_path / "two")
+    run_two_processes(tmp_path / "script.py", tmp_path / "home", recipe, tmp_path / "two")
     two = tmp_path / "two" / "01-quantize" / "model"
     for name, tensor in load_file(two / "adapter" / "adapter_model.safetensors").items():
         torch.testing.assert_close(tensor, one.adapter[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")

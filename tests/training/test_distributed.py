@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,36 +24,16 @@ from hfcompress.training import evaluate
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.two_processes import ACCELERATE, END, RUN_STAGES, TORCHRUN, launch, run_two_processes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-STAGES = """
-import json, logging, os, sys
-from pathlib import Path
+SCORES = """
 import numpy as np
 from pydantic import TypeAdapter
 from hfcompress.data.tasks import AnyTask
-from hfcompress.utils.logging import log
-from hfcompress.utils.errors import HfcompressError
-from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
-from hfcompress.recipe.loader import load
-from hfcompress.context import StageContext
+from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, read_config
 from hfcompress.training import evaluate
-from hfcompress.utils.distributed import process_state
-
-recipe_file, target = Path(sys.argv[1]), Path(sys.argv[2])
-recipe = load(recipe_file).recipe
-source = parent = open_artifact(Path(recipe.model))
-logging.basicConfig(level="INFO")
-log.info("said once")
-for name, stage in zip(recipe.stage_names(), recipe.stages):
-    context = StageContext(recipe.task, recipe.seed, source, {}, target / name)
-    context.directory.mkdir(parents=True, exist_ok=True)  # as a run does
-    result = stage.run(parent, context)
-    parent = open_artifact(result.directory, name)
-    (target / name / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(dict(result.facts)))
-"""
-SCORES = """
 evaluate.BATCH = 21
 for path in sorted((target / "heads").iterdir()):
     task = TypeAdapter(AnyTask).validate_json((path / "task.json").read_text())
@@ -65,50 +43,7 @@ for path in sorted((target / "heads").iterdir()):
     assert model.training
     score = evaluate.score(model, rows, tokenizer, task, shared=True)
     np.savez(path / f"{os.environ['RANK']}.npz", outputs=outputs, order=order, score=score)
-if os.environ["RANK"] == "1":
-    (target / "second.txt").write_text(repr(result.logits))
 """
-END = """
-process_state().wait_for_everyone()
-process_state().destroy_process_group()  # a process that leaves first can abort the other's communication threads
-"""
-
-
-CPU = {"ACCELERATE_USE_CPU": "1"}
-TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port"]  # fmt: skip
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def _launch(launcher: list[str], folder: Path, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *launcher, _free_port(), str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=folder, env=os.environ | CPU)
-
-
-def _two_processes(script: Path, home: Path, *arguments: object) -> list[str]:
-    """Starts what a launcher would start, without its own seconds of imports; what each wrote to both streams."""
-    shared = os.environ | CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    running = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=shared | {"RANK": rank, "LOCAL_RANK": rank, "HFCOMPRESS_HOME": str(home)},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], outputs
-    return outputs
 
 
 def _stages(batch_size: int) -> list[dict[str, Any]]:
@@ -174,11 +109,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Both:
         result = stage.run(parent, context)
         parent = open_artifact(result.directory, name)
         (folder / "one" / name / "facts.json").write_text(json.dumps(dict(result.facts)))
-    (folder / "script.py").write_text(STAGES + SCORES + END)
+    (folder / "script.py").write_text(RUN_STAGES + SCORES + END)
     for head in HEADS:
         _write_head(folder / "two" / "heads" / head, folder / "rows", head, data)
     recipe_file = factories.recipe(folder / "two.yaml", teacher, data, stages=_stages(8))
-    printed = _two_processes(folder / "script.py", folder / "home", recipe_file, folder / "two")
+    printed = run_two_processes(folder / "script.py", folder / "home", recipe_file, folder / "two")
     return Both(folder / "one", folder / "two", printed)
 
 
@@ -277,14 +212,14 @@ def test_a_launcher_that_starts_one_process_of_two_is_told(monkeypatch: pytest.M
 @pytest.mark.slow
 def test_a_script_under_accelerate_runs_its_stages_and_resumes(tmp_path: Path, teacher: Path, data: Path) -> None:
     recipe = factories.recipe(tmp_path / "recipe.yaml", teacher, data)
-    done = _launch(ACCELERATE, tmp_path, SCRIPTS / "distill.py", recipe)
+    done = launch(ACCELERATE, tmp_path, SCRIPTS / "distill.py", recipe)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
     assert json.loads((run / "recipe.lock.json").read_text())["processes"] == 2
     assert [row["stage"] for row in json.loads((run / "report.json").read_text())["rows"]] == ["source", "01-distill"]
     assert done.stdout.count("card ") == 1
 
-    done = _launch(TORCHRUN, tmp_path, SCRIPTS / "prune.py", recipe)
+    done = launch(TORCHRUN, tmp_path, SCRIPTS / "prune.py", recipe)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("01-distill: done before") == 1
     assert [p.name for p in sorted(run.glob("0*"))] == ["01-distill", "02-prune"]
@@ -294,7 +229,7 @@ def test_a_script_under_accelerate_runs_its_stages_and_resumes(tmp_path: Path, t
 def test_a_mistake_is_told_and_ends_both_processes(tmp_path: Path, data: Path) -> None:
     untrained = factories.save(factories.model(), tmp_path / "untrained")
     recipe = factories.recipe(tmp_path / "recipe.yaml", untrained, data)
-    done = _launch(TORCHRUN, tmp_path, SCRIPTS / "distill.py", recipe)
+    done = launch(TORCHRUN, tmp_path, SCRIPTS / "distill.py", recipe)
     assert done.returncode != 0
     assert "is at chance" in done.stderr
     assert "name a model that was fine-tuned for this task" in done.stderr
