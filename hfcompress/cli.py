@@ -84,6 +84,41 @@ def copy(
 
 
 @app.command()
+def init(
+    model: Annotated[str, typer.Option("--model", "-m", help="A directory or Hub id.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="A csv, tsv, jsonl, json, txt or parquet file, or a directory.")
+    ],
+    text: Annotated[str, typer.Option(help="The column with the text, or two with a comma; guessed by default.")] = "",
+    label: Annotated[str | None, typer.Option(help="The column with the label; guessed by default.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The type of the task, such as regression; guessed by default.")
+    ] = None,
+    target_speedup: Annotated[
+        float, typer.Option(min=1.0, max=100.0, help="How much faster it should get on a CPU.")
+    ] = 3.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe file; default: NAME.yaml here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides how one file is split.")] = 42,
+) -> None:
+    """Look at a data file and write a first recipe for it; one file is split into train, dev and test."""
+    from hfcompress.recipe.proposal import propose
+
+    columns = tuple(name.strip() for name in text.split(",") if name.strip())
+    made = propose(model, data, output, columns, label, task, target_speedup, seed)
+    found = f"text {', '.join(made.columns.text)}" + (f", label {made.columns.label}" if made.columns.label else "")
+    out().print(f"{made.columns.type}: {found}")
+    for fact in made.profile.describe():
+        out().print(fact)
+    if made.split is not None:
+        out().print(f"split into {made.split}")
+    for warning in made.profile.warnings():
+        log.warning(warning)
+    out().print(f"{made.path}: read it, then `hfcompress check {made.path}` and `hfcompress run {made.path}`")
+
+
+@app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake of a recipe, before anything is trained."""
     from hfcompress.recipe.validate import check as check_

@@ -119,6 +119,23 @@ class TextFile:
         whole = pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table()
         return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
 
+    def samples(self, most: int) -> list[dict[str, Any]]:
+        """Reads all columns of its first rows, as they are spelled.
+
+        Args:
+            most: How many rows.
+        """
+        names = self.columns()
+        return [dict(zip(names, values, strict=True)) for _, values in islice(self._records(names), most)]
+
+    def lines(self) -> Iterator[str]:
+        """Reads its lines, with their ends."""
+        return (line for _, line in self._lines())
+
+    def fields(self) -> Iterator[list[str]]:
+        """Reads the header and the rows of a csv or tsv file, as the fields that stand in it."""
+        return (fields for _, fields in self._fields())
+
     def _records(self, names: list[str]) -> Iterator[Record]:
         if self.path.suffix == ".txt":
             require_columns(names, [TEXT_COLUMN], self.path.name)
@@ -300,6 +317,17 @@ class ParquetFile:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(types)):
                 yield self._typed(pyarrow.Table.from_batches([batch]), types, first).data.table
                 first += len(batch)
+
+    def samples(self, most: int) -> list[dict[str, Any]]:
+        """Reads all columns of its first rows.
+
+        Args:
+            most: How many rows.
+        """
+        import pyarrow.parquet
+
+        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            return list(next(file.iter_batches(most)).to_pylist()) if file.metadata.num_rows else []
 
     def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
         """Its rows as a data set."""

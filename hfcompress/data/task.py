@@ -191,7 +191,7 @@ class Task(StrictModel):
             return []
         if file is None:
             splits = " and ".join(self.required).replace("dev", "dev (or validation)")
-            fix = f"it needs {splits} files of {self.kinds}; `splits:` renames them"
+            fix = f"it needs {splits} files of {self.kinds}; `splits:` renames them, `hfcompress init` splits one file"
             return [Problem(f"no {split} file in {self.dataset}", fix, ("task", "dataset"))]
         header, found = file.columns(), []
         for index, column in enumerate([*self.text, *self.columns[len(set(self.text)) :]]):

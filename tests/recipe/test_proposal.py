@@ -1,0 +1,194 @@
+"""`hfcompress init`: a data file and a model go in, a recipe that `check` finds sound comes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from hfcompress.data.files import data_file
+from hfcompress.data.profile import Profile, guess_columns
+from hfcompress.data.split import split_rows, write_splits
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.proposal import propose
+from hfcompress.utils.errors import HfcompressError
+from tests import factories
+
+ROWS = [{"id": f"{n:03}", "sentence": f"film number {n} was {'good' if n % 4 else 'bad'}", "label": str(int(n % 4 > 0))}
+        for n in range(200)]  # fmt: skip
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_split_keeps_equal_texts_together_and_classes_in_proportion() -> None:
+    texts = [
+        f"text {n // 2}" if n % 2 else f"Text  {n // 2}" for n in range(400)
+    ]  # each stands twice, spelled otherwise
+    classes = [int(n // 2 % 4 == 0) for n in range(400)]
+
+    numbers = split_rows(texts, classes, seed=3)
+
+    assert sorted(row for rows in numbers.values() for row in rows) == list(range(400))
+    assert [len(numbers[split]) for split in ("train", "dev", "test")] == [320, 40, 40]
+    for rows in numbers.values():
+        assert {row // 2 * 2 for row in rows} | {row // 2 * 2 + 1 for row in rows} == set(rows)
+        assert Counter(classes[row] for row in rows)[1] / len(rows) == pytest.approx(0.25, abs=0.05)
+    assert split_rows(texts, classes, seed=3) == numbers != split_rows(texts, classes, seed=4)
+
+
+def test_too_few_texts_are_not_split() -> None:
+    with pytest.raises(HfcompressError, match="9 different texts, too few"):
+        split_rows([f"text {n % 9}" for n in range(90)], [0] * 90, seed=0)
+
+
+ODD = [{"text": 'a "quoted", text\nof two lines', "label": "01"}, {"text": "é, NaN", "label": "1e3"}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
+def test_a_split_file_holds_its_rows_as_they_were_spelled(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"all{suffix}"
+    if suffix == ".csv":
+        _write_csv(path, ODD)
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ODD), path)
+    else:
+        spelled = ['{"text": "tab\\t", "label": 7.10}', '{"text":"\u2028","label": 1E3}']
+        path.write_text(
+            "\n".join(spelled) if suffix == ".jsonl" else f"[{spelled[0]},\n{spelled[1]}]", encoding="utf-8"
+        )
+    before = data_file(path).samples(9)
+
+    first, second = write_splits(path, {"train": [1], "dev": [0]}, tmp_path)
+
+    assert [data_file(first).samples(9), data_file(second).samples(9)] == [[before[1]], [before[0]]]
+    if suffix in (".jsonl", ".json"):
+        assert [first.read_text(encoding="utf-8"), second.read_text(encoding="utf-8")] == [
+            f"{spelled[1]}\n",
+            f"{spelled[0]}\n",
+        ]
+
+
+GUESSES = [
+    ([{"id": "1", "sentence": "so good", "label": "1"}, {"id": "2", "sentence": "so bad", "label": "0"}],
+     ("text-classification", ("sentence",), "label")),
+    ([{"sentence2": "a", "sentence1": "b", "score": "3.5"}, {"sentence2": "a", "sentence1": "b", "score": "1"},
+      {"sentence2": "a", "sentence1": "b", "score": "0"}], ("regression", ("sentence1", "sentence2"), "score")),
+    ([{"tokens": ["Ada"], "ner_tags": ["B-PER"]}], ("token-classification", ("tokens",), "ner_tags")),
+    ([{"context": "c", "question": "q", "answers": {"text": ["c"], "answer_start": [0]}}],
+     ("question-answering", ("question", "context"), "answers")),
+    ([{"text": "only text"}], ("fill-mask", ("text",), None)),
+    ([{"body": f"some longer text {n}", "number": str(n), "team": "ab"[n % 2]} for n in range(20)],
+     ("text-classification", ("body",), "team")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("samples", "expected"), GUESSES, ids=[guess[0] for _, guess in GUESSES])
+def test_columns_and_task_are_guessed(samples: list[dict[str, Any]], expected: tuple[Any, ...]) -> None:
+    found = guess_columns(samples)
+    assert (found.type, found.text, found.label) == expected
+
+
+def test_a_column_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(HfcompressError, match="no column 'sentance'") as error:
+        guess_columns([{"sentence": "a", "label": "b"}], text=["sentance"])
+    assert "sentence" in error.value.problems[0].fix
+
+
+def test_one_file_becomes_a_sound_recipe_and_three_splits(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    file = _write_csv(tmp_path / "my films.csv", ROWS)
+    recipe = tmp_path / "films.yaml"
+
+    status = factories.run_cli("init", "--model", teacher, "--data", file, "--output", recipe)
+
+    assert status == 0
+    said = capsys.readouterr().out
+    assert "text-classification: text sentence, label label" in said
+    assert "160 in train, 20 in dev, 20 in test" in said
+    loaded = load(recipe).recipe
+    assert [stage.kind for stage in loaded.stages] == ["quantize"]  # the teacher answers this task already
+    assert Path(loaded.task.dataset) == tmp_path / "films-data"
+    ids = {
+        row["id"]
+        for split in ("train", "dev", "test")
+        for row in data_file(tmp_path / f"films-data/{split}.csv").samples(999)
+    }
+    assert ids == {row["id"] for row in ROWS}
+    assert factories.run_cli("check", recipe) == 0
+
+
+def test_what_is_there_is_left_as_it_is(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    file, recipe = _write_csv(tmp_path / "films.csv", ROWS), tmp_path / "films.yaml"
+    recipe.write_text("mine")
+    assert factories.run_cli("init", "--model", teacher, "--data", file, "--output", recipe) == 2
+    assert recipe.read_text() == "mine"
+    assert "left as it is" in capsys.readouterr().err
+
+
+def test_a_proposal_that_fails_leaves_no_directory(teacher: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": "one class"} for row in ROWS]
+    with pytest.raises(HfcompressError, match="one class only"):
+        propose(
+            str(teacher), str(_write_csv(tmp_path / "films.csv", rows)), tmp_path / "films.yaml", ["sentence"], "label"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]
+
+
+def test_a_directory_without_dev_gets_one_from_train_and_keeps_its_test(teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    _write_csv(folder / "train.csv", ROWS)
+    _write_csv(folder / "test.csv", ROWS[:10])
+
+    made = propose(str(teacher), str(folder), tmp_path / "films.yaml")
+
+    assert made.split == tmp_path / "films-data"
+    assert dict(made.profile.rows) == {"train": 180, "dev": 20, "test": 10}
+    assert made.profile.leaks["dev"] == 0
+    assert made.profile.leaks["test"] > 0
+    assert any("in test have a text that train has too" in warning for warning in made.profile.warnings())
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds"),
+    [(3.0, ["finetune", "quantize"]), (6.0, ["finetune", "prune", "quantize"]),
+     (20.0, ["finetune", "distill", "prune", "quantize"])],
+)  # fmt: skip
+def test_a_higher_target_takes_more_stages(target: float, kinds: list[str], teacher: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": "abc"[int(row["id"]) % 3]} for row in ROWS]  # not the teacher's classes
+    made = propose(str(teacher), str(_write_csv(tmp_path / "f.csv", rows)), tmp_path / "f.yaml", target_speedup=target)
+    assert [stage.kind for stage in load(made.path).recipe.stages] == kinds
+
+
+def test_a_rare_class_changes_the_metric(teacher: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label": str(int(int(row["id"]) % 20 == 0))} for row in ROWS]
+    made = propose(str(teacher), str(_write_csv(tmp_path / "f.csv", rows)), tmp_path / "f.yaml")
+    assert load(made.path).recipe.task.metric == "matthews_correlation"
+    assert made.profile.rare_classes == ["1"]
+
+
+def test_lists_of_words_make_a_token_task(teacher: Path, tmp_path: Path) -> None:
+    lines = [{"tokens": ["film", "number", str(n)], "ner_tags": ["O", "O", "B-N"]} for n in range(60)]
+    file = tmp_path / "ner.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = propose(str(teacher), str(file), tmp_path / "ner.yaml")
+    assert made.columns.type == "token-classification"
+    assert [stage.kind for stage in load(made.path).recipe.stages] == ["finetune", "quantize"]
+
+
+def test_repeated_and_contradicting_texts_are_told() -> None:
+    warnings = Profile({"train": 10, "dev": 5}, {"a": 9, "b": 1}, (), {"dev": 2}, 3, 1).warnings()
+    assert ["leave them out" in warnings[0], "more than one label" in warnings[1], "repeat" in warnings[2]] == [
+        True
+    ] * 3
