@@ -30,12 +30,14 @@ class RowMetric:
         rows: `(units, k)` numbers to add, of predictions and references.
         total: The metric of their `(k,)` sums.
         library: The same metric of all units by a library, where one has it.
+        right_or_wrong: True if it is the share of units that are right; `rows` begins with 1 for these, else with 0.
     """
 
     says: str
     rows: Callable[[Array, Array], Array]
     total: Callable[[Array], float]
     library: Callable[[Array, Array], float] | None = None
+    right_or_wrong: bool = False
 
     def __call__(self, predictions: Array, references: Array) -> float:
         if self.library is not None:
@@ -154,7 +156,7 @@ def _perplexity(sums: Array) -> float:
 
 
 CLASSIFICATION: dict[str, Metric] = {
-    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: share(*s)),
+    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: share(*s), right_or_wrong=True),
     "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1, _f1),
     "matthews_correlation": RowMetric(
         "Matthews' correlation coefficient for any number of classes; 0 where it is undefined.",
@@ -176,7 +178,9 @@ TOKENS: dict[str, Metric] = {
 }
 SPANS: dict[str, Metric] = {
     "f1": RowMetric("SQuAD's F1 of words, the mean over questions.", squad.overlaps, lambda s: share(*s)),
-    "exact_match": RowMetric("The share of answers that are one of those given.", squad.matches, lambda s: share(*s)),
+    "exact_match": RowMetric(
+        "The share of answers that are one of those given.", squad.matches, lambda s: share(*s), right_or_wrong=True
+    ),
 }
 MASKED: dict[str, Metric] = {
     "accuracy": RowMetric("The share of masked tokens that are found.", _masked, lambda s: share(s[0], s[2])),
@@ -226,7 +230,7 @@ def bootstrap_interval(
     """
     import numpy as np
 
-    low, high = np.quantile(_resampled(function, predictions, references, samples, seed), [0.025, 0.975])
+    low, high = np.quantile(resample(function, predictions, references, samples, seed), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -244,12 +248,16 @@ def bootstrap_differences(
     Returns:
         `(samples,)`.
     """
-    one, other = (_resampled(function, answers, references, samples, seed) for answers in (predictions, others))
+    one, other = (resample(function, answers, references, samples, seed) for answers in (predictions, others))
     return one - other
 
 
-def _resampled(function: Metric, predictions: Array, references: Array, samples: int, seed: int) -> Array:
-    """`(samples,)`: the metric of as many draws of the units."""
+def resample(function: Metric, predictions: Array, references: Array, samples: int = 1000, seed: int = 0) -> Array:
+    """Computes a metric of units that are drawn anew, with replacement; arguments as of `bootstrap_interval`.
+
+    Returns:
+        `(samples,)`.
+    """
     import numpy as np
 
     count = len(references)
