@@ -360,16 +360,17 @@ class Task(StrictModel):
 
     def score(self, predictions: Array, references: Array) -> float:
         """The task's metric of what `judge` gave."""
-        return self._metric(predictions, references)
+        return self.metric_function(predictions, references)
 
     def interval(
         self, predictions: Array, references: Array, samples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
         """The 95% bootstrap interval of the score over the judged units."""
-        return bootstrap_interval(self._metric, predictions, references, samples, seed)
+        return bootstrap_interval(self.metric_function, predictions, references, samples, seed)
 
     @property
-    def _metric(self) -> Metric:
+    def metric_function(self) -> Metric:
+        """The metric, of predictions and references."""
         return self.metrics[self.metric] if isinstance(self.metric, str) else self.metric
 
     @property
@@ -477,7 +478,7 @@ class Task(StrictModel):
         import numpy as np
 
         sign = 1 if self.greater_is_better else -1
-        gains = sign * bootstrap_differences(self._metric, predictions, others, references, samples, seed)
+        gains = sign * bootstrap_differences(self.metric_function, predictions, others, references, samples, seed)
         return float(np.quantile(gains, 0.05))
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from hfcompress.data.labels import in_order
+from hfcompress.measure.answers import Answer, Answers, align
 from hfcompress.measure.environment import device_facts
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.sizes import sizes
@@ -18,6 +20,7 @@ from hfcompress.measure.timing import Latency, timings
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
 from hfcompress.models.weights import first_not_finite
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.margin import AnyMargin, Margin
 from hfcompress.utils.processors import default_threads, thread_counts
 from hfcompress.utils.strict_model import StrictModel
 
@@ -47,6 +50,11 @@ class Measure(StrictModel):
     """Estimate watt-hours for 1,000 rows with codecarbon (extra `energy`)."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind the 95% interval."""
+    margin: AnyMargin = Margin(0.01, relative=True)
+    """The largest loss of quality that is accepted: `1%` of the source's score, or `0.01` of the metric. The report
+    says whether a loss beyond it is ruled out, and how many rows could tell."""
+    slices: list[str] = []
+    """Columns of the data; the report also compares the models for each of their values."""
 
 
 def measure(
@@ -55,8 +63,8 @@ def measure(
     options: Measure,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """The measured part of a report.
+) -> tuple[dict[str, Any], Answers]:
+    """The measured part of a report, and the answers that its quality was judged by.
 
     Args:
         artifacts: The source first: the others are held against it.
@@ -66,20 +74,28 @@ def measure(
         progress: Told what is being done.
 
     Returns:
-        `machine`, the state that it was in while models were timed, and `rows`, one for each artifact, in order.
+        `machine`, the state that it was in while models were timed, and `rows`, one for each artifact, in order; and
+        the answers of the models.
     """
     with _loaded(artifacts, task, options, progress) as (processes, encoded):
         latencies, state = timings(processes, encoded, options.latency, seed, progress)
         latencies = [_computed_in(process, latency) for process, latency in zip(processes, latencies, strict=True)]
-        rows = []
+        rows, answers = [], []
         for process, data, latency in zip(processes, encoded, latencies, strict=True):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
             energy = process.energy(ENERGY_SECONDS) if options.energy else None
             require_padding_unread(process, data)
-            quality, interval = _quality(process, data, options.bootstrap, seed)
+            answers.append(judged(process, data))
+            quality, interval = _quality(answers[-1], task, options.bootstrap, seed)
             rows.append(_row(process, task, quality, interval, latency, memory, energy))
-    return {"machine": _machine(state, options.latency), "rows": [_against(row, rows[0]) for row in rows]}
+    content: dict[str, Any] = {
+        "machine": _machine(state, options.latency),
+        "rows": [_against(row, rows[0]) for row in rows],
+    }
+    if answers[0].logits is not None:
+        content["labels"] = in_order(label_ids(read_config(artifacts[0].path)))
+    return content, align(answers)
 
 
 def time_again(
@@ -153,32 +169,51 @@ class Rows:
             yield {name: batch[name].numpy() for name in names if name in batch}
 
 
-def _quality(process: ModelProcess, rows: Rows, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
-    task = rows.task
-    predictions, references = judged(process, rows)
+def _quality(answer: Answer, task: Task, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
+    predictions, references = answer.predictions, answer.references
     low, high = task.interval(predictions, references, samples, seed)
     return {task.metric_name: task.score(predictions, references), "n": len(references)}, [low, high]
 
 
-def judged(process: ModelProcess, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A model's predictions for all rows, and the references; rows of like length are read together.
+def judged(process: ModelProcess, rows: Rows) -> Answer:
+    """A model's answers to all rows, in the order of the data; rows of like length are read together.
 
     Raises:
         HfcompressError: where it answers with values that are not finite.
     """
     import numpy as np
 
-    task, order = rows.task, np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable").tolist()
-    size = QUALITY_BATCH[task.head]
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    task, lengths = rows.task, np.asarray(rows.encoded["length"][:])
+    order, size = np.argsort(lengths, kind="stable"), QUALITY_BATCH[task.head]
+    groups = [order[i : i + size].tolist() for i in range(0, len(order), size)]
     outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
     if not np.isfinite(outputs).all():
         raise HfcompressError(
             f"{process.artifact.path} answers with values that are not finite{_odd_tensor(process.artifact)}",
             "train or quantize the model again, or start from an earlier checkpoint",
         )
-    predictions, references = task.judge(outputs, rows.encoded.select(order))
-    return predictions, references
+    outputs = _restore_order(outputs, order, lengths, by_token=task.head in ("token", "span"))
+    predictions, references = task.judge(outputs, rows.encoded)
+    classes = task.head == "sequence" and task.type != "regression"
+    return Answer(predictions, references, outputs if classes else None, lengths if task.head != "span" else None)
+
+
+def _restore_order(outputs: NDArray[Any], order: NDArray[Any], lengths: NDArray[Any], by_token: bool) -> NDArray[Any]:
+    """Outputs in the order of the data.
+
+    Args:
+        outputs: One a row, or one a token of each row, in the order in which the rows were read.
+        order: The numbers of the rows in that order.
+        lengths: Tokens of each row, in the order of the data.
+        by_token: True for outputs of tokens.
+    """
+    import numpy as np
+
+    place = np.argsort(order)
+    if not by_token:
+        return outputs[place]
+    parts = np.split(outputs, np.cumsum(lengths[order])[:-1])
+    return np.concatenate([parts[number] for number in place])
 
 
 def require_padding_unread(process: ModelProcess, rows: Rows) -> None:

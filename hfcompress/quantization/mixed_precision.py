@@ -204,4 +204,5 @@ def _measure(path: Path, rows: Rows, context: StageContext) -> float:
     """Returns the metric of a saved model on the dev rows, in a process of its own."""
     task = context.task
     with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
-        return float(task.score(*judged(process, rows)))
+        answer = judged(process, rows)
+        return float(task.score(answer.predictions, answer.references))

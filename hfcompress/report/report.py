@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+SCHEMA = 2
+"""The version of report.json: 2 has `against_source` in each row but the first, and `labels`."""
+
+
 def read(directory: Path) -> dict[str, Any]:
     """The report.json of a run directory.
 

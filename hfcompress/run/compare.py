@@ -10,6 +10,8 @@ from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
 from hfcompress.recipe.loader import Loaded
+from hfcompress.report import report
+from hfcompress.report.judge import add_comparisons
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
@@ -27,13 +29,15 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:
             raise HfcompressError(replace(p, message=f"{artifact.stage}: {p.message}", key=()) for p in problems)
-    return {
-        "schema": 1,
+    measured, answers = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
+    content = {
+        "schema": report.SCHEMA,
         "name": f"{len(models)} models on {recipe.name}",
         "environment": environment(),
         "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
-        **measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info),
+        **measured,
     }
+    return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
 
 
 def _label(model: str) -> str:

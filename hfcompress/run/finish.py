@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.measure.answers import FILE, read_answers, write_answers
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import Artifact, weights_hash
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report import card, report
+from hfcompress.report.judge import add_comparisons
 from hfcompress.utils.files import (
     PARTIAL,
     new_directory,
@@ -29,27 +31,33 @@ if TYPE_CHECKING:
     pass
 
 
+JUDGED_BY = ("margin", "slices")
+"""Options that answers are judged by: the models need not be measured again for others."""
+
+
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
     """Measures the models; reads the figures from report.json if these models were measured before."""
     recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
     key = digest(
         {
             "models": weights,
-            "measure": recipe.measure.model_dump(),
+            "measure": recipe.measure.model_dump(exclude=set(JUDGED_BY)),
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
             "data": recipe.task.fingerprint(judged=True),
             "versions": versions(),
         }
     )
-    kept = read_json(directory / "report.json") or {}
-    if kept.get("key") == key:
+    kept, file, stages = read_json(directory / "report.json") or {}, directory / FILE, [a.stage for a in artifacts]
+    answers = read_answers(file, stages) if kept.get("key") == key else None
+    if answers is not None:
         log.info("report: done before")
-        return kept
+        return add_comparisons(kept, answers, recipe.task, recipe.measure, recipe.seed)
     start = time.perf_counter()
-    measured = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
-    return {
-        "schema": 1,
+    measured, answers = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
+    write_answers(answers, stages, file)
+    content = {
+        "schema": report.SCHEMA,
         "name": recipe.name,
         "key": key,
         "weights": weights,
@@ -61,6 +69,7 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
         },
         **measured,
     }
+    return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
 
 
 def finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
