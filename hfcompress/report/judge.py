@@ -128,14 +128,14 @@ def _describe_answers(
 ) -> dict[str, Any]:
     """What changed in the answers: agreement, divergence, classes, and flipped rows with examples."""
     found: dict[str, Any] = {}
-    answers = [list(values) for values in (source.predictions, result.predictions, source.references)]
+    before, after, references = (list(v) for v in (source.predictions, result.predictions, source.references))
     if task.head != "mask" and task.type != "regression":
         found["agreement"] = share_agreement(source.predictions, result.predictions)
     if task.type == "token-classification":
         compare = compare_tags if task.metric_name == "accuracy" else compare_entities
-        found["classes"] = _spell(compare(*answers))
+        found["classes"] = _spell(compare(before, after, references))
     if task.type == "text-classification":
-        found["classes"] = _spell(compare_classes(*answers, names=labels or None))
+        found["classes"] = _spell(compare_classes(before, after, references, labels or None))
         found["flips"] = _show_flips(source, result, labels, texts)
         if source.logits is not None and result.logits is not None:
             found["divergence"] = mean_divergence(source.logits, result.logits)
