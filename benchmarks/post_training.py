@@ -23,7 +23,7 @@ from distill_throughput import SIZES, bert
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.allocation import keep_best_sum

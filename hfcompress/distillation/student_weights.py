@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from hfcompress.distillation.width_importance import Importance, Narrowing
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import empty_model
+from hfcompress.models.weight_axes import Axis, axes_of, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import Axis
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import Shape, shape_of
+from hfcompress.models.weight_axes import Axis
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

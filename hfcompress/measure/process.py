@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.measure.machine import Turn
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
+from hfcompress.models.loading_checks import require_numbers, require_whole
 from hfcompress.models.shape import count_labels
-from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, tells_of_a_full_disk
 from hfcompress.utils.files import require_space
 from hfcompress.utils.processors import default_threads

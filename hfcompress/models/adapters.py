@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.artifact import load_model, load_tokenizer, save_model
-from hfcompress.models.axes import part_of
+from hfcompress.models.weight_axes import part_of
 from hfcompress.models.weights import read_header, weight_files
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.lock import shared_directory

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
+from hfcompress.models.loading_checks import require_numbers, require_whole
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
 from hfcompress.models.shape import Shape, count_labels, shape_of
@@ -32,7 +33,6 @@ from hfcompress.models.weights import (
     weight_files,
 )
 from hfcompress.models.weights import openvino_files as openvino_files
-from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, require_directory
 from hfcompress.utils.files import scratch_directory
 from hfcompress.utils.logging import log

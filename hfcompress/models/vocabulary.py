@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.axes import axes_of
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import empty_model
+from hfcompress.models.weight_axes import axes_of
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 

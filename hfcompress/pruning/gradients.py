@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 from hfcompress.models.linears import layer_linears
 
 if TYPE_CHECKING:

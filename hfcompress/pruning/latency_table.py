@@ -18,7 +18,7 @@ from hfcompress.measure import machine
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.timing import TRIALS
 from hfcompress.models.forward import accepted
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs
 from hfcompress.utils.errors import HfcompressError

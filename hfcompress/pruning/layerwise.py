@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

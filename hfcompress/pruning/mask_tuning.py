@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.layerwise import Rows, Run, runs, start

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.distillation.width_importance import select_best
 from hfcompress.models.architectures import spec_of
-from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import empty_model
+from hfcompress.models.weight_axes import Axis, axes_of, part_of
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:

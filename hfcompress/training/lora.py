@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from hfcompress.models.adapters import PEFT_PREFIX, WEIGHTS, require_peft
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import part_of
 from hfcompress.models.bounds import LARGEST
+from hfcompress.models.weight_axes import part_of
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.strict_model import StrictModel
 

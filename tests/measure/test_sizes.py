@@ -10,9 +10,9 @@ import pytest
 
 from hfcompress.measure.sizes import sizes
 from hfcompress.models.artifact import open_artifact, save_model
-from hfcompress.models.axes import part_of
 from hfcompress.models.dummy_inputs import probe_inputs
 from hfcompress.models.surgery import Keep, cut
+from hfcompress.models.weight_axes import part_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.report import report
 from tests import factories

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import frozen
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion
 
 if TYPE_CHECKING:

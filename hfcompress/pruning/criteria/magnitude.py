@@ -38,7 +38,7 @@ class Magnitude(Criterion):
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
         import torch
 
-        from hfcompress.models.axes import axes_of
+        from hfcompress.models.weight_axes import axes_of
         from hfcompress.pruning.narrow import inner_places
 
         sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)

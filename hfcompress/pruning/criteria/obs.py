@@ -116,7 +116,7 @@ class Obs(DataCriterion):
         return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
-        from hfcompress.models.frozen import frozen
+        from hfcompress.models.freezing import frozen
         from hfcompress.pruning.layerwise import start
 
         rows = start(model, calibration.batches(self.rows))

@@ -14,8 +14,8 @@ from hfcompress.measure.process import Batch
 from hfcompress.models.dummy_inputs import Probe
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import Note
 from hfcompress.quantization.grids.ranges import Ranges
-from hfcompress.quantization.notes import Note
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.logging import log
 from hfcompress.utils.registry import Component, Registry

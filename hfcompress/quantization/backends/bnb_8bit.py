@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -21,6 +20,7 @@ from hfcompress.quantization.notes import (
     has_only_avx2,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
 if TYPE_CHECKING:

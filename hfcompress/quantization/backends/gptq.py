@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from hfcompress.measure.hardware import abilities
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import UNMEASURED_GPU, Note
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import UNMEASURED_GPU, Note
 from hfcompress.quantization.optimum import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import OLDER, Note, has_only_avx2
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import OLDER, Note, has_only_avx2
 
 if TYPE_CHECKING:
     from torch import Tensor

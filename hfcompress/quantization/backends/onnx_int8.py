@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 from hfcompress.models.artifact import load_model
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import Note, lacks_vnni
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.quantization.calibration import Method, calibrate
 from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
-from hfcompress.quantization.notes import Note, lacks_vnni
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

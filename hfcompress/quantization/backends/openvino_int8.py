@@ -16,8 +16,8 @@ from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
 from hfcompress.onnx.export import quiet
 from hfcompress.onnx.graph_io import EXPORT_TOLERANCE, write_config
+from hfcompress.quantization.advice import Note, lacks_vnni
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import Note, lacks_vnni
 from hfcompress.quantization.optimum import TASKS, iterate_rows
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
