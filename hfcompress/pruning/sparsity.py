@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hfcompress.models.linears import layer_linears
-from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 

@@ -18,9 +18,9 @@ from hfcompress.pruning.budget import Budget
 from hfcompress.pruning.criteria.base import CRITERIA, AnyCriterion
 from hfcompress.pruning.description import describe, summarize
 from hfcompress.pruning.figures import list_figures
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.rules import find_problems
 from hfcompress.pruning.schedules import Lottery, OneShot, Schedule
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure

@@ -25,7 +25,7 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 from hfcompress.models.surgery import Keep, cut, empty_model
 from hfcompress.pruning.gates import gated
-from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated
+from hfcompress.pruning.hidden_dimensions import cut_hidden, drop_layers, hidden_gated
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 

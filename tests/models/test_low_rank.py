@@ -18,7 +18,7 @@ from hfcompress.models.forward import accepted, observe
 from hfcompress.models.shape import config_of, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
-from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.pruning.hidden_dimensions import cut_hidden
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from tests import factories

@@ -17,7 +17,7 @@ from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.pruning.convert.convert import Converted, convert, pruned_model, summary
 from hfcompress.pruning.gates import gated
-from hfcompress.pruning.narrow import cut_hidden, hidden_gated
+from hfcompress.pruning.hidden_dimensions import cut_hidden, hidden_gated
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 

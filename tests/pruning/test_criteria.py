@@ -24,7 +24,7 @@ from hfcompress.pruning.allocation import count_by_layer, count_kept, keep_share
 from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.gradients import stream_gradients, unit_gradients
-from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.pruning.hidden_dimensions import cut_hidden
 from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -19,8 +19,8 @@ from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.masks.hard_concrete import HardConcrete
 from hfcompress.pruning.masks.units import GradualUnits
 from hfcompress.pruning.masks.weights import GradualWeights
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import GrowthTimes
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
 from tests.training.test_training import Interrupt

@@ -18,8 +18,8 @@ from hfcompress.pruning.allocation import keep_highest
 from hfcompress.pruning.costs import Costs, Target
 from hfcompress.pruning.masks.units import GradualUnits, expect_cost
 from hfcompress.pruning.masks.weights import GradualWeights
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import GrowthTimes, share_done_between
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories, masked

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import (
     KeptZeros,
     apply_zeros,
@@ -20,6 +19,7 @@ from hfcompress.pruning.sparsity import (
     zero,
     zeros,
 )
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 

@@ -14,9 +14,9 @@ from hfcompress.models.architectures import PRUNED, TASK_HEADS, UnsupportedError
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
 from hfcompress.models.dummy_inputs import logits_of, probe_inputs
 from hfcompress.models.shape import Shape, shape_of
-from hfcompress.pruning.convert.idle import without_idle_units
-from hfcompress.pruning.convert.legacy import rebuild
+from hfcompress.pruning.convert.idle_units import without_idle_units
 from hfcompress.pruning.convert.pickles import read_tensors, write_safetensors
+from hfcompress.pruning.convert.rebuild import rebuild
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import new_directory
 

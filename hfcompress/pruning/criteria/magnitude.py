@@ -39,7 +39,7 @@ class Magnitude(Criterion):
         import torch
 
         from hfcompress.models.weight_axes import axes_of
-        from hfcompress.pruning.narrow import inner_places
+        from hfcompress.pruning.hidden_dimensions import inner_places
 
         sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)
         # What a pooler gives is as wide as the stream and no part of it.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hfcompress.models.surgery import Keep
     from hfcompress.pruning.layerwise import Rows
     from hfcompress.pruning.obs.solver import Moments
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 
 class Obs(DataCriterion):

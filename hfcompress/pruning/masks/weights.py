@@ -17,7 +17,7 @@ from hfcompress.training.overlay import TrainingOverlay, in_eval_mode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 
 class WeightMasks(TrainingOverlay):

@@ -13,7 +13,7 @@ from hfcompress.models.artifact import load_model, save_weights
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
+from hfcompress.pruning.hidden_dimensions import cut_hidden, drop_layers, hidden_gated, must_stay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
