@@ -22,7 +22,7 @@ from hfcompress.utils.errors import HfcompressError, Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
 from hfcompress.utils.files import write_text
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class StageContext:
         """A hash of the data that the stage sees, or of `raw` in the train split's place."""
         if raw is None:
             return self._fingerprint
-        return digest([raw[column][:] for column in self.task.columns])
+        return hash_json([raw[column][:] for column in self.task.columns])
 
     def remember(self, name: str, find: Callable[[], Any]) -> Any:
         """Finds a JSON value once, and gives all processes the same one, also after the run was killed.
@@ -195,7 +195,7 @@ class StageContext:
 def _merged(adapter: Path, auto_class: str) -> Path:
     """A peft adapter and its base as one model, made once and kept."""
     base = base_of(adapter, model_directory)
-    directory = cache_home() / "merged" / digest([weights_hash(adapter), weights_hash(base), auto_class])
+    directory = cache_home() / "merged" / hash_json([weights_hash(adapter), weights_hash(base), auto_class])
 
     def merge() -> None:
         if not directory.exists():

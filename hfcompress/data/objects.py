@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.source import cache_home
 from hfcompress.models.artifact import save_model
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_directory
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def save_dataset(rows: Any) -> str:
     """
     splits = _splits_of(rows)
     identity = {name: [_content(split), split.features.to_dict()] for name, split in splits.items()}
-    directory = cache_home() / "objects" / f"data-{digest(identity)}"
+    directory = cache_home() / "objects" / f"data-{hash_json(identity)}"
     if not directory.exists():
         with shared_directory(directory) as scratch:
             for name, split in splits.items():

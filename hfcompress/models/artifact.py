@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +34,7 @@ from hfcompress.models.weights import (
 from hfcompress.models.weights import openvino_files as openvino_files
 from hfcompress.utils.errors import HfcompressError, require_directory
 from hfcompress.utils.files import scratch_directory
+from hfcompress.utils.hashing import SHORT, hash_pieces
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -272,16 +272,17 @@ def require_weights(path: Path) -> None:
 
 def weights_hash(path: Path) -> str:
     """A hash of the weights and config of a model directory, or of the weights of an adapter's."""
-    digest = hashlib.sha256()
     names = [name for name in weight_files(path) if not name.startswith(f"{ADAPTER}/")]
     files = [path / name for name in sorted({*names, "config.json"}) if (path / name).is_file()]
     files += sorted((path / ADAPTER).glob("adapter_*"))
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    return hash_pieces(piece for file in files for piece in _name_and_content(file))[:SHORT]
+
+
+def _name_and_content(file: Path) -> Iterator[str | bytes]:
+    yield file.name
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -22,6 +21,7 @@ from hfcompress.models.freezing import frozen
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_file
 from hfcompress.utils.logging import log
 from hfcompress.utils.processors import default_threads, thread_counts
@@ -157,7 +157,7 @@ def find_table(model: PreTrainedModel, setting: Setting) -> Table:
     """The table for a model under a setting: the one kept in the cache, or a new one, which is kept."""
     shape = shape_of(model.config.to_dict())
     identity = _identity(model, shape, setting)
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = hash_json(identity)
     path = cache_home() / "latency" / f"{name}.json"
     found = _read(path, identity)
     if found is None:

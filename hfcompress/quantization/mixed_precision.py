@@ -16,6 +16,7 @@ from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, op
 from hfcompress.models.linears import linears
 from hfcompress.quantization.backends.base import QuantizationJob, QuantizedModel
 from hfcompress.quantization.facts import Attempt, LayerSensitivity, MixedPrecision
+from hfcompress.utils.files import replace_directory
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -156,10 +157,9 @@ def choose(search: Search) -> Attempt:
 
 
 def write_chosen(search: Search, best: Attempt) -> QuantizedModel:
-    """Moves the chosen model to the job's target and deletes the others."""
+    """Gives the chosen model the name of the job's target and deletes the others."""
     index = search.tried.index(best)
-    for file in search.directory(index).iterdir():
-        file.rename(search.job.target / file.name)
+    replace_directory(search.directory(index), search.job.target)
     shutil.rmtree(search.directory(index).parent)
     return search.models[index]
 

@@ -21,7 +21,7 @@ from hfcompress.utils.files import (
     remove,
     write_text,
 )
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.logging import log
 from hfcompress.utils.places import forget_places, without_places
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
     """Measures the models; reads the figures from report.json if these models were measured before."""
     recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
-    key = digest(
+    key = hash_json(
         {
             "models": weights,
             "measure": recipe.measure.model_dump(),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -273,17 +273,17 @@ def test_a_directory_that_was_being_replaced_is_never_lost(
     for name in ("new", "01-distill"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    rename: Callable[[Path, Path], Path] = Path.rename
+    rename = files.rename
     calls: list[Path] = []
 
-    def counted(self: Path, target: Path) -> Path:
-        calls.append(self)
+    def stop_rename(old: Path, new: Path) -> None:
+        calls.append(old)
         if len(calls) == (1 if killed_at == "first" else 2):
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename(old, new)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", counted)
+        patched.setattr(files, "rename", stop_rename)
         with pytest.raises(KeyboardInterrupt):
             files.replace_directory(tmp_path / "new", tmp_path / "01-distill")
     files.restore(tmp_path / "01-distill")
