@@ -15,7 +15,7 @@ from hfcompress.data.task import Split, Task
 from hfcompress.measure.plain_texts import Reading
 from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
@@ -179,7 +179,7 @@ class StageContext:
         def save() -> None:
             save_weights(model.cpu(), self.model_directory)
             reading = self.save_reading(tokenizer, dict(model.config.label2id or {}))  # type: ignore[arg-type]
-            logits = logits_of(model, probe_inputs(self.model_directory))
+            logits = logits_of(model, make_dummy_inputs(self.model_directory))
             found.append(StageResult(self.model_directory, facts, logits, reading))
 
         on_main_process(save)

@@ -75,7 +75,7 @@ def test_a_recipe_says_what_it_makes_needs_and_takes(name: str) -> None:
 def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from hfcompress.models.forward import Observed
+    from hfcompress.models.forward import Observation
     from hfcompress.training.loss import Step
 
     text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
@@ -86,8 +86,8 @@ def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.Monk
     loss = importlib.import_module("documented_cosine").Cosine()
     states = torch.randn(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-    same = Observed(torch.zeros(2, 2), (states,))
-    opposite = Observed(torch.zeros(2, 2), (-states,))
+    same = Observation(torch.zeros(2, 2), (states,))
+    opposite = Observation(torch.zeros(2, 2), (-states,))
     assert loss.compute(Step(same, same, mask, None, (1,), None), None).item() == pytest.approx(0, abs=1e-6)
     assert loss.compute(Step(same, opposite, mask, None, (1,), None), None).item() == pytest.approx(2, abs=1e-6)
     sys.modules.pop("documented_cosine")

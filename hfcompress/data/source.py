@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, features_of, read_column, typed
-from hfcompress.models.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
+from hfcompress.models.artifact import MODELING_FILE, Artifact, log_graph_choice, open_artifact, read_config
 from hfcompress.models.weights import (
     PICKLED,
     choose,
@@ -107,7 +107,7 @@ def _directory(spec: str, graph: str = "") -> Path:
     if _offline() and not any(name.endswith((".onnx", ".xml")) for name in names):
         raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     chosen = choose(names, spec)
-    tell_others(spec, chosen)
+    log_graph_choice(spec, chosen)
     return _graph_snapshot(spec, chosen.file)
 
 

@@ -18,7 +18,7 @@ from hfcompress.distillation.teacher_checks import (
 )
 from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member, TeacherEnsemble
-from hfcompress.models.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
+from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, load_tokenizer, read_config, weights_hash
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.options import Train, row_count
 from hfcompress.training.task_heads import has_task_head
@@ -169,7 +169,7 @@ def _load_teacher(artifact: Artifact, task: Task, needs_logits: bool) -> tuple[P
     if has_task_head(config, task):
         _require_none(head_problems(artifact.stage, config, task))
     fresh = not needs_logits and task.head == "mask" and not has_task_head(config, task)
-    return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), not fresh
+    return load_finite_model(artifact.path, task.auto_class, fresh_head=fresh), not fresh
 
 
 def _say_what_is_ahead(

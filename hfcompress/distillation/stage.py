@@ -12,7 +12,7 @@ from hfcompress.distillation.augmentation.options import Augment, augment_proble
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
-from hfcompress.distillation.wording import describe_length, describe_teachers, shown_name
+from hfcompress.distillation.wording import describe_length, describe_teachers, shorten_name
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
@@ -100,7 +100,7 @@ class Distill(Stage, DistillationOptions):
 
     def describe(self) -> Markdown:
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
-        corpus = f" on {code(shown_name(self.task.dataset))}" if self.task else ""
+        corpus = f" on {code(shorten_name(self.task.dataset))}" if self.task else ""
         more = f", {self.augment.copies} new rows for each" if self.augment else ""
         training = f"{describe_length(self.train)}{more}: {losses}"
         return Markdown(f"**distill** from {describe_teachers(self)}{corpus}, {training}")

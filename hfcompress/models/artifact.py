@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
-from hfcompress.models.loading_checks import require_numbers, require_whole
+from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
 from hfcompress.models.shape import Shape, count_labels, shape_of
@@ -124,7 +124,7 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
     """
     config = read_config(path)
     choice = choose(names_in(path), str(path), graph)
-    tell_others(str(path), choice)
+    log_graph_choice(str(path), choice)
     try:
         shape = shape_of(config)
     except UnsupportedError:
@@ -138,13 +138,13 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
         dtype = torch_dtype(config, tensors)
     else:
         dtype = (onnx_dtype if choice.runtime == "onnx" else openvino_dtype)(path / choice.file)
-    ours = config.get(STORED_AS) == dtype or _made_by(path) == "quantize"
+    ours = config.get(STORED_AS) == dtype or _read_stage_kind(path) == "quantize"
     kind = "quantize" if kind == "model" and ours else kind
     return Artifact(path, stage, kind, shape, choice.runtime, dtype, graph)
 
 
 @cache
-def tell_others(where: str, choice: Choice) -> None:
+def log_graph_choice(where: str, choice: Choice) -> None:
     """Says once which of several graphs is used."""
     if choice.others:
         log.info(
@@ -153,7 +153,7 @@ def tell_others(where: str, choice: Choice) -> None:
         )
 
 
-def _made_by(path: Path) -> str:
+def _read_stage_kind(path: Path) -> str:
     """The kind of stage that made a directory, as its stage.json says; empty if there is no stage.json."""
     try:
         return str(json.loads((path / "stage.json").read_text(encoding="utf-8"))["stage"]["kind"])
@@ -186,7 +186,7 @@ def _require_plausible(
     """Refuses a config that claims far more weights than the files hold: loading would allocate memory for them."""
     quantized = bool(config.get("quantization_config"))
     stored = sum(tensor.count for tensor in tensors.values())
-    claimed = shape.parameters if shape else _counted_empty(path)
+    claimed = shape.parameters if shape else _count_parameters(path)
     if claimed > 2 * stored * (16 if quantized else 1) + 10_000_000:
         raise HfcompressError(
             f"{path}: config.json tells of {claimed:,} weights, and the files hold {stored:,}",
@@ -201,7 +201,7 @@ def _require_plausible(
         )
 
 
-def _counted_empty(path: Path) -> int:
+def _count_parameters(path: Path) -> int:
     """Weights of the model of a config.json, of an architecture that only transformers knows; none are made."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -286,7 +286,7 @@ def _name_and_content(file: Path) -> Iterator[str | bytes]:
 
 
 @cache
-def _tell_widened(path: Path, dtype: str) -> None:
+def _log_float32(path: Path, dtype: str) -> None:
     """Says once that a model's 16-bit weights are made float32."""
     log.info(
         f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in"
@@ -312,7 +312,7 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
 
     artifact, config = open_artifact(path), read_config(path)
     if artifact.dtype in HALVES:
-        _tell_widened(path, artifact.dtype)
+        _log_float32(path, artifact.dtype)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             path,
@@ -323,23 +323,23 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
             output_loading_info=True,
             # What has another size is judged below, by name.
             ignore_mismatched_sizes=not config.get("quantization_config"),
-            **settled_config(path) | changes,
+            **find_missing_config(path) | changes,
         )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
-    require_whole(path, auto_class, loading_report(model, info), config, fresh_head)
+    require_complete_weights(path, auto_class, loading_report(model, info), config, fresh_head)
     model.config.architectures = [type(model).__name__]  # of a checkpoint with another head it named that one's class
     return model.eval()
 
 
-def load_numbers(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
+def load_finite_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
     """Loads a model to train it, or to learn from it: `load_model`, and all weights must be numbers.
 
     Raises:
         HfcompressError: also where weights are NaN or infinite.
     """
     model = load_model(path, auto_class, fresh_head, **changes)
-    require_numbers(path, not_finite(model))
+    require_finite_weights(path, not_finite(model))
     return model
 
 
@@ -412,7 +412,7 @@ def _has_tokenizer(path: Path) -> bool:
     return (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file()
 
 
-def settled_config(path: Path) -> dict[str, Any]:
+def find_missing_config(path: Path) -> dict[str, Any]:
     """The values that a config lacks and that `from_pretrained` needs: the pad token."""
     pad = pad_token_of(path)
     return {} if pad is None or pad == pad_in_config(read_config(path)) else {"pad_token_id": pad}

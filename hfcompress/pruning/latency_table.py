@@ -16,8 +16,8 @@ from hfcompress.data.source import cache_home
 from hfcompress.measure import machine
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.timing import TRIALS
-from hfcompress.models.forward import accepted
-from hfcompress.models.freezing import frozen
+from hfcompress.models.forward import select_inputs
+from hfcompress.models.freezing import freeze
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs
 from hfcompress.utils.errors import HfcompressError
@@ -271,8 +271,8 @@ class Run:
         dtype, weight = getattr(torch, setting.dtype), next(model.parameters())
         if (weight.device.type, weight.dtype) != (setting.device, dtype):
             model = deepcopy(model).to(setting.device, dtype)  # type: ignore[call-overload]
-        stack.enter_context(frozen(model))
-        self.model, self.batch = model, accepted(model, _batch(model, setting))
+        stack.enter_context(freeze(model))
+        self.model, self.batch = model, select_inputs(model, _batch(model, setting))
         self.repeats = 1
         warm = min(self.turn() for _ in range(2))
         self.repeats = max(math.ceil(TURN / warm), 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
-from hfcompress.models.freezing import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.layerwise import Rows, Run, runs, start
@@ -122,7 +122,7 @@ def tune_masks(
     teacher, told, errors = teacher or model, list(batches), []
     tuner = _Tuner(cut(model, keep), teacher, all_reduce_sum)
     pupil, taught = start(tuner.model, told), start(teacher, told)
-    with torch.no_grad(), frozen(tuner.model), frozen(teacher):
+    with torch.no_grad(), freeze(tuner.model), freeze(teacher):
         for index in range(len(keep)):
             errors += tuner.tune_layer(index, pupil, taught)
     counts = unit_counts(model)

@@ -123,7 +123,7 @@ class KeptZeros(TrainingOverlay):
         for index, mask in enumerate(kept.values()):
             self.register_buffer(f"kept_{index}", mask)
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         """Sets the remembered zeros, whatever the step."""
         apply_zeros(model, dict(zip(self.names, self.buffers(), strict=True)))
 

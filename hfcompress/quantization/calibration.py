@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.quantization.grids.ranges import Ranges
 from hfcompress.utils.errors import HfcompressError
 
@@ -138,7 +138,7 @@ def for_each_input(
             for batch in batches:
                 tensors = {name: torch.from_numpy(value).to(model.device) for name, value in batch.items()}
                 mask = tensors["attention_mask"].bool()
-                model(**accepted(model, tensors))
+                model(**select_inputs(model, tensors))
     finally:
         for handle in handles:
             handle.remove()

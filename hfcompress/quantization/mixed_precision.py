@@ -97,7 +97,7 @@ def search_mixed_precision(
         tried=tuple(search.tried),
         layers=tuple(ranked),
     )
-    return write_chosen(search, best), result
+    return move_chosen(search, best), result
 
 
 def find_fewest(most: int, is_enough: Callable[[int], bool]) -> None:
@@ -156,8 +156,8 @@ def choose(search: Search) -> Attempt:
     return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(search.tried, key=lambda a: a.drop)
 
 
-def write_chosen(search: Search, best: Attempt) -> QuantizedModel:
-    """Gives the chosen model the name of the job's target and deletes the others."""
+def move_chosen(search: Search, best: Attempt) -> QuantizedModel:
+    """Renames the directory of the chosen model to the job's target, and deletes the others."""
     index = search.tried.index(best)
     replace_directory(search.directory(index), search.job.target)
     shutil.rmtree(search.directory(index).parent)

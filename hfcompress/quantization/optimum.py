@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfcompress.models.dummy_inputs import Probe
+    from hfcompress.models.dummy_inputs import DummyInputs
 
 TASKS = {
     "sequence": "text-classification",
@@ -17,7 +17,7 @@ TASKS = {
 """Optimum's names for the task heads that read a text at once."""
 
 
-def iterate_rows(batches: Iterable[Probe], names: Collection[str]) -> Iterator[dict[str, Any]]:
+def iterate_rows(batches: Iterable[DummyInputs], names: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yields each row alone as a graph's inputs `(1, length)`, without its padding, which would count in the ranges.
 
     Args:

@@ -42,7 +42,7 @@ class Lora(StrictModel):
     """Rounds of LoftQ: each quantizes what the adapters leave over, and fits the adapters again."""
 
     @model_validator(mode="after")
-    def _used(self) -> Lora:
+    def _refuse_unused(self) -> Lora:
         if self.init != "loftq" and self.says("iterations"):
             raise ValueError("`iterations` is for `init: loftq`; leave it out")
         return self

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.labels import in_order, match_one_to_one
 from hfcompress.data.values import is_integer
 from hfcompress.models.architectures import TASK_HEADS, class_name_of
-from hfcompress.models.artifact import Artifact, label_ids, load_numbers, read_config
+from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +32,11 @@ def load_with_task_head(task: Task, artifact: Artifact, fresh: bool, like: Artif
     """
     config = read_config(artifact.path)
     if not fresh:
-        return load_numbers(artifact.path, task.auto_class)
+        return load_finite_model(artifact.path, task.auto_class)
     if task.head in ("span", "mask"):
-        return load_numbers(artifact.path, task.auto_class, fresh_head=True)
+        return load_finite_model(artifact.path, task.auto_class, fresh_head=True)
     names = label_names(task, config, read_config(like.path) if like else None)
-    return load_numbers(
+    return load_finite_model(
         artifact.path,
         task.auto_class,
         fresh_head=True,

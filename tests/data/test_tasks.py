@@ -806,11 +806,11 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
 def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, Path], tmp_path: Path) -> None:
     from hfcompress.measure.verify import verify
     from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
-    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+    from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
     from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
 
     task, path = placed
-    probe = probe_inputs(path)
+    probe = make_dummy_inputs(path)
     expected = logits_of(load_model(path, task.auto_class), probe)
     assert expected.shape[:2] == probe["input_ids"].shape
     assert verify(open_artifact(path), expected, task.auto_class)["transformers"] < 1e-5
@@ -828,7 +828,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     from types import SimpleNamespace
 
     from hfcompress.models.artifact import load_tokenizer, open_artifact
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
     from hfcompress.report import card
 
@@ -836,7 +836,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     if runtime == "onnx":
         source, path = path, tmp_path / "int8"
         path.mkdir()
-        OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, probe_inputs(source)))
+        OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, make_dummy_inputs(source)))
         load_tokenizer(source).save_pretrained(path)
     loaded: Any = SimpleNamespace(recipe=SimpleNamespace(task=task))
     text = card.snippet(loaded, open_artifact(path), str(path))

@@ -319,16 +319,16 @@ def labelled_by(teacher: Any, folder: Path) -> Path:
     import json
     import random
 
-    from hfcompress.models.forward import accepted
+    from hfcompress.models.forward import select_inputs
 
     draw, splitter = random.Random(0), reader("input_ids", "token_type_ids", "attention_mask")
     pairs = [tuple(" ".join(draw.choices(factories.WORDS[5:], k=draw.randint(2, 5))) for _ in "ab") for _ in range(160)]
     batch = splitter([a for a, _ in pairs], [b for _, b in pairs], padding=True, return_tensors="pt")
     with torch.no_grad():
         teacher.bert.embeddings.token_type_embeddings.weight.mul_(8)
-        logits = teacher(**accepted(teacher, batch)).logits
+        logits = teacher(**select_inputs(teacher, batch)).logits
         teacher.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
-        labels = teacher(**accepted(teacher, batch)).logits.argmax(-1).tolist()
+        labels = teacher(**select_inputs(teacher, batch)).logits.argmax(-1).tolist()
     folder.mkdir()
     for split, rows in (("train", range(96)), ("dev", range(96, 160))):
         lines = [json.dumps({"a": pairs[i][0], "b": pairs[i][1], "label": labels[i]}) for i in rows]

@@ -101,9 +101,9 @@ def test_a_process_that_died_is_told(graph: Artifact) -> None:
 
 
 def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
 
-    probe = probe_inputs(graph.path)
+    probe = make_dummy_inputs(graph.path)
     expected = np.stack([probe["attention_mask"].sum(1), probe["input_ids"][:, 0]], 1).astype("float32")
     assert verify(graph, expected, AUTO) == {"onnx": 0}
     with pytest.raises(ReloadError, match="differs from the model in memory by"):

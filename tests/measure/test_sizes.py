@@ -10,7 +10,7 @@ import pytest
 
 from hfcompress.measure.sizes import sizes
 from hfcompress.models.artifact import open_artifact, save_model
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.weight_axes import part_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(source: Path, target: Path, name: str, **options: Any) -> Any:
     target.mkdir(exist_ok=True)
-    job = QuantizationJob(source, target, "AutoModelForSequenceClassification", probe_inputs(source))
+    job = QuantizationJob(source, target, "AutoModelForSequenceClassification", make_dummy_inputs(source))
     BACKENDS.parse({"use": name, **options}).quantize(job)
     return open_artifact(target)
 
@@ -126,7 +126,7 @@ def test_an_int8_graph(options: dict[str, Any], source: Path, tmp_path: Path) ->
 def test_a_mask_head_s_own_copy_of_the_words_is_the_head_s(family: str, tmp_path: Path) -> None:
     save_model(factories.model(family, hidden=HIDDEN, head="mask"), factories.tokenizer(), tmp_path / "float")
     job = QuantizationJob(
-        tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", probe_inputs(tmp_path / "float")
+        tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", make_dummy_inputs(tmp_path / "float")
     )
     job.target.mkdir()
     BACKENDS.parse({"use": "onnx_int4", "embedding_bits": 8}).quantize(job)

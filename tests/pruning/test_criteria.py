@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of, unit_counts
 from hfcompress.models.artifact import load_model
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.models.linears import layer_linears
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
@@ -83,7 +83,7 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], rtol: floa
 def row_losses(model: Any, rows: Rows) -> Any:
     """The loss of each row, which is alone in its batch and not padded."""
     for row in rows:
-        logits = model(**accepted(model, {k: v for k, v in row.items() if k != "labels"})).logits
+        logits = model(**select_inputs(model, {k: v for k, v in row.items() if k != "labels"})).logits
         yield nn.functional.cross_entropy(logits, row["labels"])
 
 
@@ -331,7 +331,7 @@ def test_cosine_is_the_angle_between_a_layer_s_input_and_output(family: str) -> 
     model = factories.model(family, layers=3)
     sums, tokens = torch.zeros(3), 0
     for row in ALONE:
-        inputs = accepted(model, {k: v for k, v in row.items() if k != "labels"})
+        inputs = select_inputs(model, {k: v for k, v in row.items() if k != "labels"})
         with torch.no_grad():
             states = model(**inputs, output_hidden_states=True).hidden_states
         for layer in range(3):

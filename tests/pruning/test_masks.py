@@ -55,7 +55,7 @@ def test_gradual_gates_close_when_and_as_far_as_the_schedule_says(curve: Any, po
 
     masks = GradualUnits(model, rescore, GrowthTimes(0.2, 0.75, 4, curve))
     for step in range(1, 21):
-        masks.stepped(model, step, 20)
+        masks.after_step(model, step, 20)
         # Every fourth step from a fifth of the twenty on, and at three quarters of them, where it ends.
         assert len(asked) == sum(step >= at for at in (8, 12, 15))
     assert model.training
@@ -72,8 +72,8 @@ def test_what_gates_closed_is_scored_as_worth_nothing() -> None:
         return [closed, closed]
 
     masks = GradualUnits(model, rescore, GrowthTimes(0.0, 1.0, 1, "linear"))
-    masks.stepped(model, 1, 2)
-    masks.stepped(model, 2, 2)
+    masks.after_step(model, 1, 2)
+    masks.after_step(model, 2, 2)
     torch.testing.assert_close(seen[0], logits(model))
     torch.testing.assert_close(seen[1], logits(cut(model, [closed, closed])))
 
@@ -89,18 +89,18 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
         lambda m: {n: m.get_parameter(n).abs() for n in masks.names},
         GrowthTimes(0, 0.5, 1, "linear"),
     )
-    masks.stepped(model, 1, 4)  # half of the cutting: a quarter of the weights
+    masks.after_step(model, 1, 4)  # half of the cutting: a quarter of the weights
     masks.eval()
 
     def covered() -> Tensor:
-        with masks.applied(model, 0.5):
+        with masks.lay_over(model, 0.5):
             return model.bert.encoder.layer[0].output.dense.weight.detach().clone()
 
     low = before.abs() <= before.abs().flatten().kthvalue(before.numel() // 4).values
     assert torch.equal(covered(), before * ~low)
     with torch.no_grad():
         weight.mul_(torch.where(low, 100.0, 1.0))  # grown while they were covered
-    masks.stepped(model, 2, 4)
+    masks.after_step(model, 2, 4)
     grown = weight.detach().abs()
     low = grown <= grown.flatten().kthvalue(before.numel() // 2).values
     assert torch.equal(covered(), weight.detach() * ~low)
@@ -186,7 +186,7 @@ class Pushy(TrainingOverlay):
         self.steps: list[tuple[int, int]] = []
 
     @contextmanager
-    def applied(self, model: Any, progress: float) -> Iterator[None]:
+    def lay_over(self, model: Any, progress: float) -> Iterator[None]:
         self.modes.append((self.training, progress))
         yield
 
@@ -197,7 +197,7 @@ class Pushy(TrainingOverlay):
         return [{"params": [self.low], "lr": 0.5, "weight_decay": 0.0},
                 {"params": [self.high], "lr": 0.25, "weight_decay": 0.0, "maximize": True, STEADY: True}]  # fmt: skip
 
-    def stepped(self, model: Any, step: int, steps: int) -> None:
+    def after_step(self, model: Any, step: int, steps: int) -> None:
         self.steps.append((step, steps))
 
 
@@ -275,7 +275,7 @@ def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Pa
     model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks = GradualUnits(model, lambda *_: keep, GrowthTimes(0, 0.5, 1, "cubic"))
     found = masked.trained(model, masks, data, tmp_path, epochs=1.0)
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         gated = logits(model)
     task = masked.task_of(tmp_path, data)
     small = cut(model, masks.keep())

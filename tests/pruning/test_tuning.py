@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import fold_gates, gated
 from hfcompress.pruning.gradients import unit_gradients
@@ -27,7 +27,7 @@ FAMILIES = ("bert", "distilbert", "roberta", "modernbert", "deberta-v2", "electr
 
 
 def batches(model: Any, size: int = 4) -> list[dict[str, Tensor]]:
-    batch = accepted(model, factories.batch(ROWS))
+    batch = select_inputs(model, factories.batch(ROWS))
     return [{name: tensor[at : at + size] for name, tensor in batch.items()} for at in range(0, ROWS, size)]
 
 
@@ -223,7 +223,7 @@ def test_another_teacher_is_what_the_blocks_are_fitted_to() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str) -> None:
     model = of_family(family)
-    gates, inputs = tune_masks(model, KEEP, batches(model)), accepted(model, factories.batch())
+    gates, inputs = tune_masks(model, KEEP, batches(model)), select_inputs(model, factories.batch())
     with torch.no_grad():
         with gated(model, gates.heads, gates.neurons):
             expected = model(**inputs).logits

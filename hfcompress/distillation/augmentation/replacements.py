@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.task import padded
 from hfcompress.models.architectures import ARCHITECTURES, layers_of
 from hfcompress.models.artifact import load_model, load_tokenizer
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import err
 
@@ -168,7 +168,7 @@ class MaskedWords:
         self._positions = torch.tensor(positions, device=device)
         with torch.inference_mode():
             tensors = {name: value.to(device) for name, value in inputs.items()}
-            logits = self.model(**accepted(self.model, tensors)).logits[:, 0]
+            logits = self.model(**select_inputs(self.model, tensors)).logits[:, 0]
             top = logits.masked_fill(~self._allowed, -torch.inf).topk(min(self.top_k + 1, len(self.words)))
         return top.indices.tolist()
 

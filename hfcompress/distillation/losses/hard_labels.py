@@ -39,7 +39,7 @@ class HardLabels(Loss):
     def units(self, batch: Units) -> Tensor:
         if batch.state is not None and batch.labels is not None:
             return batch.state.to(batch.labels.device)[batch.labels[batch.labels != IGNORED]].sum()
-        return batch.labelled if batch.task.by_token else batch.rows
+        return batch.labelled_tokens if batch.task.by_token else batch.rows
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         assert step.labels is not None

@@ -12,7 +12,7 @@ from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import PRUNED, TASK_HEADS, UnsupportedError, class_name_of, task_head_of
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.pruning.convert.idle_units import without_idle_units
 from hfcompress.pruning.convert.pickles import read_tensors, write_safetensors
@@ -112,7 +112,7 @@ def _rebuilt(
         save_weights(small, target)
     else:
         save_model(small, tokenizer, target)
-    expected = logits_of(small, probe_inputs(target))
+    expected = logits_of(small, make_dummy_inputs(target))
     verify(open_artifact(target), expected, "AutoModel" + TASK_HEADS[converted.shape.head])
     return converted
 

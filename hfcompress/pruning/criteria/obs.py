@@ -116,11 +116,11 @@ class Obs(DataCriterion):
         return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
-        from hfcompress.models.freezing import frozen
+        from hfcompress.models.freezing import freeze
         from hfcompress.pruning.layerwise import start
 
         rows = start(model, calibration.batches(self.rows))
-        with frozen(model):
+        with freeze(model):
             for index in range(len(layers_of(model))):
                 yield index, rows
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.measure.process import Batch
-from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.dummy_inputs import DummyInputs
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.advice import Note
@@ -51,7 +51,7 @@ class QuantizationJob:
     source: Path
     target: Path
     auto_class: str
-    dummy_inputs: Probe
+    dummy_inputs: DummyInputs
     rows: Callable[[int], Sequence[Batch]] = _no_rows
     keep: frozenset[str] = frozenset()
     ranges: Ranges | None = None
@@ -75,7 +75,7 @@ class Backend(Component):
 
     runs_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """The devices that run the quantized model."""
-    mixed: ClassVar[bool] = False
+    keeps_layers: ClassVar[bool] = False
     """True if it can leave the layers of `QuantizationJob.keep` in float32. It then has `fake_quantize`."""
     fuses: ClassVar[bool] = False
     """True if it makes one layer of those that read the same tensor (queries, keys and values; an FFN and its gate)."""

@@ -72,7 +72,7 @@ class Gptq(Backend):
         import transformers
         from transformers import GPTQConfig
 
-        from hfcompress.models.artifact import save_weights, settled_config
+        from hfcompress.models.artifact import find_missing_config, save_weights
 
         rows = list(iterate_rows(job.rows(self.rows), ("input_ids", "attention_mask")))
         if not rows:
@@ -84,7 +84,7 @@ class Gptq(Backend):
             dtype=torch.float16,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(job.source),
+            **find_missing_config(job.source),
         )
         # The config would carry rows of the train split to wherever the model goes.
         model.config.quantization_config.dataset = None

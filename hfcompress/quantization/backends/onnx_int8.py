@@ -34,7 +34,7 @@ class OnnxInt8(Backend):
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
     notes: ClassVar[tuple[Note, ...]] = (
@@ -93,10 +93,10 @@ class OnnxInt8(Backend):
         return ("ema", "learned") if self.per_channel and not self.reduce_range else ("ema",)
 
     def plan(self, shape: Shape) -> Shape:
-        from hfcompress.quantization.graphs.embeddings import bits_stored
+        from hfcompress.quantization.graphs.embeddings import count_stored_bits
 
         width = shape.embedding_rank or shape.embedding or shape.hidden
-        words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
+        words = count_stored_bits(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
     def quantize(self, job: QuantizationJob) -> QuantizedModel:

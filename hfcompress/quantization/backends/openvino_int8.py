@@ -23,7 +23,7 @@ from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
-    from hfcompress.models.dummy_inputs import Probe
+    from hfcompress.models.dummy_inputs import DummyInputs
 
 TRANSFORMERS = (5, 6)
 """The first release that optimum-intel 2.2 does not support."""
@@ -127,7 +127,7 @@ class OpenvinoInt8(Backend):
         return {"ov_config": OVConfig(quantization_config=config), "calibration_dataset": nncf.Dataset(rows)}
 
 
-def _require_same(exported: Any, model: Any, dummy_inputs: Probe) -> None:
+def _require_same(exported: Any, model: Any, dummy_inputs: DummyInputs) -> None:
     """Checks that the float graph, computed in float32, gives the model's logits on the dummy inputs."""
     import numpy as np
     import torch

@@ -33,7 +33,7 @@ class TorchaoInt8WeightOnly(Backend):
     source: ClassVar[str] = "https://docs.pytorch.org/ao"
     extra: ClassVar[str] = "torchao"
     modules: ClassVar[tuple[str, ...]] = ("torchao",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     notes: ClassVar[tuple[Note, ...]] = (
         Note(has_only_avx2, f"measured 1.1 times slower {OLDER}"),
         Note(has_avx512, f"measured 1.2 to 1.7 times slower {NEWER}"),
@@ -64,7 +64,7 @@ class TorchaoInt8WeightOnly(Backend):
         import transformers
         from transformers import TorchAoConfig
 
-        from hfcompress.models.artifact import load_model, save_weights, settled_config
+        from hfcompress.models.artifact import find_missing_config, load_model, save_weights
         from hfcompress.models.linears import linears
 
         plain = load_model(job.source, job.auto_class)
@@ -79,7 +79,7 @@ class TorchaoInt8WeightOnly(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(job.source),
+            **find_missing_config(job.source),
         )
         save_weights(model.eval(), job.target)
         return QuantizedModel(logits_of(model, job.dummy_inputs), odd)

@@ -54,7 +54,7 @@ class FakeQuantization(TrainingOverlay):
         return None
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         layers = linears(model)
         own, hooks = {path: layer.weight for path, layer in layers.items()}, list[Any]()
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
