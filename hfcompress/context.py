@@ -125,7 +125,7 @@ class StageContext:
 
         They are drawn by the seed, by default the recipe's.
         """
-        if self.task.streamed:
+        if self.task.is_streamed:
             import datasets
 
             raw = datasets.Dataset.from_list(list(self._raw["train"].take(count)))

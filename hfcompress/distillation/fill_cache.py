@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.reading import behaviour_of, inputs_hash
+from hfcompress.data.reading import hash_inputs, input_state
 from hfcompress.data.source import cache_home
 from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
@@ -55,9 +55,9 @@ def fill_teacher_cache(
     identity = {
         "format": FORMAT,
         "teacher": weights,
-        "tokenizer": hash_json(behaviour_of(tokenizer)),
+        "tokenizer": hash_json(input_state(tokenizer)),
         "data": fingerprint,
-        "inputs": inputs_hash(rows),
+        "inputs": hash_inputs(rows),
         "task": hash_json(task.model_dump(mode="json", exclude={"dataset", "metric"})),
         "content": content,
         "versions": {name: versions()[name] for name in ("torch", "transformers")},

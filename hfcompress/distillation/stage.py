@@ -58,7 +58,7 @@ class Distill(Stage, DistillationOptions):
         if self.augment:
             found += self.augment.problems(task, self.needs_teacher)
         found += self.train.problems(task)
-        if task.streamed and self.student and self.student.vocabulary == "corpus":
+        if task.is_streamed and self.student and self.student.vocabulary == "corpus":
             message = "a corpus that is streamed is not read in advance, so the tokens that it uses are not known"
             found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
@@ -82,7 +82,7 @@ class Distill(Stage, DistillationOptions):
         return self.student.origin if self.student else "parent"
 
     def steps(self, task: Task) -> int | None:
-        rows = task.rows()
+        rows = task.count_rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
 

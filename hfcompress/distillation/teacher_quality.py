@@ -38,7 +38,7 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here:
     if not task.has_labels:
         return None
     predictions, references, features = judge(member.model, dev, member.tokenizer, task, shared=True)
-    blind = task.blind(references, features)
+    blind = task.answer_blindly(references, features)
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
         raise HfcompressError(

@@ -61,7 +61,7 @@ class Finetune(Stage):
         return HardLabels(class_weights=self.class_weights)
 
     def steps(self, task: Task) -> int | None:
-        return self.train.steps(task.rows())
+        return self.train.steps(task.count_rows())
 
     def describe(self) -> Markdown:
         length = f"{describe_length(self.train)} on the task's labels"

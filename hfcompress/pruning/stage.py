@@ -167,7 +167,7 @@ class Prune(Stage):
         return self.criterion.refits
 
     def steps(self, task: Task) -> int | None:
-        rows, total = task.rows(), 0
+        rows, total = task.count_rows(), 0
         rounds = {"iterative": len(getattr(self.schedule, "shares", ())), "lottery": 1}.get(self.schedule.use, 1)
         for training, times in ((self.train, self._trainings), (self.recover, rounds)):
             steps = training.steps(rows) if training else 0

@@ -226,7 +226,7 @@ def find_revisions(loaded: Loaded) -> dict[str, str | None]:
     found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
     for task in (recipe.task, *(stage.task_of(recipe.task) for stage in recipe.stages)):
         if not is_local(task.dataset):
-            found[f"datasets/{task.dataset}"] = data_revision(task.dataset, task.config, task.streamed)
+            found[f"datasets/{task.dataset}"] = data_revision(task.dataset, task.config, task.is_streamed)
     return found
 
 

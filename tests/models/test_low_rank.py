@@ -127,7 +127,7 @@ def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head:
     from hfcompress.pruning.stage import Prune
 
     shape = shape_of(factories.model(head=head).config.to_dict(), head=head)
-    task: Any = type("Task", (), {"streamed": False})
+    task: Any = type("Task", (), {"is_streamed": False})
     stage = Prune.model_validate({"kind": "prune", "embedding_rank": rank})
     (found,) = stage.problems(shape, {}, task)
     assert message in found.message
@@ -138,6 +138,6 @@ def test_a_product_is_not_made_twice() -> None:
     from hfcompress.pruning.stage import Prune
 
     shape = replace(shape_of(factories.model().config.to_dict()), embedding_rank=8)
-    task: Any = type("Task", (), {"streamed": False})
+    task: Any = type("Task", (), {"is_streamed": False})
     (found,) = Prune.model_validate({"kind": "prune", "embedding_rank": 4}).problems(shape, {}, task)
     assert "already a product of rank 8" in found.message

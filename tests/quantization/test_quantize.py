@@ -188,7 +188,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
 )
 def test_what_would_change_nothing_or_cannot_be_is_refused(options: dict[str, Any], key: Any, message: str) -> None:
     shape = shape_of(factories.model(hidden=64, ffn=128).config.to_dict())
-    task: Any = type("Task", (), {"streamed": False, "head": "sequence", "max_length": 16})
+    task: Any = type("Task", (), {"is_streamed": False, "head": "sequence", "max_length": 16})
     found = Quantize.model_validate({"kind": "quantize", **options}).problems(shape, {"parent": shape}, task)
     assert [(p.key, message in p.message) for p in found] == [(key, True)]
 

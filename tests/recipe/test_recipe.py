@@ -293,7 +293,7 @@ def test_rows_are_counted_with_and_without_a_last_line_end(
 ) -> None:
     lines = ["sentence,label", "good,1", "bad,0"] if name.endswith("csv") else ['{"sentence": "a", "label": 0}'] * 2
     write(tmp_path / name, "\n".join(lines) + ending)
-    assert load(recipe, [f"task.dataset={tmp_path}"]).recipe.task.rows() == 2
+    assert load(recipe, [f"task.dataset={tmp_path}"]).recipe.task.count_rows() == 2
 
 
 def test_the_plan_needs_no_weights_and_check_does(recipe: Path, tmp_path: Path, teacher: Path) -> None:
