@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from hfcompress.recipe.loader import find_shipped
 from hfcompress.recipe.schema import Recipe
 from hfcompress.report.card import validate
 
@@ -63,13 +62,6 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-@pytest.mark.parametrize("name", sorted(find_shipped()))
-def test_a_recipe_says_what_it_makes_needs_and_takes(name: str) -> None:
-    head = find_shipped()[name].read_text(encoding="utf-8").partition("\nname:")[0]
-    for word in ("# makes:", "# needs:", "# takes:"):
-        assert word in head, f"{name} does not say `{word}`"
 
 
 def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,7 @@ from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
-from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError, disk_problem
 from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
@@ -98,6 +99,16 @@ def test_a_process_that_died_is_told(graph: Artifact) -> None:
         process._process.wait()
         with pytest.raises(WorkerError, match=r"the process for .* died"):
             process.time()
+
+
+@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "OSError: 96 requested and 0 written"])
+def test_a_process_that_has_no_room_for_its_answers(graph: Artifact, said: str) -> None:
+    with ModelProcess(graph, AUTO) as process:
+        process._process.stdout.close()  # type: ignore[union-attr]
+        process._process.stdout = io.StringIO(json.dumps({"ok": False, "error": said, "fix": ""}) + "\n")
+        with pytest.raises(OSError, match="No space left") as error:
+            process.peak_bytes()
+    assert (disk_problem(error.value) or "").startswith("the disk is full: ")
 
 
 def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:

@@ -747,6 +747,8 @@ def test_a_config_that_cannot_be_read(model: Path, content: bytes, why: str, sai
 )
 def test_a_safetensors_header_that_lies(model: Path, header: bytes, said: Any) -> None:
     (model / "model.safetensors").write_bytes(header)
+    with pytest.raises(HfcompressError, match=r"model\.safetensors is no whole safetensors file"):
+        load_model(model, AUTO)
     for command in ("evaluate", "check", "convert"):
         if command == "convert":
             assert run_cli("convert", model, model / "new") == 2

@@ -627,22 +627,6 @@ def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
         run_directory.open_finished(swift.run)
 
 
-def test_a_directory_of_another_recipe_is_refused_and_left_alone(swift: Swift, tmp_path: Path) -> None:
-    swift(stages=[DISTILL])
-    before = _bytes(swift.run)
-    other = {"name": "other", "stages": [DISTILL]}
-    with pytest.raises(HfcompressError, match=r"belongs to another recipe \(its name differs\)"):
-        swift(**other)
-    with pytest.raises(HfcompressError, match="belongs to another recipe"):
-        swift(fresh=True, **other)
-    assert _bytes(swift.run) == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(HfcompressError, match="is not empty and was not made by hfcompress"):
-        runner.run(load(swift.folder / "r.yaml"), tmp_path / "mine", fresh=True)
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-
-
 # Sources that are made first
 
 
