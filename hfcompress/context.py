@@ -96,6 +96,11 @@ class StageContext:
         path = model_directory(spec)
         return open_artifact(_merged(path, self.task.auto_class) if is_adapter(path) else path, spec)
 
+    def stage_of(self, artifact: Artifact) -> str | None:
+        """Finds the stage of this recipe that made a model, by its name; None for a model that came from elsewhere."""
+        stages = (name for name, made in self.made.items() if name != "model" and made.path == artifact.path)
+        return next(stages, None)
+
     @cached_property
     def _raw(self) -> dict[str, datasets.Dataset]:
         return {split: self.task.read(split) for split in ("train", "dev")}

@@ -70,7 +70,7 @@ def model_directory(spec: str) -> Path:
     return _directory(place)
 
 
-def open_model(spec: str, stage: str = "source", kind: str = "model") -> Artifact:
+def open_model(spec: str, stage: str = "source", kind: str | None = None) -> Artifact:
     """The model that a directory or Hub id names, or one of its graphs: `DIR:FILE.onnx`, `user/name:onnx/FILE.onnx`.
 
     Raises:

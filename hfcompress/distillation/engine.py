@@ -148,8 +148,8 @@ def _load_teachers(
             compared = rows["train"], theirs["train"], options, context.task.head, index == 0
             _require_none(reading_problems(member.stage, tokenizer, member.tokenizer, *compared))
             member.rows = theirs["train"]
-        tuned = any(made.kind == "finetune" and made.path == artifact.path for made in context.made.values())
-        score = require_better_than_chance(member, theirs["dev"], context.task, tuned) if headed else None
+        made_by = context.stage_of(artifact)
+        score = require_better_than_chance(member, theirs["dev"], context.task, made_by) if headed else None
         scores.append({"stage": artifact.stage, "dev": score})
         content: Any = (cached if index == 0 else "logits") if cached else None
         if content:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.forward import observe
+from hfcompress.models.freezing import freeze
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.weight_axes import Axis
 
@@ -48,14 +49,11 @@ def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     """
     import torch
 
-    training = model.training
-    model.eval()
     sums = _Sums(shape_of(model.config.to_dict()).head_dim, len(layers_of(model)))
-    with torch.no_grad(), sums.listen(model):
+    with torch.no_grad(), freeze(model), sums.listen(model):
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items()}
             sums.add(model, inputs)
-    model.train(training)
     return sums.importance()
 
 

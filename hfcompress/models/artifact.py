@@ -16,8 +16,8 @@ from hfcompress.models.loading_checks import require_complete_weights, require_f
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
 from hfcompress.models.shape import Shape, count_labels, shape_of
-from hfcompress.models.weights import ADAPTER as ADAPTER
 from hfcompress.models.weights import (
+    ADAPTER,
     ADAPTER_CONFIG,
     Choice,
     Runtime,
@@ -31,7 +31,6 @@ from hfcompress.models.weights import (
     torch_dtype,
     weight_files,
 )
-from hfcompress.models.weights import openvino_files as openvino_files
 from hfcompress.utils.errors import HfcompressError, require_directory
 from hfcompress.utils.files import scratch_directory
 from hfcompress.utils.hashing import SHORT, hash_pieces
@@ -75,11 +74,6 @@ class Artifact:
     graph: str = ""
 
     @property
-    def quantized(self) -> bool:
-        """True if its weights take fewer bits than those of a float32 model."""
-        return self.dtype not in ("float64", "float32")
-
-    @property
     def trainable(self) -> bool:
         """True if it can be trained or cut. Weights of any float type are loaded in float32 for that."""
         return self.runtime == "torch" and self.dtype in FLOATS
@@ -109,13 +103,13 @@ class Artifact:
         return "float32" if wide or self.dtype == "float64" else self.dtype
 
 
-def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph: str = "") -> Artifact:
+def open_artifact(path: Path, stage: str = "source", kind: str | None = None, graph: str = "") -> Artifact:
     """The artifact in a directory.
 
     Args:
         path: The directory.
         stage: `source`, or the stage that made it.
-        kind: What kind of stage did.
+        kind: The kind of that stage; by default `quantize` if the directory says so, else `model`.
         graph: The file of a graph in it, where that one is meant.
 
     Raises:
@@ -138,9 +132,8 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
         dtype = torch_dtype(config, tensors)
     else:
         dtype = (onnx_dtype if choice.runtime == "onnx" else openvino_dtype)(path / choice.file)
-    ours = config.get(STORED_AS) == dtype or _read_stage_kind(path) == "quantize"
-    kind = "quantize" if kind == "model" and ours else kind
-    return Artifact(path, stage, kind, shape, choice.runtime, dtype, graph)
+    chosen = config.get(STORED_AS) == dtype or _read_stage_kind(path) == "quantize"
+    return Artifact(path, stage, kind or ("quantize" if chosen else "model"), shape, choice.runtime, dtype, graph)
 
 
 @cache
@@ -259,15 +252,6 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
     if len(found) < len(names) or sorted(found.values()) != list(range(len(found))):
         raise HfcompressError(f"the model's id2label does not name each output once: {str(names)[:120]}", fix)
     return found
-
-
-def require_weights(path: Path) -> None:
-    """Requires safetensors, ONNX or OpenVINO weights in a model directory.
-
-    Raises:
-        HfcompressError: if it holds none, or only pickles.
-    """
-    choose(names_in(path), str(path))
 
 
 def weights_hash(path: Path) -> str:

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPSET = 17
+OPTIMUM_TASKS = {
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "span": "question-answering",
+    "mask": "fill-mask",
+}
+"""Optimum's names for the task heads that read a text at once, for backends that export by Optimum."""
 
 
 def export(model: PreTrainedModel, path: Path, dummy_inputs: DummyInputs) -> None:

@@ -14,7 +14,6 @@ from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import train_student
 from hfcompress.models.adapters import WEIGHTS
 from hfcompress.models.artifact import (
-    ADAPTER,
     Artifact,
     label_ids,
     load_model,
@@ -23,6 +22,7 @@ from hfcompress.models.artifact import (
     save_weights,
 )
 from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.weights import ADAPTER
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.quantization.facts import LoftqError, QuantizationFacts
 from hfcompress.quantization.qat.options import QatTraining

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import is_local
 from hfcompress.measure.process import has_int8_layers
-from hfcompress.models.artifact import ADAPTER, MODELING_FILE, Artifact
+from hfcompress.models.artifact import MODELING_FILE, Artifact
+from hfcompress.models.weights import ADAPTER
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report import report
 from hfcompress.report.sections import list_sections

@@ -403,7 +403,7 @@ def test_the_directory_tells_its_dtype_and_answers_the_same_in_a_fresh_process(
     job, found = made(name)
     factories.tokenizer().save_pretrained(job.target)
     artifact = open_artifact(job.target)
-    assert (artifact.dtype, artifact.runtime, artifact.quantized) == (dtype, "onnx", True)
+    assert (artifact.dtype, artifact.runtime) == (dtype, "onnx")
     verify(artifact, found, AUTO)
 
 

@@ -19,7 +19,7 @@ from hfcompress.models.artifact import open_artifact, weights_hash
 from hfcompress.models.shape import shape_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
-from hfcompress.quantization.optimum import iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.run.push import uploads
 from hfcompress.utils.errors import HfcompressError
 from tests import factories

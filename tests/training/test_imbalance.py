@@ -106,7 +106,7 @@ def test_a_source_at_chance_after_its_finetune_stage_is_told_as_that(
     recipe = factories.recipe(tmp_path / "r.yaml", base, data, stages=stages)
     assert factories.run_cli("run", recipe, "--output", tmp_path / "run") == 2
     told = capsys.readouterr().err
-    assert "its `finetune` stage did not teach it: train longer" in told
+    assert "the stage 01-finetune did not teach it: train longer" in told
     assert "put a `finetune` stage first" not in told
 
 
@@ -154,9 +154,7 @@ def test_a_teacher_that_is_examined_says_its_score(tmp_path: Path) -> None:
 
     words = load_tokenizer(place)
     member = Member("source", load_model(place, task.auto_class), words)
-    assert (
-        require_better_than_chance(member, task.encode(task.read("dev"), words, CLASSES), task, tuned_here=False) == 1.0
-    )
+    assert require_better_than_chance(member, task.encode(task.read("dev"), words, CLASSES), task, made_by=None) == 1.0
 
 
 # ---- class weights

@@ -162,18 +162,9 @@ class Backend(Component):
     @contextmanager
     def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
         """Makes the linear layers at these paths answer as if quantized, while the context lasts."""
-        import torch
-
-        layers: list[Any] = [model.get_submodule(path) for path in paths]
-        before = [layer.weight.data for layer in layers]
-        try:
-            for layer in layers:
-                with torch.no_grad():
-                    layer.weight.data = self.fake_quantize(layer.weight.data)
+        layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
+        with swap_weights(layers, {path: self.fake_quantize(layer.weight.data) for path, layer in layers.items()}):
             yield
-        finally:
-            for layer, weight in zip(layers, before, strict=True):
-                layer.weight.data = weight
 
     def training_overlay(
         self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
@@ -190,6 +181,28 @@ class Backend(Component):
             freeze: The share of the steps after which ranges no longer change.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def swap_weights(layers: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gives linear layers other weights while the context lasts.
+
+    `torch.func.functional_call` would give them for a single call of the model; here the model predicts many batches
+    with weights that are computed once. `torch.nn.utils.parametrize` would compute them again in each forward pass. A
+    task head that shares its weights with the embeddings changes both, as `functional_call` does.
+
+    Args:
+        layers: The layers by path.
+        weights: Their weights by path, `(out_features, in_features)`.
+    """
+    before = {path: layer.weight.data for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            layer.weight.data = weights[path]
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer.weight.data = before[path]
 
 
 BACKENDS: Registry[Backend] = Registry("hfcompress.quantization.backends", Backend)

@@ -12,7 +12,7 @@ from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.advice import UNMEASURED_GPU, Note
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.optimum import iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 
 PACKED = 32

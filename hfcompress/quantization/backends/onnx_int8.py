@@ -13,7 +13,7 @@ from hfcompress.models.artifact import load_model
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.advice import Note, lacks_vnni
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel, swap_weights
 from hfcompress.quantization.calibration import Method, calibrate
 from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
 
@@ -139,7 +139,8 @@ class OnnxInt8(Backend):
 
         ranges = self._complete_ranges(model, job) if self.mode == "static" else None
         layers = {path: layer for path, layer in linears(model).items() if path in paths}
-        before = {path: layer.weight.data for path, layer in layers.items()}
+        scales = ranges.scales if ranges else {path: self._scales(layer.weight) for path, layer in layers.items()}
+        weights = {path: _fake_quantize(layer.weight.data, scales[path]) for path, layer in layers.items()}
 
         def hook(path: str) -> Any:
             def round_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -150,15 +151,11 @@ class OnnxInt8(Backend):
 
         handles = [layer.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
         try:
-            for path, layer in layers.items():
-                scales = ranges.scales[path] if ranges else self._scales(before[path])
-                layer.weight.data = _fake_quantize(before[path], scales)
-            yield
+            with swap_weights(layers, weights):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-            for path, layer in layers.items():
-                layer.weight.data = before[path]
 
     def training_overlay(
         self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
