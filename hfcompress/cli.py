@@ -232,10 +232,10 @@ def convert(
 ) -> None:
     """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
     from hfcompress.pruning.convert.convert import convert as convert_
-    from hfcompress.pruning.convert.convert import summary
+    from hfcompress.pruning.convert.convert import summarize
 
     _only_our_progress()
-    for line in summary(convert_(source, target, base, allow_pickle)):
+    for line in summarize(convert_(source, target, base, allow_pickle)):
         out().print(line)
     out().print(f"model {target}")
 

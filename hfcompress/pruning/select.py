@@ -54,7 +54,7 @@ def cut_model(run: PruningRun, state: PruningState, share: float) -> tuple[Pruni
 
 
 def _select_layers(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.hidden_dimensions import drop_layers, must_stay
+    from hfcompress.pruning.layer_dropping import drop_layers, must_stay
 
     if not run.options.layers:
         return state, None

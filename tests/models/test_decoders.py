@@ -25,9 +25,11 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 from hfcompress.models.surgery import Keep, cut, empty_model
 from hfcompress.pruning.gates import gated
-from hfcompress.pruning.hidden_dimensions import cut_hidden, drop_layers, hidden_gated
+from hfcompress.pruning.hidden_dimensions import cut_hidden
+from hfcompress.pruning.layer_dropping import drop_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.hidden_gates import hidden_gated
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

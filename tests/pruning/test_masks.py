@@ -23,6 +23,7 @@ from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories, masked
+from tests.masked import cost_of
 
 
 def logits(model: Any) -> Tensor:
@@ -151,7 +152,7 @@ def test_the_highest_scores_stay_that_the_budget_has_room_for(seed: int, least: 
     counts = _ranked_by_hand([*heads, *neurons], tables, groups, lows, target.budget - 5)
     assert [len(k.heads) for k in keep] == counts[:3]
     assert [len(k.neurons) for k in keep] == [n * group for n in counts[3:]]
-    assert costs.of(tuple(len(k.heads) for k in keep), tuple(len(k.neurons) for k in keep)) <= target.budget
+    assert cost_of(costs, [len(k.heads) for k in keep], [len(k.neurons) for k in keep]) <= target.budget
     for values, kept in zip([*heads, *neurons], [*(k.heads for k in keep), *(k.neurons for k in keep)], strict=True):
         assert list(kept) == sorted(values.argsort(descending=True)[: len(kept)].tolist())
 

@@ -11,7 +11,8 @@ import pytest
 
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, unit_counts
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.hidden_dimensions import cut_hidden, drop_layers
+from hfcompress.pruning.hidden_dimensions import cut_hidden
+from hfcompress.pruning.layer_dropping import drop_layers
 from hfcompress.report.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
