@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hfcompress.recipe.schema import Recipe
-from hfcompress.report.card import validate
+from hfcompress.report.hub_metadata import validate
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

@@ -85,7 +85,7 @@ def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
 
 def write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
     """Writes the card beside a model, with its pictures."""
-    for name in report.pictures(content):
+    for name in report.list_pictures(content):
         if (directory / "plots" / name).is_file():
             with new_file(model.path / name) as scratch:
                 shutil.copyfile(directory / "plots" / name, scratch)

@@ -829,7 +829,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
     from hfcompress.models.artifact import load_tokenizer, open_artifact
     from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
-    from hfcompress.report import card
+    from hfcompress.report.snippet import write_snippet
 
     task, path = placed
     if runtime == "onnx":
@@ -838,7 +838,7 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
         OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, make_dummy_inputs(source)))
         load_tokenizer(source).save_pretrained(path)
     loaded: Any = SimpleNamespace(recipe=SimpleNamespace(task=task))
-    text = card.snippet(loaded, open_artifact(path), str(path))
+    text = write_snippet(loaded.recipe.task, open_artifact(path), str(path))
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     if task.head == "token":

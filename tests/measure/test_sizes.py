@@ -14,7 +14,7 @@ from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.weight_axes import part_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
-from hfcompress.report import report
+from hfcompress.report import tables
 from tests import factories
 
 HIDDEN, FFN, LAYERS, POSITIONS, TYPES = 64, 128, 2, 40, 2
@@ -161,17 +161,17 @@ def content(*embeddings: Any) -> dict[str, Any]:
 
 def test_the_table_has_a_column_where_any_model_tells() -> None:
     for known in (content(1_500_000, 250_000), content(1_500_000, None)):
-        place = report.headings(known).index("embeddings MB")
-        assert report.headings(known)[place - 1] == "MB"
-        column = [row[place] for row in report.cells(known)]
+        place = tables.list_headings(known).index("embeddings MB")
+        assert tables.list_headings(known)[place - 1] == "MB"
+        column = [row[place] for row in tables.format_cells(known)]
         assert column == ["1.5", "0.25" if known["rows"][1]["embedding_bytes"] else "-"]
-        assert {len(row) for row in report.cells(known)} == {len(report.headings(known))}
+        assert {len(row) for row in tables.format_cells(known)} == {len(tables.list_headings(known))}
     for unknown in (content(None, None), content("absent", "absent")):
-        assert "embeddings MB" not in report.headings(unknown)
-        assert {len(row) for row in report.cells(unknown)} == {len(report.headings(unknown))}
+        assert "embeddings MB" not in tables.list_headings(unknown)
+        assert {len(row) for row in tables.format_cells(unknown)} == {len(tables.list_headings(unknown))}
 
 
 def test_the_csv_has_the_bytes() -> None:
-    header, *lines = report.as_csv(content(1_500_000, None)).splitlines()
+    header, *lines = tables.render_csv(content(1_500_000, None)).splitlines()
     place = header.split(",").index("embedding_bytes")
     assert [line.split(",")[place] for line in lines] == ["1500000", ""]

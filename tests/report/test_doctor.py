@@ -48,7 +48,7 @@ def test_what_it_says_is_what_surgery_does(family: str) -> None:
     for name, empty in (("attention blocks", {"heads": ()}), ("FFN blocks", {"neurons": ()})):
         if len(every) == 1:
             assert not told[name].possible
-            assert "one layer's weights serve as all" in told[name].note
+            assert "all layers share their weights" in told[name].note
         else:
             assert loads_as(cut(model, [replace(every[0], **empty), *every[1:]])) == told[name].reload.partition(",")[0]
 
@@ -72,10 +72,10 @@ def test_the_stock_proportion_of_hidden_width_and_heads() -> None:
 @pytest.mark.parametrize(
     ("changes", "granularity", "reason"),
     [
-        ({"num_attention_heads": 1}, "attention heads", "one of its heads"),
-        ({"num_hidden_layers": 1}, "whole layers", "there is one"),
+        ({"num_attention_heads": 1}, "attention heads", "only one of its heads"),
+        ({"num_hidden_layers": 1}, "whole layers", "only one"),
         ({"intermediate_size": 1}, "FFN neurons", "one neuron"),
-        ({"intermediate_size": 66}, "2:4 weights", "66 is no multiple of 4"),
+        ({"intermediate_size": 66}, "2:4 weights", "66 is not a multiple of 4"),
     ],
 )
 def test_why_not(changes: dict[str, int], granularity: str, reason: str) -> None:

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from hfcompress.models.artifact import Artifact
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.yaml_text import parse_yaml
-from hfcompress.report import card, report
+from hfcompress.report import card, tables
 from hfcompress.utils import logging as console
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.escape import code, fenced, markdown, one_line, printable, without_tokens
@@ -279,9 +279,9 @@ def test_a_report_in_markdown_keeps_its_cells() -> None:
         "task": {"split": "test", "max_length": 16},
         "rows": [factories.report_row("a|b\nc", "source"), factories.report_row("<b>`")],
     }  # fmt: skip
-    lines = report.as_markdown(content).splitlines()
+    lines = tables.render_markdown(content).splitlines()
     assert len(lines) == 2 + 2 + 2
-    assert html(report.as_markdown(content)).tags.count("td") == 2 * len(report.headings(content))
+    assert html(tables.render_markdown(content)).tags.count("td") == 2 * len(tables.list_headings(content))
 
 
 # Places on this machine.
