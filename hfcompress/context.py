@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from hfcompress.local_models import LocalModels
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.measure.hardware import Abilities
 
 

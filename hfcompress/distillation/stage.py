@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Distill(Stage, DistillationOptions):

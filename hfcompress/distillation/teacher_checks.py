@@ -19,9 +19,9 @@ from hfcompress.utils.errors import HfcompressError, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
     from hfcompress.distillation.options import DistillationOptions
-    from hfcompress.local_models import LocalModel, LocalModels
 
 
 def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Task) -> list[Problem]:

@@ -17,8 +17,8 @@ from hfcompress.utils.errors import Problem
 from hfcompress.utils.escape import Markdown
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModel, LocalModels
 
 
 class Finetune(Stage):

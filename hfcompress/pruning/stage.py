@@ -27,8 +27,8 @@ from hfcompress.utils.figures import Figure
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Sensitivity(StrictModel):

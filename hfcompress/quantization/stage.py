@@ -21,8 +21,8 @@ from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.escape import Markdown, markdown
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModel, LocalModels
     from hfcompress.measure.hardware import Abilities
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor
 
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Augment(StrictModel):
@@ -89,9 +89,9 @@ class Augment(StrictModel):
 
 def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
     """Lists what a run would refuse about the masked-language model and the rows, if they are on this machine."""
+    from hfcompress.data.local_models import collect_problems
     from hfcompress.distillation.augmentation.augment import require_fresh
     from hfcompress.distillation.augmentation.replacements import require_masks
-    from hfcompress.local_models import collect_problems
 
     model, found = models.named.get(options.model), list[Problem]()
     if model is not None:
