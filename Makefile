@@ -16,7 +16,7 @@ tests_named = $(foreach name,$(1),$(wildcard tests/test_$(name).py tests/*/test_
 EITHER := $(call tests_named,backends surgery prune_reload student training)
 
 # Tests whose expectations a processor's arithmetic could decide.
-NUMERICAL := $(call tests_named,aware budget criteria decoders export families gram learned lora losses low_rank masks narrow obs \
+NUMERICAL := $(call tests_named,aware budget criteria decoders export families gram learned lora losses low_rank hidden_dimensions masks obs \
 	onnx_int8 onnx_small qlora quantize sensitivity sparsity student surgery torch_int8 training tuning)
 # Vector units turned down, as far as the libraries let one; on Arm these have no meaning and are left out.
 PLAIN_X86 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE \

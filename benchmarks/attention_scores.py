@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hfcompress.distillation.losses.attention_scores import AttentionScores
 from hfcompress.measure.worker import resident_peak
-from hfcompress.models.forward import Observed
+from hfcompress.models.forward import Observation
 from hfcompress.training.loss import Step
 
 ROWS, HEADS, LENGTH, WIDTH = 8, 12, 512, 64
@@ -39,7 +39,7 @@ def step(length: int = LENGTH) -> Step:
     mask = torch.ones(ROWS, length, dtype=torch.bool)
     mask[::4, length // 2 :] = False
     logits = torch.zeros(ROWS, 2)
-    student, teacher = (Observed(logits, (), heads(own), heads(own)) for own in (True, False))
+    student, teacher = (Observation(logits, (), heads(own), heads(own)) for own in (True, False))
     task: Any = SimpleNamespace(head="sequence")
     return Step(student, teacher, mask, None, ((1, 1),), task)
 

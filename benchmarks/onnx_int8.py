@@ -23,7 +23,7 @@ from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.timing import fastest_threads
 from hfcompress.models.artifact import open_artifact, read_config
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.export import load_and_export
 from hfcompress.onnx.graph_io import write_model_directory
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
@@ -56,7 +56,7 @@ def batches(vocabulary: int) -> dict[str, list[Batch]]:
 
 def made(source: Path, folder: Path) -> dict[str, Path]:
     """A directory for each variant, PyTorch's first."""
-    probe, vocabulary = probe_inputs(source), read_config(source)["vocab_size"]
+    probe, vocabulary = make_dummy_inputs(source), read_config(source)["vocab_size"]
     model, graph = load_and_export(source, AUTO, probe)
     found = {"torch": source, "onnx float32": folder / "float32"}
     found["onnx float32"].mkdir()

@@ -22,7 +22,7 @@ from typing import Any
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.artifact import open_artifact
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.backends.optimum_onnx import OptimumOnnx, detect_instructions
 from hfcompress.utils.processors import default_threads
@@ -52,7 +52,7 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
     """A directory for each variant: ours first, then the peer's."""
     ours, exported = folder / "onnx_int8", folder / "float"
     ours.mkdir()
-    BACKENDS.parse("onnx_int8").quantize(QuantizationJob(source, ours, AUTO, probe_inputs(source)))
+    BACKENDS.parse("onnx_int8").quantize(QuantizationJob(source, ours, AUTO, make_dummy_inputs(source)))
     optimum("export", "onnx", "--model", source, "--task", "text-classification", exported)
     found = {"onnx_int8": ours, **quantized(exported, "")}
     for level in ("-O2", "-O3"):

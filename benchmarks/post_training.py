@@ -23,7 +23,7 @@ from distill_throughput import SIZES, bert
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.allocation import keep_best_sum
@@ -100,7 +100,7 @@ def bare(model: Any, rows: list[dict[str, Tensor]]) -> float:
     small = cut(model, half)
 
     def backward() -> None:
-        with frozen(model):
+        with freeze(model):
             for batch in rows:
                 words = model.get_input_embeddings()(batch["input_ids"]).requires_grad_()
                 mask, labels = batch["attention_mask"], batch["labels"]

@@ -44,14 +44,14 @@ def list_(
     what: Annotated[str, typer.Argument(help="recipes, losses, criteria, backends or metrics; all if left out")] = "",
 ) -> None:
     """Shipped recipes and everything a recipe can name."""
-    from hfcompress.report.listing import SECTIONS, section
+    from hfcompress.report.listing import SECTIONS, render_section
 
     if what and what not in SECTIONS:
         from hfcompress.utils.errors import did_you_mean
 
         raise HfcompressError(f"nothing to list by the name '{what}'", did_you_mean(what, SECTIONS))
     for name in [what] if what else SECTIONS:
-        out().print(section(name))
+        out().print(render_section(name))
 
 
 @app.command()
@@ -122,11 +122,11 @@ def init(
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake of a recipe, before anything is trained."""
     from hfcompress.recipe.validate import check as check_
-    from hfcompress.report.doctor import warnings
+    from hfcompress.report.doctor import list_warnings
 
     loaded = _load(recipe, overrides)
     check_(loaded)
-    for warning in warnings(loaded.recipe):
+    for warning in list_warnings(loaded.recipe):
         log.warning(warning)
     out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}")
 
@@ -138,12 +138,12 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     Exact, but for what a budget or a corpus decides: that is marked with ~.
     """
     from hfcompress.recipe.plan import plan as plan_
-    from hfcompress.report.listing import plan_table
+    from hfcompress.report.listing import render_plan
 
     loaded = _load(recipe, overrides)
     rows = plan_(loaded)
     out().print(loaded.headline)
-    print_table(plan_table(rows, loaded.recipe.task.max_length))
+    print_table(render_plan(rows, loaded.recipe.task.max_length))
 
 
 @app.command()
@@ -187,11 +187,12 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 
 
 def _show(content: dict[str, Any], directory: Path) -> None:
-    from hfcompress.report.report import as_table, busy, conditions
+    from hfcompress.report.conditions import describe_conditions, was_busy
+    from hfcompress.report.tables import render_table
 
-    print_table(as_table(content))
-    out().print(conditions(content))
-    if busy(content):
+    print_table(render_table(content))
+    out().print(describe_conditions(content))
+    if was_busy(content):
         out().print(f"busy   time anew: hfcompress report {directory} --measure")
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
@@ -214,7 +215,9 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
 ) -> None:
     """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
-    from hfcompress.report.report import as_table, conditions, write
+    from hfcompress.report.conditions import describe_conditions
+    from hfcompress.report.report import write
+    from hfcompress.report.tables import render_table
     from hfcompress.run.compare import compare
     from hfcompress.run.directory import exclusive
 
@@ -224,8 +227,8 @@ def evaluate(
         raise HfcompressError(f"{output} is a run, with a report of its own", "choose another one with --output")
     _only_our_progress()
     content = compare(models, _load(task, overrides))
-    print_table(as_table(content))
-    out().print(conditions(content))
+    print_table(render_table(content))
+    out().print(describe_conditions(content))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with exclusive(output):
@@ -243,14 +246,14 @@ def doctor(
     from hfcompress.data.source import model_config
     from hfcompress.measure.hardware import abilities, described
     from hfcompress.measure.machine import just_now
-    from hfcompress.report.doctor import examine, table
-    from hfcompress.report.listing import backends_table
+    from hfcompress.report.doctor import examine, render_findings
+    from hfcompress.report.listing import render_backends
 
     diagnosis = examine(model_config(model)) if model is not None else None
     facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
     for name, value in facts.items():
         out().print(f"{name:16} {value}")
-    print_table(table(diagnosis) if diagnosis else backends_table())
+    print_table(render_findings(diagnosis) if diagnosis else render_backends())
 
 
 @app.command()
@@ -267,10 +270,10 @@ def convert(
 ) -> None:
     """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
     from hfcompress.pruning.convert.convert import convert as convert_
-    from hfcompress.pruning.convert.convert import summary
+    from hfcompress.pruning.convert.convert import summarize
 
     _only_our_progress()
-    for line in summary(convert_(source, target, base, allow_pickle)):
+    for line in summarize(convert_(source, target, base, allow_pickle)):
         out().print(line)
     out().print(f"model {target}")
 

@@ -15,14 +15,14 @@ from hfcompress.data.task import Split, Task
 from hfcompress.measure.plain_texts import Reading
 from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
 from hfcompress.utils.files import write_text
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from hfcompress.local_models import LocalModels
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.measure.hardware import Abilities
 
 
@@ -96,6 +96,11 @@ class StageContext:
         path = model_directory(spec)
         return open_artifact(_merged(path, self.task.auto_class) if is_adapter(path) else path, spec)
 
+    def stage_of(self, artifact: Artifact) -> str | None:
+        """Finds the stage of this recipe that made a model, by its name; None for a model that came from elsewhere."""
+        stages = (name for name, made in self.made.items() if name != "model" and made.path == artifact.path)
+        return next(stages, None)
+
     @cached_property
     def _raw(self) -> dict[str, datasets.Dataset]:
         return {split: self.task.read(split) for split in ("train", "dev")}
@@ -125,7 +130,7 @@ class StageContext:
 
         They are drawn by the seed, by default the recipe's.
         """
-        if self.task.streamed:
+        if self.task.is_streamed:
             import datasets
 
             raw = datasets.Dataset.from_list(list(self._raw["train"].take(count)))
@@ -139,7 +144,7 @@ class StageContext:
         """A hash of the data that the stage sees, or of `raw` in the train split's place."""
         if raw is None:
             return self._fingerprint
-        return digest([raw[column][:] for column in self.task.columns])
+        return hash_json([raw[column][:] for column in self.task.columns])
 
     def remember(self, name: str, find: Callable[[], Any]) -> Any:
         """Finds a JSON value once, and gives all processes the same one, also after the run was killed.
@@ -179,7 +184,7 @@ class StageContext:
         def save() -> None:
             save_weights(model.cpu(), self.model_directory)
             reading = self.save_reading(tokenizer, dict(model.config.label2id or {}))  # type: ignore[arg-type]
-            logits = logits_of(model, probe_inputs(self.model_directory))
+            logits = logits_of(model, make_dummy_inputs(self.model_directory))
             found.append(StageResult(self.model_directory, facts, logits, reading))
 
         on_main_process(save)
@@ -195,7 +200,7 @@ class StageContext:
 def _merged(adapter: Path, auto_class: str) -> Path:
     """A peft adapter and its base as one model, made once and kept."""
     base = base_of(adapter, model_directory)
-    directory = cache_home() / "merged" / digest([weights_hash(adapter), weights_hash(base), auto_class])
+    directory = cache_home() / "merged" / hash_json([weights_hash(adapter), weights_hash(base), auto_class])
 
     def merge() -> None:
         if not directory.exists():

@@ -133,13 +133,13 @@ def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, wo
     """A teacher that has learnt the data; `words` are those of its tokenizer."""
     import torch
 
-    from hfcompress.models.forward import accepted
+    from hfcompress.models.forward import select_inputs
 
     built, splitter = model(family, **shape).train(), tokenizer(words)
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     batch = splitter([text for text, _ in lines], padding=True, return_tensors="pt")
     labels = torch.tensor([int(label) for _, label in lines])
-    batch = accepted(built, batch)
+    batch = select_inputs(built, batch)
     optimizer = torch.optim.AdamW(built.parameters(), lr=5e-3)
     for _ in range(steps):
         loss = built(**batch, labels=labels).loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,16 @@ def target(share: float = 0.5, heads: tuple[int, ...] = (4, 4), neurons: tuple[i
     return Target(costs, fixed + share * (costs.whole - fixed), *least)
 
 
+def cost_of(costs: Costs, heads: Sequence[int], neurons: Sequence[int]) -> float:
+    """The cost of keeping so many head groups and so many neurons of each layer."""
+    kept = [block[count] for block, count in zip(costs.heads, heads, strict=True)]
+    kept += [block[count // costs.group] for block, count in zip(costs.neurons, neurons, strict=True)]
+    return costs.fixed + sum(kept)
+
+
 def cost(target: Target, keep: Any) -> float:
-    """What a choice costs."""
-    return target.costs.of(tuple(len(k.heads) for k in keep), tuple(len(k.neurons) for k in keep))
+    """The cost of the units that stay."""
+    return cost_of(target.costs, [len(k.heads) for k in keep], [len(k.neurons) for k in keep])
 
 
 def task_of(folder: Path, data: Path) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfcompress.distillation.losses.base import LOSSES
-from hfcompress.models.forward import Observed
+from hfcompress.models.forward import Observation
 from hfcompress.models.shape import Layer, Shape
 from hfcompress.training.loss import Loss, Pairs, Step
 
@@ -30,14 +30,14 @@ def shape(hidden: int = 8, layers: int = 2, heads: int = 2, labels: int = 3, **m
 
 def observed(
     hidden: int = 8, layers: int = 2, heads: int = 2, labels: int = 3, seed: int = 0, head: str = "sequence"
-) -> Observed:
+) -> Observation:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator).requires_grad_()
 
     logits = {"sequence": (labels,), "span": (LONGEST, 2)}.get(head, (LONGEST, labels))
-    return Observed(
+    return Observation(
         random(ROWS, *logits),
         tuple(random(ROWS, LONGEST, hidden) for _ in range(layers + 1)),
         *({i + 1: random(ROWS, heads, LONGEST, hidden // heads) for i in range(layers)} for _ in range(3)),
@@ -58,8 +58,8 @@ def task(head: str = "sequence") -> Any:
 
 
 def step(
-    student: Observed,
-    teacher: Observed | None,
+    student: Observation,
+    teacher: Observation | None,
     pairs: Pairs = ((1, 1), (2, 2)),
     head: str = "sequence",
     labels: Tensor | None = None,
@@ -68,7 +68,7 @@ def step(
     return Step(student, teacher, mask(), labels, pairs, task(head), dynamic)
 
 
-def tensors(seen: Observed) -> dict[str, Tensor]:
+def tensors(seen: Observation) -> dict[str, Tensor]:
     """Every tensor of a pass by name."""
     found = {"logits": seen.logits} | {f"hidden {i}": t for i, t in enumerate(seen.hidden_states)}
     for name in ("queries", "keys", "values"):
@@ -76,10 +76,10 @@ def tensors(seen: Observed) -> dict[str, Tensor]:
     return found
 
 
-def changed(seen: Observed, change: Any) -> Observed:
+def changed(seen: Observation, change: Any) -> Observation:
     """The same pass with each tensor that has an axis of tokens changed: `change(tensor, axis)`."""
     over_tokens = seen.logits.dim() == 3
-    return Observed(
+    return Observation(
         change(seen.logits, 1) if over_tokens else seen.logits,
         tuple(change(t, 1) for t in seen.hidden_states),
         *({i: change(t, 2) for i, t in some.items()} for some in (seen.queries, seen.keys, seen.values)),
@@ -114,9 +114,9 @@ def widened(given: Step, more: int) -> Step:
 def part(given: Step, some: slice) -> Step:
     """The step of some of its rows."""
 
-    def of(seen: Observed) -> Observed:
+    def of(seen: Observation) -> Observation:
         layers = ({i: t[some] for i, t in values.items()} for values in (seen.queries, seen.keys, seen.values))
-        return Observed(seen.logits[some], tuple(t[some] for t in seen.hidden_states), *layers)
+        return Observation(seen.logits[some], tuple(t[some] for t in seen.hidden_states), *layers)
 
     labels = None if given.labels is None else given.labels[some]
     return replace(
@@ -124,7 +124,7 @@ def part(given: Step, some: slice) -> Step:
     )
 
 
-def rows(seen: Observed) -> Iterator[Observed]:
+def rows(seen: Observation) -> Iterator[Observation]:
     """Row by row, in float64, without padding."""
 
     for row, length in enumerate(LENGTHS):

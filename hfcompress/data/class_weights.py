@@ -59,7 +59,7 @@ def class_weight_problems(asked: ClassWeights, task: Task, names: Mapping[str, A
     ]
 
 
-def class_weights_of(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
+def weigh_classes(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
     """The weight of each class in the loss; None where nothing is asked for.
 
     `balanced` is `n / (classes · count)` of a class with `count` of the `n` labels, as scikit-learn's

@@ -16,7 +16,7 @@ MISSED = ""
 Entity = tuple[str, int, int]
 
 
-def entities(tags: Sequence[str]) -> set[Entity]:
+def find_entities(tags: Sequence[str]) -> set[Entity]:
     """The entities of a sentence: type, first word, last word.
 
     IOB2 (`B-PER I-PER`), IOB1 (where `B-` only parts neighbours of one type), IOBES and IOE are read by one rule: an
@@ -28,7 +28,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     found: set[Entity] = set()
     kind, start, closed = None, 0, True
     for index, tag in enumerate([*tags, OUTSIDE]):
-        prefix, name = _parts(tag)
+        prefix, name = _split_tag(tag)
         goes_on = name is not None and name == kind and not closed and prefix not in ("B", "S")
         if kind is not None and not goes_on:
             found.add((kind, start, index - 1))
@@ -38,7 +38,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     return found
 
 
-def _parts(tag: str) -> tuple[str, str | None]:
+def _split_tag(tag: str) -> tuple[str, str | None]:
     """Prefix and type of a tag; no type outside."""
     if tag in (OUTSIDE, MISSED):
         return OUTSIDE, None
@@ -46,7 +46,7 @@ def _parts(tag: str) -> tuple[str, str | None]:
     return (prefix, name) if prefix in ("B", "I", "E", "S") else ("I", tag)
 
 
-def counts(predictions: Array, references: Array) -> Array:
+def count_entities(predictions: Array, references: Array) -> Array:
     """Of each sentence: entities that are right, predicted, there; words whose tag is right, words.
 
     Args:
@@ -56,7 +56,7 @@ def counts(predictions: Array, references: Array) -> Array:
 
     rows = []
     for predicted, expected in zip(predictions, references, strict=True):
-        ours, theirs = entities(predicted), entities(expected)
+        ours, theirs = find_entities(predicted), find_entities(expected)
         right = sum(p == e for p, e in zip(predicted, expected, strict=True))
         rows.append((len(ours & theirs), len(ours), len(theirs), right, len(expected)))
     return np.array(rows, dtype=float)

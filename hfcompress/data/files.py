@@ -16,7 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hfcompress.data.values import SHOWN, ColumnType, Number, Repeated, features_of, read_column, shown, typed
+from hfcompress.data.values import (
+    SHOWN,
+    ColumnType,
+    Number,
+    Repeated,
+    convert_columns,
+    features_of,
+    read_column,
+    show_value,
+)
 from hfcompress.utils.errors import HfcompressError, did_you_mean, disk_problem
 
 if TYPE_CHECKING:
@@ -97,7 +106,7 @@ class TextFile:
         import pyarrow
 
         schema = features_of(types).arrow_schema
-        records, first = self._records(list(types)), 0
+        records, first = self._read_records(list(types)), 0
         while some := list(islice(records, ROWS_AT_ONCE)):
             lines = [line for line, _ in some]
             place = partial(_place, self.path, lines)
@@ -126,7 +135,7 @@ class TextFile:
             most: How many rows.
         """
         names = self.columns()
-        return [dict(zip(names, values, strict=True)) for _, values in islice(self._records(names), most)]
+        return [dict(zip(names, values, strict=True)) for _, values in islice(self._read_records(names), most)]
 
     def lines(self) -> Iterator[str]:
         """Reads its lines, with their ends."""
@@ -136,11 +145,11 @@ class TextFile:
         """Reads the header and the rows of a csv or tsv file, as the fields that stand in it."""
         return (fields for _, fields in self._fields())
 
-    def _records(self, names: list[str]) -> Iterator[Record]:
+    def _read_records(self, names: list[str]) -> Iterator[Record]:
         if self.path.suffix == ".txt":
             require_columns(names, [TEXT_COLUMN], self.path.name)
             return ((line, [text.rstrip("\r\n")]) for line, text in self._lines())
-        return self._from_fields(names) if self.path.suffix in _SEPARATORS else self._from_objects(names)
+        return self._csv_records(names) if self.path.suffix in _SEPARATORS else self._json_records(names)
 
     # --- lines
 
@@ -202,7 +211,7 @@ class TextFile:
     def _header(self, fields: Iterator[tuple[int, list[str]]]) -> list[str]:
         return next(fields, (0, list[str]()))[1] or self._refuse_empty()
 
-    def _from_fields(self, names: list[str]) -> Iterator[Record]:
+    def _csv_records(self, names: list[str]) -> Iterator[Record]:
         rows = self._fields()
         header = self._header(rows)
         require_columns(names, header, self.path.name)
@@ -226,10 +235,10 @@ class TextFile:
             if text.isspace():
                 continue
             if first and text.lstrip().startswith("["):
-                yield from self._listed("".join([text, *(more for _, more in lines)]), line)
+                yield from self._list_objects("".join([text, *(more for _, more in lines)]), line)
                 return
             try:
-                found = self._decoded(text, line)
+                found = self._decode(text, line)
             except HfcompressError:
                 if first and self.path.suffix == ".json":
                     self._refuse_one_object("".join([text, *(more for _, more in lines)]), line)
@@ -237,14 +246,14 @@ class TextFile:
             first = False
             yield line, self._object(found, f"{self.path}:{line}")
 
-    def _listed(self, text: str, first: int) -> Iterator[tuple[None, dict[str, Any]]]:
-        rows = self._decoded(text, first)
+    def _list_objects(self, text: str, first: int) -> Iterator[tuple[None, dict[str, Any]]]:
+        rows = self._decode(text, first)
         if not isinstance(rows, list):
             self._object(rows, str(self.path))
         for number, row in enumerate(rows):
             yield None, self._object(row, f"{self.path}: entry {number} of the list")
 
-    def _decoded(self, text: str, first: int) -> Any:
+    def _decode(self, text: str, first: int) -> Any:
         try:
             return _DECODER.decode(text)
         except json.JSONDecodeError as error:
@@ -259,25 +268,25 @@ class TextFile:
 
     def _object(self, row: Any, where: str) -> dict[str, Any]:
         if not isinstance(row, dict):
-            raise HfcompressError(f"{where} is no JSON object: {shown(row)}", "a row is {COLUMN: VALUE, …}")
+            raise HfcompressError(f"{where} is no JSON object: {show_value(row)}", "a row is {COLUMN: VALUE, …}")
         return row
 
     def _refuse_one_object(self, text: str, first: int) -> None:
         """Refuses a whole file that is one object over many lines; passes for any other."""
         try:
-            found = self._decoded(text, first)
+            found = self._decode(text, first)
         except HfcompressError:
             return
         if isinstance(found, dict):
             raise HfcompressError(f"{self.path} is one JSON object, not a list of rows", _wrapped(found)) from None
 
-    def _from_objects(self, names: list[str]) -> Iterator[Record]:
+    def _json_records(self, names: list[str]) -> Iterator[Record]:
         for number, (line, row) in enumerate(self._objects()):
             if number == 0:
                 require_columns(names, list(row), self.path.name)
             if isinstance(row, Repeated) and (twice := row.names.intersection(names)):
                 where = f"{self.path}:{line}" if line is not None else f"{self.path}: entry {number} of the list"
-                message = f"{where} gives {shown(min(twice))} more than once"
+                message = f"{where} gives {show_value(min(twice))} more than once"
                 raise HfcompressError(message, "keep the one that is meant")
             yield line, [row.get(name) for name in names]
 
@@ -346,7 +355,7 @@ class ParquetFile:
             table = table.set_column(place, table.schema.field(column).with_type(values.type), values)
         features = datasets.Features.from_arrow_schema(table.schema)
         rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
-        return typed(rows, types, self.path.name, first)
+        return convert_columns(rows, types, self.path.name, first)
 
 
 DataFile = TextFile | ParquetFile
@@ -399,7 +408,8 @@ def column_hint(name: str, header: Sequence[str]) -> str:
     separator = next((sign for sign in ("\t", ";", "|", ",") if sign in only), None)
     if separator is not None:
         return (
-            f"its header is one field, {shown(only)}: a .csv file parts its fields with commas, a .tsv file with tabs"
+            f"its header is one field, {show_value(only)}: a .csv file separates its "
+            "fields by commas, a .tsv file by tabs"
         )
     if any("\0" in entry for entry in header):
         return "its header holds NUL characters: it may be UTF-16, which `encoding: utf-16` in the task reads"
@@ -461,10 +471,12 @@ def _place(path: Path, lines: Sequence[int | None], number: int) -> str:
     return path.name if line is None else f"{path.name}, line {line}"
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _read_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     return found if len(found) == len(pairs) else Repeated(pairs)
 
 
 _spelled: Callable[[str], Number] = Number
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_spelled, parse_float=_spelled, parse_constant=_spelled)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_read_pairs, parse_int=_spelled, parse_float=_spelled, parse_constant=_spelled
+)

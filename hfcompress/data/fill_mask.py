@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
-from hfcompress.data.task import IGNORED, PlainText, Split, Task, numbered, token_loss
+from hfcompress.data.task import IGNORED, PlainText, Split, Task, number_rows, token_loss
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
@@ -62,17 +62,17 @@ class FillMask(Task):
     """accuracy or perplexity of the masked tokens."""
 
     @property
-    def streamed(self) -> bool:
+    def is_streamed(self) -> bool:
         return self.streaming
 
     @property
     def has_labels(self) -> bool:
         return self.mask_probability > 0
 
-    def rows(self, split: Split = "train") -> None:
+    def count_rows(self, split: Split = "train") -> None:
         """None: only tokens tell how many rows documents give."""
 
-    def _held_out(self, count: int) -> int:
+    def _dev_count(self, count: int) -> int:
         return min(max(count // 100, 1), self.dev_rows)
 
     def _find(self, split: Split) -> Any:
@@ -84,7 +84,7 @@ class FillMask(Task):
         train = found if split == "train" else super()._find("train")
         if train is None or (split == "train" and super()._find("dev") is not None):
             return train
-        kept = len(train) - self._held_out(len(train))
+        kept = len(train) - self._dev_count(len(train))
         return train.select(range(kept) if split == "train" else range(kept, len(train)))
 
     def _stream(self, split: Split) -> Any:
@@ -162,11 +162,11 @@ class FillMask(Task):
         made = {"rows": rows, "tokenizer": tokenizer}
         if isinstance(rows, datasets.IterableDataset):
             return datasets.IterableDataset.from_generator(self._features, gen_kwargs=made)
-        ids = [np.array(row, dtype=np.int32) for row in self._rows(rows, tokenizer)]
+        ids = [np.array(row, dtype=np.int32) for row in self._token_rows(rows, tokenizer)]
         if not ids:
             raise HfcompressError(f"the documents of {self.dataset} are empty", "give it text")
         encoded = datasets.Dataset.from_dict({"input_ids": ids})
-        return numbered(encoded.add_column("length", [len(row) for row in ids]))
+        return number_rows(encoded.add_column("length", [len(row) for row in ids]))
 
     def plain_texts(self, rows: Any, tokenizer: Any, labels: Mapping[str, int] | None) -> list[PlainText]:
         """The beginnings of documents, a word in the middle of them masked."""
@@ -182,10 +182,10 @@ class FillMask(Task):
         return found
 
     def _features(self, rows: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-        for index, ids in enumerate(self._rows(rows, tokenizer)):
+        for index, ids in enumerate(self._token_rows(rows, tokenizer)):
             yield {"input_ids": ids, "length": len(ids), "index": index}
 
-    def _rows(self, rows: Any, tokenizer: Any) -> Iterator[list[int]]:
+    def _token_rows(self, rows: Any, tokenizer: Any) -> Iterator[list[int]]:
         documents = (values[self.text[0]] for values in rows.select_columns(self.text).iter(TEXTS))
         texts = ([text for text in some if text and not text.isspace()] for some in documents)
         if not self.packed:
@@ -193,9 +193,9 @@ class FillMask(Task):
                 yield from tokenizer(some, truncation=True, max_length=self.max_length)["input_ids"] if some else []
             return
         tokens = (tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"] for some in texts if some)
-        yield from blocks(tokens, self.max_length, tokenizer.cls_token_id, tokenizer.sep_token_id)
+        yield from pack_documents(tokens, self.max_length, tokenizer.cls_token_id, tokenizer.sep_token_id)
 
-    def asked(
+    def add_labels(
         self,
         tokens: dict[str, Tensor],
         features: Sequence[Mapping[str, Any]],
@@ -206,7 +206,7 @@ class FillMask(Task):
         import torch
 
         probability = self.mask_probability if epoch is not None else self.mask_probability or JUDGED_PROBABILITY
-        ids, labels = masked(tokens["input_ids"].numpy(), tokens["index"].numpy(), tokenizer, probability, epoch)
+        ids, labels = mask_tokens(tokens["input_ids"].numpy(), tokens["index"].numpy(), tokenizer, probability, epoch)
         return {**tokens, "input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ class FillMask(Task):
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         return outputs[:, 1:], outputs[:, 0]
 
-    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+    def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
         """What the tokens' frequencies alone tell: always the most frequent token, or each by its share."""
         import numpy as np
 
@@ -229,7 +229,7 @@ class FillMask(Task):
         return references[:, None] * np.array([[shares.max(), entropy]])
 
 
-def blocks(documents: Iterable[list[list[int]]], length: int, cls: int, sep: int) -> Iterator[list[int]]:
+def pack_documents(documents: Iterable[list[list[int]]], length: int, cls: int, sep: int) -> Iterator[list[int]]:
     """Documents joined, a separator after each, and cut: `[CLS] … [SEP]`, every block but the last full.
 
     Args:
@@ -248,7 +248,7 @@ def blocks(documents: Iterable[list[list[int]]], length: int, cls: int, sep: int
         yield [cls, *left[:-1], sep]
 
 
-def masked(ids: Array, index: Array, tokenizer: Any, probability: float, epoch: int | None) -> tuple[Array, Array]:
+def mask_tokens(ids: Array, index: Array, tokenizer: Any, probability: float, epoch: int | None) -> tuple[Array, Array]:
     """Token ids with some replaced, and what was there: `IGNORED` where nothing is asked.
 
     Args:
@@ -260,14 +260,14 @@ def masked(ids: Array, index: Array, tokenizer: Any, probability: float, epoch: 
     """
     import numpy as np
 
-    asked, how, which = draws(index, ids.shape[1], 0 if epoch is None else epoch + 1)
+    asked, how, which = draw_uniforms(index, ids.shape[1], 0 if epoch is None else epoch + 1)
     chosen = (asked < probability) & ~np.isin(ids, list(tokenizer.all_special_ids))
     other = (which * len(tokenizer)).astype(ids.dtype)
     replaced = np.where(how < 0.8, tokenizer.mask_token_id, np.where(how < 0.9, other, ids))
     return np.where(chosen, replaced, ids), np.where(chosen, ids, IGNORED)
 
 
-def draws(index: Array, length: int, epoch: int) -> Array:
+def draw_uniforms(index: Array, length: int, epoch: int) -> Array:
     """Three independent uniform numbers for each token, `(3, rows, length)`, from its row, place and epoch alone.
 
     Source: SplitMix64, Steele, Lea and Flood 2014, used as a hash: no state, so no order of rows matters.

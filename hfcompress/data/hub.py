@@ -78,7 +78,7 @@ class _Meter:
             self.balance -= now - self.settled
         self.settled = now
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds that may still be waited.
 
         Raises:
@@ -92,7 +92,7 @@ class _Meter:
             return self.balance
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def count_waiting(self) -> Iterator[None]:
         """Takes the time inside; where several threads wait at once, it is taken once."""
         with self.lock:
             self._settle()
@@ -114,15 +114,15 @@ class _Meter:
         read, write = stream.read, stream.write
 
         def guarded_read(max_bytes: int, timeout: float | None = None) -> bytes:
-            left = self.left()
-            with self.waiting():
+            left = self.seconds_left()
+            with self.count_waiting():
                 content: bytes = read(max_bytes, timeout=left if timeout is None else min(timeout, left))
             self.earn(len(content))
             return content
 
         def guarded_write(buffer: bytes, timeout: float | None = None) -> None:
-            left = self.left()
-            with self.waiting():
+            left = self.seconds_left()
+            with self.count_waiting():
                 write(buffer, timeout=left if timeout is None else min(timeout, left))
             self.earn(len(buffer))
 
@@ -133,15 +133,15 @@ class _Meter:
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self.guard(info["return_value"])
 
-    def before(self, request: Any) -> None:
+    def limit_request(self, request: Any) -> None:
         """An event hook of httpx: limits that each request has, whatever its caller forgot."""
-        left = self.left()
+        left = self.seconds_left()
         limits = request.extensions.get("timeout") or {}
         # Reading and writing are limited by the stream itself, which knows what is left by then.
         kept = {**limits, **{key: left for key in ("connect", "pool") if limits.get(key) is None}}
         request.extensions = {**request.extensions, "timeout": kept, "trace": self.trace}
 
-    def after(self, response: Any) -> None:
+    def check_response(self, response: Any) -> None:
         """An event hook of httpx: refuses to write elsewhere, and to sleep for as long as a server likes."""
         here, there = str(response.request.url), response.headers.get("Location")
         moved = there is not None and 300 <= response.status_code < 400
@@ -159,13 +159,13 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
 
 
 @contextmanager
-def _limited(meter: _Meter) -> Iterator[None]:
+def _limit_client(meter: _Meter) -> Iterator[None]:
     """Makes huggingface_hub's client keep to a meter, inside of the `with` block."""
     import huggingface_hub
     from huggingface_hub.utils import _http
 
     if not hasattr(huggingface_hub, "set_client_factory"):
-        with _limited_requests(meter):
+        with _limit_requests(meter):
             yield
         return
     factory: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY
@@ -174,8 +174,8 @@ def _limited(meter: _Meter) -> Iterator[None]:
         client = factory()
         hooks = client.event_hooks
         client.event_hooks = {
-            "request": [*hooks.get("request", []), meter.before],
-            "response": [*hooks.get("response", []), meter.after],
+            "request": [*hooks.get("request", []), meter.limit_request],
+            "response": [*hooks.get("response", []), meter.check_response],
         }
         return client
 
@@ -187,7 +187,7 @@ def _limited(meter: _Meter) -> Iterator[None]:
 
 
 @contextmanager
-def _limited_requests(meter: _Meter) -> Iterator[None]:
+def _limit_requests(meter: _Meter) -> Iterator[None]:
     """The same for huggingface_hub before 1, on requests: silence is limited; a server that drips is not."""
     from huggingface_hub.utils import _http
 
@@ -198,8 +198,8 @@ def _limited_requests(meter: _Meter) -> Iterator[None]:
         send = session.send
 
         def limited_send(request: Any, **options: Any) -> Any:
-            left = meter.left()
-            with meter.waiting():
+            left = meter.seconds_left()
+            with meter.count_waiting():
                 return send(request, **{**options, "timeout": options.get("timeout") or left})
 
         session.send = limited_send
@@ -222,7 +222,7 @@ def hub_calls(what: str) -> Iterator[None]:
         what: What is asked for, such as `model 'user/name'`.
     """
     try:
-        with _limited(_Meter(wait_seconds())):
+        with _limit_client(_Meter(wait_seconds())):
             yield
     except HfcompressError:
         raise

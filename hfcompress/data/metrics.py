@@ -45,14 +45,14 @@ class RowMetric:
         return self.total(self.rows(predictions, references).sum(0))
 
 
-def share(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
     """`part / whole`, 0 where there is no whole."""
     return float(part / whole) if whole else 0.0
 
 
-def balance(hits: float, predicted: float, there: float) -> float:
+def f1_of_counts(hits: float, predicted: float, there: float) -> float:
     """F1 of counts: the harmonic mean of `hits / predicted` and `hits / there`."""
-    return share(2 * hits, predicted + there)
+    return ratio(2 * hits, predicted + there)
 
 
 def _hits(predictions: Array, references: Array) -> Array:
@@ -74,7 +74,7 @@ def _class_counts(predictions: Array, references: Array) -> Array:
 
 def _mean_f1(sums: Array) -> float:
     """The mean over the classes that are predicted or there."""
-    scores = [balance(*counts) for counts in sums.reshape(-1, 3) if counts[1:].any()]
+    scores = [f1_of_counts(*counts) for counts in sums.reshape(-1, 3) if counts[1:].any()]
     return sum(scores) / len(scores) if scores else 0.0
 
 
@@ -142,7 +142,7 @@ def _squares(predictions: Array, references: Array) -> Array:
     return np.stack([squares, np.ones_like(squares)], axis=1)
 
 
-def _masked(predictions: Array, references: Array) -> Array:
+def _sum_masked(predictions: Array, references: Array) -> Array:
     """Predictions `(units, 2)`, tokens that are right and the sum of `-log p`; references, how many were masked."""
     import numpy as np
 
@@ -152,11 +152,11 @@ def _masked(predictions: Array, references: Array) -> Array:
 def _perplexity(sums: Array) -> float:
     import math
 
-    return math.exp(min(share(sums[1], sums[2]), 700.0))  # beyond that a float is infinite
+    return math.exp(min(ratio(sums[1], sums[2]), 700.0))  # beyond that a float is infinite
 
 
 CLASSIFICATION: dict[str, Metric] = {
-    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: share(*s), right_or_wrong=True),
+    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: ratio(*s), right_or_wrong=True),
     "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1, _f1),
     "matthews_correlation": RowMetric(
         "Matthews' correlation coefficient for any number of classes; 0 where it is undefined.",
@@ -168,23 +168,27 @@ CLASSIFICATION: dict[str, Metric] = {
 REGRESSION: dict[str, Metric] = {
     "pearson": pearson,
     "spearman": spearman,
-    "mse": RowMetric("Mean squared error.", _squares, lambda s: share(*s)),
+    "mse": RowMetric("Mean squared error.", _squares, lambda s: ratio(*s)),
 }
 TOKENS: dict[str, Metric] = {
-    "f1": RowMetric("F1 of whole entities, as conlleval counts.", entities.counts, lambda s: balance(*s[:3])),
-    "precision": RowMetric("The share of predicted entities that are right.", entities.counts, lambda s: share(*s[:2])),
-    "recall": RowMetric("The share of entities that are found.", entities.counts, lambda s: share(s[0], s[2])),
-    "accuracy": RowMetric("The share of words whose tag is right.", entities.counts, lambda s: share(*s[3:])),
+    "f1": RowMetric(
+        "F1 of whole entities, as conlleval counts.", entities.count_entities, lambda s: f1_of_counts(*s[:3])
+    ),
+    "precision": RowMetric(
+        "The share of predicted entities that are right.", entities.count_entities, lambda s: ratio(*s[:2])
+    ),
+    "recall": RowMetric("The share of entities that are found.", entities.count_entities, lambda s: ratio(s[0], s[2])),
+    "accuracy": RowMetric("The share of words whose tag is right.", entities.count_entities, lambda s: ratio(*s[3:])),
 }
 SPANS: dict[str, Metric] = {
-    "f1": RowMetric("SQuAD's F1 of words, the mean over questions.", squad.overlaps, lambda s: share(*s)),
+    "f1": RowMetric("SQuAD's F1 of words, the mean over questions.", squad.score_overlap, lambda s: ratio(*s)),
     "exact_match": RowMetric(
-        "The share of answers that are one of those given.", squad.matches, lambda s: share(*s), right_or_wrong=True
+        "The share of answers that are one of those given.", squad.score_match, lambda s: ratio(*s), right_or_wrong=True
     ),
 }
 MASKED: dict[str, Metric] = {
-    "accuracy": RowMetric("The share of masked tokens that are found.", _masked, lambda s: share(s[0], s[2])),
-    "perplexity": RowMetric("The exponential of the mean `-log p` of masked tokens.", _masked, _perplexity),
+    "accuracy": RowMetric("The share of masked tokens that are found.", _sum_masked, lambda s: ratio(s[0], s[2])),
+    "perplexity": RowMetric("The exponential of the mean `-log p` of masked tokens.", _sum_masked, _perplexity),
 }
 OF_TASK: dict[str, dict[str, Metric]] = {
     "text-classification": CLASSIFICATION,
@@ -203,14 +207,18 @@ def as_array(values: Any) -> Array:
     import numpy as np
 
     values = list(values)
-    return objects(values) if isinstance(values[0], str | list) and not _numeric(values[0]) else np.asarray(values)
+    return (
+        object_array(values)
+        if isinstance(values[0], str | list) and not _is_list_of_numbers(values[0])
+        else np.asarray(values)
+    )
 
 
-def _numeric(value: Any) -> bool:
+def _is_list_of_numbers(value: Any) -> bool:
     return bool(value) and isinstance(value[0], float)
 
 
-def objects(values: list[Any]) -> Array:
+def object_array(values: list[Any]) -> Array:
     """An array of one object a unit, whatever the objects are."""
     import numpy as np
 

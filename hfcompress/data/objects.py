@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.data.source import cache_home
 from hfcompress.models.artifact import save_model
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_directory
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def save_dataset(rows: Any) -> str:
         HfcompressError: if it is something else, or has other splits.
     """
     splits = _splits_of(rows)
-    identity = {name: [_content(split), split.features.to_dict()] for name, split in splits.items()}
-    directory = cache_home() / "objects" / f"data-{digest(identity)}"
+    identity = {name: [_hash_rows(split), split.features.to_dict()] for name, split in splits.items()}
+    directory = cache_home() / "objects" / f"data-{hash_json(identity)}"
     if not directory.exists():
         with shared_directory(directory) as scratch:
             for name, split in splits.items():
@@ -75,7 +75,7 @@ def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
     return rows
 
 
-def _content(rows: datasets.Dataset) -> str:
+def _hash_rows(rows: datasets.Dataset) -> str:
     """A hash of the rows themselves; a fingerprint of `datasets` tells how they came about."""
     found = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(batch_size=1000):
@@ -88,7 +88,9 @@ def save_model_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Writes a model and its tokenizer to a directory that is named by their content, and returns it."""
     import torch
 
-    found = hashlib.sha256(f"{type(model).__name__} {model.config.to_json_string()} {_told(tokenizer)}".encode())
+    found = hashlib.sha256(
+        f"{type(model).__name__} {model.config.to_json_string()} {_spell_out_tokenizer(tokenizer)}".encode()
+    )
     for name, tensor in model.state_dict().items():
         values = tensor.detach().cpu().contiguous()
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -101,7 +103,7 @@ def save_model_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return str(directory)
 
 
-def _told(tokenizer: PreTrainedTokenizerBase) -> str:
+def _spell_out_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer does, as text: the vocabulary and rules of a fast one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     return f"{tokenizer!r} {inner.to_str() if inner is not None else sorted(tokenizer.get_vocab().items())}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.split import normalize
-from hfcompress.data.values import Number, shown
+from hfcompress.data.values import Number, show_value
 from hfcompress.utils.errors import HfcompressError, did_you_mean
 from hfcompress.utils.wording import count
 
@@ -98,7 +98,7 @@ class Profile:
     def _describe_classes(self) -> str:
         total = sum(self.classes.values())
         told = [
-            f"{shown(name)} {rows / total:.1%}"
+            f"{show_value(name)} {rows / total:.1%}"
             for name, rows in sorted(self.classes.items(), key=lambda item: -item[1])
         ]
         return ", ".join(told) if len(told) <= 8 else f"from {told[0]} to {told[-1]} of the rows"
@@ -116,7 +116,7 @@ class Profile:
         if self.duplicates:
             found.append(f"{count(self.duplicates, 'row')} of train repeat a text that stands there before")
         if self.rare_classes:
-            names = ", ".join(map(shown, self.rare_classes[:5]))
+            names = ", ".join(map(show_value, self.rare_classes[:5]))
             found.append(f"rare classes: {names}; accuracy hardly sees them, and compression breaks them first")
         return found
 

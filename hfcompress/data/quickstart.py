@@ -149,16 +149,16 @@ DOMAINS: dict[str, dict[str, str]] = {
 _SLOT = re.compile(r"\{(\w+)(?::(-?\d+))?\}")
 
 
-def _entries(words: str) -> list[str]:
+def _split_entries(words: str) -> list[str]:
     """Splits a word list: at its commas or, without one, at its spaces."""
     return [entry.strip() for entry in words.split(",")] if "," in words else words.split()
 
 
 def _lexicon(domain: str) -> dict[str, list[str]]:
     """The word lists of one domain; `good` and `bad` hold the general adjectives and the domain's own."""
-    lists = {symbol: _entries(words) for symbol, words in WORDS.items()}
+    lists = {symbol: _split_entries(words) for symbol, words in WORDS.items()}
     for symbol, words in DOMAINS[domain].items():
-        lists[symbol] = lists.get(symbol, []) + 2 * _entries(words)
+        lists[symbol] = lists.get(symbol, []) + 2 * _split_entries(words)
     return lists
 
 
@@ -219,7 +219,7 @@ def write_dataset(directory: Path, seed: int = 0, sizes: Mapping[str, int] | Non
         HfcompressError: If `directory` holds other files, but not these.
     """
     sizes = SIZES if sizes is None else sizes
-    if _complete(directory, sizes):
+    if _is_complete(directory, sizes):
         return directory
     with shared_directory(directory) as built:
         rng = random.Random(seed)
@@ -229,12 +229,12 @@ def write_dataset(directory: Path, seed: int = 0, sizes: Mapping[str, int] | Non
             rng.shuffle(rows)
             lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in rows)]
             (built / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    if not _complete(directory, sizes):
+    if not _is_complete(directory, sizes):
         raise HfcompressError(f"{directory} holds other files than the data set", "name an empty directory")
     return directory
 
 
-def _complete(directory: Path, splits: Iterable[str]) -> bool:
+def _is_complete(directory: Path, splits: Iterable[str]) -> bool:
     return all((directory / f"{split}.tsv").is_file() for split in splits)
 
 

@@ -17,7 +17,7 @@ _PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "speci
 """What a tokenizer was loaded from; it changes nothing of what it does."""
 
 
-def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def vocabulary_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What each id stands for: the vocabulary, the special tokens, and what padding looks like."""
     return {
         "vocabulary": tokenizer.get_vocab(),
@@ -26,7 +26,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def splitting_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def splitting_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Everything that decides which ids a tokenizer gives a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -34,15 +34,15 @@ def splitting_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         state: dict[str, Any] = {"class": type(tokenizer).__name__, "options": options}
     else:
         state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in _SET_BY_EACH_CALL}
-    return {**words_of(tokenizer), "state": state, "cut": tokenizer.truncation_side}
+    return {**vocabulary_state(tokenizer), "state": state, "cut": tokenizer.truncation_side}
 
 
-def behaviour_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def input_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Everything that decides what a model with this tokenizer is fed of a text, as JSON."""
-    return {**splitting_of(tokenizer), "inputs": list(tokenizer.model_input_names)}
+    return {**splitting_state(tokenizer), "inputs": list(tokenizer.model_input_names)}
 
 
-def inputs_hash(rows: datasets.Dataset) -> str:
+def hash_inputs(rows: datasets.Dataset) -> str:
     """A hash of all that a model is fed of encoded rows, column by column, and of their order; not of their labels."""
     import numpy as np
     import pyarrow as pa

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.data.evaluate_metric import AnyMetric
-from hfcompress.data.labels import id_of, outside, sorted_labels, warnings_of
+from hfcompress.data.labels import find_label_warnings, make_label_finder, sort_labels, unknown_label_error
 from hfcompress.data.metrics import CLASSIFICATION, REGRESSION, Metric
-from hfcompress.data.task import LabelledTask, PlainText, mapped, numbered
-from hfcompress.data.values import SCORE, ColumnType, shown
+from hfcompress.data.task import LabelledTask, PlainText, map_batches, number_rows
+from hfcompress.data.values import SCORE, ColumnType, show_value
 from hfcompress.utils.errors import HfcompressError, Problem
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class SequenceTask(LabelledTask):
             encoded = tokenizer(*(batch[column] for column in self.text), truncation=True, max_length=self.max_length)
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-        encoded = mapped(rows.select_columns(list(dict.fromkeys(self.text))), tokens, batch_size=4096)
-        return numbered(encoded.add_column("labels", targets))
+        encoded = map_batches(rows.select_columns(list(dict.fromkeys(self.text))), tokens, batch_size=4096)
+        return number_rows(encoded.add_column("labels", targets))
 
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
@@ -63,17 +63,17 @@ class SequenceTask(LabelledTask):
 
         return self.predictions(outputs), np.asarray(features["labels"][:])
 
-    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+    def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
         """Always the same answer, the best one."""
         import numpy as np
 
-        return np.full_like(references, self.constant(references))
+        return np.full_like(references, self.best_constant(references))
 
     def predictions(self, logits: Array) -> Array:
         """`(rows, labels)` logits to answers."""
         raise NotImplementedError
 
-    def constant(self, references: Array) -> Any:
+    def best_constant(self, references: Array) -> Any:
         """The best answer without looking."""
         raise NotImplementedError
 
@@ -94,10 +94,10 @@ class TextClassification(SequenceTask):
         names = getattr(rows.features[self.label], "names", None)
         if names:
             return list(names)
-        values = sorted_labels(rows[self.label][:])
+        values = sort_labels(rows[self.label][:])
         if len(values) < 2:
             raise HfcompressError(
-                f"the train split has one class only ({shown(values[0])} in column '{self.label}')",
+                f"the train split has one class only ({show_value(values[0])} in column '{self.label}')",
                 "a classifier needs rows of at least two",
             )
         return values
@@ -109,22 +109,22 @@ class TextClassification(SequenceTask):
             HfcompressError: for a label that the head does not have.
         """
         names = getattr(rows.features[self.label], "names", None)
-        find = id_of(labels, names)
+        find = make_label_finder(labels, names)
         found = [find(value) for value in rows[self.label][:]]
         if -1 in found:
             number = found.index(-1)
-            raise outside(number, rows[number][self.label], self.label, labels, names)
+            raise unknown_label_error(number, rows[number][self.label], self.label, labels, names)
         return found
 
     def label_warnings(self, targets: list[int], labels: Mapping[str, int]) -> list[str]:
         """Classes that no row of train has, and classes that look like one another."""
-        return warnings_of(set(targets), labels)
+        return find_label_warnings(set(targets), labels)
 
     def predictions(self, logits: Array) -> Array:
         """`(rows, labels)` logits to class ids."""
         return logits.argmax(-1)
 
-    def constant(self, references: Array) -> int:
+    def best_constant(self, references: Array) -> int:
         """The class that scores best when it is given to every row."""
         import numpy as np
 
@@ -181,7 +181,7 @@ class Regression(SequenceTask):
         """`(rows, 1)` outputs to scores."""
         return logits.reshape(-1)
 
-    def constant(self, references: Array) -> float:
+    def best_constant(self, references: Array) -> float:
         """The mean."""
         return float(references.mean())
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.files import DataFile, data_file, require_columns, streamed
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
-from hfcompress.data.values import ColumnType, features_of, read_column, typed
-from hfcompress.models.artifact import MODELING_FILE, Artifact, open_artifact, read_config, tell_others
+from hfcompress.data.values import ColumnType, convert_columns, features_of, read_column
+from hfcompress.models.artifact import MODELING_FILE, Artifact, log_graph_choice, open_artifact, read_config
 from hfcompress.models.weights import (
     PICKLED,
     choose,
@@ -70,7 +70,7 @@ def model_directory(spec: str) -> Path:
     return _directory(place)
 
 
-def open_model(spec: str, stage: str = "source", kind: str = "model") -> Artifact:
+def open_model(spec: str, stage: str = "source", kind: str | None = None) -> Artifact:
     """The model that a directory or Hub id names, or one of its graphs: `DIR:FILE.onnx`, `user/name:onnx/FILE.onnx`.
 
     Raises:
@@ -103,11 +103,11 @@ def _directory(spec: str, graph: str = "") -> Path:
         folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _ONNX, _IN_A_FOLDER)
     if any(folder.glob("*.onnx")) or any(folder.glob("*.safetensors")):
         return folder
-    names = _listed(spec) or names_in(folder)
-    if _offline() and not any(name.endswith((".onnx", ".xml")) for name in names):
+    names = _list_files(spec) or names_in(folder)
+    if _is_offline() and not any(name.endswith((".onnx", ".xml")) for name in names):
         raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     chosen = choose(names, spec)
-    tell_others(spec, chosen)
+    log_graph_choice(spec, chosen)
     return _graph_snapshot(spec, chosen.file)
 
 
@@ -117,7 +117,7 @@ def _graph_snapshot(spec: str, graph: str) -> Path:
     patterns = [*_BESIDE_THE_WEIGHTS, graph, weights]
     folder = _snapshot(spec, patterns)
     if not (folder / graph).is_file():
-        choose(_listed(spec) or names_in(folder), spec, graph)
+        choose(_list_files(spec) or names_in(folder), spec, graph)
         raise HfcompressError(f"model '{spec}': the cache holds only a part of it", OFFLINE)
     outside = external_files(folder, graph, required=False) if graph.endswith(".onnx") else []
     return _snapshot(spec, patterns + outside) if outside else folder
@@ -137,30 +137,30 @@ def pickled_directory(spec: str) -> Path:
 def _snapshot(spec: str, patterns: list[str], ignored: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    repo, revision = _split(spec)
+    repo, revision = _split_revision(spec)
     with hub_calls(f"model '{spec}'"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
 
-def _split(spec: str) -> tuple[str, str | None]:
+def _split_revision(spec: str) -> tuple[str, str | None]:
     repo, _, revision = spec.partition("@")
     return repo, revision or None
 
 
-def _offline() -> bool:
+def _is_offline() -> bool:
     """Whether the Hub is not asked for anything."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _listed(spec: str) -> list[str]:
+def _list_files(spec: str) -> list[str]:
     """The names of a Hub model's files; empty where the Hub is not asked."""
     from huggingface_hub import HfApi
 
-    if _offline():
+    if _is_offline():
         return []
-    repo, revision = _split(spec)
+    repo, revision = _split_revision(spec)
     with hub_calls(f"model '{spec}'"):
         return list(HfApi().list_repo_files(repo, revision=revision))
 
@@ -175,7 +175,7 @@ def require_weights(spec: str) -> None:
         artifact = open_artifact(model_directory(spec))
         trainable, found = artifact.trainable, f"{artifact.runtime} {artifact.dtype}"
     else:
-        names = _listed(spec)
+        names = _list_files(spec)
         runtime = choose(names, spec).runtime if names else "torch"
         trainable, found = runtime == "torch" and not model_config(spec).get("quantization_config"), runtime
     if not trainable:
@@ -213,7 +213,7 @@ def model_config(spec: str) -> dict[str, Any]:
     refuse_a_path(spec, "model")
     from huggingface_hub import hf_hub_download
 
-    repo, revision = _split(spec)
+    repo, revision = _split_revision(spec)
     with hub_calls(f"model '{spec}'"):
         return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
 
@@ -224,7 +224,7 @@ def refuse_a_path(spec: str, what: str) -> None:
     Raises:
         HfcompressError: where it can only be a directory, which is then one that does not exist.
     """
-    repo, _ = _split(spec)
+    repo, _ = _split_revision(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
         raise HfcompressError(f"no such {what} directory: {spec}", "check the path; a Hub id looks like `user/name`")
     try:
@@ -306,8 +306,8 @@ class Table:
         found = self._on_the_hub(split)
         if found is None:
             return None
-        require_columns(list(self.types), found.column_names, self._called(split))
-        return typed(found, dict(self.types), self._called(split))
+        require_columns(list(self.types), found.column_names, self._describe_split(split))
+        return convert_columns(found, dict(self.types), self._describe_split(split))
 
     def stream(self, split: str) -> datasets.IterableDataset | None:
         """`read` for what is too large to be read before it is used."""
@@ -322,8 +322,8 @@ class Table:
             return None
         first = next(iter(found), None)
         if first is not None:
-            require_columns(list(self.types), list(first), self._called(split))
-        convert = partial(_converted, types=dict(self.types), where=self._called(split))
+            require_columns(list(self.types), list(first), self._describe_split(split))
+        convert = partial(_convert_row, types=dict(self.types), where=self._describe_split(split))
         return found.select_columns(list(self.types)).map(
             convert, with_indices=True, features=features_of(dict(self.types))
         )
@@ -334,11 +334,11 @@ class Table:
         names = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
         return next((found[name] for name in names if name in found), None)
 
-    def _called(self, split: str) -> str:
+    def _describe_split(self, split: str) -> str:
         return f"the {split} split of {self.dataset}"
 
 
-def _converted(row: Mapping[str, Any], number: int, types: Mapping[str, ColumnType], where: str) -> dict[str, Any]:
+def _convert_row(row: Mapping[str, Any], number: int, types: Mapping[str, ColumnType], where: str) -> dict[str, Any]:
     return {
         column: read_column(kind, [row[column]], column, lambda _: where, number)[0] for column, kind in types.items()
     }
@@ -348,7 +348,7 @@ def _converted(row: Mapping[str, Any], number: int, types: Mapping[str, ColumnTy
 def _hub_splits(dataset: str, config: str | None, streaming: bool = False) -> Any:
     import datasets
 
-    repo, revision = _split(dataset)
+    repo, revision = _split_revision(dataset)
     what = f"data set '{dataset}'"
     with hub_calls(what):
         try:
@@ -370,7 +370,7 @@ def data_revision(dataset: str, config: str | None, streaming: bool = False) -> 
     if streaming:
         from huggingface_hub import HfApi
 
-        repo, revision = _split(dataset)
+        repo, revision = _split_revision(dataset)
         with hub_calls(f"data set '{dataset}'"):
             return HfApi().dataset_info(repo, revision=revision).sha
     files = (file for split in _hub_splits(dataset, config).values() for file in split.cache_files)

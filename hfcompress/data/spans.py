@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from hfcompress.data.evaluate_metric import AnyMetric
-from hfcompress.data.metrics import SPANS, Metric, objects
-from hfcompress.data.task import IN_A_BATCH, LabelledTask, PlainText, Split, mapped, numbered
-from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, shown
+from hfcompress.data.metrics import SPANS, Metric, object_array
+from hfcompress.data.task import IN_A_BATCH, LabelledTask, PlainText, Split, map_batches, number_rows
+from hfcompress.data.values import ANSWER_FORM, ANSWERS, ColumnType, show_value
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class QuestionAnswering(LabelledTask):
         """The head's two outputs."""
         return ["start", "end"]
 
-    def rows(self, split: Split = "train") -> None:
+    def count_rows(self, split: Split = "train") -> None:
         """None: only tokens tell how many windows there are."""
 
     def head_labels(self) -> int:
@@ -89,14 +89,14 @@ class QuestionAnswering(LabelledTask):
         """
         context = self.text[1]
         return [
-            self._answers(number, text, given)
+            self._check_answers(number, text, given)
             for number, (text, given) in enumerate(zip(rows[context][:], rows[self.label][:], strict=True))
         ]
 
-    def _answers(self, number: int, context: str, given: Mapping[str, Any]) -> Answers:
+    def _check_answers(self, number: int, context: str, given: Mapping[str, Any]) -> Answers:
         texts, starts = given["text"], given["answer_start"]
         if texts is None or starts is None or len(texts) != len(starts) or None in (*texts, *starts):
-            raise HfcompressError(f"row {number} has {shown(given)} in column '{self.label}'", ANSWER_FORM)
+            raise HfcompressError(f"row {number} has {show_value(given)} in column '{self.label}'", ANSWER_FORM)
         if not texts and not self.unanswerable:
             raise HfcompressError(
                 f"row {number} has no answer in column '{self.label}'",
@@ -129,7 +129,7 @@ class QuestionAnswering(LabelledTask):
         def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
             contexts, answers = batch[self.text[1]], batch[self.label]
             encoded = tokenizer(
-                self._shortened(batch[self.text[0]], tokenizer),
+                self._shorten(batch[self.text[0]], tokenizer),
                 contexts,
                 truncation=self.truncation,
                 max_length=self.max_length,
@@ -142,7 +142,7 @@ class QuestionAnswering(LabelledTask):
             return {
                 **encoded,
                 "length": [len(ids) for ids in encoded["input_ids"]],
-                "labels": [_target(*place, answers[row]) for place, row in zip(places, rows, strict=True)],
+                "labels": [_find_target(*place, answers[row]) for place, row in zip(places, rows, strict=True)],
                 "first": [first for first, _ in places],
                 "offsets": [[edge for pair in pairs for edge in pair] for _, pairs in places],
                 "question": [numbers[row] for row in rows],
@@ -150,7 +150,7 @@ class QuestionAnswering(LabelledTask):
                 "answers": [answers[row]["text"] or [""] for row in rows],
             }
 
-        return numbered(mapped(rows.select_columns(self.columns), windows, with_indices=True))
+        return number_rows(map_batches(rows.select_columns(self.columns), windows, with_indices=True))
 
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
@@ -159,14 +159,14 @@ class QuestionAnswering(LabelledTask):
         questions, contexts = (list(rows[column]) for column in self.text)
         windows = self.encode(rows, tokenizer, labels).with_format(None)
         count = Counter(windows["question"][:])
-        whole = [q == short for q, short in zip(questions, self._shortened(questions, tokenizer), strict=True)]
+        whole = [q == short for q, short in zip(questions, self._shorten(questions, tokenizer), strict=True)]
         return [
             PlainText(row, (questions[row], contexts[row]), {n: window[n] for n in IN_A_BATCH if n in window})
             for window in windows
             if whole[row := window["question"]] and count[row] == 1
         ]
 
-    def _shortened(self, questions: list[str], tokenizer: Any) -> list[str]:
+    def _shorten(self, questions: list[str], tokenizer: Any) -> list[str]:
         room = self.max_length - tokenizer.num_special_tokens_to_add(pair=True) - self.stride
         limit = max(room // 2, 1)
         encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
@@ -193,34 +193,34 @@ class QuestionAnswering(LabelledTask):
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         answers: dict[int, list[str]] = {}
-        for row, window in zip(rows, _windows(outputs, rows["length"][:]), strict=True):
+        for row, window in zip(rows, _split_windows(outputs, rows["length"][:]), strict=True):
             question = row["question"]
             answers[question] = row["answers"]
             null = float(window[CLS].sum())
             nothing[question] = min(null, nothing.get(question, null))
-            found = self._span(window, row["first"], row["offsets"], row["context"])
+            found = self._find_span(window, row["first"], row["offsets"], row["context"])
             if found is not None and (question not in best or found[0] > best[question][0]):
                 best[question] = found
         predictions = []
         for question in answers:
             score, text = best.get(question, (float("-inf"), ""))
             predictions.append("" if self.unanswerable and nothing[question] > score else text)
-        return objects(predictions), objects(list(answers.values()))
+        return object_array(predictions), object_array(list(answers.values()))
 
-    def _span(self, window: Array, first: int, offsets: list[int], context: str) -> tuple[float, str] | None:
+    def _find_span(self, window: Array, first: int, offsets: list[int], context: str) -> tuple[float, str] | None:
         count = len(offsets) // 2
-        found = best_span(window[first : first + count], self.n_best, self.max_answer_length)
+        found = find_best_span(window[first : first + count], self.n_best, self.max_answer_length)
         if found is None:
             return None
         score, start, end = found
         return score, context[offsets[2 * start] : offsets[2 * end + 1]]
 
-    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+    def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
         """No answer to any question."""
-        return objects([""] * len(references))
+        return object_array([""] * len(references))
 
 
-def best_span(scores: Array, n_best: int, longest: int) -> tuple[float, int, int] | None:
+def find_best_span(scores: Array, n_best: int, longest: int) -> tuple[float, int, int] | None:
     """The span whose start and end have the highest sum, among the `n_best` starts and ends; None where none fits.
 
     Args:
@@ -242,7 +242,7 @@ def best_span(scores: Array, n_best: int, longest: int) -> tuple[float, int, int
     return float(sums[start, end]), int(starts[start]), int(ends[end])
 
 
-def _windows(outputs: Array, lengths: list[int]) -> Iterator[Array]:
+def _split_windows(outputs: Array, lengths: list[int]) -> Iterator[Array]:
     start = 0
     for length in lengths:
         yield outputs[start : start + length]
@@ -255,7 +255,7 @@ def _context_offsets(sequence_ids: list[int | None], offsets: list[Any]) -> tupl
     return (places[0] if places else CLS), [tuple(offsets[place]) for place in places]
 
 
-def _target(first: int, offsets: list[tuple[int, int]], answers: Mapping[str, list[Any]]) -> list[int]:
+def _find_target(first: int, offsets: list[tuple[int, int]], answers: Mapping[str, list[Any]]) -> list[int]:
     """First and last token of the first answer, `CLS` twice where the window does not hold all of it."""
     from bisect import bisect_left, bisect_right
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces."""
     plain = text.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
-def overlap(predicted: str, expected: str) -> float:
+def word_f1(predicted: str, expected: str) -> float:
     """F1 of the words of two normalised answers; where one is empty, whether both are."""
     ours, theirs = predicted.split(), expected.split()
     if not ours or not theirs:
@@ -30,23 +30,23 @@ def overlap(predicted: str, expected: str) -> float:
     return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
 
 
-def overlaps(predictions: Array, references: Array) -> Array:
+def score_overlap(predictions: Array, references: Array) -> Array:
     """Of each question: the F1 of the nearest given answer, and 1.
 
     Args:
         predictions: `(questions,)` texts, empty for "no answer".
         references: `(questions,)` lists of given answers; one that is empty says that there is none.
     """
-    return _best(predictions, references, overlap)
+    return _score_best(predictions, references, word_f1)
 
 
-def matches(predictions: Array, references: Array) -> Array:
+def score_match(predictions: Array, references: Array) -> Array:
     """Of each question: whether the answer is one of those given, and 1; the arguments are those of `overlaps`."""
-    return _best(predictions, references, lambda predicted, expected: float(predicted == expected))
+    return _score_best(predictions, references, lambda predicted, expected: float(predicted == expected))
 
 
-def _best(predictions: Array, references: Array, compare: Callable[[str, str], float]) -> Array:
+def _score_best(predictions: Array, references: Array, compare: Callable[[str, str], float]) -> Array:
     import numpy as np
 
-    pairs = zip(map(normalised, predictions), references, strict=True)
-    return np.array([(max(compare(ours, normalised(text)) for text in given), 1.0) for ours, given in pairs])
+    pairs = zip(map(normalize_answer, predictions), references, strict=True)
+    return np.array([(max(compare(ours, normalize_answer(text)) for text in given), 1.0) for ours, given in pairs])

@@ -53,7 +53,7 @@ class Splits(StrictModel):
     test: str | None = None
 
     @property
-    def named(self) -> dict[str, str]:
+    def renamed(self) -> dict[str, str]:
         """Those that are renamed."""
         return self.model_dump(exclude_none=True)
 
@@ -160,10 +160,10 @@ class Task(StrictModel):
     @property
     def table(self) -> source.Table:
         """The data set, as far as the task reads it."""
-        return source.Table(self.dataset, self.config, self.splits.named, self.column_types, self.encoding)
+        return source.Table(self.dataset, self.config, self.splits.renamed, self.column_types, self.encoding)
 
     @property
-    def streamed(self) -> bool:
+    def is_streamed(self) -> bool:
         """Whether the train split has no end that is known beforehand: training then needs `max_steps`."""
         return False
 
@@ -187,7 +187,7 @@ class Task(StrictModel):
 
     def _header_problems(self, split: Split) -> list[Problem]:
         file = self.table.file(split)
-        if file is None and split not in self.required and split not in self.splits.named:
+        if file is None and split not in self.required and split not in self.splits.renamed:
             return []
         if file is None:
             splits = " and ".join(self.required).replace("dev", "dev (or validation)")
@@ -246,7 +246,7 @@ class Task(StrictModel):
         except HfcompressError:
             return None
 
-    def rows(self, split: Split = "train") -> int | None:
+    def count_rows(self, split: Split = "train") -> int | None:
         """How many rows `encode` gives of a local split; None where only reading or encoding it would tell."""
         if not source.is_local(self.dataset):
             return None
@@ -288,9 +288,9 @@ class Task(StrictModel):
     def judged_split(self) -> Split:
         """The split that the report is measured on: test, or dev where there is no test, or only one without labels."""
         test = self._find("test")
-        return "dev" if test is None or self._unlabelled(test) else "test"
+        return "dev" if test is None or self._lacks_labels(test) else "test"
 
-    def _unlabelled(self, rows: datasets.Dataset) -> bool:
+    def _lacks_labels(self, rows: datasets.Dataset) -> bool:
         return False
 
     def fingerprint(self, judged: bool = False) -> str:
@@ -338,15 +338,15 @@ class Task(StrictModel):
             "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
         }
         tokens = {
-            name: padded([feature[name] for feature in features], length, fill)
+            name: pad_rows([feature[name] for feature in features], length, fill)
             for name, fill in fills.items()
             if name in features[0]
         }
         tokens["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
         tokens["index"] = torch.tensor([feature["index"] for feature in features])
-        return self.asked(tokens, features, tokenizer, epoch)
+        return self.add_labels(tokens, features, tokenizer, epoch)
 
-    def asked(
+    def add_labels(
         self,
         tokens: dict[str, Tensor],
         features: Sequence[Mapping[str, Any]],
@@ -458,7 +458,7 @@ class Task(StrictModel):
         """
         raise NotImplementedError
 
-    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+    def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
         """The best predictions that can be made without looking at the texts.
 
         Args:
@@ -495,11 +495,11 @@ class LabelledTask(Task):
         """The columns that are read, and what each holds."""
         return {**super().column_types, self.label: self.label_type}
 
-    def _unlabelled(self, rows: datasets.Dataset) -> bool:
+    def _lacks_labels(self, rows: datasets.Dataset) -> bool:
         return all(value in (-1, "-1") for value in rows[self.label][:])
 
 
-def padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
     """Rows of different lengths as one tensor `(rows, length)`."""
     import numpy as np
     import torch
@@ -510,13 +510,13 @@ def padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
     return torch.from_numpy(array)
 
 
-def numbered(encoded: datasets.Dataset) -> datasets.Dataset:
+def number_rows(encoded: datasets.Dataset) -> datasets.Dataset:
     """Encoded rows with their numbers; reading a row gives what a batch needs and no more."""
     found = encoded.add_column("index", list(range(len(encoded))))
     return found.with_format(None, columns=[name for name in found.column_names if name in IN_A_BATCH])
 
 
-def mapped(
+def map_batches(
     rows: datasets.Dataset, function: Callable[..., Any], keep: Sequence[str] = (), **options: Any
 ) -> datasets.Dataset:
     """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay.

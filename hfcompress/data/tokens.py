@@ -10,9 +10,16 @@ from pydantic import Field
 
 from hfcompress.data.entities import MISSED, OUTSIDE
 from hfcompress.data.evaluate_metric import AnyMetric
-from hfcompress.data.labels import id_of, in_order, listed, outside, sorted_labels, warnings_of
-from hfcompress.data.metrics import TOKENS, Metric, objects
-from hfcompress.data.task import IGNORED, LabelledTask, PlainText, mapped, numbered, padded, token_loss
+from hfcompress.data.labels import (
+    find_label_warnings,
+    list_names,
+    make_label_finder,
+    names_by_id,
+    sort_labels,
+    unknown_label_error,
+)
+from hfcompress.data.metrics import TOKENS, Metric, object_array
+from hfcompress.data.task import IGNORED, LabelledTask, PlainText, map_batches, number_rows, pad_rows, token_loss
 from hfcompress.data.values import TAGS, WORDS, ColumnType
 from hfcompress.models.padding import set_option
 from hfcompress.utils.errors import HfcompressError
@@ -59,7 +66,7 @@ class TokenClassification(LabelledTask):
         rows = self.read("train")
         names = _names(rows, self.label)
         if names is None:
-            names = sorted_labels(tag for tags in rows[self.label][:] for tag in tags)
+            names = sort_labels(tag for tags in rows[self.label][:] for tag in tags)
             names.sort(key=lambda name: name != OUTSIDE)
         return names
 
@@ -73,23 +80,23 @@ class TokenClassification(LabelledTask):
         if self.metric != "accuracy" and OUTSIDE not in (labels or {}):
             raise HfcompressError(
                 f"no tag is called {OUTSIDE}, so there are no entities to count "
-                f"(the tags are {listed(in_order(labels or {}))})",
+                f"(the tags are {list_names(names_by_id(labels or {}))})",
                 "name the tags (O, B-PER, I-PER, …), or say `metric: accuracy`",
             )
         names = _names(rows, self.label)
-        find = id_of(labels, names)
+        find = make_label_finder(labels, names)
         found = []
         for number, (words, tags) in enumerate(zip(rows[self.text[0]][:], rows[self.label][:], strict=True)):
             self._require_words(number, words, tags)
             ids = [find(tag) for tag in tags]
             if -1 in ids:
-                raise outside(number, tags[ids.index(-1)], self.label, labels, names)
+                raise unknown_label_error(number, tags[ids.index(-1)], self.label, labels, names)
             found.append(ids)
         return found
 
     def label_warnings(self, targets: list[list[int]], labels: Mapping[str, int]) -> list[str]:
         """Tags that no word of train has, and tags that look like one another."""
-        return warnings_of({tag for tags in targets for tag in tags}, labels)
+        return find_label_warnings({tag for tags in targets for tag in tags}, labels)
 
     def _require_words(self, number: int, words: Any, tags: Any) -> None:
         for column, values in ((self.text[0], words), (self.label, tags)):
@@ -106,7 +113,7 @@ class TokenClassification(LabelledTask):
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         changed = super().prepare_tokenizer(tokenizer)
-        if not read_words(tokenizer):
+        if not put_spaces_before_words(tokenizer):
             return changed
         info_once(
             f"{tokenizer.name_or_path}: its tokenizer puts no space before a first word; words are read with one, as "
@@ -140,7 +147,7 @@ class TokenClassification(LabelledTask):
             encoded = tokenizer(
                 batch[self.text[0]], is_split_into_words=True, truncation=True, max_length=self.max_length
             )
-            aligned = [_aligned(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
+            aligned = [_align_labels(encoded.word_ids(row), tags) for row, tags in enumerate(batch["tags"])]
             return {
                 **encoded,
                 "length": [len(ids) for ids in encoded["input_ids"]],
@@ -148,9 +155,9 @@ class TokenClassification(LabelledTask):
                 "words": [words for _, words in aligned],
             }
 
-        return numbered(mapped(words, tokens, keep=("tags",)))
+        return number_rows(map_batches(words, tokens, keep=("tags",)))
 
-    def asked(
+    def add_labels(
         self,
         tokens: dict[str, Tensor],
         features: Sequence[Mapping[str, Any]],
@@ -158,7 +165,7 @@ class TokenClassification(LabelledTask):
         epoch: int | None,
     ) -> dict[str, Tensor]:
         """The batch with labels `(rows, length)`, `IGNORED` at tokens that begin no word."""
-        labels = padded([feature["labels"] for feature in features], tokens["input_ids"].shape[1], IGNORED)
+        labels = pad_rows([feature["labels"] for feature in features], tokens["input_ids"].shape[1], IGNORED)
         return {**tokens, "labels": labels}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
@@ -179,15 +186,15 @@ class TokenClassification(LabelledTask):
                 predicted[word] = names[answer]
             predictions.append(predicted)
             references.append([names[tag] for tag in tags])
-        return objects(predictions), objects(references)
+        return object_array(predictions), object_array(references)
 
-    def blind(self, references: Array, features: datasets.Dataset) -> Array:
+    def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
         """The most frequent tag for every word."""
         from collections import Counter
 
         counted = Counter(tag for tags in references for tag in tags)
         constant = counted.most_common(1)[0][0] if counted else OUTSIDE
-        return objects([[constant] * len(tags) for tags in references])
+        return object_array([[constant] * len(tags) for tags in references])
 
 
 def _names(rows: datasets.Dataset, column: str) -> list[str] | None:
@@ -196,7 +203,7 @@ def _names(rows: datasets.Dataset, column: str) -> list[str] | None:
     return list(names) if names else None
 
 
-def _aligned(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[list[int], list[int]]:
+def _align_labels(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[list[int], list[int]]:
     """A row's labels by token, and the words whose first tokens carry them."""
     labels, words = [], []
     for place, word in enumerate(word_ids):
@@ -206,7 +213,7 @@ def _aligned(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[li
     return labels, words
 
 
-def read_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+def put_spaces_before_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Makes a tokenizer read lists of words as it would read them in a text, in place; whether it had to be changed.
 
     Byte-level ones (RoBERTa's, ModernBERT's) tell a word by the space before it, so they put one before a text's first
@@ -223,7 +230,7 @@ def read_words(tokenizer: PreTrainedTokenizerBase) -> bool:
             "use a model with a fast tokenizer (a tokenizer.json)",
         )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    if not _put_spaces(state.get("pre_tokenizer")):
+    if not _set_prefix_space(state.get("pre_tokenizer")):
         return False
     fast: Any = tokenizer
     fast._tokenizer = Tokenizer.from_str(json.dumps(state))
@@ -231,11 +238,11 @@ def read_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def _put_spaces(step: Any) -> bool:
+def _set_prefix_space(step: Any) -> bool:
     """Switches the prefix space on in the state of a pre-tokenizer; whether it was off."""
     if not isinstance(step, dict):
         return False
     off = step.get("add_prefix_space") is False
     if off:
         step["add_prefix_space"] = True
-    return any([off, *(_put_spaces(part) for part in step.get("pretokenizers", []))])
+    return any([off, *(_set_prefix_space(part) for part in step.get("pretokenizers", []))])

@@ -98,7 +98,7 @@ def is_integer(text: str) -> bool:
     return _INTEGER.fullmatch(text) is not None
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value for a message: whole numbers bare, all else as Python spells it, cut where it is long."""
     # A long value is cut before it is spelled, which would cost as much again.
     long = isinstance(value, (str, bytes, list)) and len(value) > SHOWN
@@ -130,12 +130,14 @@ def read_column(
         try:
             found.append(read(value))
         except UnreadableError as error:
-            message = f"row {first + number} has {shown(value)} in column '{column}', {error} ({place(number)})"
+            message = f"row {first + number} has {show_value(value)} in column '{column}', {error} ({place(number)})"
             raise HfcompressError(message, error.fix) from None
     return found
 
 
-def typed(rows: datasets.Dataset, types: dict[str, ColumnType], place: str, first: int = 0) -> datasets.Dataset:
+def convert_columns(
+    rows: datasets.Dataset, types: dict[str, ColumnType], place: str, first: int = 0
+) -> datasets.Dataset:
     """The columns of a data set that comes with types of its own, as they are kept.
 
     Args:
@@ -180,7 +182,7 @@ def _holds_classes(feature: Any) -> bool:
 def read_text(value: Any) -> str | None:
     """A text; a whole number is its digits."""
     if type(value) is str:
-        return value if value.isascii() else _encodable(value)
+        return value if value.isascii() else _require_encodable(value)
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
@@ -189,7 +191,7 @@ def read_text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, Number):
         raise UnreadableError("a number that can be spelled in several ways", "write it as a text, in quotes")
-    raise UnreadableError(f"{_kind(value)} where a text is needed", "write it as a text")
+    raise UnreadableError(f"{_name_type(value)} where a text is needed", "write it as a text")
 
 
 def read_label(value: Any) -> str | None:
@@ -220,12 +222,12 @@ def read_score(value: Any) -> float | None:
 
 def read_words(value: Any) -> list[str] | None:
     """A list of words."""
-    return _each(value, read_text)
+    return _read_each(value, read_text)
 
 
 def read_tags(value: Any) -> list[str] | None:
     """A list of labels, one a word."""
-    return _each(value, read_label)
+    return _read_each(value, read_label)
 
 
 def read_answers(value: Any) -> dict[str, list[Any]] | None:
@@ -235,20 +237,20 @@ def read_answers(value: Any) -> dict[str, list[Any]] | None:
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
     if isinstance(value, Repeated) or not isinstance(texts, list) or not isinstance(starts, list):
         raise UnreadableError("where answers are needed", ANSWER_FORM)
-    return {"text": _each(texts, read_text) or [], "answer_start": [_start(start) for start in starts]}
+    return {"text": _read_each(texts, read_text) or [], "answer_start": [_read_start(start) for start in starts]}
 
 
-def _start(value: Any) -> int:
+def _read_start(value: Any) -> int:
     spelled = isinstance(value, Number) and is_integer(value) and len(value) < 20
     if type(value) is not int and not spelled:
-        raise UnreadableError(f"whose answer_start holds {shown(value)}", ANSWER_FORM)
+        raise UnreadableError(f"whose answer_start holds {show_value(value)}", ANSWER_FORM)
     start = int(value)
     if not -_LARGEST <= start < _LARGEST:
-        raise UnreadableError(f"whose answer_start holds {shown(value)}", ANSWER_FORM)
+        raise UnreadableError(f"whose answer_start holds {show_value(value)}", ANSWER_FORM)
     return start
 
 
-def _each(value: Any, read: Callable[[Any], str | None]) -> list[str] | None:
+def _read_each(value: Any, read: Callable[[Any], str | None]) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list):
@@ -260,7 +262,7 @@ def _each(value: Any, read: Callable[[Any], str | None]) -> list[str] | None:
     return found  # type: ignore[return-value]
 
 
-def _encodable(text: str) -> str:
+def _require_encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -271,7 +273,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
+def _name_type(value: Any) -> str:
     known = {bool: "a truth value", list: "a list", dict: "an object", Repeated: "an object", bytes: "bytes"}
     return known.get(type(value)) or f"a {type(value).__name__}"
 

@@ -18,7 +18,7 @@ from hfcompress.distillation.teacher_checks import (
 )
 from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member, TeacherEnsemble
-from hfcompress.models.artifact import Artifact, label_ids, load_numbers, load_tokenizer, read_config, weights_hash
+from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, load_tokenizer, read_config, weights_hash
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.options import Train, row_count
 from hfcompress.training.task_heads import has_task_head
@@ -148,8 +148,8 @@ def _load_teachers(
             compared = rows["train"], theirs["train"], options, context.task.head, index == 0
             _require_none(reading_problems(member.stage, tokenizer, member.tokenizer, *compared))
             member.rows = theirs["train"]
-        tuned = any(made.kind == "finetune" and made.path == artifact.path for made in context.made.values())
-        score = require_better_than_chance(member, theirs["dev"], context.task, tuned) if headed else None
+        made_by = context.stage_of(artifact)
+        score = require_better_than_chance(member, theirs["dev"], context.task, made_by) if headed else None
         scores.append({"stage": artifact.stage, "dev": score})
         content: Any = (cached if index == 0 else "logits") if cached else None
         if content:
@@ -169,7 +169,7 @@ def _load_teacher(artifact: Artifact, task: Task, needs_logits: bool) -> tuple[P
     if has_task_head(config, task):
         _require_none(head_problems(artifact.stage, config, task))
     fresh = not needs_logits and task.head == "mask" and not has_task_head(config, task)
-    return load_numbers(artifact.path, task.auto_class, fresh_head=fresh), not fresh
+    return load_finite_model(artifact.path, task.auto_class, fresh_head=fresh), not fresh
 
 
 def _say_what_is_ahead(

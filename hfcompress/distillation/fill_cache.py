@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.reading import behaviour_of, inputs_hash
+from hfcompress.data.reading import hash_inputs, input_state
 from hfcompress.data.source import cache_home
 from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
 from hfcompress.models.forward import observe
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.files import remove
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_directory
 from hfcompress.utils.logging import log
 
@@ -55,15 +55,15 @@ def fill_teacher_cache(
     identity = {
         "format": FORMAT,
         "teacher": weights,
-        "tokenizer": digest(behaviour_of(tokenizer)),
+        "tokenizer": hash_json(input_state(tokenizer)),
         "data": fingerprint,
-        "inputs": inputs_hash(rows),
-        "task": digest(task.model_dump(mode="json", exclude={"dataset", "metric"})),
+        "inputs": hash_inputs(rows),
+        "task": hash_json(task.model_dump(mode="json", exclude={"dataset", "metric"})),
         "content": content,
         "versions": {name: versions()[name] for name in ("torch", "transformers")},
         "device": process_state().device.type,
     }
-    path = cache_home() / "teachers" / digest(identity)
+    path = cache_home() / "teachers" / hash_json(identity)
     if _is_usable(path, identity):
         log.info(f"teacher: {len(rows):,} answers read from {path}")
         return open_answers(path)

@@ -9,23 +9,25 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from hfcompress.training.loss import Pairs
 from hfcompress.utils.errors import Problem, did_you_mean
 
-Named = Literal["uniform", "last", "top", "bottom", "dynamic"]
+Strategy = Literal["uniform", "last", "top", "bottom", "dynamic"]
 Pair = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 _LIST: TypeAdapter[list[list[int]]] = TypeAdapter(Annotated[list[Pair], Field(min_length=1)])
 
 
-def _one_or_the_other(value: Any) -> Any:
+def _parse(value: Any) -> Any:
     """Reads a layer map as a name or as a list, so that a mistake is told for one of the two, not for both."""
-    if isinstance(value, str) and value not in get_args(Named):
-        raise ValueError(f"there is no layer map '{value}'; {did_you_mean(value, get_args(Named))}")
+    if isinstance(value, str) and value not in get_args(Strategy):
+        raise ValueError(f"there is no layer map '{value}'; {did_you_mean(value, get_args(Strategy))}")
     if not isinstance(value, (str, list)):
-        raise ValueError(f"a layer map is a name ({', '.join(get_args(Named))}) or a list of [student, teacher] pairs")
+        raise ValueError(
+            f"a layer map is a name ({', '.join(get_args(Strategy))}) or a list of [student, teacher] pairs"
+        )
     if isinstance(value, list):
         return _LIST.validate_python(value, strict=True)
     return value
 
 
-LayerMap = Annotated[Named | list[Pair], BeforeValidator(_one_or_the_other)]
+LayerMap = Annotated[Strategy | list[Pair], BeforeValidator(_parse)]
 """A strategy, or pairs `[student layer, teacher layer]`, both from 1."""
 
 

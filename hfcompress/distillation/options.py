@@ -102,7 +102,7 @@ class DistillationOptions(StrictModel):
 
     @property
     def _compares_layers(self) -> bool:
-        return any(loss.needs and loss.mapped for loss in self.losses)
+        return any(loss.needs and loss.uses_layer_map for loss in self.losses)
 
     def compatibility_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
         """Lists why a teacher cannot teach a student; of all teachers but the first, the logits alone are used."""
@@ -117,12 +117,16 @@ class DistillationOptions(StrictModel):
         fits = not found
         for index, loss in enumerate(self.losses):
             why = loss.problems(student, teacher)
-            if fits and loss.mapped:
+            if fits and loss.uses_layer_map:
                 pairs = pairs_of(self.layer_map, len(student.layers), len(teacher.layers))
                 why = [*why, *loss.map_problems(student, teacher, pairs)]
             found += [Problem(reason, "", ("losses", index)) for reason in why]
         if self.layer_map == "dynamic":
-            found += [_not_dynamic(i, x) for i, x in enumerate(self.losses) if x.mapped and x.needs - {"hidden_states"}]
+            found += [
+                _not_dynamic(i, x)
+                for i, x in enumerate(self.losses)
+                if x.uses_layer_map and x.needs - {"hidden_states"}
+            ]
         return found
 
 

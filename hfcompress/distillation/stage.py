@@ -12,7 +12,7 @@ from hfcompress.distillation.augmentation.options import Augment, augment_proble
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
-from hfcompress.distillation.wording import describe_length, describe_teachers, shown_name
+from hfcompress.distillation.wording import describe_length, describe_teachers, shorten_name
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Distill(Stage, DistillationOptions):
@@ -58,7 +58,7 @@ class Distill(Stage, DistillationOptions):
         if self.augment:
             found += self.augment.problems(task, self.needs_teacher)
         found += self.train.problems(task)
-        if task.streamed and self.student and self.student.vocabulary == "corpus":
+        if task.is_streamed and self.student and self.student.vocabulary == "corpus":
             message = "a corpus that is streamed is not read in advance, so the tokens that it uses are not known"
             found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
@@ -82,7 +82,7 @@ class Distill(Stage, DistillationOptions):
         return self.student.origin if self.student else "parent"
 
     def steps(self, task: Task) -> int | None:
-        rows = task.rows()
+        rows = task.count_rows()
         copies = self.augment.copies * len(task.text) + 1 if self.augment else 1
         return self.train.steps(rows if rows is None else rows * copies)
 
@@ -100,7 +100,7 @@ class Distill(Stage, DistillationOptions):
 
     def describe(self) -> Markdown:
         losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
-        corpus = f" on {code(shown_name(self.task.dataset))}" if self.task else ""
+        corpus = f" on {code(shorten_name(self.task.dataset))}" if self.task else ""
         more = f", {self.augment.copies} new rows for each" if self.augment else ""
         training = f"{describe_length(self.train)}{more}: {losses}"
         return Markdown(f"**distill** from {describe_teachers(self)}{corpus}, {training}")

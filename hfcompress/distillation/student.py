@@ -90,7 +90,7 @@ class Student(StrictModel):
 
     @field_validator("preset")
     @classmethod
-    def _known_preset(cls, name: str | None) -> str | None:
+    def _require_known_preset(cls, name: str | None) -> str | None:
         if name is not None and name not in PRESETS:
             raise ValueError(f"there is no preset '{name}'; {did_you_mean(name, PRESETS)}")
         return name

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from hfcompress.distillation.width_importance import Importance, Narrowing
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import Axis, axes_of, part_of
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.models.surgery import empty_model
+from hfcompress.models.weight_axes import Axis, axes_of, part_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ def build_student(
         for name, tensor in student.state_dict().items():
             part = part_of(name, student)
             layer = min(layers[_number(part)], last) if part.startswith("layer ") else 0
-            given = None if part == "head" and fresh_head else source.get(_renumbered(name, student, layer))
+            given = None if part == "head" and fresh_head else source.get(_renumber(name, student, layer))
             report.setdefault(part, set()).add(_fill(tensor, given, axes[name], layer, narrowing))
     return student.train(), {part: _summary(part, kinds, layers) for part, kinds in report.items()}
 
@@ -68,7 +68,7 @@ def _number(part: str) -> int:
     return int(part.removeprefix("layer ")) - 1
 
 
-def _renumbered(name: str, model: PreTrainedModel, layer: int) -> str:
+def _renumber(name: str, model: PreTrainedModel, layer: int) -> str:
     before, separator, after = name.partition(f"{spec_of(model).modules.layers}.")
     return f"{before}{separator}{layer}.{after.partition('.')[2]}" if separator else name
 
@@ -88,10 +88,10 @@ def _fill(tensor: Tensor, source: Tensor | None, axes: tuple[Axis, ...], layer: 
     if cut:
         return "selected by activation" if narrowing.importance and cut != {("positions",)} else "truncated"
     regrouped = narrowing.old.head_dim != narrowing.new.head_dim
-    return "regrouped into other heads" if regrouped and _of_heads(axes) else "copied"
+    return "regrouped into other heads" if regrouped and _belongs_to_heads(axes) else "copied"
 
 
-def _of_heads(axes: tuple[Axis, ...]) -> bool:
+def _belongs_to_heads(axes: tuple[Axis, ...]) -> bool:
     return any(part in ("scores", "values") for axis in axes for part in axis)
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.utils.files import file_hash, write_text
+from hfcompress.utils.files import write_text
+from hfcompress.utils.hashing import hash_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def find_fault(path: Path, identity: Mapping[str, Any]) -> str | None:
 
 
 def _has_hash(file: Path, expected: str) -> bool:
-    return file.is_file() and file_hash(file) == expected
+    return file.is_file() and hash_file(file) == expected
 
 
 def open_answers(path: Path) -> Answers:
@@ -177,7 +178,7 @@ class Writer:
         Args:
             identity: What they were made from.
         """
-        hashes = {file.name: file_hash(file) for file in sorted(self.folder.glob("*.npy"))}
+        hashes = {file.name: hash_file(file) for file in sorted(self.folder.glob("*.npy"))}
         write_text(self.folder / RECORD, json.dumps({"identity": dict(identity), "files": hashes}, indent=2) + "\n")
 
 

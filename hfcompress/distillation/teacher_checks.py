@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.labels import require_same_labels
-from hfcompress.data.reading import behaviour_of, inputs_hash, split_alike, splitting_of, words_of
+from hfcompress.data.reading import hash_inputs, input_state, split_alike, splitting_state, vocabulary_state
 from hfcompress.models.shape import Shape
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Problem
@@ -19,9 +19,9 @@ from hfcompress.utils.errors import HfcompressError, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
     from hfcompress.distillation.options import DistillationOptions
-    from hfcompress.local_models import LocalModel, LocalModels
 
 
 def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Task) -> list[Problem]:
@@ -66,17 +66,17 @@ def same_inputs(
     """
     if rows is theirs:
         return True
-    if words_of(student) != words_of(teacher):
+    if vocabulary_state(student) != vocabulary_state(teacher):
         return False
     known = [split for split in rows if hasattr(rows[split], "__len__")]
-    if len(known) < len(rows) and splitting_of(student) != splitting_of(teacher):
+    if len(known) < len(rows) and splitting_state(student) != splitting_state(teacher):
         return False
-    return all(inputs_hash(rows[split]) == inputs_hash(theirs[split]) for split in known)
+    return all(hash_inputs(rows[split]) == hash_inputs(theirs[split]) for split in known)
 
 
 def same_behaviour(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> bool:
     """True if two tokenizers make the same inputs of every text: then no rows need to be compared."""
-    return behaviour_of(student) == behaviour_of(teacher)
+    return input_state(student) == input_state(teacher)
 
 
 def reading_problems(

@@ -15,7 +15,7 @@ RARE = 0.8
 """From this share of one class on, a data set is called imbalanced."""
 
 
-def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here: bool) -> float | None:
+def require_better_than_chance(member: Member, dev: Any, task: Task, made_by: str | None) -> float | None:
     """Scores a teacher on dev, and compares it with the best answers without the texts by a paired bootstrap.
 
     All processes of a distributed run share the rows.
@@ -24,7 +24,7 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here:
         member: The teacher.
         dev: Dev rows, encoded with its own tokenizer.
         task: The task.
-        tuned_here: True if a `finetune` stage of this recipe made it.
+        made_by: The stage of this recipe that made it; None if it came from elsewhere.
 
     Returns:
         The score; None if the task has no answers to compare (raw text without masks).
@@ -38,24 +38,24 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, tuned_here:
     if not task.has_labels:
         return None
     predictions, references, features = judge(member.model, dev, member.tokenizer, task, shared=True)
-    blind = task.blind(references, features)
+    blind = task.answer_blindly(references, features)
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
         raise HfcompressError(
             f"the teacher {member.stage} is at chance: it scores {task.metric_name} {score:.4f} on the dev split, "
             f"answering without looking {chance:.4f}, and over {len(references):,} units the difference is not above 0 "
             "with 95% certainty",
-            "\n    ".join(_ways_out(task, blind, references, tuned_here)),
+            "\n    ".join(_list_fixes(task, blind, references, made_by)),
         )
     log.info(f"teacher: {member.stage}, {task.metric_name} {score:.4f} on dev")
     return score
 
 
-def _ways_out(task: Task, blind: Any, references: Any, tuned_here: bool) -> list[str]:
+def _list_fixes(task: Task, blind: Any, references: Any, made_by: str | None) -> list[str]:
     """Lists what helps a teacher that is at chance."""
-    if tuned_here:
+    if made_by is not None:
         found = [
-            "its `finetune` stage did not teach it: train longer, with another learning rate, or another base model"
+            f"the stage {made_by} did not teach it: train longer, with another learning rate, or another base model"
         ]
     else:
         found = ["put a `finetune` stage first, or name a model that was fine-tuned for this task"]

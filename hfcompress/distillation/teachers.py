@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from hfcompress.distillation.teacher_cache import Answers
-from hfcompress.models.forward import Observed, observe
+from hfcompress.models.forward import Observation, observe
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Teachers(StrictModel):
     """The weight of each teacher in the mean."""
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> Teachers:
+    def _require_weight_each(self) -> Teachers:
         if self.weights is not None and len(self.weights) != len(self.models):
             raise ValueError(f"{len(self.models)} teachers have {len(self.weights)} weights; give each of them one")
         return self
@@ -114,12 +114,12 @@ class Member:
 
     def ask(
         self, tokens: Mapping[str, Tensor], own: TeacherBatch, needs: frozenset[str], layers: frozenset[int] | None
-    ) -> Observed:
+    ) -> Observation:
         """Returns the cached outputs for a batch, or runs the model on it without gradients."""
         import torch
 
         if own.logits is not None:
-            return Observed(own.logits, () if own.hidden_states is None else tuple(own.hidden_states.unbind(1)))
+            return Observation(own.logits, () if own.hidden_states is None else tuple(own.hidden_states.unbind(1)))
         assert self.model is not None
         with torch.no_grad():
             return observe(self.model, tokens if own.tokens is None else own.tokens, needs, layers)
@@ -159,7 +159,7 @@ class TeacherEnsemble:
         prepared: Sequence[TeacherBatch] = (),
         needs: frozenset[str] = frozenset(),
         layers: frozenset[int] | None = None,
-    ) -> Observed:
+    ) -> Observation:
         """Finds the teachers' outputs for a batch.
 
         Args:

@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import Axis
 from hfcompress.models.forward import observe
+from hfcompress.models.freezing import freeze
 from hfcompress.models.shape import Shape, shape_of
+from hfcompress.models.weight_axes import Axis
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,14 +49,11 @@ def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     """
     import torch
 
-    training = model.training
-    model.eval()
     sums = _Sums(shape_of(model.config.to_dict()).head_dim, len(layers_of(model)))
-    with torch.no_grad(), sums.listening(model):
+    with torch.no_grad(), freeze(model), sums.listen(model):
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items()}
-            sums.look(model, inputs)
-    model.train(training)
+            sums.add(model, inputs)
     return sums.importance()
 
 
@@ -69,7 +67,7 @@ class _Sums:
         self.seen: dict[tuple[str, int], Tensor] = {}
 
     @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
+    def listen(self, model: nn.Module) -> Iterator[None]:
         modules = spec_of(model).modules
         handles = []
         for index, layer in enumerate(layers_of(model)):
@@ -81,7 +79,7 @@ class _Sums:
             for handle in handles:
                 handle.remove()
 
-    def look(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    def add(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         self.mask = inputs["attention_mask"].bool()
         self.tokens = self.tokens + self.mask.sum()
         observed = observe(model, inputs, frozenset({"hidden_states", "queries", "keys"}))
@@ -110,12 +108,12 @@ class _Sums:
 
         keys = means("keys")
 
-        def grouped(place: str) -> list[Tensor]:
+        def sum_groups(place: str) -> list[Tensor]:
             return [x.unflatten(0, (len(key), -1)).sum(1) for x, key in zip(means(place), keys, strict=True)]
 
-        scores = [query * key for query, key in zip(grouped("queries"), keys, strict=True)]
+        scores = [query * key for query, key in zip(sum_groups("queries"), keys, strict=True)]
         residual = (self.seen["residual", 0] / self.tokens).cpu()
-        return Importance(residual, grouped("heads"), scores, grouped("values"), means("neurons"))
+        return Importance(residual, sum_groups("heads"), scores, sum_groups("values"), means("neurons"))
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def describe_teachers(options: DistillationOptions) -> str:
     """Names the teachers, or the labels if no loss needs a teacher."""
     if not options.needs_teacher:
         return "labels"
-    return " and ".join(code(shown_name(name)) for name in options.teacher.models)
+    return " and ".join(code(shorten_name(name)) for name in options.teacher.models)
 
 
-def shown_name(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Keeps a Hub id or a stage's name, and shortens a path to its last part: the rest means nothing elsewhere."""
     return name_of(name) if is_local(name) or is_place(name) else name

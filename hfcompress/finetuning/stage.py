@@ -17,8 +17,8 @@ from hfcompress.utils.errors import Problem
 from hfcompress.utils.escape import Markdown
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModel, LocalModels
 
 
 class Finetune(Stage):
@@ -61,7 +61,7 @@ class Finetune(Stage):
         return HardLabels(class_weights=self.class_weights)
 
     def steps(self, task: Task) -> int | None:
-        return self.train.steps(task.rows())
+        return self.train.steps(task.count_rows())
 
     def describe(self) -> Markdown:
         length = f"{describe_length(self.train)} on the task's labels"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from hfcompress.data.labels import in_order
+from hfcompress.data.labels import names_by_id
 from hfcompress.measure.answers import Answer, Answers, align
 from hfcompress.measure.environment import device_facts
 from hfcompress.measure.process import Batch, ModelProcess
@@ -94,7 +94,7 @@ def measure(
         "rows": [_against(row, rows[0]) for row in rows],
     }
     if answers[0].logits is not None:
-        content["labels"] = in_order(label_ids(read_config(artifacts[0].path)))
+        content["labels"] = names_by_id(label_ids(read_config(artifacts[0].path)))
     return content, align(answers)
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.machine import Turn
 from hfcompress.models.architectures import PRUNED, task_head_of
-from hfcompress.models.artifact import MODELING_FILE, Artifact, modeling_source, read_config, settled_config
+from hfcompress.models.artifact import MODELING_FILE, Artifact, find_missing_config, modeling_source, read_config
+from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.shape import count_labels
-from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, tells_of_a_full_disk
 from hfcompress.utils.files import require_space
 from hfcompress.utils.processors import default_threads
@@ -104,11 +104,11 @@ class ModelProcess:
             dtype=self.dtype if artifact.trainable else None,
             trust=trust,
             register=register,
-            changes=settled_config(artifact.path) if artifact.runtime == "torch" else {},
+            changes=find_missing_config(artifact.path) if artifact.runtime == "torch" else {},
         )
         if self.loaded["loading"] is not None:
-            require_whole(artifact.path, self.auto_class, self.loaded["loading"], config)
-            require_numbers(artifact.path, self.loaded["loading"]["not_finite"])
+            require_complete_weights(artifact.path, self.auto_class, self.loaded["loading"], config)
+            require_finite_weights(artifact.path, self.loaded["loading"]["not_finite"])
 
     @property
     def dtype(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
 from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
 from hfcompress.models.artifact import Artifact, load_model
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.export import export, quiet
 from hfcompress.onnx.graph_io import EXPORT_TOLERANCE
 from hfcompress.utils.errors import disk_problem
@@ -49,7 +49,7 @@ def verify(
     """
     if is_pruned(artifact) and not has_int8_layers(artifact) and code_for(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
-    probe, tolerance = probe_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
+    probe, tolerance = make_dummy_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
     with ModelProcess(artifact, auto_class, device, as_stored=True) as process:
 
         def difference(way: str, tolerance: float) -> float:
@@ -97,7 +97,7 @@ def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
                 export(
                     load_model(artifact.path, auto_class),
                     folder / "model.onnx",
-                    probe_inputs(artifact.path, rows=2, length=9),
+                    make_dummy_inputs(artifact.path, rows=2, length=9),
                 )
         except Exception as error:  # the exporter raises whatever the operator that it does not know does
             if disk_problem(error):

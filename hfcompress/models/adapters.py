@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.artifact import load_model, load_tokenizer, save_model
-from hfcompress.models.axes import part_of
+from hfcompress.models.weight_axes import part_of
 from hfcompress.models.weights import read_header, weight_files
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.lock import shared_directory
@@ -51,8 +51,8 @@ def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callabl
     from peft import PeftModel
 
     base = base_of(path, resolve)
-    saved = _saved(path / WEIGHTS)
-    labels = _saved_labels(saved, base, auto_class)
+    saved = _read_shapes(path / WEIGHTS)
+    labels = _count_labels(saved, base, auto_class)
     model = load_model(base, auto_class, fresh_head=bool(labels), **({"num_labels": labels} if labels else {}))
     _require_trained_head(model, saved, base, path)
     try:
@@ -94,12 +94,12 @@ def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
         ) from error
 
 
-def _saved(file: Path) -> dict[str, tuple[int, ...]]:
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the weights in a file, by name without peft's prefix."""
     return {name.removeprefix(PEFT_PREFIX): tensor.shape for name, tensor in read_header(file).items()}
 
 
-def _saved_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: str) -> int | None:
+def _count_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: str) -> int | None:
     """Outputs of the task head that the adapter holds; None if it holds none.
 
     Which weight tells is seen on an empty model with a number of labels that no other size can be.
@@ -113,14 +113,14 @@ def _saved_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: 
     config = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
     config.num_labels = odd
     with torch.device("meta"):
-        probe = getattr(transformers, auto_class).from_config(config)
-    outputs = [name for name, tensor in probe.state_dict().items() if tensor.shape[0] == odd]
+        empty = getattr(transformers, auto_class).from_config(config)
+    outputs = [name for name, tensor in empty.state_dict().items() if tensor.shape[0] == odd]
     return next((saved[name][0] for name in outputs if name in saved), None)
 
 
 def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, tuple[int, ...]], base: Path, path: Path) -> None:
     """Requires every weight of the task head in the adapter or its base: peft only saves the modules it is told to."""
-    found = {name for file in weight_files(base) for name in _saved(base / file)} | set(saved)
+    found = {name for file in weight_files(base) for name in _read_shapes(base / file)} | set(saved)
     head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
     lost = [name for name in head if not {name, name.removeprefix(f"{model.base_model_prefix}.")} & found]
     if lost:

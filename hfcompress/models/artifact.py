@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
+from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
 from hfcompress.models.shape import Shape, count_labels, shape_of
-from hfcompress.models.weights import ADAPTER as ADAPTER
 from hfcompress.models.weights import (
+    ADAPTER,
     ADAPTER_CONFIG,
     Choice,
     Runtime,
@@ -31,10 +31,9 @@ from hfcompress.models.weights import (
     torch_dtype,
     weight_files,
 )
-from hfcompress.models.weights import openvino_files as openvino_files
-from hfcompress.models.whole import require_numbers, require_whole
 from hfcompress.utils.errors import HfcompressError, require_directory
 from hfcompress.utils.files import scratch_directory
+from hfcompress.utils.hashing import SHORT, hash_pieces
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -75,11 +74,6 @@ class Artifact:
     graph: str = ""
 
     @property
-    def quantized(self) -> bool:
-        """True if its weights take fewer bits than those of a float32 model."""
-        return self.dtype not in ("float64", "float32")
-
-    @property
     def trainable(self) -> bool:
         """True if it can be trained or cut. Weights of any float type are loaded in float32 for that."""
         return self.runtime == "torch" and self.dtype in FLOATS
@@ -109,13 +103,13 @@ class Artifact:
         return "float32" if wide or self.dtype == "float64" else self.dtype
 
 
-def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph: str = "") -> Artifact:
+def open_artifact(path: Path, stage: str = "source", kind: str | None = None, graph: str = "") -> Artifact:
     """The artifact in a directory.
 
     Args:
         path: The directory.
         stage: `source`, or the stage that made it.
-        kind: What kind of stage did.
+        kind: The kind of that stage; by default `quantize` if the directory says so, else `model`.
         graph: The file of a graph in it, where that one is meant.
 
     Raises:
@@ -124,7 +118,7 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
     """
     config = read_config(path)
     choice = choose(names_in(path), str(path), graph)
-    tell_others(str(path), choice)
+    log_graph_choice(str(path), choice)
     try:
         shape = shape_of(config)
     except UnsupportedError:
@@ -138,13 +132,12 @@ def open_artifact(path: Path, stage: str = "source", kind: str = "model", graph:
         dtype = torch_dtype(config, tensors)
     else:
         dtype = (onnx_dtype if choice.runtime == "onnx" else openvino_dtype)(path / choice.file)
-    ours = config.get(STORED_AS) == dtype or _made_by(path) == "quantize"
-    kind = "quantize" if kind == "model" and ours else kind
-    return Artifact(path, stage, kind, shape, choice.runtime, dtype, graph)
+    chosen = config.get(STORED_AS) == dtype or _read_stage_kind(path) == "quantize"
+    return Artifact(path, stage, kind or ("quantize" if chosen else "model"), shape, choice.runtime, dtype, graph)
 
 
 @cache
-def tell_others(where: str, choice: Choice) -> None:
+def log_graph_choice(where: str, choice: Choice) -> None:
     """Says once which of several graphs is used."""
     if choice.others:
         log.info(
@@ -153,7 +146,7 @@ def tell_others(where: str, choice: Choice) -> None:
         )
 
 
-def _made_by(path: Path) -> str:
+def _read_stage_kind(path: Path) -> str:
     """The kind of stage that made a directory, as its stage.json says; empty if there is no stage.json."""
     try:
         return str(json.loads((path / "stage.json").read_text(encoding="utf-8"))["stage"]["kind"])
@@ -186,7 +179,7 @@ def _require_plausible(
     """Refuses a config that claims far more weights than the files hold: loading would allocate memory for them."""
     quantized = bool(config.get("quantization_config"))
     stored = sum(tensor.count for tensor in tensors.values())
-    claimed = shape.parameters if shape else _counted_empty(path)
+    claimed = shape.parameters if shape else _count_parameters(path)
     if claimed > 2 * stored * (16 if quantized else 1) + 10_000_000:
         raise HfcompressError(
             f"{path}: config.json tells of {claimed:,} weights, and the files hold {stored:,}",
@@ -201,7 +194,7 @@ def _require_plausible(
         )
 
 
-def _counted_empty(path: Path) -> int:
+def _count_parameters(path: Path) -> int:
     """Weights of the model of a config.json, of an architecture that only transformers knows; none are made."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -261,31 +254,23 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def require_weights(path: Path) -> None:
-    """Requires safetensors, ONNX or OpenVINO weights in a model directory.
-
-    Raises:
-        HfcompressError: if it holds none, or only pickles.
-    """
-    choose(names_in(path), str(path))
-
-
 def weights_hash(path: Path) -> str:
     """A hash of the weights and config of a model directory, or of the weights of an adapter's."""
-    digest = hashlib.sha256()
     names = [name for name in weight_files(path) if not name.startswith(f"{ADAPTER}/")]
     files = [path / name for name in sorted({*names, "config.json"}) if (path / name).is_file()]
     files += sorted((path / ADAPTER).glob("adapter_*"))
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    return hash_pieces(piece for file in files for piece in _name_and_content(file))[:SHORT]
+
+
+def _name_and_content(file: Path) -> Iterator[str | bytes]:
+    yield file.name
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
 
 
 @cache
-def _tell_widened(path: Path, dtype: str) -> None:
+def _log_float32(path: Path, dtype: str) -> None:
     """Says once that a model's 16-bit weights are made float32."""
     log.info(
         f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in"
@@ -311,7 +296,7 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
 
     artifact, config = open_artifact(path), read_config(path)
     if artifact.dtype in HALVES:
-        _tell_widened(path, artifact.dtype)
+        _log_float32(path, artifact.dtype)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             path,
@@ -322,23 +307,23 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
             output_loading_info=True,
             # What has another size is judged below, by name.
             ignore_mismatched_sizes=not config.get("quantization_config"),
-            **settled_config(path) | changes,
+            **find_missing_config(path) | changes,
         )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
-    require_whole(path, auto_class, loading_report(model, info), config, fresh_head)
+    require_complete_weights(path, auto_class, loading_report(model, info), config, fresh_head)
     model.config.architectures = [type(model).__name__]  # of a checkpoint with another head it named that one's class
     return model.eval()
 
 
-def load_numbers(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
+def load_finite_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
     """Loads a model to train it, or to learn from it: `load_model`, and all weights must be numbers.
 
     Raises:
         HfcompressError: also where weights are NaN or infinite.
     """
     model = load_model(path, auto_class, fresh_head, **changes)
-    require_numbers(path, not_finite(model))
+    require_finite_weights(path, not_finite(model))
     return model
 
 
@@ -411,7 +396,7 @@ def _has_tokenizer(path: Path) -> bool:
     return (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file()
 
 
-def settled_config(path: Path) -> dict[str, Any]:
+def find_missing_config(path: Path) -> dict[str, Any]:
     """The values that a config lacks and that `from_pretrained` needs: the pad token."""
     pad = pad_token_of(path)
     return {} if pad is None or pad == pad_in_config(read_config(path)) else {"pad_token_id": pad}

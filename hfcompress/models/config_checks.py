@@ -87,23 +87,23 @@ def read_layer_sizes(keys: ConfigKeys, sizes: Mapping[str, Any]) -> dict[int, Ma
     """
     given = sizes.get("per_layer_config") or {}
     if not isinstance(given, Mapping):
-        raise _not_layers(shorten(given))
+        raise _wrong_layers(shorten(given))
     found = {}
     for index, layer in given.items():
         number = int(index) if str(index).isascii() and str(index).isdigit() and len(str(index)) < 6 else -1
         if not 0 <= number < sizes[keys.layers] or not isinstance(layer, Mapping):
-            raise _not_layers(f"{shorten(index)}: {shorten(layer)}")
+            raise _wrong_layers(f"{shorten(index)}: {shorten(layer)}")
         heads, ffn = (layer.get(key, sizes[key]) for key in (keys.heads, keys.ffn))
         columns = layer.get("kept_heads", [])
         fits = is_count(heads) and is_count(ffn) and heads <= LARGEST["heads"] and ffn <= LARGEST["width"]
         named = isinstance(columns, list) and all(is_count(c) and c <= LARGEST["heads"] for c in columns)
         if not fits or not named or len(columns) > heads:
-            raise _not_layers(f"{shorten(index)}: {shorten(layer)}")
+            raise _wrong_layers(f"{shorten(index)}: {shorten(layer)}")
         found[number] = layer
     return found
 
 
-def _not_layers(found: str) -> HfcompressError:
+def _wrong_layers(found: str) -> HfcompressError:
     return HfcompressError(
         f"the config's per_layer_config says {found}, which is no size of one of its layers",
         "use the config.json that was saved with the weights",
@@ -119,7 +119,7 @@ def refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, 
     fix = "name another model; this one can be measured, not taken apart"
     for key, value in required.items():
         found = sizes.get(key, value)
-        if _unordered(found) != _unordered(value):
+        if _drop_order(found) != _drop_order(value):
             shown = found[:60] if isinstance(found, str) else shorten(found)
             message = f"this {kind} model has `{key}: {shown}`, and only `{key}: {value}` is supported"
             raise UnsupportedError(message, fix)
@@ -128,7 +128,7 @@ def refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, 
         raise UnsupportedError(f"this {kind} model has no `{relative}`", fix)
 
 
-def _unordered(value: Any) -> Any:
+def _drop_order(value: Any) -> Any:
     """A config value without regard to order: `p2c|c2p` and `[c2p, p2c]` mean the same to DeBERTa."""
     parts = value.lower().split("|") if isinstance(value, str) else value
     return sorted(str(part).strip() for part in parts) if isinstance(parts, list) else value

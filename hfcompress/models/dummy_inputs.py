@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.artifact import pad_token_of, read_config
-from hfcompress.models.forward import accepted, logits_of_output
+from hfcompress.models.forward import logits_of_output, select_inputs
 from hfcompress.models.shape import shape_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Probe = Mapping[str, "NDArray[Any]"]
+DummyInputs = Mapping[str, "NDArray[Any]"]
 
 
-def probe_inputs(path: Path, rows: int = 4, length: int = 24) -> Probe:
+def make_dummy_inputs(path: Path, rows: int = 4, length: int = 24) -> DummyInputs:
     """Token arrays `(rows, length)` for the model in a directory: the same for the same config, most rows padded."""
     import numpy as np
 
@@ -29,15 +29,15 @@ def probe_inputs(path: Path, rows: int = 4, length: int = 24) -> Probe:
     lengths = np.linspace(length, 2, rows).astype(int)[:, None]
     mask = (np.arange(length)[None] < lengths).astype(np.int64)
     ids = np.where((mask == 1) & (ids != pad), ids, np.where(mask == 1, shape.vocab - 1, pad)).astype(np.int64)
-    probe = {"input_ids": ids, "attention_mask": mask}
-    return probe | ({"token_type_ids": np.zeros_like(ids)} if shape.types else {})
+    dummy_inputs = {"input_ids": ids, "attention_mask": mask}
+    return dummy_inputs | ({"token_type_ids": np.zeros_like(ids)} if shape.types else {})
 
 
-def logits_of(model: Any, probe: Probe) -> NDArray[Any]:
-    """A PyTorch model's logits on a probe (`Observed.logits`), in eval mode, as float32."""
+def logits_of(model: Any, dummy_inputs: DummyInputs) -> NDArray[Any]:
+    """A PyTorch model's logits on a dummy_inputs (`Observation.logits`), in eval mode, as float32."""
     import torch
 
     device = next(model.parameters()).device
-    inputs = {name: torch.from_numpy(value).to(device) for name, value in probe.items()}
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in dummy_inputs.items()}
     with torch.inference_mode():
-        return logits_of_output(model.eval()(**accepted(model, inputs))).float().cpu().numpy()
+        return logits_of_output(model.eval()(**select_inputs(model, inputs))).float().cpu().numpy()

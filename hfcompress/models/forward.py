@@ -18,7 +18,7 @@ PROJECTIONS = ("queries", "keys", "values")
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observation:
     """One forward pass.
 
     Attributes:
@@ -42,7 +42,7 @@ def observe(
     inputs: Mapping[str, Tensor],
     needs: frozenset[str] = frozenset(),
     layers: frozenset[int] | None = None,
-) -> Observed:
+) -> Observation:
     """Runs a forward pass with the inputs that the model takes.
 
     Queries, keys and values are caught at the linear layers that make them, so any attention implementation can stay
@@ -54,10 +54,10 @@ def observe(
         needs: Any of `hidden_states`, `queries`, `keys`, `values`.
         layers: The layers, from 1, whose projections are kept; the default is all of them.
     """
-    with _caught(model, needs, layers) as caught:
-        output = model(**accepted(model, inputs), output_hidden_states="hidden_states" in needs)
+    with _catch_projections(model, needs, layers) as caught:
+        output = model(**select_inputs(model, inputs), output_hidden_states="hidden_states" in needs)
     hidden = tuple(output.hidden_states or ()) if "hidden_states" in needs else ()
-    return Observed(logits_of_output(output), hidden, caught["queries"], caught["keys"], caught["values"])
+    return Observation(logits_of_output(output), hidden, caught["queries"], caught["keys"], caught["values"])
 
 
 def logits_of_output(output: Any) -> Tensor:
@@ -69,14 +69,14 @@ def logits_of_output(output: Any) -> Tensor:
     return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
-def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Selects the inputs that the model's `forward` names."""
     names = inspect.signature(model.forward).parameters
     return {name: value for name, value in inputs.items() if name in names}
 
 
 @contextmanager
-def _caught(
+def _catch_projections(
     model: nn.Module, needs: frozenset[str], layers: frozenset[int] | None
 ) -> Iterator[dict[str, dict[int, Tensor]]]:
     caught: dict[str, dict[int, Tensor]] = {name: {} for name in PROJECTIONS}

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Lists the weights that `models/whole.py` judges, as JSON.
+    """Lists the weights that `models/loading_checks.py` judges, as JSON.
 
     Args:
         model: The loaded `PreTrainedModel`.

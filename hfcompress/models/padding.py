@@ -81,7 +81,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
         raise HfcompressError(f"neither the config nor the tokenizer of {path} names a pad token", _NAMES_ONE)
     changed = own is None
     if own is None:
-        tokenizer.pad_token = token = _token(tokenizer, named, path)
+        tokenizer.pad_token = token = _find_pad_token(tokenizer, named, path)
         info_once(f"{path}: the tokenizer names no pad token; it pads with {token!r}, as the config says")
     elif reads_last_token(config):
         _require_one_pad_token(tokenizer, named, path)
@@ -91,7 +91,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
     return changed
 
 
-def _token(tokenizer: PreTrainedTokenizerBase, named: Any, path: Path) -> str:
+def _find_pad_token(tokenizer: PreTrainedTokenizerBase, named: Any, path: Path) -> str:
     """The token of an id, if it can be a pad token: no text contains it."""
     token = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
     if isinstance(token, str) and (token in tokenizer.get_added_vocab() or re.fullmatch(r"[<\[].*[>\]]", token)):

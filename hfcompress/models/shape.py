@@ -149,7 +149,7 @@ class Shape:
     @property
     def encoder_parameters(self) -> int:
         """Parameters of all transformer layers: weights, biases and layer norms."""
-        return sum(self._linear_weights(x) + self._layer_vectors(i, x) for i, x in enumerate(self._stored))
+        return sum(self._linear_weights(x) + self._layer_vectors(i, x) for i, x in enumerate(self._stored_layers))
 
     @property
     def head_parameters(self) -> int:
@@ -172,7 +172,7 @@ class Shape:
     @property
     def bytes(self) -> int:
         """Bytes of the stored weights, without the file's own headers."""
-        linear = sum(self._linear_weights(x) for x in self._stored) + self._projection + self._factor
+        linear = sum(self._linear_weights(x) for x in self._stored_layers) + self._projection + self._factor
         words = self.vocab * self._word_width
         width, outputs, dense = self._head_sizes
         head = dense + width * outputs * (self.head not in ("mask", "causal") or not self.tied)
@@ -203,7 +203,7 @@ class Shape:
         return replace(self, layers=(Layer(heads, ffn),) * layers, bias_heads=heads if self.bias_heads else 0)
 
     @property
-    def _stored(self) -> tuple[Layer, ...]:
+    def _stored_layers(self) -> tuple[Layer, ...]:
         """The layers that have weights of their own."""
         return self.layers[:1] if self.spec.shared_layers else self.layers
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.models.axes import axes_of
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import empty_model
+from hfcompress.models.weight_axes import axes_of
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
@@ -44,12 +44,12 @@ def prune_vocabulary(
     content = _content(tokenizer)
     model = content["model"]
     ids = _ids(model)
-    used = _used(tokenizer, texts)
-    whole = _WHOLE[model["type"]](model, [piece for piece, id_ in ids.items() if id_ in used])
+    used = _find_used_ids(tokenizer, texts)
+    required = _SELECT_REQUIRED[model["type"]](model, [piece for piece, id_ in ids.items() if id_ in used])
     if model.get("byte_fallback"):
-        whole |= {piece for piece in ids if re.fullmatch("<0x[0-9A-F]{2}>", piece)}
-    old = sorted(used | _named(content, tokenizer) | {ids[piece] for piece in whole})
-    return _reloaded(tokenizer, content, {id_: new for new, id_ in enumerate(old)}), old
+        required |= {piece for piece in ids if re.fullmatch("<0x[0-9A-F]{2}>", piece)}
+    old = sorted(used | _find_required_ids(content, tokenizer) | {ids[piece] for piece in required})
+    return _reload(tokenizer, content, {id_: new for new, id_ in enumerate(old)}), old
 
 
 def select_tokens(
@@ -93,7 +93,7 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     model = content["model"]
     affixed = model.get("end_of_word_suffix") or (model.get("type") == "BPE" and model.get("continuing_subword_prefix"))
-    if model.get("type") not in _WHOLE or affixed:
+    if model.get("type") not in _SELECT_REQUIRED or affixed:
         raise HfcompressError(
             f"the vocabulary of this {type(tokenizer).__name__} cannot be cut: it is no fast tokenizer of WordPiece, "
             "Unigram or BPE without affixes",
@@ -108,14 +108,14 @@ def _ids(model: Mapping[str, Any]) -> dict[str, int]:
     return dict(vocab) if isinstance(vocab, dict) else {piece: id_ for id_, (piece, _) in enumerate(vocab)}
 
 
-def _used(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> set[int]:
+def _find_used_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> set[int]:
     used, rest = set[int](), iter(texts)
     while rows := list(islice(rest, _ROWS)):
         used.update(*tokenizer(rows, add_special_tokens=False, verbose=False)["input_ids"])
     return used
 
 
-def _named(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _find_required_ids(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids that a setting and not a text asks for."""
     model, found = content["model"], {token["id"] for token in content["added_tokens"]}
     found |= {id_ for piece, id_ in _ids(model).items() if piece == model.get("unk_token")}
@@ -127,11 +127,11 @@ def _named(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> se
         found.add(id_)
         return id_
 
-    _processed(content["post_processor"], look)
+    _change_ids(content["post_processor"], look)
     return found
 
 
-def _wordpiece(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
+def _select_wordpiece(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
     prefix, pieces = model["continuing_subword_prefix"], set(_ids(model))
 
     def letters(piece: str) -> list[str]:
@@ -142,7 +142,7 @@ def _wordpiece(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
     return {piece for piece in pieces if _is_needed(letters(piece), pieces)}
 
 
-def _unigram(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
+def _select_unigram(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
     """The least likely piece stays too: what an unknown character costs is counted from it."""
     pieces = {piece for piece, _ in model["vocab"]}
     least = min(model["vocab"], key=lambda entry: entry[1])[0]
@@ -154,7 +154,7 @@ def _is_needed(letters: Sequence[str], pieces: set[str]) -> bool:
     return len(letters) == 1 or not pieces.issuperset(letters)
 
 
-def _bpe(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
+def _select_bpe(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
     """All that the used pieces are merged from, step by step."""
     ranks = {tuple(merge): rank for rank, merge in enumerate(model["merges"])}
     kept = {piece for piece in model["vocab"] if len(piece) == 1}
@@ -167,10 +167,10 @@ def _bpe(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
     return kept
 
 
-_WHOLE = {"WordPiece": _wordpiece, "Unigram": _unigram, "BPE": _bpe}
+_SELECT_REQUIRED = {"WordPiece": _select_wordpiece, "Unigram": _select_unigram, "BPE": _select_bpe}
 
 
-def _reloaded(
+def _reload(
     tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], new_ids: Mapping[int, int]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer as it loads from a directory with the new ids."""
@@ -185,18 +185,18 @@ def _reloaded(
             if file.name not in ("special_tokens_map.json", "chat_template.jinja"):
                 file.unlink()
         settings.write_text(json.dumps(config), encoding="utf-8")
-        (folder / "tokenizer.json").write_text(json.dumps(_renumbered(content, new_ids)), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(_renumber(content, new_ids)), encoding="utf-8")
         found = type(tokenizer).from_pretrained(folder, local_files_only=True)
     found.name_or_path = tokenizer.name_or_path
     return found
 
 
-def _renumbered(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
     changed = {
         **content,
         "model": _cut(content["model"], new_ids),
         "added_tokens": [{**token, "id": new_ids[token["id"]]} for token in content["added_tokens"]],
-        "post_processor": _processed(content["post_processor"], new_ids.__getitem__),
+        "post_processor": _change_ids(content["post_processor"], new_ids.__getitem__),
     }
     if content["padding"] is not None:
         changed["padding"] = {**content["padding"], "pad_id": new_ids[content["padding"]["pad_id"]]}
@@ -215,13 +215,13 @@ def _cut(model: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
     return {**model, "vocab": kept}
 
 
-def _processed(processor: Any, change: Callable[[int], int]) -> Any:
+def _change_ids(processor: Any, change: Callable[[int], int]) -> Any:
     """A post-processor with its ids changed; some are lists of others."""
     if processor is None:
         return None
     changed = dict(processor)
     if "processors" in changed:
-        changed["processors"] = [_processed(part, change) for part in changed["processors"]]
+        changed["processors"] = [_change_ids(part, change) for part in changed["processors"]]
     if "special_tokens" in changed:
         tokens = changed["special_tokens"].items()
         changed["special_tokens"] = {name: {**token, "ids": [*map(change, token["ids"])]} for name, token in tokens}

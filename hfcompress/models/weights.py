@@ -95,7 +95,7 @@ def choose(names: Collection[str], where: str, graph: str = "") -> Choice:
     """
     graphs = {"onnx": [n for n in names if n.endswith(".onnx")], "openvino": _xml_files(names)}
     if graph:
-        return _named(graph, graphs, where)
+        return _choose_named(graph, graphs, where)
     if ADAPTER_CONFIG in names:
         raise HfcompressError(
             f"{where} is a peft adapter, or holds one beside its weights, and what loads would be another model",
@@ -110,11 +110,11 @@ def choose(names: Collection[str], where: str, graph: str = "") -> Choice:
         for folder in ("", f"{runtime}/"):
             found = sorted(n for n in graphs[runtime] if n.startswith(folder) and "/" not in n.removeprefix(folder))
             if found:
-                return _of_several(runtime, folder + usual, found, where)
-    raise _nothing(names, where)
+                return _choose_graph(runtime, folder + usual, found, where)
+    raise _no_weights(names, where)
 
 
-def _named(graph: str, graphs: Mapping[str, list[str]], where: str) -> Choice:
+def _choose_named(graph: str, graphs: Mapping[str, list[str]], where: str) -> Choice:
     known = [*graphs["onnx"], *graphs["openvino"]]
     if graph not in known:
         offer = did_you_mean(graph, known) if known else "it holds none"
@@ -122,7 +122,7 @@ def _named(graph: str, graphs: Mapping[str, list[str]], where: str) -> Choice:
     return Choice("onnx" if graph in graphs["onnx"] else "openvino", graph)
 
 
-def _of_several(runtime: Runtime, usual: str, found: list[str], where: str) -> Choice:
+def _choose_graph(runtime: Runtime, usual: str, found: list[str], where: str) -> Choice:
     if len(found) > 1 and usual not in found:
         raise HfcompressError(
             f"{where} holds several graphs, and none is called {usual}: {', '.join(found)}",
@@ -132,7 +132,7 @@ def _of_several(runtime: Runtime, usual: str, found: list[str], where: str) -> C
     return Choice(runtime, file, tuple(name for name in found if name != file))
 
 
-def _nothing(names: Collection[str], where: str) -> HfcompressError:
+def _no_weights(names: Collection[str], where: str) -> HfcompressError:
     stray = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     pickles = sorted(name for name in names if name.endswith(PICKLES) and "/" not in name)
     if pickles:

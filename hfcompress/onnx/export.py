@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.models.architectures import task_head_of
 from hfcompress.models.artifact import load_model
-from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.dummy_inputs import DummyInputs
 from hfcompress.onnx.graph_io import require_same_logits, save_graph
 from hfcompress.utils.files import scratch_directory
 
@@ -25,25 +25,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPSET = 17
+OPTIMUM_TASKS = {
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "span": "question-answering",
+    "mask": "fill-mask",
+}
+"""Optimum's names for the task heads that read a text at once, for backends that export by Optimum."""
 
 
-def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
+def export(model: PreTrainedModel, path: Path, dummy_inputs: DummyInputs) -> None:
     """Writes an ONNX graph with dynamic batch size and length; its inputs have the tokenizer's names.
 
-    The output `logits` is the same as `Observed.logits`. A span head also has the outputs `start_logits` and
+    The output `logits` is the same as `Observation.logits`. A span head also has the outputs `start_logits` and
     `end_logits`, the names that transformers and Optimum know. Linear layers are nodes that `fuse.linears` finds, and
     attention is one operator wherever the model computes it by `scaled_dot_product_attention`.
 
     Args:
         model: In eval mode, on the CPU.
         path: The file to write.
-        probe: The dummy inputs that the model is traced with.
+        dummy_inputs: The dummy inputs that the model is traced with.
     """
     import onnx
     import torch
     from torch import nn
 
-    from hfcompress.models.forward import accepted, logits_of_output
+    from hfcompress.models.forward import logits_of_output, select_inputs
     from hfcompress.onnx.fuse import DOMAIN, fuse
     from hfcompress.onnx.trace import keep_layers_whole
 
@@ -56,7 +63,7 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
             output = self.model(**dict(zip(names, tensors, strict=True)))
             return logits_of_output(output), *(output[side] for side in outputs[1:])
 
-    inputs = accepted(model, {name: torch.from_numpy(value) for name, value in probe.items()})
+    inputs = select_inputs(model, {name: torch.from_numpy(value) for name, value in dummy_inputs.items()})
     names = list(inputs)
     head = task_head_of(type(model).__name__)
     outputs = ["logits", *(["start_logits", "end_logits"] if head == "span" else [])]
@@ -80,7 +87,9 @@ def export(model: PreTrainedModel, path: Path, probe: Probe) -> None:
     save_graph(fuse(graph), path)
 
 
-def load_and_export(source: Path, auto_class: str, probe: Probe) -> tuple[PreTrainedModel, onnx.ModelProto]:
+def load_and_export(
+    source: Path, auto_class: str, dummy_inputs: DummyInputs
+) -> tuple[PreTrainedModel, onnx.ModelProto]:
     """Loads a model directory, exports it, and checks that both give the same logits on the dummy inputs.
 
     Returns:
@@ -98,8 +107,8 @@ def load_and_export(source: Path, auto_class: str, probe: Probe) -> tuple[PreTra
     require_finite(linears(model))
     with scratch_directory() as folder, quiet():
         path = folder / "model.onnx"
-        export(model, path, probe)
-        require_same_logits(path, model, probe)
+        export(model, path, dummy_inputs)
+        require_same_logits(path, model, dummy_inputs)
         return model, onnx.load(path)
 
 

@@ -47,7 +47,7 @@ def fuse(model: ModelProto) -> ModelProto:
     """Replaces the nodes of `trace` in place: `Linear` by MatMul and Add, `Attention` by MultiHeadAttention."""
     from onnx.helper import make_opsetid
 
-    _Rewriting(model.graph).run()
+    _Rewriter(model.graph).run()
     kept = [x for x in model.opset_import if x.domain not in (DOMAIN, "com.microsoft")]
     del model.opset_import[:]
     model.opset_import.extend([*kept, make_opsetid("com.microsoft", 1)])
@@ -55,7 +55,7 @@ def fuse(model: ModelProto) -> ModelProto:
 
 
 @dataclass
-class _Rewriting:
+class _Rewriter:
     graph: GraphProto
     made: list[NodeProto] = field(default_factory=list)
     types: list[ValueInfoProto] = field(default_factory=list)
@@ -67,7 +67,7 @@ class _Rewriting:
         for node in self.graph.node:
             for name in node.input:
                 self.readers[name].append(node)
-        together = self._reading_the_same()
+        together = self._group_by_input()
         self.runs: Counter[str] = Counter()
         for node in self.graph.node:
             if node.domain != DOMAIN:
@@ -77,7 +77,7 @@ class _Rewriting:
             elif node.output[0] in together:
                 self._linear(together[node.output[0]])
         self._keep_norms_apart()
-        self._drop_unread()
+        self._drop_unused()
 
     def add(self, kind: str, inputs: list[str], outputs: list[str], name: str = "", **attributes: Any) -> None:
         """Adds a node that is named after its output."""
@@ -96,7 +96,7 @@ class _Rewriting:
 
     # Linear layers
 
-    def _reading_the_same(self) -> dict[str, list[NodeProto]]:
+    def _group_by_input(self) -> dict[str, list[NodeProto]]:
         """Groups the linear layers that become one node, by the output of the first of them.
 
         They belong to one module and read the same tensor. Weights that are used once with others and once alone
@@ -154,7 +154,7 @@ class _Rewriting:
         from onnx.helper import get_node_attr_value, make_tensor_value_info
 
         heads = get_node_attr_value(node, "num_heads")
-        given = [self._heads_outward(name, node) for name in node.input[:3]]
+        given = [self._join_heads(name, node) for name in node.input[:3]]
         bias = ["", "", node.input[3]] if len(node.input) > 3 else []
         mixed = f"{node.output[0]}/mixed"
         attributes = {key: get_node_attr_value(node, key) for key in ("num_heads", "unidirectional", "scale")}
@@ -168,7 +168,7 @@ class _Rewriting:
         for linear in self._readers_of_heads(node.output[0]):
             linear.input[0] = mixed
 
-    def _heads_outward(self, name: str, node: NodeProto) -> str:
+    def _join_heads(self, name: str, node: NodeProto) -> str:
         """Returns `(batch, length, heads * width)` for an attention input `(batch, heads, length, width)`."""
         import numpy as np
 
@@ -215,14 +215,14 @@ class _Rewriting:
             if before is not None and before.op_type == "Add" and not self.weights.keys() & set(before.input):
                 before.op_type = "Sum"
 
-    def _drop_unread(self) -> None:
+    def _drop_unused(self) -> None:
         """Removes the nodes and initializers that no output depends on."""
         read = {output.name for output in self.graph.output}
         kept = []
         for node in reversed(self.made):
             if read.intersection(node.output):
                 kept.append(node)
-                read.update(_read_by(node))
+                read.update(_names_read_by(node))
         del self.graph.node[:]
         self.graph.node.extend(reversed(kept))
         initializers = [tensor for tensor in self.graph.initializer if tensor.name in read]
@@ -232,12 +232,12 @@ class _Rewriting:
         self.graph.value_info.extend(self.types)
 
 
-def _read_by(node: NodeProto) -> Iterator[str]:
+def _names_read_by(node: NodeProto) -> Iterator[str]:
     """Yields what a node reads, and what the graphs inside it (of an `If`) read."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:
-            yield from _read_by(inner)
+            yield from _names_read_by(inner)
 
 
 def _path(node: NodeProto) -> str:

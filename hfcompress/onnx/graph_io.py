@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import PRUNED
-from hfcompress.models.dummy_inputs import Probe, logits_of
+from hfcompress.models.dummy_inputs import DummyInputs, logits_of
 from hfcompress.models.weights import tensors_of
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.processors import default_threads
@@ -51,7 +51,7 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, probe: Probe) -> NDArray[Any]:
+def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, dummy_inputs: DummyInputs) -> NDArray[Any]:
     """Writes `model.onnx` and the model's config into a directory; see `save_graph` for large graphs.
 
     Returns:
@@ -59,7 +59,7 @@ def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, pro
     """
     save_graph(graph, target / "model.onnx")
     write_config(config, target)
-    return run_onnx(target / "model.onnx", probe)
+    return run_onnx(target / "model.onnx", dummy_inputs)
 
 
 def write_config(config: Any, path: Path) -> None:
@@ -75,7 +75,7 @@ def write_config(config: Any, path: Path) -> None:
     (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
+def run_onnx(path: Path, dummy_inputs: DummyInputs) -> NDArray[Any]:
     """Runs an exported graph on dummy inputs and returns its logits; token types that are missing are zeros."""
     import numpy as np
     import onnxruntime
@@ -83,12 +83,12 @@ def run_onnx(path: Path, probe: Probe) -> NDArray[Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()  # its default ignores CPU affinity and a container's quota
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    types = {"token_type_ids": np.zeros_like(probe["input_ids"])}
-    feed = {node.name: {**types, **probe}[node.name] for node in session.get_inputs()}
+    types = {"token_type_ids": np.zeros_like(dummy_inputs["input_ids"])}
+    feed = {node.name: {**types, **dummy_inputs}[node.name] for node in session.get_inputs()}
     return session.run(["logits"], feed)[0]
 
 
-def require_same_logits(path: Path, model: PreTrainedModel, probe: Probe) -> None:
+def require_same_logits(path: Path, model: PreTrainedModel, dummy_inputs: DummyInputs) -> None:
     """Checks that a float graph gives the model's logits on the dummy inputs; padding tokens are not compared.
 
     Raises:
@@ -96,9 +96,11 @@ def require_same_logits(path: Path, model: PreTrainedModel, probe: Probe) -> Non
     """
     import numpy as np
 
-    expected = logits_of(model, probe)
-    differences = np.abs(run_onnx(path, probe) - expected) / max(1.0, float(np.abs(expected).max()))
-    difference = float((differences if differences.ndim == 2 else differences[probe["attention_mask"] == 1]).max())
+    expected = logits_of(model, dummy_inputs)
+    differences = np.abs(run_onnx(path, dummy_inputs) - expected) / max(1.0, float(np.abs(expected).max()))
+    difference = float(
+        (differences if differences.ndim == 2 else differences[dummy_inputs["attention_mask"] == 1]).max()
+    )
     if not difference <= EXPORT_TOLERANCE:
         raise HfcompressError(f"the exported graph differs from the model by {difference:.2g} before any quantization")
 

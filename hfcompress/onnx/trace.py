@@ -41,7 +41,7 @@ def keep_layers_whole(model: PreTrainedModel) -> Iterator[None]:
     ) -> Tensor:  # fmt: skip
         scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
         heads, width = int(query.shape[1]), int(value.shape[-1])
-        return _Attention.apply(query, key, value, masks.added(attn_mask), heads, width, is_causal, scale)
+        return _Attention.apply(query, key, value, masks.make_additive(attn_mask), heads, width, is_causal, scale)
 
     implementation = model.config._attn_implementation
     if model._supports_sdpa:
@@ -78,18 +78,18 @@ class _Masks:
     def enter(self, _model: Any, _inputs: Any, kwargs: dict[str, Any]) -> None:
         self.given = kwargs.get("attention_mask")
 
-    def added(self, mask: Tensor | None) -> Tensor | None:
-        """Returns what is added to attention scores, `(batch or 1, heads or 1, length, length)`."""
+    def make_additive(self, mask: Tensor | None) -> Tensor | None:
+        """Returns what is make_additive to attention scores, `(batch or 1, heads or 1, length, length)`."""
         if self.from_input:
             mask = self.given
         if mask is None:
             return None
         if id(mask) not in self.made:  # the mask is kept, so that no other object gets its id
-            self.made[id(mask)] = mask, _additive(mask)
+            self.made[id(mask)] = mask, _to_additive(mask)
         return self.made[id(mask)][1]
 
 
-def _additive(mask: Tensor) -> Tensor:
+def _to_additive(mask: Tensor) -> Tensor:
     if mask.dim() == 2:
         mask = mask[:, None, None].bool()
     if mask.dtype == torch.bool:

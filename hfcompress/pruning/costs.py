@@ -1,4 +1,4 @@
-"""What it costs to keep heads and neurons, and the cost that pruning must come down to. Arithmetic, without torch."""
+"""The costs of heads and neurons, and the cost that pruning must reach. Arithmetic, without torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """What keeping so many units of each block costs, all in one unit: MACs, parameters, bytes or nanoseconds.
+    """The costs of heads and neurons, all in MACs, parameters, bytes or nanoseconds.
 
     Attributes:
-        heads: For each layer's weights, the cost of keeping 0, 1, 2, … of its head groups.
+        heads: For each layer's weights, the cost of keeping 0, 1, 2, … head groups.
         neurons: For each layer's weights, the cost of keeping 0, 1, 2, … groups of `group` neurons.
-        group: Neurons that stay or go together.
-        fixed: What everything else costs.
+        group: The number of neurons that are kept or cut together.
+        fixed: The cost of everything else.
     """
 
     heads: tuple[tuple[float, ...], ...]
@@ -26,22 +26,16 @@ class Costs:
         """The cost of keeping everything."""
         return self.fixed + sum(block[-1] for block in (*self.heads, *self.neurons))
 
-    def of(self, heads: tuple[int, ...], neurons: tuple[int, ...]) -> float:
-        """The cost of keeping so many head groups and so many neurons of each layer; neurons in whole groups."""
-        kept = [block[count] for block, count in zip(self.heads, heads, strict=True)]
-        kept += [block[count // self.group] for block, count in zip(self.neurons, neurons, strict=True)]
-        return self.fixed + sum(kept)
-
 
 @dataclass(frozen=True)
 class Target:
-    """What pruning must come to.
+    """The cost that pruning must reach.
 
     Attributes:
-        costs: What units cost.
-        budget: The most that what stays may cost, in the unit of `costs`.
-        heads: The fewest head groups that a layer keeps, where it has as many.
-        neurons: The fewest neurons that a layer keeps, in whole groups, where it has as many.
+        costs: The costs of heads and neurons.
+        budget: The largest cost that the pruned model may have, in the unit of `costs`.
+        heads: The fewest head groups that a layer keeps; a layer that has fewer keeps all.
+        neurons: The fewest neurons that a layer keeps, rounded up to whole groups; a layer that has fewer keeps all.
     """
 
     costs: Costs

@@ -12,7 +12,7 @@ from hfcompress.utils.wording import count, join, significant
 
 if TYPE_CHECKING:
     from hfcompress.pruning.budget import Budget
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
     from hfcompress.pruning.stage import Prune
 
 _TUNING = {

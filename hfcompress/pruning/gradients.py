@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.models.linears import layer_linears
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def unit_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[t
         [layer.get_submodule(path) for layer in layers_of(model)]
         for path in (modules.attention_output, modules.ffn_out)
     ]
-    with frozen(model):
+    with freeze(model):
         for batch in batches:
             found = [[_zeros(model, len(batch["labels"]), n) for n in units] for units in counts]
             handles = [
@@ -77,7 +77,7 @@ def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator
     stack = layers_of(model)
     writers = {id(layer.get_submodule(path)) for layer in stack for path in (modules.attention_output, modules.ffn_out)}
     readers = [module for module in layer_linears(model).values() if id(module) not in writers]
-    with frozen(model):
+    with freeze(model):
         for batch in batches:
             sums = _zeros(model, len(batch["labels"]), _width(model))
             last: list[Tensor] = []
@@ -137,7 +137,7 @@ def mean_weight_gradients(
     weights = {f"{name}.weight": module.weight for name, module in layer_linears(model).items()}
     sums = [torch.zeros_like(weight, dtype=torch.float64, requires_grad=False) for weight in weights.values()]
     rows = 0
-    with frozen(model, weights.values()):
+    with freeze(model, weights.values()):
         for batch in batches:
             count = len(batch["labels"])
             with torch.enable_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -17,11 +16,12 @@ from hfcompress.data.source import cache_home
 from hfcompress.measure import machine
 from hfcompress.measure.environment import cpu_name
 from hfcompress.measure.timing import TRIALS
-from hfcompress.models.forward import accepted
-from hfcompress.models.frozen import frozen
+from hfcompress.models.forward import select_inputs
+from hfcompress.models.freezing import freeze
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_file
 from hfcompress.utils.logging import log
 from hfcompress.utils.processors import default_threads, thread_counts
@@ -157,7 +157,7 @@ def find_table(model: PreTrainedModel, setting: Setting) -> Table:
     """The table for a model under a setting: the one kept in the cache, or a new one, which is kept."""
     shape = shape_of(model.config.to_dict())
     identity = _identity(model, shape, setting)
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = hash_json(identity)
     path = cache_home() / "latency" / f"{name}.json"
     found = _read(path, identity)
     if found is None:
@@ -271,8 +271,8 @@ class Run:
         dtype, weight = getattr(torch, setting.dtype), next(model.parameters())
         if (weight.device.type, weight.dtype) != (setting.device, dtype):
             model = deepcopy(model).to(setting.device, dtype)  # type: ignore[call-overload]
-        stack.enter_context(frozen(model))
-        self.model, self.batch = model, accepted(model, _batch(model, setting))
+        stack.enter_context(freeze(model))
+        self.model, self.batch = model, select_inputs(model, _batch(model, setting))
         self.repeats = 1
         warm = min(self.turn() for _ in range(2))
         self.repeats = max(math.ceil(TURN / warm), 1)

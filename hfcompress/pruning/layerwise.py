@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ def start(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Row
         observe(model, inputs)
         return inputs
 
-    with torch.no_grad(), frozen(model), _handing_on(layers_of(model)) as stand_ins:
+    with torch.no_grad(), freeze(model), _handing_on(layers_of(model)) as stand_ins:
         for batch in told[:1]:
             show(batch, 1)  # the first time each layer really runs, so one row is enough
         for batch in told:

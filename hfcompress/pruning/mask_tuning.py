@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.layerwise import Rows, Run, runs, start
@@ -102,7 +102,6 @@ def tune_masks(
     model: PreTrainedModel,
     keep: Sequence[Keep],
     batches: Iterable[Mapping[str, Tensor]],
-    teacher: PreTrainedModel | None = None,
     all_reduce_sum: AllReduce = lambda _: None,
 ) -> Gates:
     """Finds scales of the units that stay, so that each block's output, residual included, is what it was (eq. 9).
@@ -116,13 +115,12 @@ def tune_masks(
         model: The model before the cut; left as it was.
         keep: What stays, layer by layer.
         batches: This process's encoded batches.
-        teacher: What `y` is taken from, where it is not `model`: the model before `Criterion.refit`.
         all_reduce_sum: Sums tensors over the processes, in place.
     """
-    teacher, told, errors = teacher or model, list(batches), []
-    tuner = _Tuner(cut(model, keep), teacher, all_reduce_sum)
-    pupil, taught = start(tuner.model, told), start(teacher, told)
-    with torch.no_grad(), frozen(tuner.model), frozen(teacher):
+    told, errors = list(batches), []
+    tuner = _Tuner(cut(model, keep), model, all_reduce_sum)
+    pupil, taught = start(tuner.model, told), start(model, told)
+    with torch.no_grad(), freeze(tuner.model), freeze(model):
         for index in range(len(keep)):
             errors += tuner.tune_layer(index, pupil, taught)
     counts = unit_counts(model)

@@ -289,7 +289,7 @@ RULES: tuple[Rule[Case], ...] = (
     # Data
     *(
         Rule(
-            when=lambda case, key=key: case.task.streamed and getattr(case.stage, key) not in ("keep", None),  # type: ignore[misc]
+            when=lambda case, key=key: case.task.is_streamed and getattr(case.stage, key) not in ("keep", None),  # type: ignore[misc]
             message="a corpus that is streamed is not read through for the tokens that it uses",
             fix=f"leave `{key}` out, or `streaming`",
             key=(key,),

@@ -54,7 +54,7 @@ def cut_model(run: PruningRun, state: PruningState, share: float) -> tuple[Pruni
 
 
 def _select_layers(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.narrow import drop_layers, must_stay
+    from hfcompress.pruning.layer_dropping import drop_layers, must_stay
 
     if not run.options.layers:
         return state, None
@@ -66,7 +66,7 @@ def _select_layers(run: PruningRun, state: PruningState, share: float) -> Select
 
 
 def _select_hidden(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.narrow import cut_hidden
+    from hfcompress.pruning.hidden_dimensions import cut_hidden
 
     if not run.options.hidden:
         return state, None

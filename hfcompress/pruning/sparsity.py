@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hfcompress.models.linears import layer_linears
-from hfcompress.pruning.pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 
@@ -123,7 +123,7 @@ class KeptZeros(TrainingOverlay):
         for index, mask in enumerate(kept.values()):
             self.register_buffer(f"kept_{index}", mask)
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         """Sets the remembered zeros, whatever the step."""
         apply_zeros(model, dict(zip(self.names, self.buffers(), strict=True)))
 

@@ -18,17 +18,17 @@ from hfcompress.pruning.budget import Budget
 from hfcompress.pruning.criteria.base import CRITERIA, AnyCriterion
 from hfcompress.pruning.description import describe, summarize
 from hfcompress.pruning.figures import list_figures
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.rules import find_problems
 from hfcompress.pruning.schedules import Lottery, OneShot, Schedule
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Sensitivity(StrictModel):
@@ -167,7 +167,7 @@ class Prune(Stage):
         return self.criterion.refits
 
     def steps(self, task: Task) -> int | None:
-        rows, total = task.rows(), 0
+        rows, total = task.count_rows(), 0
         rounds = {"iterative": len(getattr(self.schedule, "shares", ())), "lottery": 1}.get(self.schedule.use, 1)
         for training, times in ((self.train, self._trainings), (self.recover, rounds)):
             steps = training.steps(rows) if training else 0

@@ -7,11 +7,11 @@ same ranges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.quantization.grids.ranges import Ranges
 from hfcompress.utils.errors import HfcompressError
 
@@ -138,7 +138,7 @@ def for_each_input(
             for batch in batches:
                 tensors = {name: torch.from_numpy(value).to(model.device) for name, value in batch.items()}
                 mask = tensors["attention_mask"].bool()
-                model(**accepted(model, tensors))
+                model(**select_inputs(model, tensors))
     finally:
         for handle in handles:
             handle.remove()
@@ -174,3 +174,18 @@ def find_least_divergent(counts: NDArray[Any]) -> int:
         if divergence < best:
             best, chosen = divergence, kept
     return chosen
+
+
+def iterate_rows(batches: Iterable[Mapping[str, NDArray[Any]]], names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yields each row alone as the inputs `(1, length)` of a graph, without padding, which would count in the ranges.
+
+    Args:
+        batches: Token arrays with their `attention_mask`.
+        names: The names of the graph's inputs; token types are zeros if the tokenizer gives none.
+    """
+    import numpy as np
+
+    for batch in batches:
+        zeros = np.zeros_like(batch["input_ids"])
+        for row, mask in enumerate(batch["attention_mask"].astype(bool)):
+            yield {name: batch.get(name, zeros)[row : row + 1, mask] for name in names}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import train_student
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, read_config, save_model
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.quantization.backends.base import QuantizationJob
 from hfcompress.quantization.facts import QuantizationFacts
 from hfcompress.utils.distributed import on_main_process, process_state
@@ -36,7 +36,7 @@ def quantize(stage: Quantize, parent: Artifact, context: StageContext) -> StageR
         parent.path,
         context.model_directory,
         context.task.auto_class,
-        probe_inputs(parent.path),
+        make_dummy_inputs(parent.path),
         rows=partial(calibration_rows, parent, context),
     )
     facts = QuantizationFacts()

@@ -121,7 +121,7 @@ def summarize(facts: Mapping[str, Any]) -> list[Markdown]:
     return [Markdown(part) for key, write in _PARAGRAPHS.items() if key in facts for part in write(facts[key])]
 
 
-def _mixed(mixed: Mapping[str, Any]) -> list[str]:
+def _write_mixed(mixed: Mapping[str, Any]) -> list[str]:
     metric, kept = mixed["metric"], mixed["kept"]
     goal = f"The model may lose at most {mixed['max_drop']:g} points of {metric} on the dev split."
     result = (
@@ -144,12 +144,12 @@ def _mixed(mixed: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _odd_weights(found: list[Mapping[str, Any]]) -> list[str]:
+def _write_odd_weights(found: list[Mapping[str, Any]]) -> list[str]:
     layers = "; ".join(f"{code(x['layer'])}: {x['channels']} that {DESCRIPTIONS[x['what']]}" for x in found)
     return [f"Output channels that are stored badly in so few bits, by layer: {layers}."]
 
 
-def _loftq(loftq: Mapping[str, Any]) -> list[str]:
+def _write_loftq(loftq: Mapping[str, Any]) -> list[str]:
     without, left = loftq["error_without_adapters"], loftq["error"]
     return [
         f"Quantization changed the adapted weights by {without:.2%}; with LoftQ's adapters, before any training, "
@@ -158,9 +158,9 @@ def _loftq(loftq: Mapping[str, Any]) -> list[str]:
 
 
 _PARAGRAPHS: Mapping[str, Callable[[Any], list[str]]] = {
-    "mixed": _mixed,
-    "odd_weights": _odd_weights,
-    "loftq": _loftq,
+    "mixed": _write_mixed,
+    "odd_weights": _write_odd_weights,
+    "loftq": _write_loftq,
 }
 
 

@@ -130,7 +130,7 @@ def put_int8_layers(model: Any, embeddings: bool, keep: Collection[str]) -> None
         keep: Paths of layers that stay, in the model with its task head.
     """
     shared: dict[int, _Int8] = {}
-    for path, old in list(_find_replaced(model, embeddings, keep)):
+    for path, old in list(_find_layers(model, embeddings, keep)):
         new = _make_int8(old)
         if not old.weight.is_meta:
             with torch.no_grad():
@@ -150,7 +150,7 @@ def _make_int8(old: Any) -> _Int8:
     return new
 
 
-def _find_replaced(model: Any, embeddings: bool, keep: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _find_layers(model: Any, embeddings: bool, keep: Collection[str]) -> Iterator[tuple[str, Any]]:
     kinds: dict[str, Any] = {}
     for path, module in model.named_modules():
         if type(module) in (nn.Linear, nn.Embedding):

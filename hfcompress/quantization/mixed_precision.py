@@ -16,6 +16,7 @@ from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, op
 from hfcompress.models.linears import linears
 from hfcompress.quantization.backends.base import QuantizationJob, QuantizedModel
 from hfcompress.quantization.facts import Attempt, LayerSensitivity, MixedPrecision
+from hfcompress.utils.files import replace_directory
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def search_mixed_precision(
         tried=tuple(search.tried),
         layers=tuple(ranked),
     )
-    return write_chosen(search, best), result
+    return move_chosen(search, best), result
 
 
 def find_fewest(most: int, is_enough: Callable[[int], bool]) -> None:
@@ -155,11 +156,10 @@ def choose(search: Search) -> Attempt:
     return min(within, key=lambda a: (a.bytes, a.drop)) if within else min(search.tried, key=lambda a: a.drop)
 
 
-def write_chosen(search: Search, best: Attempt) -> QuantizedModel:
-    """Moves the chosen model to the job's target and deletes the others."""
+def move_chosen(search: Search, best: Attempt) -> QuantizedModel:
+    """Renames the directory of the chosen model to the job's target, and deletes the others."""
     index = search.tried.index(best)
-    for file in search.directory(index).iterdir():
-        file.rename(search.job.target / file.name)
+    replace_directory(search.directory(index), search.job.target)
     shutil.rmtree(search.directory(index).parent)
     return search.models[index]
 

@@ -14,7 +14,6 @@ from hfcompress.context import StageContext, StageResult
 from hfcompress.distillation.engine import train_student
 from hfcompress.models.adapters import WEIGHTS
 from hfcompress.models.artifact import (
-    ADAPTER,
     Artifact,
     label_ids,
     load_model,
@@ -23,6 +22,7 @@ from hfcompress.models.artifact import (
     save_weights,
 )
 from hfcompress.models.dummy_inputs import logits_of
+from hfcompress.models.weights import ADAPTER
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.quantization.facts import LoftqError, QuantizationFacts
 from hfcompress.quantization.qat.options import QatTraining
@@ -57,8 +57,8 @@ def train_adapters(
     assert train.lora is not None
     tokenizer = load_tokenizer(job.source, context.task)
     base = _quantize_base(train.lora, backend, context, job)
-    model = load_quantized(base)
-    keep_unpacked(model)
+    model = load_quantized_model(base)
+    disable_packing(model)
     set_seed(context.seed)  # the adapters are random
     add_lora(model, train.lora)
     loftq = _start_adapters(model, job, train.lora) if train.lora.init == "loftq" else None
@@ -117,7 +117,7 @@ def _save(
     save_weights(whole, path)
     quantized = _quantize(backend, replace(job, source=path))
     save_adapter(model, job.target / ADAPTER)
-    final = load_quantized(job)
+    final = load_quantized_model(job)
     final.load_adapter(str(job.target / ADAPTER))
     return replace(quantized, logits=logits_of(final, job.dummy_inputs))
 
@@ -126,7 +126,7 @@ def _save_residual(backend: Backend, job: QuantizationJob, options: Lora, path: 
     """Writes the float model with, in each adapted layer, what LoftQ's adapters leave to quantize."""
     from hfcompress.quantization.loftq import alternate
 
-    model, quantized = load_model(job.source, job.auto_class), load_quantized(job)
+    model, quantized = load_model(job.source, job.auto_class), load_quantized_model(job)
     for name, layer in find_targets(model, options).items():
         weight: Any = layer.weight
         if not quantized.get_parameter(f"{name}.weight").is_floating_point():
@@ -134,7 +134,7 @@ def _save_residual(backend: Backend, job: QuantizationJob, options: Lora, path: 
     save_weights(model, path)
 
 
-def load_quantized(job: QuantizationJob) -> PreTrainedModel:
+def load_quantized_model(job: QuantizationJob) -> PreTrainedModel:
     """Loads the quantized model as a user does, on this process's device."""
     import torch
     import transformers
@@ -145,7 +145,7 @@ def load_quantized(job: QuantizationJob) -> PreTrainedModel:
     return model.eval()
 
 
-def keep_unpacked(model: PreTrainedModel) -> None:
+def disable_packing(model: PreTrainedModel) -> None:
     """Keeps 4-bit layers on a CPU from packing themselves for inference when dev rows are scored.
 
     No gradient goes through a packed layer, and it stays packed when the training goes on.

@@ -24,7 +24,7 @@ def find_contradictions(stage: Quantize) -> list[Problem]:
     words = {
         "backend": stage.backend.name,
         "why": stage.backend.untrainable(),
-        "mixed": ", ".join(name for name, backend in backends.items() if backend.mixed),
+        "mixed": ", ".join(name for name, backend in backends.items() if backend.keeps_layers),
         "trainable": ", ".join(name for name, backend in backends.items() if backend.trains),
     }
     return [Problem(rule.message.format(**words), rule.fix.format(**words), rule.key) for rule in broken]
@@ -45,7 +45,7 @@ def _says_without_fixed_ranges(stage: Quantize, key: str) -> bool:
 
 RULES: tuple[Rule[Quantize], ...] = (
     Rule(
-        when=lambda stage: stage.max_drop is not None and not stage.backend.mixed,
+        when=lambda stage: stage.max_drop is not None and not stage.backend.keeps_layers,
         message="{backend} has no way to leave single layers in float32",
         fix="leave `max_drop` out, or use one of {mixed}",
         key=("max_drop",),

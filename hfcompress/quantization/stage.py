@@ -21,8 +21,8 @@ from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.escape import Markdown, markdown
 
 if TYPE_CHECKING:
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModel, LocalModels
     from hfcompress.measure.hardware import Abilities
 
 
@@ -84,7 +84,7 @@ class Quantize(Stage):
         return _under("backend", self.backend.module_problems(models.without_weights(start), head))
 
     def steps(self, task: Task) -> int | None:
-        return self.train.steps(task.rows()) if self.train else 0
+        return self.train.steps(task.count_rows()) if self.train else 0
 
     def specs(self) -> dict[Key, str]:
         return {("train", *key): name for key, name in self.train.teacher_specs().items()} if self.train else {}

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.data.local_models import LocalModel, LocalModels
 from hfcompress.data.source import is_local, model_config, model_directory, refuse_a_path, require_weights
 from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
-from hfcompress.local_models import LocalModel, LocalModels
 from hfcompress.models.adapters import is_adapter
 from hfcompress.models.artifact import label_ids, load_tokenizer
 from hfcompress.models.padding import plainly_agree, reads_last_token

@@ -1,4 +1,4 @@
-"""What a machine and a model's config tell before anything runs: what to mind, what can be cut, how it loads again."""
+"""The checks of `hfcompress doctor`: what is slow on this machine, and what of a model can be cut."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ GRANULARITIES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What holds for one granularity.
+    """A row of the table: one granularity.
 
     Attributes:
-        granularity: What would be cut.
-        reload: How the result loads again; empty where nothing can be cut.
-        note: Why not, or what to mind.
+        granularity: One of `GRANULARITIES`.
+        reload: How the result loads again; empty if it cannot be cut.
+        note: The reason why it cannot be cut, or a condition.
     """
 
     granularity: str
@@ -46,16 +46,16 @@ class Finding:
 
     @property
     def possible(self) -> bool:
-        """Whether it can be cut here."""
+        """True if it can be cut."""
         return bool(self.reload)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a config tells.
+    """The result of examining a config.
 
     Attributes:
-        facts: What the model is, by name.
+        facts: The sizes of the model, by name.
         findings: One for each of `GRANULARITIES`.
     """
 
@@ -63,166 +63,170 @@ class Diagnosis:
     findings: list[Finding]
 
 
-def warnings(recipe: Recipe) -> list[str]:
-    """What is slow or inaccurate on this machine, of the stages of a recipe."""
+def list_warnings(recipe: Recipe) -> list[str]:
+    """Lists what is slow or inaccurate on this machine in the stages of a recipe."""
     machine = abilities()
     return [f"stages.{i}.{advice}" for i, stage in enumerate(recipe.stages) for advice in stage.advice(machine)]
 
 
 def examine(config: Mapping[str, Any]) -> Diagnosis:
-    """What of a model can be cut, by its config.json.
+    """Finds what of a model can be cut, from its config.json.
 
-    An architecture that hfcompress does not know, and weights that can no longer be cut, are told in the findings.
+    An unknown architecture is no error: the findings say that nothing can be cut, and why.
 
     Raises:
-        HfcompressError: for a config without its sizes.
+        HfcompressError: if the config lacks the model's sizes.
     """
     try:
         shape = shape_of(config)
     except UnsupportedError as error:
         facts = {"architecture": str(config.get("model_type", "none"))}
-        return Diagnosis(facts, _nothing(error.problems[0].message))
-    reason = _closed(config)
-    return Diagnosis(_facts(shape), _nothing(reason) if reason else _findings(shape))
+        return Diagnosis(facts, _refuse_all(error.problems[0].message))
+    reason = _find_obstacle(config)
+    return Diagnosis(_describe_shape(shape), _refuse_all(reason) if reason else _check_granularities(shape))
 
 
-def _closed(config: Mapping[str, Any]) -> str:
-    """Why nothing of a supported architecture can be cut; empty where it can."""
+def _find_obstacle(config: Mapping[str, Any]) -> str:
+    """Finds the reason why nothing of a supported architecture can be cut; empty if there is none."""
     if config.get("quantization_config"):
-        return "its weights are quantized: cut the model that it was made from"
+        return "its weights are quantized: cut the model before quantization"
     if config.get("pruned_heads"):
-        return "transformers 4 cut its heads, and 5 does not load it: `hfcompress convert` does"
+        return "transformers 4 cut its heads, and transformers 5 cannot load that: use `hfcompress convert`"
     return ""
 
 
-def _nothing(reason: str) -> list[Finding]:
+def _refuse_all(reason: str) -> list[Finding]:
     return [Finding(granularity, "", reason) for granularity in GRANULARITIES]
 
 
-def _facts(shape: Shape) -> dict[str, str]:
+def _describe_shape(shape: Shape) -> dict[str, str]:
     heads, modules = [x.heads for x in shape.layers], ARCHITECTURES[shape.architecture].modules
     grouped = f", {shape.group} queries to a key and value" if shape.group > 1 else ""
-    made = "one linear layer" if modules.query == modules.key else "three linear layers"
+    split = "one linear layer" if modules.query == modules.key else "three linear layers"
     return {
         "architecture": f"{shape.architecture}, {STOCK if shape.stock else PRUNED_CLASS}",
         "layers": f"{len(shape.layers)}{', all with the same weights' if shape.spec.shared_layers else ''}",
-        "attention heads": f"{_span(heads)} of {shape.head_dim}{grouped}; {made} for queries, keys and values",
-        "FFN neurons": f"{_widths([x.ffn for x in shape.layers])}{', gated' if modules.ffn_gate else ''}",
-        "hidden": _widths([shape.hidden])
+        "attention heads": f"{_format_range(heads)} of {shape.head_dim}{grouped}; {split} for queries, keys and values",
+        "FFN neurons": f"{_format_widths([x.ffn for x in shape.layers])}{', gated' if modules.ffn_gate else ''}",
+        "hidden": _format_widths([shape.hidden])
         + (f", embeddings of {shape.embedding}, projected" if shape.embedding else ""),
         "vocabulary": f"{shape.vocab:,}",
     }
 
 
-def _span(values: list[int]) -> str:
+def _format_range(values: list[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
 
 
-def _widths(values: list[int]) -> str:
-    """Widths, and the largest power of two up to 64 that divides them all: what hardware likes."""
+def _format_widths(values: list[int]) -> str:
+    """Formats widths with the largest power of two up to 64 that divides them all; hardware prefers large ones."""
     step = next(step for step in (64, 32, 16, 8, 4, 2, 1) if not any(value % step for value in values))
-    return f"{_span(values)} (multiples of {step})"
+    return f"{_format_range(values)} (multiples of {step})"
 
 
-def _findings(shape: Shape) -> list[Finding]:
+def _check_granularities(shape: Shape) -> list[Finding]:
     return [
-        _heads(shape),
-        _neurons(shape),
-        _layers(shape),
-        _block(shape, "attention blocks"),
-        _block(shape, "FFN blocks"),
-        _hidden(shape),
-        Finding("vocabulary", _reload(shape), "with a fast tokenizer of WordPiece, Unigram or BPE"),
-        Finding("single weights", _reload(shape), "smaller once stored sparse, no faster: dense runtimes gain nothing"),
-        _two_of_four(shape),
+        _check_heads(shape),
+        _check_neurons(shape),
+        _check_layers(shape),
+        _check_block(shape, "attention blocks"),
+        _check_block(shape, "FFN blocks"),
+        _check_hidden(shape),
+        Finding("vocabulary", _describe_reload(shape), "with a fast tokenizer of WordPiece, Unigram or BPE"),
+        Finding(
+            "single weights",
+            _describe_reload(shape),
+            "smaller if stored as sparse, but not faster in a dense runtime",
+        ),
+        _check_2_to_4(shape),
     ]
 
 
-def _heads(shape: Shape) -> Finding:
+def _check_heads(shape: Shape) -> Finding:
     most = max(x.heads for x in shape.layers)
     what = "groups of heads" if shape.group > 1 else "heads"
     if most <= shape.group:
-        return Finding(GRANULARITIES[0], "", f"a layer has one of its {what} alone")
+        return Finding(GRANULARITIES[0], "", f"a layer has only one of its {what}")
     even = shape.with_layers(len(shape.layers), most - shape.group, max(1, shape.layers[0].ffn))
-    note = f"{what}, with all their queries" if shape.group > 1 else ""
+    notes = [f"{what}, with all their queries"] if shape.group > 1 else []
     if not even.stock:
-        note = "stock where as large a share of the hidden width goes"
+        notes = ["stock if as large a share of the hidden width is cut"]
     elif shape.spec.heads_divide_hidden:
-        note += "; their number must divide the hidden width to be stock"
-    return Finding(GRANULARITIES[0], _even_or_not(shape, even), note)
+        notes.append("stock only if their number divides the hidden width")
+    return Finding(GRANULARITIES[0], _describe_reloads(shape, even), "; ".join(notes))
 
 
-def _neurons(shape: Shape) -> Finding:
+def _check_neurons(shape: Shape) -> Finding:
     width = max(x.ffn for x in shape.layers)
     if width < 2:
-        return Finding(GRANULARITIES[1], "", "the FFN has one neuron")
+        return Finding(GRANULARITIES[1], "", "the FFN has only one neuron")
     even = replace(shape, layers=tuple(replace(x, ffn=width - 1) for x in shape.layers))
-    return Finding(GRANULARITIES[1], _even_or_not(shape, even), "")
+    return Finding(GRANULARITIES[1], _describe_reloads(shape, even), "")
 
 
-def _layers(shape: Shape) -> Finding:
+def _check_layers(shape: Shape) -> Finding:
     if len(shape.layers) < 2:
-        return Finding(GRANULARITIES[2], "", "there is one")
+        return Finding(GRANULARITIES[2], "", "the model has only one")
     note = ""
     if shape.spec.shared_layers:
-        note = "fewer runs of the one layer: faster, not smaller"
+        note = "the one layer runs less often: faster, not smaller"
     elif shape.spec.modern:
         note = "the first must stay: it has no norm before its attention"
-    return Finding(GRANULARITIES[2], _reload(replace(shape, layers=shape.layers[:-1])), note)
+    return Finding(GRANULARITIES[2], _describe_reload(replace(shape, layers=shape.layers[:-1])), note)
 
 
-def _block(shape: Shape, granularity: str) -> Finding:
+def _check_block(shape: Shape, granularity: str) -> Finding:
     if shape.spec.shared_layers:
-        return Finding(granularity, "", "one layer's weights serve as all: it would go everywhere")
+        return Finding(granularity, "", "all layers share their weights: the block would be cut from each")
     first = shape.layers[0]
     layer = Layer(0, first.ffn) if granularity.startswith("attention") else replace(first, ffn=0)
     note = "" if shape.spec.modern or shape.spec.decoder else "the block's norm stays"
-    return Finding(granularity, _reload(replace(shape, layers=(layer, *shape.layers[1:]))), note)
+    return Finding(granularity, _describe_reload(replace(shape, layers=(layer, *shape.layers[1:]))), note)
 
 
-def _hidden(shape: Shape) -> Finding:
+def _check_hidden(shape: Shape) -> Finding:
     heads, notes = shape.layers[0].heads, []
     if shape.stock and heads > 1 and not shape.spec.keys.head_dim:
         with_heads = f"{shape.hidden - shape.head_dim} with {heads - 1}"
-        notes.append(f"stock where as large a share of the heads goes: {with_heads}")
+        notes.append(f"stock if as large a share of the heads is cut: {with_heads}")
     if shape.spec.heads_divide_hidden:
-        notes.append("the heads must divide what stays to be stock")
+        notes.append("stock only if the number of heads divides the new width")
     if shape.embedding and not shape.spec.shared_layers:
         notes.append(f"not to {shape.embedding}, the width of the embeddings")
     narrow = replace(shape, hidden=shape.hidden - max(heads, 1))
-    return Finding(GRANULARITIES[5], _reload(narrow), "; ".join(notes))
+    return Finding(GRANULARITIES[5], _describe_reload(narrow), "; ".join(notes))
 
 
-def _two_of_four(shape: Shape) -> Finding:
+def _check_2_to_4(shape: Shape) -> Finding:
     widths = {shape.hidden, *(x.heads * shape.head_dim for x in shape.layers), *(x.ffn for x in shape.layers)}
     odd = sorted(width for width in widths if width % 4)
     if odd:
-        return Finding(GRANULARITIES[8], "", f"a width of {odd[0]} is no multiple of 4")
-    note = "faster on sparse tensor cores alone (NVIDIA, compute capability 8.0)"
-    return Finding(GRANULARITIES[8], _reload(shape), note)
+        return Finding(GRANULARITIES[8], "", f"the width {odd[0]} is not a multiple of 4")
+    note = "faster only on sparse tensor cores (NVIDIA, compute capability 8.0)"
+    return Finding(GRANULARITIES[8], _describe_reload(shape), note)
 
 
-def _even_or_not(shape: Shape, even: Shape) -> str:
-    """How a model loads that lost the same of each layer, and how where layers differ."""
+def _describe_reloads(shape: Shape, even: Shape) -> str:
+    """Describes how a model loads again if all layers lost as much, and if they did not."""
     if not even.stock or shape.spec.shared_layers:
-        return _reload(even)
+        return _describe_reload(even)
     return f"even: {STOCK}; uneven: {PRUNED_CLASS}; or ONNX"
 
 
-def _reload(shape: Shape) -> str:
+def _describe_reload(shape: Shape) -> str:
     return f"{STOCK if shape.stock else PRUNED_CLASS}, or ONNX"
 
 
-def table(diagnosis: Diagnosis) -> Table:
-    """The findings, for the terminal."""
+def render_findings(diagnosis: Diagnosis) -> Table:
+    """Renders the findings as a table for the terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("what", "can be cut", "loads as", "mind"):
-        made.add_column(heading, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("what", "can be cut", "loads as", "note"):
+        table.add_column(heading, overflow="fold")
     for finding in diagnosis.findings:
         cells = (finding.granularity, "yes" if finding.possible else "no", finding.reload or "-", finding.note or "-")
-        made.add_row(*(Text(cell) for cell in cells))
-    return made
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hfcompress.report.report import busy as is_busy
-from hfcompress.report.report import metric_of
+from hfcompress.report.conditions import was_busy
+from hfcompress.report.tables import find_metric
 from hfcompress.utils.errors import HfcompressError, did_you_mean
 from hfcompress.utils.margin import Margin
 
@@ -122,7 +122,7 @@ def _comparison(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_drop(content: Mapping[str, Any], row: Mapping[str, Any], limit: Margin, by_estimate: bool) -> Check:
     found, kind = _comparison(row), "relative" if limit.relative else "absolute"
-    name, metric, source = f"--max-drop {limit}", metric_of(content), content["rows"][0]
+    name, metric, source = f"--max-drop {limit}", find_metric(content), content["rows"][0]
     before, after = (each["quality"][metric] for each in (source, row))
     bounds = found["drop_bounds"][kind]
     if bounds is None:
@@ -166,7 +166,7 @@ def _check_classes(row: Mapping[str, Any], limit: Margin) -> Check:
 def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limit: float, by_estimate: bool) -> Check:
     name, entry = f"--min-speedup {limit:g}", row["latency"][0]
     speedup = entry["speedup"]
-    if is_busy(content) or speedup is None:
+    if was_busy(content) or speedup is None:
         return Check(name, "not shown", "the machine was busy, so no speed-up is known", None, None)
     low, high = entry.get("speedup_interval") or (speedup, speedup)
     told = f"{speedup:.2f}x at batch {entry['batch_size']}"

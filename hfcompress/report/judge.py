@@ -187,7 +187,7 @@ def _make_slices(source: Answer, task: Task, columns: Sequence[str]) -> dict[str
     if source.lengths is not None and task.type != "fill-mask":
         found["tokens"] = bin_lengths(source.lengths)
     for column in columns:
-        table = Table(task.dataset, task.config, task.splits.named, {column: LABEL}, task.encoding)
+        table = Table(task.dataset, task.config, task.splits.renamed, {column: LABEL}, task.encoding)
         rows = table.read(task.judged_split())
         assert rows is not None
         found[column] = group_column(rows[column][:])

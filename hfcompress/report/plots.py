@@ -1,4 +1,4 @@
-"""The picture of the whole run: quality against size and latency, with intervals, a point a model."""
+"""The plot of a whole run: quality against size and latency, with a point and an interval for each model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.report.conditions import was_busy
+from hfcompress.report.tables import find_metric
 from hfcompress.utils.figures import ACCENT, FAINT, INK, make_panels, save, tidy
 
 if TYPE_CHECKING:
@@ -13,38 +15,38 @@ if TYPE_CHECKING:
 
 
 def draw_tradeoff(content: Mapping[str, Any], path: Path) -> None:
-    """Draws one panel for size and one for the latency at each batch size; all share the quality axis.
+    """Draws a panel for the size and one for the latency at each batch size; all share the quality axis.
 
-    Times of a busy machine are not drawn: a picture shows their ratios, which mean nothing.
+    Times of a busy machine are not drawn, because their ratios mean nothing.
     """
     rows = content["rows"]
-    metric = next(name for name in rows[0]["quality"] if name != "n")
+    metric = find_metric(content)
     panels = [("weights on disk, MB", [row["disk_bytes"] / 1e6 for row in rows])]
     for index, entry in enumerate(rows[0]["latency"]):
         label = f"latency at batch {entry['batch_size']}, ms (median)"
         panels.append((label, [row["latency"][index]["p50_ms"] for row in rows]))
     figure, axes = make_panels(len(panels), 4.6, sharey=True)
-    busy = bool(content.get("machine", {}).get("busy"))
+    busy = was_busy(content)
     for number, (axis, (label, values)) in enumerate(zip(axes, panels, strict=True)):
         if number and busy:
-            _busy_panel(axis)
+            _draw_busy_panel(axis)
         else:
-            _panel(axis, rows, metric, values)
+            _draw_panel(axis, rows, metric, values)
         axis.set_xlabel(label, color=INK)
     axes[0].set_ylabel(f"{metric} (bar: 95% interval)", color=INK)
     better = "smaller is to the left; speed: busy" if busy else "smaller and faster is to the left"
     save(figure, f"{content['name']}: {better}", path)
 
 
-def _busy_panel(axis: Axes) -> None:
-    """Writes into the panel why it is empty, and how to fill it."""
+def _draw_busy_panel(axis: Axes) -> None:
+    """Writes into an empty panel why it is empty and how to time the models again."""
     text = "the machine was busy\n\nmeasure again:\nhfcompress report RUN --measure"
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, color=FAINT)
     axis.set_xticks([])
     tidy(axis)
 
 
-def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[float]) -> None:
+def _draw_panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[float]) -> None:
     quality = [row["quality"][metric] for row in rows]
     below = [max(q - row["quality_interval"][0], 0) for q, row in zip(quality, rows, strict=True)]
     above = [max(row["quality_interval"][1] - q, 0) for q, row in zip(quality, rows, strict=True)]
@@ -70,12 +72,12 @@ def _panel(axis: Axes, rows: list[Mapping[str, Any]], metric: str, values: list[
             fontsize=8, color=color,
         )  # fmt: skip
     axis.margins(x=0.18, y=0.18)
-    _plain_ticks(axis, values)
+    _set_ticks(axis, values)
     tidy(axis)
 
 
-def _plain_ticks(axis: Axes, values: list[float]) -> None:
-    """Puts ticks at the measured values, fewer if they would touch: a log axis labels few values by itself."""
+def _set_ticks(axis: Axes, values: list[float]) -> None:
+    """Puts ticks at the measured values that do not overlap; by itself, a log axis labels only few values."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     kept: list[float] = []

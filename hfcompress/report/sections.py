@@ -1,4 +1,4 @@
-"""What report and card take from each stage: its facts, its paragraphs and its pictures."""
+"""The facts, paragraphs and pictures of the stages, for the report and the card."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from hfcompress.utils.figures import Figure, save
 from hfcompress.utils.files import read_json
 
 REPORTED: tuple[type[Stage], ...] = tuple(cls for cls in get_args(get_args(AnyStage)[0]) if cls.report_key)
-"""The kinds of stages that the report keeps facts of."""
+"""The kinds of stages whose facts the report keeps."""
 
 
 def collect_facts(artifacts: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
-    """Collects the facts that the report keeps, from the stage.json of each model: by report key and stage name."""
+    """Reads the facts that the report keeps from the stage.json of each model, by report key and stage name."""
     found: dict[str, dict[str, Any]] = {cls.report_key: {} for cls in REPORTED}
     for cls in REPORTED:
         for artifact in artifacts:
-            record = (read_json(artifact.path / "stage.json") or {}) if artifact.kind == _kind(cls) else {}
+            record = (read_json(artifact.path / "stage.json") or {}) if artifact.kind == _find_kind(cls) else {}
             if facts := {key: record[key] for key in cls.reports if key in record}:
                 found[cls.report_key][artifact.stage] = facts
     return found
 
 
-def _kind(cls: type[Stage]) -> str:
+def _find_kind(cls: type[Stage]) -> str:
     return str(cls.model_fields["kind"].default)
 
 
 def list_figures(content: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
-    """Lists the pictures of all stages of a report: by file name, the function that writes it to a path."""
+    """Lists the pictures of all stages of a report: for each file name, the function that draws it into a path."""
     return {
-        _file_name(stage, figure): partial(_write, stage, figure)
+        _name_file(stage, figure): partial(_draw, stage, figure)
         for cls in REPORTED
         for stage, facts in content.get(cls.report_key, {}).items()
         for figure in cls.figures(facts)
     }
 
 
-def _file_name(stage: str, figure: Figure) -> str:
+def _name_file(stage: str, figure: Figure) -> str:
     return f"{stage}-{figure.name}.png"
 
 
-def _write(stage: str, figure: Figure, path: Path) -> None:
+def _draw(stage: str, figure: Figure, path: Path) -> None:
     save(figure.draw(), f"{stage}: {figure.title}", path)
 
 
 def list_sections(content: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Lists the card's sections about what the stages did: `heading`, and `parts`, one a stage.
+    """Lists the card's sections about the stages: each has a `heading`, and `parts` with one entry for each stage.
 
     Args:
         content: The report.
-        folder: The directory of the card; only pictures that it holds are shown.
+        folder: The directory of the card. A picture that is not there is left out.
     """
     for cls in REPORTED:
-        parts = [_part(cls, stage, facts, folder) for stage, facts in content.get(cls.report_key, {}).items()]
+        parts = [_make_part(cls, stage, facts, folder) for stage, facts in content.get(cls.report_key, {}).items()]
         if parts:
             yield {"heading": cls.report_heading, "parts": parts}
 
 
-def _part(cls: type[Stage], stage: str, facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _make_part(cls: type[Stage], stage: str, facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     pictures = [
-        {"name": figure.name, "file": _file_name(stage, figure), "caption": figure.caption}
+        {"name": figure.name, "file": _name_file(stage, figure), "caption": figure.caption}
         for figure in cls.figures(facts)
-        if (folder / _file_name(stage, figure)).is_file()
+        if (folder / _name_file(stage, figure)).is_file()
     ]
     return {"stage": stage, "paragraphs": cls.summarize(facts), "pictures": pictures}

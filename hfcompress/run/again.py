@@ -9,7 +9,7 @@ from hfcompress.data.source import model_directory
 from hfcompress.measure.measure import time_again
 from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe.loader import Loaded
-from hfcompress.report import report
+from hfcompress.report import conditions, report
 from hfcompress.run.directory import exclusive, open_finished
 from hfcompress.run.finish import write_card
 from hfcompress.utils.errors import HfcompressError
@@ -43,7 +43,7 @@ def _measure_again(directory: Path) -> dict[str, Any]:
     artifacts = _open_measured(loaded, directory, content)
     recipe = loaded.recipe
     timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, log.info)
-    if report.busy(timed) and content.get("machine", {}).get("busy") is False:
+    if conditions.was_busy(timed) and content.get("machine", {}).get("busy") is False:
         why = "; ".join(timed["machine"]["why"])
         log.info(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
         return content

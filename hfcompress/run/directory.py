@@ -27,7 +27,7 @@ from hfcompress.utils.files import (
     restore,
     write_text,
 )
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import HeldError, Lock, hold, remove_dead, require_free
 from hfcompress.utils.stop import interrupt_main_thread
 
@@ -226,7 +226,7 @@ def find_revisions(loaded: Loaded) -> dict[str, str | None]:
     found = {spec: revision_of(model_directory(spec)) for spec in named if spec not in inside and not is_local(spec)}
     for task in (recipe.task, *(stage.task_of(recipe.task) for stage in recipe.stages)):
         if not is_local(task.dataset):
-            found[f"datasets/{task.dataset}"] = data_revision(task.dataset, task.config, task.streamed)
+            found[f"datasets/{task.dataset}"] = data_revision(task.dataset, task.config, task.is_streamed)
     return found
 
 
@@ -245,6 +245,6 @@ def open_finished(directory: Path) -> tuple[Loaded, dict[str, Any]]:
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
     held, content = read_lock(directory), report.read(directory)
     # The report of an earlier recipe stays until the run of this one ends.
-    if content.get("recipe", digest(held["recipe"])) != digest(held["recipe"]):
+    if content.get("recipe", hash_json(held["recipe"])) != hash_json(held["recipe"]):
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
     return load(directory / "recipe.yaml", held.get("overrides", [])), content

@@ -23,7 +23,7 @@ from hfcompress.utils.files import (
     remove,
     write_text,
 )
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.logging import log
 from hfcompress.utils.places import forget_places, without_places
 
@@ -38,7 +38,7 @@ JUDGED_BY = ("margin", "slices")
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
     """Measures the models; reads the figures from report.json if these models were measured before."""
     recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
-    key = digest(
+    key = hash_json(
         {
             "models": weights,
             "measure": recipe.measure.model_dump(exclude=set(JUDGED_BY)),
@@ -94,7 +94,7 @@ def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
 
 def write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
     """Writes the card beside a model, with its pictures."""
-    for name in report.pictures(content):
+    for name in report.list_pictures(content):
         if (directory / "plots" / name).is_file():
             with new_file(model.path / name) as scratch:
                 shutil.copyfile(directory / "plots" / name, scratch)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.data.hub import SHOWN, hub_calls
-from hfcompress.models.artifact import ADAPTER, openvino_files
-from hfcompress.report.card import UNNAMED
+from hfcompress.models.weights import ADAPTER, openvino_files
+from hfcompress.report.snippet import UNNAMED
 from hfcompress.utils.card_metadata import require_hub_id
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import without_tokens

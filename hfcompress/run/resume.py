@@ -12,13 +12,12 @@ from hfcompress.recipe.schema import spell_out_stage
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import (
-    file_hash,
     read_json,
     remove,
     remove_half_files,
     write_text,
 )
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_file, hash_json
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ KEY = "key"
 
 def make_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
     """A hash of everything that a stage's result depends on."""
-    return digest(
+    return hash_json(
         {
             "stage": spell_out_stage(stage),
             "parent": weights_hash(parent.path),
@@ -58,7 +57,7 @@ def find_finished(path: Path, key: str, stage: Stage) -> Artifact | None:
         return None
     for name, expected in record.get("files", {}).items():
         file = path / name
-        if not file.is_file() or file_hash(file) != expected:
+        if not file.is_file() or hash_file(file) != expected:
             raise HfcompressError(
                 f"{file} is {'damaged or was changed' if file.is_file() else 'missing'}",
                 f"remove {path}, and the same command makes it anew; or run with --output elsewhere",

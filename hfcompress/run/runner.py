@@ -26,12 +26,11 @@ from hfcompress.run.resume import KEY, begin_attempt, find_finished, make_key, r
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import (
-    hashes,
     remove,
     replace_directory,
     write_text,
 )
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_files, hash_json
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         return None
     content = {
         **measure_models(loaded, directory, artifacts),
-        "recipe": digest(spell_out(loaded.recipe)),
+        "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
     }
     finish(loaded, directory, artifacts, content)
@@ -193,7 +192,7 @@ def _complete(
         "stage": spell_out_stage(stage),
         "seconds": round(seconds, 1),
         "reload": differences,
-        "files": hashes(result.directory),
+        "files": hash_files(result.directory),
         **result.facts,
     }
     write_text(result.directory / "stage.json", json.dumps(record, indent=2) + "\n")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfcompress.utils.files import hashes, remove, sync, write_text
+from hfcompress.utils.files import remove, sync, write_text
+from hfcompress.utils.hashing import hash_files
 
 SEAL, STATE = "seal.json", "trainer_state.json"
 
@@ -26,7 +27,7 @@ def is_sealed(directory: Path) -> bool:
 
 
 def _hash_contents(directory: Path) -> dict[str, str]:
-    return {name: found for name, found in hashes(directory).items() if name != SEAL}
+    return {name: found for name, found in hash_files(directory).items() if name != SEAL}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

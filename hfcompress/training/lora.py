@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from hfcompress.models.adapters import PEFT_PREFIX, WEIGHTS, require_peft
 from hfcompress.models.architectures import layers_of, spec_of
-from hfcompress.models.axes import part_of
 from hfcompress.models.bounds import LARGEST
+from hfcompress.models.weight_axes import part_of
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.strict_model import StrictModel
 
@@ -42,7 +42,7 @@ class Lora(StrictModel):
     """Rounds of LoftQ: each quantizes what the adapters leave over, and fits the adapters again."""
 
     @model_validator(mode="after")
-    def _used(self) -> Lora:
+    def _refuse_unused(self) -> Lora:
         if self.init != "loftq" and self.says("iterations"):
             raise ValueError("`iterations` is for `init: loftq`; leave it out")
         return self

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hfcompress.data.task import Task
-    from hfcompress.models.forward import Observed
+    from hfcompress.models.forward import Observation
 
 
 Pairs = tuple[tuple[int, int], ...]
@@ -41,8 +41,8 @@ class Step:
         state: What the loss found in the train rows with its `state_of`.
     """
 
-    student: Observed
-    teacher: Observed | None
+    student: Observation
+    teacher: Observation | None
     mask: Tensor
     labels: Tensor | None
     pairs: Pairs
@@ -50,7 +50,7 @@ class Step:
     dynamic: bool = False
     state: Tensor | None = None
 
-    def require_teacher(self) -> Observed:
+    def require_teacher(self) -> Observation:
         """The teacher's forward pass, for a loss that needs a teacher."""
         assert self.teacher is not None
         return self.teacher
@@ -95,7 +95,7 @@ class Units:
         return self.rows * self.mask.shape[1]
 
     @property
-    def labelled(self) -> Tensor:
+    def labelled_tokens(self) -> Tensor:
         """The number of tokens that have a label."""
         assert self.labels is not None
         return (self.labels != -100).sum().float()
@@ -136,7 +136,7 @@ class Loss(Component):
     """True if it is computed from the logits."""
     needs_teacher: ClassVar[bool] = True
     """True if it compares student and teacher."""
-    mapped: ClassVar[bool] = True
+    uses_layer_map: ClassVar[bool] = True
     """True if it compares layers pair by pair, as the layer map says; it matters only with `needs`."""
     first_token_only: ClassVar[bool] = False
     """True if it uses the hidden states of the first token alone."""
@@ -149,8 +149,8 @@ class Loss(Component):
         return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
 
     def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
-        """Names the layers that it compares: by default the pairs of the layer map, or none if it is not `mapped`."""
-        return pairs if self.mapped else ()
+        """Lists the pairs of layers that it compares: by default, with `uses_layer_map`, those of the layer map."""
+        return pairs if self.uses_layer_map else ()
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         """Lists why this loss cannot compare these two models."""
@@ -186,11 +186,11 @@ class Loss(Component):
         """
         return batch.rows
 
-    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
+    def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
         """Makes a module that is trained with the student (a projection), or None."""
         return None
 
-    def learned_as(self, key: str) -> str:
+    def projection_name(self, key: str) -> str:
         """Names what it learns. Losses that give the same name share one module; the default is its own `key`."""
         return key
 

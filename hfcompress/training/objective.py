@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.models.forward import Observed, observe
+from hfcompress.models.forward import Observation, observe
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.loss import Loss, Pairs, Step, Units
 from hfcompress.training.overlay import TrainingOverlay
@@ -71,7 +71,7 @@ class Objective(nn.Module):
         compared = [p for x in self.losses.values() if x.needs for p in x.layers(student, teacher, self.pairs)]
         self.layers, self.teacher_layers = frozenset(m for m, _ in compared), frozenset(g for _, g in compared)
         for key, loss in self.losses.items():
-            module, name = loss.learned(student, teacher), loss.learned_as(key)
+            module, name = loss.make_projection(student, teacher), loss.projection_name(key)
             if module is not None and name not in self.learned:
                 self.learned[name] = module
 
@@ -83,7 +83,7 @@ class Objective(nn.Module):
     def forward(
         self,
         labels: Tensor | None = None,
-        teacher: Observed | None = None,
+        teacher: Observation | None = None,
         progress: float = 0.0,
         shares: Tensor | None = None,
         **inputs: Tensor,
@@ -101,7 +101,7 @@ class Objective(nn.Module):
         Returns:
             `loss`, the sum, and `parts`, each term by its name.
         """
-        with self.masked(progress):
+        with self.under_overlay(progress):
             observed = observe(self.student, inputs, self.needs, self.layers)
             penalty = None if self.masks is None else self.masks.penalty(progress)
         mask = inputs["attention_mask"].bool()
@@ -109,7 +109,7 @@ class Objective(nn.Module):
         learned = dict(self.learned.items())
         parts = {
             key: loss.weight_at(progress)
-            * loss.compute(replace(step, state=self._state(key)), learned.get(loss.learned_as(key)))
+            * loss.compute(replace(step, state=self._state(key)), learned.get(loss.projection_name(key)))
             for key, loss in self.losses.items()
         }
         if shares is not None:
@@ -128,9 +128,9 @@ class Objective(nn.Module):
         state: Tensor | None = getattr(self, f"state_of_{key}", None)
         return state
 
-    def masked(self, progress: float) -> AbstractContextManager[None]:
+    def under_overlay(self, progress: float) -> AbstractContextManager[None]:
         """Lays the overlay over the student's forward passes inside the context."""
-        return nullcontext() if self.masks is None else self.masks.applied(self.student, progress)
+        return nullcontext() if self.masks is None else self.masks.lay_over(self.student, progress)
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -71,7 +71,7 @@ class Train(StrictModel):
 
     def problems(self, task: Task) -> list[Problem]:
         """Lists what cannot work with the task's rows; the key starts with `train`."""
-        if not task.streamed or self.max_steps is not None:
+        if not task.is_streamed or self.max_steps is not None:
             return []
         message = "a corpus that is streamed has no known number of rows"
         return [Problem(message, "say how many steps to take", ("train", "max_steps"))]

@@ -38,7 +38,7 @@ class TrainingOverlay(nn.Module):
     seed: int = 0
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         """Lays the overlay over the model's forward passes inside the context.
 
         Args:
@@ -48,14 +48,14 @@ class TrainingOverlay(nn.Module):
         yield
 
     def penalty(self, progress: float) -> Tensor | None:
-        """Computes what is added to the loss of a step; called inside of `applied`."""
+        """Computes what is added to the loss of a step; called inside of `lay_over`."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Makes optimizer groups for the overlay's parameters; those in no group are trained like the model's."""
         return []
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         """Called after optimizer step `step` (from 1) of `steps`: restores what must hold for the weights."""
 
     def settle(self, model: PreTrainedModel) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.labels import in_order, match_one_to_one
+from hfcompress.data.labels import match_one_to_one, names_by_id
 from hfcompress.data.values import is_integer
 from hfcompress.models.architectures import TASK_HEADS, class_name_of
-from hfcompress.models.artifact import Artifact, label_ids, load_numbers, read_config
+from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +32,11 @@ def load_with_task_head(task: Task, artifact: Artifact, fresh: bool, like: Artif
     """
     config = read_config(artifact.path)
     if not fresh:
-        return load_numbers(artifact.path, task.auto_class)
+        return load_finite_model(artifact.path, task.auto_class)
     if task.head in ("span", "mask"):
-        return load_numbers(artifact.path, task.auto_class, fresh_head=True)
+        return load_finite_model(artifact.path, task.auto_class, fresh_head=True)
     names = label_names(task, config, read_config(like.path) if like else None)
-    return load_numbers(
+    return load_finite_model(
         artifact.path,
         task.auto_class,
         fresh_head=True,
@@ -56,9 +56,9 @@ def label_names(task: Task, config: Mapping[str, Any], like: Mapping[str, Any] |
         like: The config of a model of the same task whose label names the head takes; by default the data's names.
     """
     if like is not None and has_task_head(like, task):
-        return in_order(label_ids(like))
+        return names_by_id(label_ids(like))
     names: list[str] = task.label_names()
     own = {str(name): int(index) for index, name in (config.get("id2label") or {}).items()}
     # A model that already names these labels keeps its names and their order; it also names what the data only counts.
     counted = names == [str(index) for index in range(len(own))] and not any(map(is_integer, own))
-    return in_order(own) if counted or match_one_to_one(names, own) else names
+    return names_by_id(own) if counted or match_one_to_one(names, own) else names

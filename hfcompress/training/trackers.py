@@ -23,12 +23,12 @@ def tracker_problems(names: Sequence[str]) -> list[Problem]:
                 found.append(Problem(f"'{name}' says of all trackers what is reported", "name it alone", key))
         elif name not in known:
             found.append(Problem(f"transformers knows no tracker '{name}'", did_you_mean(name, known), key))
-        elif not _installed(name):
+        elif not _is_installed(name):
             found.append(Problem(f"the tracker '{name}' is not installed", f"install {name}, or leave it out", key))
     return found
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     from transformers.integrations import integration_utils
 
     ask = getattr(integration_utils, f"is_{_ASKED_AS.get(name, name)}_available", None)

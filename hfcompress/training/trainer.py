@@ -50,7 +50,7 @@ class _TellStep(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.objective.masks is not None:
-            self.objective.masks.stepped(self.objective.student, state.global_step, state.max_steps)
+            self.objective.masks.after_step(self.objective.student, state.global_step, state.max_steps)
 
 
 class CompressionTrainer(Trainer):
@@ -114,7 +114,7 @@ class CompressionTrainer(Trainer):
         All processes share the rows, and all find the same metric; `training.evaluate` says how.
         """
         objective: Any = self.accelerator.unwrap_model(self.model).eval()
-        with objective.masked(self._progress):
+        with objective.under_overlay(self._progress):
             found = score(objective.student, self.eval_dataset, self.student_tokenizer, objective.task, shared=True)
         metrics = {f"{metric_key_prefix}_{objective.task.metric_name}": found}
         self.log(metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -41,12 +40,11 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         _sync_file(scratch)
-        scratch.replace(path)
+        rename(scratch, path)
     except BaseException:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
 
 
 @contextmanager
@@ -101,13 +99,12 @@ def replace_directory(new: Path, target: Path) -> None:
     restore(target)
     old = target.with_name(target.name + OLD)
     if target.exists():
-        target.rename(old)
+        rename(target, old)
     try:
-        new.rename(target)
+        rename(new, target)
     except OSError:
         restore(target)
         raise
-    _sync_directory(target.parent)
     remove(old)
 
 
@@ -119,7 +116,19 @@ def restore(target: Path) -> None:
     if target.exists():
         remove(old)
     else:
-        old.rename(target)
+        rename(old, target)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Renames a file or directory in one step, so that `new` is never half there; a file of that name is replaced.
+
+    What is in it has to be on the disk before (`sync`): after a power cut the new name may stand on an empty file.
+
+    Raises:
+        OSError: also where `new` is a directory that has files.
+    """
+    old.replace(new)
+    _sync_directory(new.parent)
 
 
 def remove_half_files(folder: Path) -> None:
@@ -166,15 +175,3 @@ def _sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    """The SHA-256 of each file below a directory, by its path in there."""
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {path.relative_to(directory).as_posix(): file_hash(path) for path in files}

@@ -327,7 +327,7 @@ def shared_directory(target: Path) -> Iterator[Path]:
         yield scratch
         files.sync(scratch)
         try:
-            scratch.rename(target)
+            files.rename(scratch, target)
         except OSError:
             if not target.is_dir():
                 raise
@@ -339,7 +339,7 @@ def shared_file(path: Path) -> Iterator[Path]:
     with _shared(path) as scratch:
         yield scratch
         files.sync(scratch)
-        scratch.replace(path)
+        files.rename(scratch, path)
 
 
 @contextmanager

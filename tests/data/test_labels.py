@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hfcompress.data.labels import finder, id_of, require_same_labels, sorted_labels
+from hfcompress.data.labels import make_label_finder, make_name_finder, require_same_labels, sort_labels
 from hfcompress.data.sequence import TextClassification
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.models.artifact import label_ids
@@ -61,18 +61,18 @@ NLI = ids("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
     ],
 )
 def test_a_label_s_id(head: dict[str, int], names: Any, values: list[Any], expected: list[int]) -> None:
-    assert list(map(id_of(head, names), values)) == expected
+    assert list(map(make_label_finder(head, names), values)) == expected
 
 
 def test_a_name_that_several_labels_are_like_is_none_of_them() -> None:
-    find = finder(ids("B-PER", "b_per", "-", "_", "O"))
+    find = make_name_finder(ids("B-PER", "b_per", "-", "_", "O"))
     assert [find(name) for name in ("B-PER", "b_per", "B PER", "-", " ", "o")] == [0, 1, None, 2, None, 4]
 
 
 def test_new_heads_number_labels_by_value_or_by_letters() -> None:
-    assert sorted_labels(["10", "2", "-1"]) == ["-1", "2", "10"]
-    assert sorted_labels(["10", "2", "02"]) == ["02", "10", "2"]
-    assert sorted_labels(["true", "false"]) == ["false", "true"]
+    assert sort_labels(["10", "2", "-1"]) == ["-1", "2", "10"]
+    assert sort_labels(["10", "2", "02"]) == ["02", "10", "2"]
+    assert sort_labels(["true", "false"]) == ["false", "true"]
 
 
 def rows(path: Path, labels: list[int], names: list[str]) -> None:

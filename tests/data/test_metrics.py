@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
 from hfcompress.data import metrics
-from hfcompress.data.entities import entities
+from hfcompress.data.entities import find_entities
 from hfcompress.data.evaluate_metric import EvaluateMetric
 from hfcompress.data.metrics import (
     CLASSIFICATION,
@@ -25,7 +25,7 @@ from hfcompress.data.metrics import (
     TOKENS,
     bootstrap_differences,
     bootstrap_interval,
-    objects,
+    object_array,
 )  # fmt: skip
 from hfcompress.data.sequence import TextClassification
 from hfcompress.utils.errors import HfcompressError
@@ -142,10 +142,10 @@ def judged(task: str, units: int = 60) -> tuple[Any, Any]:
     if task == "question-answering":
         words = ["the cat", "a dog", "cat dog", "", "seven"]
         predictions = [words[i] for i in generator.integers(0, 5, units)]
-        return objects(predictions), objects([[words[i], "dog"] for i in generator.integers(0, 5, units)])
+        return object_array(predictions), object_array([[words[i], "dog"] for i in generator.integers(0, 5, units)])
     tags = ["O", "B-PER", "I-PER", "B-LOC"]
     sizes = generator.integers(1, 9, units)
-    return tuple(objects([[tags[i] for i in generator.integers(0, 4, n)] for n in sizes]) for _ in range(2))
+    return tuple(object_array([[tags[i] for i in generator.integers(0, 4, n)] for n in sizes]) for _ in range(2))
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_module_must_compute_the_score(module: Path, options: Any, said: str) 
 
 def test_a_module_that_refuses_the_values_is_named(module: Path) -> None:
     with pytest.raises(HfcompressError, match="error_rate failed"):
-        evaluated(module).score(objects([["O"]]), objects([["O"]]))
+        evaluated(module).score(object_array([["O"]]), object_array([["O"]]))
 
 
 def test_a_module_that_is_not_there_is_found_before_training(tmp_path: Path) -> None:
@@ -318,19 +318,19 @@ def test_a_class_that_a_draw_misses_does_not_change_which_f1_is_meant() -> None:
     ],
 )
 def test_entities_are_those_that_conlleval_reads(tags: str, expected: set[Any]) -> None:
-    assert entities(tags.split()) == expected
+    assert find_entities(tags.split()) == expected
 
 
 def test_entities_are_counted_whole_and_over_all_sentences() -> None:
-    references = objects([["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "O"], ["O"]])
-    predictions = objects([["B-PER", "I-PER", "O", "B-PER"], ["B-LOC", "I-LOC", "O"], ["O"]])
+    references = object_array([["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "O"], ["O"]])
+    predictions = object_array([["B-PER", "I-PER", "O", "B-PER"], ["B-LOC", "I-LOC", "O"], ["O"]])
     # Right: PER 0-1. Predicted: PER 0-1, PER 3, LOC 0-1. There: PER 0-1, LOC 3, LOC 1.
     assert TOKENS["precision"](predictions, references) == pytest.approx(1 / 3)
     assert TOKENS["recall"](predictions, references) == pytest.approx(1 / 3)
     assert TOKENS["f1"](predictions, references) == pytest.approx(1 / 3)
     assert TOKENS["accuracy"](predictions, references) == pytest.approx(5 / 8)
     assert TOKENS["f1"](references, references) == 1
-    nothing = objects([["O"] * len(tags) for tags in references])
+    nothing = object_array([["O"] * len(tags) for tags in references])
     assert [TOKENS[name](nothing, references) for name in ("f1", "precision", "recall")] == [0, 0, 0]
 
 
@@ -343,7 +343,7 @@ def test_entities_are_counted_as_seqeval_counts() -> None:
 
 
 def test_precision_is_of_what_is_predicted_and_recall_of_what_is_there() -> None:
-    references, predictions = objects([["B-PER", "O", "B-LOC"]]), objects([["B-PER", "O", "O"]])
+    references, predictions = object_array([["B-PER", "O", "B-LOC"]]), object_array([["B-PER", "O", "O"]])
     assert TOKENS["precision"](predictions, references) == 1
     assert TOKENS["recall"](predictions, references) == 0.5
     assert TOKENS["f1"](predictions, references) == pytest.approx(2 / 3)
@@ -369,13 +369,13 @@ def test_precision_is_of_what_is_predicted_and_recall_of_what_is_there() -> None
     ],
 )
 def test_answers_are_compared_as_squad_does(predicted: str, given: list[str], exact: float, f1: float) -> None:
-    predictions, references = objects([predicted]), objects([given])
+    predictions, references = object_array([predicted]), object_array([given])
     assert SPANS["exact_match"](predictions, references) == exact
     assert SPANS["f1"](predictions, references) == pytest.approx(f1)
 
 
 def test_answers_are_averaged_over_questions() -> None:
-    predictions, references = objects(["dog", "black cat", "x"]), objects([["dog"], ["cat"], ["y"]])
+    predictions, references = object_array(["dog", "black cat", "x"]), object_array([["dog"], ["cat"], ["y"]])
     assert SPANS["exact_match"](predictions, references) == pytest.approx(1 / 3)
     assert SPANS["f1"](predictions, references) == pytest.approx((1 + 2 / 3) / 3)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hfcompress.models.forward import Observed
+from hfcompress.models.forward import Observation
 from hfcompress.training.loss import Step
 from tests.seen import loss, task
 
@@ -34,7 +34,7 @@ def step_of(heads: int, width: int, taught_width: int, close: float | None = Non
     ]
     logits = torch.zeros(rows, 2)
     mask = torch.arange(LENGTH)[None] < torch.tensor([LENGTH, 23, 1])[:rows, None]
-    student, teacher = (Observed(logits, (), *some) for some in (ours, taught))
+    student, teacher = (Observation(logits, (), *some) for some in (ours, taught))
     return Step(student, teacher, mask, None, ((1, 1), (2, 2)), task())
 
 
@@ -114,9 +114,9 @@ def test_bfloat16_inputs_are_accumulated_in_float32() -> None:
     """Products of bfloat16 numbers are exact in float32, so nothing is lost but what the inputs lack."""
     whole = step_of(4, 8, 8)
 
-    def half(seen: Observed) -> Observed:
+    def half(seen: Observation) -> Observation:
         parts = ({i: t.bfloat16() for i, t in some.items()} for some in (seen.queries, seen.keys))
-        return Observed(seen.logits, (), *parts)
+        return Observation(seen.logits, (), *parts)
 
     step = Step(half(whole.student), half(whole.require_teacher()), whole.mask, None, whole.pairs, whole.task)
     assert loss("attention_scores").compute(step, None).item() == pytest.approx(with_maps(step).item(), rel=1e-5)
@@ -142,16 +142,18 @@ def test_at_convergence_the_gradient_is_small_and_finite() -> None:
 
 def test_a_step_downhill_goes_down_even_when_the_value_is_blurred() -> None:
     step = step_of(4, 8, 8, 0.01)
-    names: list[Callable[[Observed], Any]] = [lambda seen: seen.queries, lambda seen: seen.keys]
+    names: list[Callable[[Observation], Any]] = [lambda seen: seen.queries, lambda seen: seen.keys]
     before = with_maps(step).item()
     gradients = iter(slopes(loss("attention_scores").compute(step, None), step))
     moved = [{i: t - 0.1 * next(gradients) for i, t in of(step.student).items()} for of in names]
-    after = with_maps(Step(Observed(step.student.logits, (), *moved), step.teacher, *rest(step))).item()
+    after = with_maps(Step(Observation(step.student.logits, (), *moved), step.teacher, *rest(step))).item()
     assert after < before
 
 
-def detached(seen: Observed) -> Observed:
-    return Observed(seen.logits, (), *({i: t.detach() for i, t in some.items()} for some in (seen.queries, seen.keys)))
+def detached(seen: Observation) -> Observation:
+    return Observation(
+        seen.logits, (), *({i: t.detach() for i, t in some.items()} for some in (seen.queries, seen.keys))
+    )
 
 
 def rest(step: Step) -> tuple[Any, ...]:

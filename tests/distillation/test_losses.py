@@ -20,7 +20,7 @@ from hfcompress.distillation.losses import base
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.losses.hidden_states import align_layers
 from hfcompress.models.architectures import ARCHITECTURES
-from hfcompress.models.forward import Observed, observe
+from hfcompress.models.forward import Observation, observe
 from hfcompress.models.shape import Layer, Shape
 from hfcompress.training.loss import Loss, Ramp, Step, Units
 from tests import factories, literal
@@ -53,9 +53,9 @@ class Case:
         labels = token_labels() if self.labelled else None
         return step(student, teacher, UNIFORM, self.head, labels, self.dynamic)
 
-    def learned(self) -> Any:
+    def make_projection(self) -> Any:
         torch.manual_seed(0)
-        return self.term.learned(shape(), shape(self.hidden, self.layers))
+        return self.term.make_projection(shape(), shape(self.hidden, self.layers))
 
     def __str__(self) -> str:
         said = [f"{k}={v}" for k, v in self.options.items()]
@@ -142,7 +142,7 @@ def agree(found: Tensor, expected: Tensor, seen: Step, learned: Any = None) -> N
 
 @EVERY
 def test_value_and_gradient_follow_the_formula(case: Case) -> None:
-    seen, learned = case.step(), case.learned()
+    seen, learned = case.step(), case.make_projection()
     agree(case.term.compute(seen, learned), case.formula(seen, learned), seen, learned)
 
 
@@ -227,7 +227,7 @@ def test_a_batch_without_relations_costs_nothing(rows: int) -> None:
 
 @EVERY
 def test_padding_does_not_change_the_value(case: Case) -> None:
-    seen, learned = case.step(), case.learned()
+    seen, learned = case.step(), case.make_projection()
     expected = value(case.term, seen, learned)
     for junk in (0.0, -50.0, 1e3):
         assert value(case.term, repadded(seen, junk), learned) == pytest.approx(expected, rel=1e-5)
@@ -237,7 +237,7 @@ def test_padding_does_not_change_the_value(case: Case) -> None:
 
 @EVERY
 def test_padding_gets_no_gradient_and_real_tokens_do(case: Case) -> None:
-    seen, learned = case.step(), case.learned()
+    seen, learned = case.step(), case.make_projection()
     found = slopes(case.term.compute(seen, learned), seen, learned)
     reached = {name: g for name, g in found.items() if not name.startswith("learned") and g.dim() > 2}
     assert reached or case.head == "sequence"
@@ -264,7 +264,7 @@ def test_nothing_waits_for_the_device(case: Case, parts: bool, monkeypatch: pyte
     if parts:
         monkeypatch.setattr(base, "_AT_ONCE", 1)
     with FakeTensorMode(allow_non_fake_inputs=False):
-        seen, learned = case.step(), case.learned()
+        seen, learned = case.step(), case.make_projection()
         case.term.compute(seen, learned).backward()
         assert any(t.grad is not None for t in tensors(seen.student).values())
 
@@ -281,7 +281,7 @@ def test_fake_tensors_would_notice() -> None:
 @pytest.mark.parametrize("name", ["minilm", "minilm_v2", "attention_probabilities", "soft_labels"])
 def test_rows_in_parts_give_what_they_give_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in CASES if c.name == name and c.head in ("mask", "sequence"))
-    seen, learned = case.step(), case.learned()
+    seen, learned = case.step(), case.make_projection()
     whole = case.term.compute(seen, learned)
     made: list[int] = []
     log_softmax = Tensor.log_softmax
@@ -302,7 +302,7 @@ def test_rows_in_parts_give_what_they_give_at_once(name: str, monkeypatch: pytes
 def test_autocast_leaves_the_arithmetic_in_float32(case: Case) -> None:
     """Where nothing is projected; a projection is a layer like any other."""
     seen = case.step()
-    if case.learned() is not None:
+    if case.make_projection() is not None:
         return
     expected = value(case.term, seen)
     with torch.autocast("cpu", torch.bfloat16):
@@ -330,7 +330,7 @@ def test_the_documented_loss_is_the_one_that_ships() -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.name != "rkd" and not case.dynamic], ids=str)
 def test_a_batch_may_be_split_whatever_its_rows_lengths(case: Case) -> None:
     """The parts' means, each times its share of the units, add up to the mean over all; likewise the gradients."""
-    term, seen, learned = case.term, case.step(), case.learned()
+    term, seen, learned = case.term, case.step(), case.make_projection()
     parts = [part(seen, slice(0, 1)), part(seen, slice(1, 3)), part(seen, slice(3, 4))]
     units = torch.stack([term.units(Units(p.mask, p.labels, p.task)) for p in parts])
     assert units.sum() == term.units(Units(seen.mask, seen.labels, seen.task))
@@ -513,10 +513,10 @@ def test_gradients_reach_the_narrower_student_and_what_is_learned(name: str) -> 
     teacher = factories.model("bert", layers=4, seed=1)
     shapes: list[Shape] = [shape_of(model.config.to_dict()) for model in (student, teacher)]
     assert term.problems(*shapes) == []
-    learned = term.learned(*shapes)
+    learned = term.make_projection(*shapes)
     with torch.inference_mode():
         taught = observe(teacher, batch, term.needs)
-    copied = Observed(
+    copied = Observation(
         taught.logits.clone(),
         tuple(t.clone() for t in taught.hidden_states),
         *({i: t.clone() for i, t in some.items()} for some in (taught.queries, taught.keys, taught.values)),

@@ -88,10 +88,10 @@ def test_padded_queries_count_in_attention_scores_and_padded_keys_do_not() -> No
 def test_embeddings_and_hidden_states_share_one_projection_with_a_bias(hidden: int) -> None:
     seen = step(observed(), observed(hidden, 4, seed=1), PAIRS)
     terms = [term("embeddings"), term("hidden_states")]
-    assert len({x.learned_as(x.name) for x in terms}) == 1
-    assert loss("embeddings").learned_as("mine") == loss("hidden_states").learned_as("mine") == "mine"
-    learned: Any = terms[0].learned(shape(), shape(hidden, 4))
-    assert type(learned) is type(terms[1].learned(shape(), shape(hidden, 4))) is nn.Linear
+    assert len({x.projection_name(x.name) for x in terms}) == 1
+    assert loss("embeddings").projection_name("mine") == loss("hidden_states").projection_name("mine") == "mine"
+    learned: Any = terms[0].make_projection(shape(), shape(hidden, 4))
+    assert type(learned) is type(terms[1].make_projection(shape(), shape(hidden, 4))) is nn.Linear
     found = torch.stack([x.compute(seen, learned) for x in terms]).sum()
     expected = published_representations(seen, learned)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)

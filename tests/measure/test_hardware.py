@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,17 +178,12 @@ def test_abilities_are_described() -> None:
 # The commands
 
 
-def test_doctor_without_a_model_tells_of_the_machine_and_imports_no_torch() -> None:
-    script = (
-        "import sys; from hfcompress import cli; sys.argv = ['hfcompress', 'doctor']\n"
-        "try: cli.main()\nexcept SystemExit as end: code = end.code or 0\n"
-        "sys.exit(code if 'torch' not in sys.modules else 9)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert described(abilities())["processor"] in done.stdout
+def test_doctor_without_a_model_tells_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert factories.run_cli("doctor") == 0
+    shown = capsys.readouterr().out
+    assert described(abilities())["processor"] in shown
     for name in BACKENDS.names():
-        assert f"\n {name} " in done.stdout
+        assert f"\n {name} " in shown
 
 
 def test_doctor_s_table_has_reason_repair_and_advice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,7 @@ from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduced
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
-from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError, disk_problem
 from tests import factories
 
 AUTO = "AutoModelForSequenceClassification"
@@ -100,10 +101,20 @@ def test_a_process_that_died_is_told(graph: Artifact) -> None:
             process.time()
 
 
-def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
-    from hfcompress.models.dummy_inputs import probe_inputs
+@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "OSError: 96 requested and 0 written"])
+def test_a_process_that_has_no_room_for_its_answers(graph: Artifact, said: str) -> None:
+    with ModelProcess(graph, AUTO) as process:
+        process._process.stdout.close()  # type: ignore[union-attr]
+        process._process.stdout = io.StringIO(json.dumps({"ok": False, "error": said, "fix": ""}) + "\n")
+        with pytest.raises(OSError, match="No space left") as error:
+            process.peak_bytes()
+    assert (disk_problem(error.value) or "").startswith("the disk is full: ")
 
-    probe = probe_inputs(graph.path)
+
+def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
+
+    probe = make_dummy_inputs(graph.path)
     expected = np.stack([probe["attention_mask"].sum(1), probe["input_ids"][:, 0]], 1).astype("float32")
     assert verify(graph, expected, AUTO) == {"onnx": 0}
     with pytest.raises(ReloadError, match="differs from the model in memory by"):

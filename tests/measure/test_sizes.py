@@ -10,11 +10,11 @@ import pytest
 
 from hfcompress.measure.sizes import sizes
 from hfcompress.models.artifact import open_artifact, save_model
-from hfcompress.models.axes import part_of
-from hfcompress.models.dummy_inputs import probe_inputs
+from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
+from hfcompress.models.weight_axes import part_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
-from hfcompress.report import report
+from hfcompress.report import tables
 from tests import factories
 
 HIDDEN, FFN, LAYERS, POSITIONS, TYPES = 64, 128, 2, 40, 2
@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(source: Path, target: Path, name: str, **options: Any) -> Any:
     target.mkdir(exist_ok=True)
-    job = QuantizationJob(source, target, "AutoModelForSequenceClassification", probe_inputs(source))
+    job = QuantizationJob(source, target, "AutoModelForSequenceClassification", make_dummy_inputs(source))
     BACKENDS.parse({"use": name, **options}).quantize(job)
     return open_artifact(target)
 
@@ -126,7 +126,7 @@ def test_an_int8_graph(options: dict[str, Any], source: Path, tmp_path: Path) ->
 def test_a_mask_head_s_own_copy_of_the_words_is_the_head_s(family: str, tmp_path: Path) -> None:
     save_model(factories.model(family, hidden=HIDDEN, head="mask"), factories.tokenizer(), tmp_path / "float")
     job = QuantizationJob(
-        tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", probe_inputs(tmp_path / "float")
+        tmp_path / "float", tmp_path / "out", "AutoModelForMaskedLM", make_dummy_inputs(tmp_path / "float")
     )
     job.target.mkdir()
     BACKENDS.parse({"use": "onnx_int4", "embedding_bits": 8}).quantize(job)
@@ -161,17 +161,17 @@ def content(*embeddings: Any) -> dict[str, Any]:
 
 def test_the_table_has_a_column_where_any_model_tells() -> None:
     for known in (content(1_500_000, 250_000), content(1_500_000, None)):
-        place = report.headings(known).index("embeddings MB")
-        assert report.headings(known)[place - 1] == "MB"
-        column = [row[place] for row in report.cells(known)]
+        place = tables.list_headings(known).index("embeddings MB")
+        assert tables.list_headings(known)[place - 1] == "MB"
+        column = [row[place] for row in tables.format_cells(known)]
         assert column == ["1.5", "0.25" if known["rows"][1]["embedding_bytes"] else "-"]
-        assert {len(row) for row in report.cells(known)} == {len(report.headings(known))}
+        assert {len(row) for row in tables.format_cells(known)} == {len(tables.list_headings(known))}
     for unknown in (content(None, None), content("absent", "absent")):
-        assert "embeddings MB" not in report.headings(unknown)
-        assert {len(row) for row in report.cells(unknown)} == {len(report.headings(unknown))}
+        assert "embeddings MB" not in tables.list_headings(unknown)
+        assert {len(row) for row in tables.format_cells(unknown)} == {len(tables.list_headings(unknown))}
 
 
 def test_the_csv_has_the_bytes() -> None:
-    header, *lines = report.as_csv(content(1_500_000, None)).splitlines()
+    header, *lines = tables.render_csv(content(1_500_000, None)).splitlines()
     place = header.split(",").index("embedding_bytes")
     assert [line.split(",")[place] for line in lines] == ["1500000", ""]

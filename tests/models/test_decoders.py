@@ -20,14 +20,16 @@ from hfcompress.distillation.student_weights import build_student
 from hfcompress.distillation.width_importance import Importance, rank_dimensions
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError, unit_counts
 from hfcompress.models.artifact import MODELING_FILE, load_model, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import Layer, Shape, config_of, shape_of
 from hfcompress.models.surgery import Keep, cut, empty_model
 from hfcompress.pruning.gates import gated
-from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated
+from hfcompress.pruning.hidden_dimensions import cut_hidden
+from hfcompress.pruning.layer_dropping import drop_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.hidden_gates import hidden_gated
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -349,14 +351,14 @@ def test_saved_models_load_anywhere(tmp_path: Path) -> None:
             save_model(cut(factories.model(family, head=head), LAYOUTS[layout]), factories.tokenizer(), path)
             assert (path / MODELING_FILE).exists() is (layout != "stock")
             paths.append(path)
-    np.savez(tmp_path / "probe.npz", **probe_inputs(paths[0]))  # type: ignore[arg-type]
+    np.savez(tmp_path / "probe.npz", **make_dummy_inputs(paths[0]))  # type: ignore[arg-type]
     command = [sys.executable, "-P", "-c", ELSEWHERE, str(tmp_path / "probe.npz"), *map(str, paths)]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for path in paths:
         here = load_model(path, auto[path.name.rpartition("-")[2]])
-        assert np.allclose(np.load(path / "seen.npy"), logits_of(here, probe_inputs(path)), atol=1e-5)
+        assert np.allclose(np.load(path / "seen.npy"), logits_of(here, make_dummy_inputs(path)), atol=1e-5)
 
 
 # Recipes

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
 from hfcompress.models.artifact import open_artifact
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
-from hfcompress.models.forward import Observed, accepted, observe
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
+from hfcompress.models.forward import Observation, observe, select_inputs
 from tests import factories
 
 EVERY = frozenset({"hidden_states", "queries", "keys", "values"})
@@ -45,7 +45,9 @@ def build(family: str, head: str = "sequence", attention: str = "sdpa", **config
     return built
 
 
-def see(built: Any, needs: frozenset[str] = EVERY, layers: frozenset[int] | None = None, **changes: Tensor) -> Observed:
+def see(
+    built: Any, needs: frozenset[str] = EVERY, layers: frozenset[int] | None = None, **changes: Tensor
+) -> Observation:
     with torch.inference_mode():
         return observe(built, factories.batch(length=LENGTH) | changes, needs, layers)
 
@@ -85,7 +87,7 @@ def test_logits_and_hidden_states_of_every_head(family: str, head: str, attentio
     seen, inputs = see(built), factories.batch(length=LENGTH)
     rows = len(inputs["input_ids"])
     with torch.inference_mode():
-        output = built(**accepted(built, inputs))
+        output = built(**select_inputs(built, inputs))
     if head == "span":
         assert seen.logits.shape == (rows, LENGTH, 2)
         assert close(seen.logits[..., 0], output.start_logits)
@@ -118,7 +120,7 @@ def test_plain_attention_is_the_softmax_of_what_is_caught(family: str) -> None:
     built = build(family, attention="eager")
     inputs = factories.batch(length=LENGTH)
     with torch.inference_mode():
-        attentions = built(**accepted(built, inputs), output_attentions=True).attentions
+        attentions = built(**select_inputs(built, inputs), output_attentions=True).attentions
     assert ours(see(built), inputs["attention_mask"], attentions)
 
 
@@ -127,11 +129,11 @@ def test_where_attention_is_not_plain_what_is_caught_does_not_make_it(family: st
     built = build(family, attention="eager", **({"local_attention": 64} if family == "modernbert" else {}))
     inputs = factories.batch(length=LENGTH)
     with torch.inference_mode():
-        attentions = built(**accepted(built, inputs), output_attentions=True).attentions
+        attentions = built(**select_inputs(built, inputs), output_attentions=True).attentions
     assert not ours(see(built), inputs["attention_mask"], attentions)
 
 
-def ours(seen: Observed, mask: Tensor, attentions: tuple[Tensor, ...]) -> bool:
+def ours(seen: Observation, mask: Tensor, attentions: tuple[Tensor, ...]) -> bool:
     """Whether `softmax(Q Kᵀ / √d)` over real tokens is the model's own attention, for the queries that are real."""
     real = mask.bool()
     for layer, attention in enumerate(attentions, start=1):
@@ -220,7 +222,7 @@ def test_a_saved_model_opens_and_answers_its_probe(family: str, head: str, tmp_p
     shape = open_artifact(tmp_path).shape
     assert shape is not None
     assert (shape.architecture, shape.head, shape.parameters) == (family, head, built.num_parameters())
-    probe = probe_inputs(tmp_path, length=1000)
+    probe = make_dummy_inputs(tmp_path, length=1000)
     assert probe["input_ids"].shape[1] == shape.usable_positions
     with torch.inference_mode():
         inputs = {name: torch.from_numpy(value) for name, value in probe.items()}
@@ -232,7 +234,7 @@ def test_a_probe_as_long_as_the_positions_allow_fits_with_the_published_padding(
     """Their first token stands at position 2, so one token more would be outside of the table."""
     built = build(family, pad_token_id=1)
     built.save_pretrained(tmp_path)
-    probe = probe_inputs(tmp_path, rows=2, length=1000)
+    probe = make_dummy_inputs(tmp_path, rows=2, length=1000)
     assert probe["input_ids"].shape[1] == 38
     assert (probe["input_ids"] == 1).sum() == (probe["attention_mask"] == 0).sum()
     assert logits_of(built, probe).shape == (2, 3)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from hfcompress.data.source import model_directory, open_model, split_graph, stored_dtype
 from hfcompress.measure.process import ModelProcess, WorkerError
 from hfcompress.models.architectures import TASK_HEADS
-from hfcompress.models.artifact import load_model, load_numbers, load_tokenizer, open_artifact, weights_hash
+from hfcompress.models.artifact import load_finite_model, load_model, load_tokenizer, open_artifact, weights_hash
 from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -120,7 +120,7 @@ def worker(teacher: Path) -> Iterator[ModelProcess]:
 def judged(process: ModelProcess, path: Path, auto_class: str = AUTO) -> str:
     """What the process, and by the same rule this one, has against a model; empty where nothing."""
     process.auto_class, found = auto_class, list[str]()
-    for load in (lambda: process.load(open_artifact(path), False, None), lambda: load_numbers(path, auto_class)):
+    for load in (lambda: process.load(open_artifact(path), False, None), lambda: load_finite_model(path, auto_class)):
         try:
             load()
             found.append("")
@@ -499,14 +499,14 @@ def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
     teacher: Path, tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hfcompress.measure.verify import verify
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.onnx import graph_io as files
     from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 
     def made(name: str) -> tuple[Path, Any]:
         target = tmp_path / name
         target.mkdir()
-        probe = probe_inputs(teacher)
+        probe = make_dummy_inputs(teacher)
         job = QuantizationJob(teacher, target, AUTO, probe, rows=lambda _: [probe])
         return target, BACKENDS.parse(backend).quantize(job).logits
 
@@ -608,10 +608,10 @@ def test_a_run_of_a_16_bit_source(teacher: Path, data: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("backend", ["float16", "bfloat16"])
 def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_path: Path, backend: str) -> None:
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 
-    BACKENDS.parse(backend).quantize(QuantizationJob(teacher, tmp_path, AUTO, probe_inputs(teacher)))
+    BACKENDS.parse(backend).quantize(QuantizationJob(teacher, tmp_path, AUTO, make_dummy_inputs(teacher)))
     assert open_artifact(tmp_path).computed_on("cpu") == backend
     widened = load_model(tmp_path, AUTO)  # what a later run makes of it is float32, and no longer ours to keep narrow
     widened.save_pretrained(tmp_path / "wide")
@@ -747,6 +747,8 @@ def test_a_config_that_cannot_be_read(model: Path, content: bytes, why: str, sai
 )
 def test_a_safetensors_header_that_lies(model: Path, header: bytes, said: Any) -> None:
     (model / "model.safetensors").write_bytes(header)
+    with pytest.raises(HfcompressError, match=r"model\.safetensors is no whole safetensors file"):
+        load_model(model, AUTO)
     for command in ("evaluate", "check", "convert"):
         if command == "convert":
             assert run_cli("convert", model, model / "new") == 2

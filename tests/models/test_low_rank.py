@@ -12,13 +12,13 @@ import torch
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
-from hfcompress.models.forward import accepted, observe
+from hfcompress.models.forward import observe, select_inputs
 from hfcompress.models.shape import config_of, shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
-from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.pruning.hidden_dimensions import cut_hidden
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from tests import factories
@@ -55,7 +55,7 @@ def test_a_table_of_low_rank_is_answered_for_exactly(family: str) -> None:
     with torch.no_grad():
         words.copy_(torch.randn(len(words), 6) @ torch.randn(6, words.shape[1]))
     small, kept = factor_embeddings(model, 6, COUNTS)
-    inputs = accepted(model, factories.batch())
+    inputs = select_inputs(model, factories.batch())
     assert torch.allclose(small(**inputs).logits, model(**inputs).logits, atol=1e-4)
     assert kept == pytest.approx(1)
     shape = shape_of(small.config.to_dict())
@@ -73,7 +73,7 @@ def test_it_loads_in_every_way_and_after_every_other_cut(tmp_path: Path) -> None
     assert small.get_input_embeddings().table.weight.shape == (len(ids), 8)
     save_model(small, tokenizer, tmp_path)
     artifact = open_artifact(tmp_path, kind="prune")
-    found = verify(artifact, logits_of(small, probe_inputs(tmp_path)), "AutoModelForSequenceClassification")
+    found = verify(artifact, logits_of(small, make_dummy_inputs(tmp_path)), "AutoModelForSequenceClassification")
     assert found.keys() == {"transformers", "hfcompress", "onnx"}
     assert artifact.shape is not None
     assert artifact.shape.bytes == pytest.approx(artifact.disk_bytes, rel=0.6)  # a header of names beside tiny weights
@@ -127,7 +127,7 @@ def test_a_rank_that_saves_nothing_or_a_shared_table_is_refused(rank: int, head:
     from hfcompress.pruning.stage import Prune
 
     shape = shape_of(factories.model(head=head).config.to_dict(), head=head)
-    task: Any = type("Task", (), {"streamed": False})
+    task: Any = type("Task", (), {"is_streamed": False})
     stage = Prune.model_validate({"kind": "prune", "embedding_rank": rank})
     (found,) = stage.problems(shape, {}, task)
     assert message in found.message
@@ -138,6 +138,6 @@ def test_a_product_is_not_made_twice() -> None:
     from hfcompress.pruning.stage import Prune
 
     shape = replace(shape_of(factories.model().config.to_dict()), embedding_rank=8)
-    task: Any = type("Task", (), {"streamed": False})
+    task: Any = type("Task", (), {"is_streamed": False})
     (found,) = Prune.model_validate({"kind": "prune", "embedding_rank": 4}).problems(shape, {}, task)
     assert "already a product of rank 8" in found.message

@@ -21,7 +21,7 @@ from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet
 from hfcompress.onnx.fuse import fuse, linears, paths_of
 from hfcompress.onnx.graph_io import run_onnx
-from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.pruning.hidden_dimensions import cut_hidden
 from tests import factories
 
 OWN_ATTENTION = ("deberta-v2", "mpnet")

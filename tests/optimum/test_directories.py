@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hfcompress.models.artifact import save_model
-from hfcompress.models.dummy_inputs import Probe, probe_inputs
+from hfcompress.models.dummy_inputs import DummyInputs, make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from tests import factories
@@ -19,13 +19,13 @@ WAYS: list[Any] = [name for name in BACKENDS.names() if name.startswith("onnx_")
 WAYS.append({"use": "onnx_int8", "mode": "static", "rows": 8})
 
 
-def rows(count: int) -> list[Probe]:
+def rows(count: int) -> list[DummyInputs]:
     return [{name: tensor.numpy() for name, tensor in factories.batch(count, 9).items()}]
 
 
-def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> tuple[Probe, Any]:
+def quantized(way: Any, source: Path, target: Path, head: str = "sequence") -> tuple[DummyInputs, Any]:
     target.mkdir()
-    probe = probe_inputs(source)
+    probe = make_dummy_inputs(source)
     job = QuantizationJob(source, target, auto_class(head), probe, rows)
     return probe, BACKENDS.parse(way).quantize(job).logits
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.quantization.backends import optimum_onnx
@@ -88,7 +88,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         family: str = "bert", head: str = "sequence", uneven: bool = False, padding: int = 0, **options: Any
     ) -> Made:
         origin, target = source(family, head, uneven), tmp_path_factory.mktemp("int8")
-        probe = probe_inputs(origin)
+        probe = make_dummy_inputs(origin)
         job = QuantizationJob(origin, target, auto_class(head), probe, partial(rows, padding=padding))
         logits = BACKENDS.parse({"use": "optimum_onnx", **options}).quantize(job).logits
         return Made(target, origin, probe, logits)
@@ -277,6 +277,6 @@ def test_an_export_that_differs_from_the_model_fails(
 
 def test_what_optimum_cannot_export_is_told_with_the_way_out(tmp_path: Path) -> None:
     source = factories.save(factories.model("qwen3", head="token"), tmp_path / "float")
-    job = QuantizationJob(source, tmp_path / "out", auto_class("token"), probe_inputs(source))
+    job = QuantizationJob(source, tmp_path / "out", auto_class("token"), make_dummy_inputs(source))
     with pytest.raises(HfcompressError, match=r"does not know a qwen3 model with a token task head(.|\n)*onnx_int8"):
         BACKENDS.parse("optimum_onnx").quantize(job)

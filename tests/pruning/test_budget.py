@@ -20,6 +20,7 @@ from hfcompress.pruning.costs import Costs, Target
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.masked import cost_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -92,7 +93,7 @@ def test_no_other_choice_is_worth_more(seed: int) -> None:
         found_heads, found_neurons = solve_budget(heads, neurons, target)
         groups = [n // target.costs.group for n in found_neurons]
         assert worth(heads, found_heads) + worth(neurons, groups) == pytest.approx(expected[0], abs=1e-9)
-        cost = target.costs.of(found_heads, found_neurons)
+        cost = cost_of(target.costs, found_heads, found_neurons)
         assert cost <= target.budget * (1 + 1e-12)
         assert cost == pytest.approx(-expected[1])
         assert all(h >= min(target.heads, len(c) - 1) for h, c in zip(found_heads, target.costs.heads, strict=True))
@@ -173,8 +174,8 @@ def test_costs_add_up_to_the_shape_s(family: str, kind: str) -> None:
             "macs": small.macs(20) - bare.macs(20),
             "bytes": small.bytes - bare.bytes,
         }
-        assert costs.of(heads[:runs], neurons[:runs]) == amounts[kind]
-    assert costs.whole == costs.of((groups,) * runs, (64,) * runs)
+        assert cost_of(costs, heads[:runs], neurons[:runs]) == amounts[kind]
+    assert costs.whole == cost_of(costs, (groups,) * runs, (64,) * runs)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7])

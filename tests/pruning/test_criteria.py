@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of, unit_counts
 from hfcompress.models.artifact import load_model
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.models.linears import layer_linears
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
@@ -24,7 +24,7 @@ from hfcompress.pruning.allocation import count_by_layer, count_kept, keep_share
 from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
 from hfcompress.pruning.gates import gated
 from hfcompress.pruning.gradients import stream_gradients, unit_gradients
-from hfcompress.pruning.narrow import cut_hidden
+from hfcompress.pruning.hidden_dimensions import cut_hidden
 from tests import factories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -83,7 +83,7 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], rtol: floa
 def row_losses(model: Any, rows: Rows) -> Any:
     """The loss of each row, which is alone in its batch and not padded."""
     for row in rows:
-        logits = model(**accepted(model, {k: v for k, v in row.items() if k != "labels"})).logits
+        logits = model(**select_inputs(model, {k: v for k, v in row.items() if k != "labels"})).logits
         yield nn.functional.cross_entropy(logits, row["labels"])
 
 
@@ -331,7 +331,7 @@ def test_cosine_is_the_angle_between_a_layer_s_input_and_output(family: str) -> 
     model = factories.model(family, layers=3)
     sums, tokens = torch.zeros(3), 0
     for row in ALONE:
-        inputs = accepted(model, {k: v for k, v in row.items() if k != "labels"})
+        inputs = select_inputs(model, {k: v for k, v in row.items() if k != "labels"})
         with torch.no_grad():
             states = model(**inputs, output_hidden_states=True).hidden_states
         for layer in range(3):
@@ -399,7 +399,7 @@ def test_what_a_pooler_gives_is_no_part_of_a_dimension() -> None:
         model.bert.pooler.dense.weight[3] = 0
         model.classifier.weight[:, 3] = 0
     found = CRITERIA.parse("magnitude").hidden_scores(model, calibration())
-    gone = mass(model, 2, False) - mass(cut_hidden(model, _without(32, 7), _without(32, 3)), 2, False)
+    gone = mass(model, 2, False) - mass(cut_hidden(model, _without(32, 7)), 2, False)
     assert float(found[7]) ** 2 == pytest.approx(gone, rel=1e-4)
 
 

@@ -14,6 +14,7 @@ from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.stage import Prune
 from hfcompress.recipe.loader import load
 from hfcompress.report import card
+from hfcompress.report.hub_metadata import validate
 from tests import factories
 
 TRAIN = {"epochs": 2, "losses": ["soft_labels"]}
@@ -149,7 +150,7 @@ def test_a_section_shows_the_facts_and_the_pictures_that_lie_beside_the_card(ren
     ]
     assert "sensitivity" not in section, "a picture that was not drawn is not shown"
     assert "(tradeoff.png)" in text
-    card.validate(text)
+    validate(text)
 
 
 def test_blocks_of_a_card_are_set_off_by_one_empty_line(rendered: Any) -> None:

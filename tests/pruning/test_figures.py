@@ -155,10 +155,10 @@ def test_a_report_draws_what_its_stages_have_notes_on(notes: dict[str, Any], nam
         "task": {"split": "test", "max_length": 16},
         "rows": [factories.report_row("source"), factories.report_row("02-prune", "prune")],
     }
-    assert list(report.pictures(content)) == ["tradeoff.png"]
+    assert list(report.list_pictures(content)) == ["tradeoff.png"]
     content["cuts"] = {"02-prune": notes}
 
     report.write(content, tmp_path)
 
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"tradeoff.png", *names}
-    assert list(report.pictures(content)) == ["tradeoff.png", *names]
+    assert list(report.list_pictures(content)) == ["tradeoff.png", *names]

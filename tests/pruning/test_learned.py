@@ -19,8 +19,8 @@ from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.pruning.masks.hard_concrete import HardConcrete
 from hfcompress.pruning.masks.units import GradualUnits
 from hfcompress.pruning.masks.weights import GradualWeights
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import GrowthTimes
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
 from tests.training.test_training import Interrupt
@@ -102,7 +102,7 @@ def test_gates_start_as_published() -> None:
     assert masks.log_alpha[8:-2].mean().item() == pytest.approx(0, abs=0.01)
     assert masks.log_alpha[8:-2].std().item() == pytest.approx(0.01, rel=0.3)
     assert masks.log_alpha[-2:].tolist() == pytest.approx([10.0] * 2, abs=0.1)
-    masks.stepped(factories.model(), 1, 2)
+    masks.after_step(factories.model(), 1, 2)
     assert masks.log_alpha.max().item() == pytest.approx(math.log(100))
     assert masks.multipliers.tolist() == [0, 0]
 
@@ -114,7 +114,7 @@ def test_what_is_cut_out_gives_what_the_gated_model_gave(family: str) -> None:
     masks = spread(l0(model, masked.target(0.4, tuple(heads), tuple(neurons), least=(0, 0)))).eval()
     batch = factories.batch()
     with torch.no_grad():
-        with masks.applied(model, 1.0):
+        with masks.lay_over(model, 1.0):
             gated = observe(model, batch).logits
             torch.testing.assert_close(observe(model, batch).logits, gated)  # nothing is drawn
         plain = observe(model, batch).logits
@@ -196,7 +196,7 @@ def test_scores_of_weights_get_the_published_gradient(kind: str, mode: str) -> N
     model, literal, tau = factories.model(), factories.model(), 0.4
     options = {"threshold": tau} if mode == "threshold" else {}
     masks = scored(movement(model, kind, mode=mode, **options))
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         backward(model)
     rows, columns = (2, 4) if kind == "blocks" else (1, 1)
     kept = {}
@@ -222,7 +222,7 @@ def test_scores_of_units_get_the_sum_over_their_columns(mode: str) -> None:
     """Lagunas et al. 2021: one score for a block of weights, `∂L/∂S = Σ ∂L/∂W' ⊙ W`."""
     model, literal, tau = factories.model(), factories.model(), 0.4
     masks = scored(movement(model, "units", mode=mode, **({"threshold": tau} if mode == "threshold" else {})))
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         backward(model)
     keep = masks.keep()
     scores, gradients = (masks.split(x) for x in (masks.scores.detach(), masks.scores.grad))
@@ -292,7 +292,7 @@ def test_movement_learns_and_ends_in_the_same_surgery(kind: str, tmp_path: Path,
     masks = movement(model, kind)
     masked.trained(model, masks, data, tmp_path, epochs=5.0)
     batch = factories.batch()
-    with torch.no_grad(), masks.applied(model, 1.0):
+    with torch.no_grad(), masks.lay_over(model, 1.0):
         covered = model(**batch).logits
     masks.settle(model)
     if kind == "units":

@@ -18,11 +18,12 @@ from hfcompress.pruning.allocation import keep_highest
 from hfcompress.pruning.costs import Costs, Target
 from hfcompress.pruning.masks.units import GradualUnits, expect_cost
 from hfcompress.pruning.masks.weights import GradualWeights
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.schedules import GrowthTimes, share_done_between
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories, masked
+from tests.masked import cost_of
 
 
 def logits(model: Any) -> Tensor:
@@ -55,7 +56,7 @@ def test_gradual_gates_close_when_and_as_far_as_the_schedule_says(curve: Any, po
 
     masks = GradualUnits(model, rescore, GrowthTimes(0.2, 0.75, 4, curve))
     for step in range(1, 21):
-        masks.stepped(model, step, 20)
+        masks.after_step(model, step, 20)
         # Every fourth step from a fifth of the twenty on, and at three quarters of them, where it ends.
         assert len(asked) == sum(step >= at for at in (8, 12, 15))
     assert model.training
@@ -72,8 +73,8 @@ def test_what_gates_closed_is_scored_as_worth_nothing() -> None:
         return [closed, closed]
 
     masks = GradualUnits(model, rescore, GrowthTimes(0.0, 1.0, 1, "linear"))
-    masks.stepped(model, 1, 2)
-    masks.stepped(model, 2, 2)
+    masks.after_step(model, 1, 2)
+    masks.after_step(model, 2, 2)
     torch.testing.assert_close(seen[0], logits(model))
     torch.testing.assert_close(seen[1], logits(cut(model, [closed, closed])))
 
@@ -89,18 +90,18 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
         lambda m: {n: m.get_parameter(n).abs() for n in masks.names},
         GrowthTimes(0, 0.5, 1, "linear"),
     )
-    masks.stepped(model, 1, 4)  # half of the cutting: a quarter of the weights
+    masks.after_step(model, 1, 4)  # half of the cutting: a quarter of the weights
     masks.eval()
 
     def covered() -> Tensor:
-        with masks.applied(model, 0.5):
+        with masks.lay_over(model, 0.5):
             return model.bert.encoder.layer[0].output.dense.weight.detach().clone()
 
     low = before.abs() <= before.abs().flatten().kthvalue(before.numel() // 4).values
     assert torch.equal(covered(), before * ~low)
     with torch.no_grad():
         weight.mul_(torch.where(low, 100.0, 1.0))  # grown while they were covered
-    masks.stepped(model, 2, 4)
+    masks.after_step(model, 2, 4)
     grown = weight.detach().abs()
     low = grown <= grown.flatten().kthvalue(before.numel() // 2).values
     assert torch.equal(covered(), weight.detach() * ~low)
@@ -151,7 +152,7 @@ def test_the_highest_scores_stay_that_the_budget_has_room_for(seed: int, least: 
     counts = _ranked_by_hand([*heads, *neurons], tables, groups, lows, target.budget - 5)
     assert [len(k.heads) for k in keep] == counts[:3]
     assert [len(k.neurons) for k in keep] == [n * group for n in counts[3:]]
-    assert costs.of(tuple(len(k.heads) for k in keep), tuple(len(k.neurons) for k in keep)) <= target.budget
+    assert cost_of(costs, [len(k.heads) for k in keep], [len(k.neurons) for k in keep]) <= target.budget
     for values, kept in zip([*heads, *neurons], [*(k.heads for k in keep), *(k.neurons for k in keep)], strict=True):
         assert list(kept) == sorted(values.argsort(descending=True)[: len(kept)].tolist())
 
@@ -186,7 +187,7 @@ class Pushy(TrainingOverlay):
         self.steps: list[tuple[int, int]] = []
 
     @contextmanager
-    def applied(self, model: Any, progress: float) -> Iterator[None]:
+    def lay_over(self, model: Any, progress: float) -> Iterator[None]:
         self.modes.append((self.training, progress))
         yield
 
@@ -197,7 +198,7 @@ class Pushy(TrainingOverlay):
         return [{"params": [self.low], "lr": 0.5, "weight_decay": 0.0},
                 {"params": [self.high], "lr": 0.25, "weight_decay": 0.0, "maximize": True, STEADY: True}]  # fmt: skip
 
-    def stepped(self, model: Any, step: int, steps: int) -> None:
+    def after_step(self, model: Any, step: int, steps: int) -> None:
         self.steps.append((step, steps))
 
 
@@ -275,7 +276,7 @@ def test_the_score_is_that_of_the_model_that_is_cut_out(tmp_path: Path, data: Pa
     model, keep = factories.model(), [Keep((0, 3), tuple(range(0, 64, 2))), Keep((2,), (5, 6, 7))]
     masks = GradualUnits(model, lambda *_: keep, GrowthTimes(0, 0.5, 1, "cubic"))
     found = masked.trained(model, masks, data, tmp_path, epochs=1.0)
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         gated = logits(model)
     task = masked.task_of(tmp_path, data)
     small = cut(model, masks.keep())

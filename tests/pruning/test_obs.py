@@ -15,8 +15,8 @@ from hfcompress.models.forward import observe
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
 from hfcompress.pruning.obs.solver import DAMPING, damp, refit_columns, removal_costs, sparsify_weight
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.utils.distributed import AllReduce
 from hfcompress.utils.errors import HfcompressError
 from tests import factories

@@ -26,7 +26,7 @@ TRAIN = {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3}
 class Rows:
     """A task of which only the number of rows matters."""
 
-    streamed, head, max_length, metric = False, "sequence", 16, "accuracy"
+    is_streamed, head, max_length, metric = False, "sequence", 16, "accuracy"
 
     def rows(self) -> int:
         return 96

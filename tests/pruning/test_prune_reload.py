@@ -25,8 +25,8 @@ from hfcompress.models.artifact import (
     save_model,
     weights_hash,
 )
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
-from hfcompress.models.forward import accepted
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
+from hfcompress.models.forward import select_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.onnx.export import export, quiet
 from hfcompress.onnx.graph_io import run_onnx
@@ -95,7 +95,7 @@ sys.exit(failed)
 def load_elsewhere(folder: Path, paths: list[Path], first: str = "", flag: str = "") -> Any:
     """Loads directories in one fresh process; its exit code says how many failed."""
     probe = folder / "probe.npz"
-    np.savez(probe, **probe_inputs(paths[0]))  # type: ignore[arg-type]
+    np.savez(probe, **make_dummy_inputs(paths[0]))  # type: ignore[arg-type]
     script = LOAD.format(first=first, flag=flag, known="in" if first else "not in")
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
     command = [sys.executable, "-P", "-c", script, str(probe), *map(str, paths)]
@@ -108,7 +108,7 @@ def load_elsewhere(folder: Path, paths: list[Path], first: str = "", flag: str =
 
 def answers_are_those_of_the_cut(saved: dict[tuple[str, str], Path], layout: str) -> list[str]:
     """The families whose reloaded model answered another thing than the one that was saved."""
-    probe = probe_inputs(saved["bert", layout])
+    probe = make_dummy_inputs(saved["bert", layout])
     return [
         family
         for family in ENCODERS
@@ -159,7 +159,7 @@ def test_what_is_saved_again_is_the_same(family: str, head: str, tmp_path: Path)
     assert weights_hash(tmp_path / "once") == weights_hash(tmp_path / "twice")
     assert (tmp_path / "twice" / MODELING_FILE).is_file()
     assert again.config.auto_map[auto].endswith(f".{type(small).__name__}")
-    probe = probe_inputs(tmp_path / "once")
+    probe = make_dummy_inputs(tmp_path / "once")
     assert np.allclose(logits_of(again, probe), logits_of(small, probe), atol=1e-5)
 
 
@@ -171,7 +171,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A directory whose layers read columns of their own, and what it answers."""
     path, small = tmp_path_factory.mktemp("proven") / "mpnet", build("mpnet", "uneven")
     save_model(small, factories.tokenizer(), path)
-    return path, logits_of(small, probe_inputs(path))
+    return path, logits_of(small, make_dummy_inputs(path))
 
 
 def test_a_pruned_model_is_proven_by_each_way_that_it_loads(uneven: tuple[Path, Any]) -> None:
@@ -227,7 +227,7 @@ def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[
     file.write_text(file.read_text() + f"\nopen({str(witness)!r}, 'w').close()\n")
     artifact = open_artifact(tmp_path / "model")
     with ModelProcess(artifact, AUTO) as process:
-        found = process.logits([probe_inputs(path)])
+        found = process.logits([make_dummy_inputs(path)])
     assert np.allclose(found, expected, atol=1e-5), "it loads through hfcompress's own code"
     with pytest.raises(ReloadError, match="modeling file"):
         verify(artifact, expected, AUTO)
@@ -241,7 +241,7 @@ def test_a_modeling_file_that_hfcompress_did_not_write_is_not_run(uneven: tuple[
 @cases
 def test_compiled_it_answers_the_same(family: str, layout: str) -> None:
     small = build(family, layout)
-    batch = accepted(small, factories.batch())
+    batch = select_inputs(small, factories.batch())
     with torch.inference_mode():
         assert torch.allclose(torch.compile(small)(**batch).logits, small(**batch).logits, atol=1e-5)
     torch.compiler.reset()
@@ -267,7 +267,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
     family: str, layout: str, backend: str, near: float, saved: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     source = saved[family, layout]
-    probe = probe_inputs(source)
+    probe = make_dummy_inputs(source)
     expected = logits_of(build(family, layout), probe)
     found = BACKENDS.parse(backend).quantize(QuantizationJob(source, tmp_path, AUTO, probe)).logits
     assert 0 < np.abs(found - expected).max() <= near * np.abs(expected).max()
@@ -282,5 +282,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
 def test_without_any_attention_head_the_graph_reads_no_mask_and_is_the_same_model(family: str, tmp_path: Path) -> None:
     model = cut(factories.model(family), [Keep((), ALL_NEURONS)] * 2)
     save_model(model, factories.tokenizer(), tmp_path / "m")
-    found = verify(open_artifact(tmp_path / "m", kind="prune"), logits_of(model, probe_inputs(tmp_path / "m")), AUTO)
+    found = verify(
+        open_artifact(tmp_path / "m", kind="prune"), logits_of(model, make_dummy_inputs(tmp_path / "m")), AUTO
+    )
     assert set(found) == {"transformers", "hfcompress", "onnx"}

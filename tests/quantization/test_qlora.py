@@ -22,7 +22,7 @@ from hfcompress.context import StageContext, StageResult
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import ARCHITECTURES, TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, save_model, weights_hash
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
@@ -139,7 +139,7 @@ def test_the_quantized_weights_stay_bit_for_bit_and_the_head_is_trained(
     moved = {name for name, tensor in done.saved.items() if not torch.equal(tensor, done.base[name])}
     assert moved == {name for name in done.base if name.startswith(("classifier.", "bert.pooler."))}
     assert all(bool(t.any()) for name, t in done.adapter.items() if "lora_B" in name)
-    assert np.array_equal(logits_of(reloaded(done.path), probe_inputs(done.path)), done.result.logits)
+    assert np.array_equal(logits_of(reloaded(done.path), make_dummy_inputs(done.path)), done.result.logits)
 
 
 @pytest.mark.parametrize("backend", ["bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4", "double_quant": True}])
@@ -147,12 +147,14 @@ def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(bac
     """On a CPU, and also after the model was judged: what is packed for inference lets no gradient through."""
     plain, made = factories.model(**WIDTHS, **CALM), BACKENDS.parse(backend)
     save_model(plain, factories.tokenizer(), tmp_path / "float")
-    made.quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
+    made.quantize(
+        QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, make_dummy_inputs(tmp_path / "float"))
+    )
     for layer in plain.bert.encoder.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.weight.data = made.fake_quantize(layer.weight.data)
-    low = qlora.load_quantized(QuantizationJob(tmp_path, tmp_path / "low", CLASSIFIER, {}))
-    qlora.keep_unpacked(low)
+    low = qlora.load_quantized_model(QuantizationJob(tmp_path, tmp_path / "low", CLASSIFIER, {}))
+    qlora.disable_packing(low)
     found = []
     for model in (low, plain):
         torch.manual_seed(0)
@@ -264,7 +266,7 @@ def test_the_adapter_is_peft_s_and_names_no_place_on_this_machine(trained: Done)
     assert (config["r"], config["peft_type"], config["base_model_name_or_path"]) == (4, "LORA", None)
     assert str(trained.context.directory) not in json.dumps(config)
     model = PeftModel.from_pretrained(reloaded(trained.path, adapter=False), trained.path, subfolder="adapter")
-    assert np.array_equal(logits_of(model.get_base_model(), probe_inputs(trained.path)), trained.result.logits)
+    assert np.array_equal(logits_of(model.get_base_model(), make_dummy_inputs(trained.path)), trained.result.logits)
 
 
 # LoftQ
@@ -312,8 +314,8 @@ def test_adapters_start_from_what_quantizing_took(backend: str, tmp_path: Path) 
     job = QuantizationJob(
         tmp_path / "float", tmp_path / "low", CLASSIFIER, {}, keep=frozenset({name.replace("1", "0")})
     )
-    BACKENDS.parse(backend).quantize(replace(job, dummy_inputs=probe_inputs(job.source)))
-    low = add_lora(qlora.load_quantized(job), options)
+    BACKENDS.parse(backend).quantize(replace(job, dummy_inputs=make_dummy_inputs(job.source)))
+    low = add_lora(qlora.load_quantized_model(job), options)
     float_weights = {x: plain.get_submodule(x).weight.detach() for x in (name, name.replace("1", "0"))}
     error = start_adapters(low, float_weights, options)
     without, left = error.error_without_adapters, error.error
@@ -333,7 +335,7 @@ def test_adapters_of_full_rank_give_back_all_that_quantizing_took(run: Run, teac
     done = run(epochs=0, lora={"r": 64, "alpha": 32, "targets": EVERY, "init": "loftq", "iterations": 2})
     assert done.result.facts["loftq"]["error"] < 1e-5 < done.result.facts["loftq"]["error_without_adapters"]
     exact = reloaded(done.path)
-    qlora.keep_unpacked(exact)
+    qlora.disable_packing(exact)
     assert torch.allclose(answers(exact), wanted, atol=1e-3)
     exact.disable_adapters()
     assert not torch.allclose(answers(exact), wanted, atol=1e-2)
@@ -345,7 +347,7 @@ def test_more_turns_leave_less(run: Run) -> None:
     errors = [x.result.facts["loftq"]["error"] for x in done[1:]]
     assert errors[1] < errors[0] < done[1].result.facts["loftq"]["error_without_adapters"]
     assert "loftq" not in done[0].result.facts
-    assert all(np.array_equal(logits_of(reloaded(x.path), probe_inputs(x.path)), x.result.logits) for x in done)
+    assert all(np.array_equal(logits_of(reloaded(x.path), make_dummy_inputs(x.path)), x.result.logits) for x in done)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +374,7 @@ def test_loftq_where_nothing_is_quantized_is_refused(
 def test_every_head_and_option_reloads_with_the_same_answers(backend: Any, head: str, tmp_path: Path) -> None:
     auto_class = f"AutoModel{TASK_HEADS[head]}"
     save_model(factories.model(head=head, **WIDTHS), factories.tokenizer(), tmp_path / "float")
-    probe = probe_inputs(tmp_path / "float")
+    probe = make_dummy_inputs(tmp_path / "float")
     made = (
         BACKENDS.parse(backend)
         .quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", auto_class, probe))
@@ -393,7 +395,9 @@ def test_rounded_is_what_is_stored(backend: Any, tmp_path: Path) -> None:
 
     plain, made = factories.model(**WIDTHS), BACKENDS.parse(backend)
     save_model(plain, factories.tokenizer(), tmp_path / "float")
-    made.quantize(QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe_inputs(tmp_path / "float")))
+    made.quantize(
+        QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, make_dummy_inputs(tmp_path / "float"))
+    )
     low = reloaded(tmp_path / "low", adapter=False)
     for path in ("bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.0.attention.self.value"):
         w = plain.get_submodule(path).weight.detach()
@@ -404,7 +408,7 @@ def test_rounded_is_what_is_stored(backend: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["bnb_4bit", "bnb_8bit"])
 def test_a_kept_layer_is_that_layer_alone(backend: str, tmp_path: Path) -> None:
     save_model(factories.model(layers=12, **WIDTHS), factories.tokenizer(), tmp_path / "float")
-    path, probe = "bert.encoder.layer.1.output.dense", probe_inputs(tmp_path / "float")
+    path, probe = "bert.encoder.layer.1.output.dense", make_dummy_inputs(tmp_path / "float")
     job = QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, probe, keep=frozenset({path}))
     made = BACKENDS.parse(backend).quantize(job).logits
     weights = load_file(tmp_path / "low" / "model.safetensors")

@@ -12,7 +12,7 @@ import torch
 
 from hfcompress.context import StageContext
 from hfcompress.models.artifact import load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import shape_of
 from hfcompress.quantization import mixed_precision
@@ -30,7 +30,7 @@ from tests.test_recipes_run import InThisProcess
 class Coarse(Backend):
     """Each weight without its sign; the model stays a float32 one, so that any test can read it."""
 
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     def plan(self, shape: Any) -> Any:
         return shape
@@ -63,7 +63,7 @@ def stage(**options: Any) -> Quantize:
 def run(options: Quantize, context: StageContext) -> tuple[Any, dict[str, Any]]:
     """Returns the logits, and the facts about the search as JSON."""
     path = context.source.path
-    job = QuantizationJob(path, context.model_directory, context.task.auto_class, probe_inputs(path))
+    job = QuantizationJob(path, context.model_directory, context.task.auto_class, make_dummy_inputs(path))
     model, found = mixed_precision.search_mixed_precision(options, job, context)
     return model.logits, QuantizationFacts(mixed=found).to_json()["mixed"]
 
@@ -98,7 +98,7 @@ def test_the_most_sensitive_layers_stay_in_float_until_the_budget_holds(context:
     assert [x["error"] for x in notes["layers"]] == sorted((x["error"] for x in notes["layers"]), reverse=True)
     assert not any(a["keep"] < chosen["keep"] and a["drop"] <= 5 for a in notes["tried"])
     saved = load_model(context.model_directory, context.task.auto_class)
-    assert np.array_equal(logits_of(saved, probe_inputs(context.source.path)), logits)
+    assert np.array_equal(logits_of(saved, make_dummy_inputs(context.source.path)), logits)
     kept = model.get_submodule(notes["kept"][0])
     assert torch.equal(saved.get_submodule(notes["kept"][0]).weight, kept.weight)
     assert not (context.directory / "attempts").exists()
@@ -188,7 +188,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
 )
 def test_what_would_change_nothing_or_cannot_be_is_refused(options: dict[str, Any], key: Any, message: str) -> None:
     shape = shape_of(factories.model(hidden=64, ffn=128).config.to_dict())
-    task: Any = type("Task", (), {"streamed": False, "head": "sequence", "max_length": 16})
+    task: Any = type("Task", (), {"is_streamed": False, "head": "sequence", "max_length": 16})
     found = Quantize.model_validate({"kind": "quantize", **options}).problems(shape, {"parent": shape}, task)
     assert [(p.key, message in p.message) for p in found] == [(key, True)]
 

@@ -21,7 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import load_model, open_artifact, read_config, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.factorized_embeddings import factor_embeddings
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.surgery import Keep, cut
@@ -50,7 +50,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp("int8")
         model = factories.model(family, hidden=64, ffn=128, head=head)
         save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
-        job = QuantizationJob(source, target, "AutoModel" + TASK_HEADS[head], probe_inputs(source))
+        job = QuantizationJob(source, target, "AutoModel" + TASK_HEADS[head], make_dummy_inputs(source))
         BACKENDS.parse({"use": "torch_int8", **options}).quantize(job)
         factories.tokenizer().save_pretrained(target)
         return job
@@ -78,7 +78,7 @@ def changed(tmp_path: Path, change: Callable[[Any], None]) -> QuantizationJob:
         change(model)
     factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    return QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
+    return QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, make_dummy_inputs(tmp_path / "float"))
 
 
 def linear(rows: int = 5, columns: int = 8, seed: int = 0) -> tuple[nn.Linear, Int8Linear]:
@@ -211,7 +211,7 @@ def test_without_the_import_it_is_refused(uneven: bool, quantized: Quantized, mo
 def test_the_directory_says_what_it_holds(quantized: Quantized) -> None:
     job = quantized(uneven=True)
     artifact = open_artifact(job.target)
-    assert (artifact.dtype, artifact.runtime, artifact.quantized) == ("int8", "torch", True)
+    assert (artifact.dtype, artifact.runtime) == ("int8", "torch")
     assert artifact.shape == open_artifact(job.source).shape
     says = {"quant_method": "hfcompress_int8", "embeddings": True, "keep": []}
     assert read_config(job.target)["quantization_config"] == says
@@ -220,7 +220,7 @@ def test_the_directory_says_what_it_holds(quantized: Quantized) -> None:
 def test_every_matrix_is_int8_and_the_plan_s_bytes_are_those_on_disk(tmp_path: Path) -> None:
     source = factories.save(factories.model(hidden=256, ffn=512), tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", AUTO, probe_inputs(source)))
+    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", AUTO, make_dummy_inputs(source)))
     made, plain = open_artifact(tmp_path / "int8"), open_artifact(source)
     assert plain.shape is not None
     assert made.disk_bytes == pytest.approx(BACKEND.plan(plain.shape).bytes, rel=0.1)
@@ -254,7 +254,7 @@ def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> Non
     model = factories.model("llama", head="causal", tie_word_embeddings=False, vocab_size=words, hidden=64)
     source = factories.save(model, tmp_path / "float")
     (tmp_path / "int8").mkdir()
-    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", "AutoModelForCausalLM", probe_inputs(source)))
+    BACKEND.quantize(QuantizationJob(source, tmp_path / "int8", "AutoModelForCausalLM", make_dummy_inputs(source)))
     assert stored(tmp_path / "int8")["lm_head.weight"] == "I8"
     shape = open_artifact(source).shape
     assert shape is not None
@@ -264,7 +264,7 @@ def test_a_decoder_s_own_output_layer_is_int8_and_planned(tmp_path: Path) -> Non
 def test_factored_word_embeddings_are_int8_in_both_parts(tmp_path: Path) -> None:
     model, _ = factor_embeddings(factories.model(), 8, torch.ones(len(factories.WORDS), dtype=torch.long))
     save_model(model, factories.tokenizer(), tmp_path / "float")
-    job = QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "int8", AUTO, make_dummy_inputs(tmp_path / "float"))
     job.target.mkdir()
     made = BACKEND.quantize(job)
     words = loaded(job).get_input_embeddings()

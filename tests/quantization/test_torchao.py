@@ -15,7 +15,7 @@ from torch import nn
 
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import load_model, open_artifact, save_model
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.linears import layer_linears
 from hfcompress.models.odd_weights import OddWeights
@@ -45,7 +45,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
         source, target = tmp_path_factory.mktemp("float"), tmp_path_factory.mktemp(name)
         model = factories.model(hidden=hidden, ffn=2 * hidden)
         save_model(cut(model, UNEVEN) if uneven else model, factories.tokenizer(), source)
-        job = QuantizationJob(source, target, AUTO, probe_inputs(source), keep=keep)
+        job = QuantizationJob(source, target, AUTO, make_dummy_inputs(source), keep=keep)
         return job, BACKENDS.parse(name).quantize(job)
 
     return make
@@ -136,7 +136,7 @@ def test_odd_weights_are_noted_and_those_that_are_not_finite_refused(name: str, 
         model.get_submodule(OUT).weight[3] = 0
         model.get_submodule(QUERY).weight[5, 7] = 1e6
     factories.save(model, tmp_path / "float")
-    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float"))
+    job = QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
     job.target.mkdir()
     made = BACKENDS.parse(name).quantize(job)
     assert np.isfinite(made.logits).all()
@@ -156,7 +156,9 @@ def test_groups_that_do_not_divide_a_width_are_refused_before_and_when_it_runs(t
     assert shape is not None
     assert INT4.problems(shape) == ["groups of 32 weights do not divide linear layers with 100 inputs"]
     with pytest.raises(HfcompressError, match=r"output\.dense has 100 inputs, which groups of 32 do not divide"):
-        INT4.quantize(QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, probe_inputs(tmp_path / "float")))
+        INT4.quantize(
+            QuantizationJob(tmp_path / "float", tmp_path / "out", AUTO, make_dummy_inputs(tmp_path / "float"))
+        )
 
 
 # Training
@@ -176,13 +178,13 @@ def test_what_was_trained_is_stored_exactly(tmp_path: Path) -> None:
     before = model.get_submodule(QUERY).weight.detach().clone()
     for step in range(2):
         model.train(), masks.train()
-        with masks.applied(model, step / 2):
+        with masks.lay_over(model, step / 2):
             observe(model, factories.batch()).logits.square().sum().backward()
         optimizer.step(), optimizer.zero_grad()
-        masks.stepped(model, step + 1, 2)
+        masks.after_step(model, step + 1, 2)
     assert not torch.equal(model.get_submodule(QUERY).weight, before)
     masks.eval()
-    with masks.applied(model, 1.0):
+    with masks.lay_over(model, 1.0):
         felt = logits_of(model, job.dummy_inputs)
     masks.settle(model)
     assert {type(layer) for layer in layer_linears(model).values()} == {nn.Linear}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import pytest
 
 from hfcompress.models.architectures import ARCHITECTURES, PRUNED, unit_counts
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.narrow import cut_hidden, drop_layers
+from hfcompress.pruning.hidden_dimensions import cut_hidden
+from hfcompress.pruning.layer_dropping import drop_layers
 from hfcompress.report.doctor import GRANULARITIES, PRUNED_CLASS, STOCK, Finding, examine
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -49,7 +48,7 @@ def test_what_it_says_is_what_surgery_does(family: str) -> None:
     for name, empty in (("attention blocks", {"heads": ()}), ("FFN blocks", {"neurons": ()})):
         if len(every) == 1:
             assert not told[name].possible
-            assert "one layer's weights serve as all" in told[name].note
+            assert "all layers share their weights" in told[name].note
         else:
             assert loads_as(cut(model, [replace(every[0], **empty), *every[1:]])) == told[name].reload.partition(",")[0]
 
@@ -73,10 +72,10 @@ def test_the_stock_proportion_of_hidden_width_and_heads() -> None:
 @pytest.mark.parametrize(
     ("changes", "granularity", "reason"),
     [
-        ({"num_attention_heads": 1}, "attention heads", "one of its heads"),
-        ({"num_hidden_layers": 1}, "whole layers", "there is one"),
+        ({"num_attention_heads": 1}, "attention heads", "only one of its heads"),
+        ({"num_hidden_layers": 1}, "whole layers", "only one"),
         ({"intermediate_size": 1}, "FFN neurons", "one neuron"),
-        ({"intermediate_size": 66}, "2:4 weights", "66 is no multiple of 4"),
+        ({"intermediate_size": 66}, "2:4 weights", "66 is not a multiple of 4"),
     ],
 )
 def test_why_not(changes: dict[str, int], granularity: str, reason: str) -> None:
@@ -109,19 +108,13 @@ def test_a_config_without_its_sizes_is_refused() -> None:
         examine({"model_type": "bert", "hidden_size": None})
 
 
-def test_the_command_reads_a_config_and_no_torch(tmp_path: Path) -> None:
+def test_the_command_needs_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpnet"}), encoding="utf-8")
-    script = (
-        "import sys; from hfcompress import cli; sys.argv = ['hfcompress', 'doctor', sys.argv[1]]\n"
-        "try: cli.main()\nexcept SystemExit as end: code = end.code or 0\n"
-        "sys.exit(code if 'torch' not in sys.modules else 9)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "mpnet, stock class" in done.stdout
+    assert factories.run_cli("doctor", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "mpnet, stock class" in shown
     for granularity in GRANULARITIES:
-        assert granularity in done.stdout
+        assert granularity in shown
 
 
 def test_the_command_names_a_missing_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hfcompress import cli
-from hfcompress.report import report
+from hfcompress.report import conditions, report, tables
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -43,7 +43,7 @@ def test_a_report_is_read_as_it_was_written(content: dict[str, Any], tmp_path: P
 
 
 def test_the_csv_has_one_line_a_model_and_every_figure(content: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(content))))
+    rows = list(csv.DictReader(io.StringIO(tables.render_csv(content))))
     assert [row["stage"] for row in rows] == ["source", "01-distill", "02-quantize"]
     distilled = rows[1]
     assert float(distilled["accuracy"]) == 0.76
@@ -55,13 +55,13 @@ def test_the_csv_has_one_line_a_model_and_every_figure(content: dict[str, Any]) 
 
 
 def test_the_markdown_table_has_as_many_cells_in_each_line(content: dict[str, Any]) -> None:
-    lines = [line for line in report.as_markdown(content).splitlines() if line.startswith("|")]
+    lines = [line for line in tables.render_markdown(content).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3
-    assert {line.count("|") for line in lines} == {len(report.headings(content)) + 1}
+    assert {line.count("|") for line in lines} == {len(tables.list_headings(content)) + 1}
 
 
 def test_the_tables_cells_are_the_reports_figures(content: dict[str, Any]) -> None:
-    cells = [dict(zip(report.headings(content), row, strict=True)) for row in report.cells(content)]
+    cells = [dict(zip(tables.list_headings(content), row, strict=True)) for row in tables.format_cells(content)]
     assert cells[1] == {
         "model": "01-distill",
         "accuracy": "0.7600",
@@ -80,20 +80,20 @@ def test_the_tables_cells_are_the_reports_figures(content: dict[str, Any]) -> No
 
 
 def test_energy_is_a_column_only_where_it_was_measured(content: dict[str, Any]) -> None:
-    assert "Wh / 1k" not in report.headings(content)
+    assert "Wh / 1k" not in tables.list_headings(content)
     content["rows"][1]["energy_wh_per_1k"] = 0.01234567
-    assert report.headings(content)[-1] == "Wh / 1k"
-    assert [row[-1] for row in report.cells(content)] == ["-", "0.01235", "-"]
+    assert tables.list_headings(content)[-1] == "Wh / 1k"
+    assert [row[-1] for row in tables.format_cells(content)] == ["-", "0.01235", "-"]
 
 
 def test_a_source_that_scores_nothing_is_no_hundred_percent() -> None:
     content = _content(factories.report_row("source", quality=0.0), factories.report_row("01-distill", quality=0.5))
-    column = report.headings(content).index("of source")
-    assert [row[column] for row in report.cells(content)] == ["-", "-"]
+    column = tables.list_headings(content).index("of source")
+    assert [row[column] for row in tables.format_cells(content)] == ["-", "-"]
 
 
 def test_the_conditions_say_how_it_was_measured(content: dict[str, Any]) -> None:
-    text = report.conditions(content)
+    text = conditions.describe_conditions(content)
     for part in (
         "48 rows of the test split",
         "A processor (2 cores), avx2, 1 thread,",
@@ -119,20 +119,20 @@ def timed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def column(content: dict[str, Any], heading: str) -> list[str]:
-    index = report.headings(content).index(heading)
-    return [row[index] for row in report.cells(content)]
+    index = tables.list_headings(content).index(heading)
+    return [row[index] for row in tables.format_cells(content)]
 
 
 def test_a_ratio_stands_beside_its_interval(timed: dict[str, Any]) -> None:
     assert column(timed, "faster") == ["1.00x", "4.00x (3.92-4.12)", "12.50x (9.50-14.2)"]
-    text = report.conditions(timed)
+    text = conditions.describe_conditions(timed)
     assert "the 95% interval of its median over 6 rounds" in text
-    assert "varied too much to know it within 5%: 02-quantize at batch 1, 02-quantize at batch 8." in text
-    assert "busy" not in report.as_markdown(timed) + report.as_csv(timed)
+    assert "varied too much to know the speed-up within 5%: 02-quantize at batch 1, 02-quantize at batch 8." in text
+    assert "busy" not in tables.render_markdown(timed) + tables.render_csv(timed)
 
 
 def test_the_csv_has_the_ends_of_the_interval_and_the_threads(timed: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(timed))))
+    rows = list(csv.DictReader(io.StringIO(tables.render_csv(timed))))
     found = [rows[1][f"batch_8_{key}"] for key in ("speedup", "speedup_low", "speedup_high", "rounds", "threads")]
     assert found == ["4.0", "3.92", "4.125", "6", "1"]
 
@@ -141,14 +141,14 @@ def test_the_threads_of_each_batch_size_are_told(timed: dict[str, Any]) -> None:
     timed["rows"][0]["latency"][1]["threads"] = 2
     timed["rows"][2]["latency"][0]["runtime"] = "onnxruntime"
     said = "PyTorch on the fastest of 1 and 2 threads (source: 1 at batch 1, 2 at batch 8), graphs on 2,"
-    assert said in report.conditions(timed)
+    assert said in conditions.describe_conditions(timed)
     timed["machine"]["threads"] = [1]
-    assert ", 1 thread, each model" in report.conditions(timed)
+    assert ", 1 thread, each model" in conditions.describe_conditions(timed)
 
 
 def test_where_it_was_timed_again_is_told(timed: dict[str, Any]) -> None:
     timed["machine"] |= {"cpu": "Another processor", "cores": 4, "cpu_flags": []}
-    assert "on Another processor (4 cores), PyTorch" in report.conditions(timed)
+    assert "on Another processor (4 cores), PyTorch" in conditions.describe_conditions(timed)
 
 
 @pytest.fixture
@@ -161,18 +161,18 @@ def test_a_busy_machines_report_tells_no_speedup_and_how_to_time_anew(crowded: d
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=250).print(report.as_table(crowded))
-    for text in (stream.getvalue(), report.as_markdown(crowded), report.as_csv(crowded)):
+    Console(file=stream, width=250).print(tables.render_table(crowded))
+    for text in (stream.getvalue(), tables.render_markdown(crowded), tables.render_csv(crowded)):
         assert "busy" in text
         assert not re.search(r"12\.5|4\.00x|3\.92|14\.2", text)
     assert column(crowded, "faster") == ["busy"] * 3
-    assert "hfcompress report RUN --measure" in report.as_markdown(crowded)
-    assert "other work took 50% of the processors' time" in report.conditions(crowded)
+    assert "hfcompress report RUN --measure" in tables.render_markdown(crowded)
+    assert "other work took 50% of the processors' time" in conditions.describe_conditions(crowded)
 
 
 def test_a_busy_comparison_names_no_run(crowded: dict[str, Any]) -> None:
     del crowded["key"]
-    assert "the same `hfcompress evaluate`" in report.conditions(crowded)
+    assert "the same `hfcompress evaluate`" in conditions.describe_conditions(crowded)
 
 
 def test_the_report_command_says_how_to_time_a_run_anew(crowded: dict[str, Any], tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_the_terminals_table_shows_every_cell(content: dict[str, Any]) -> None:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=250).print(report.as_table(content))
-    assert all(cell in stream.getvalue() for row in report.cells(content) for cell in row)
+    Console(file=stream, width=250).print(tables.render_table(content))
+    assert all(cell in stream.getvalue() for row in tables.format_cells(content) for cell in row)
 
 
 def _png_size(path: Path) -> tuple[int, int]:
@@ -260,7 +260,7 @@ def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tm
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
     assert _png_size(plot)[0] > 1000
-    assert (tmp_path / "report.md").read_text() == report.as_markdown(content)
+    assert (tmp_path / "report.md").read_text() == tables.render_markdown(content)
     assert re.search(r"01-distill\s+0\.7600", result.output)
     assert str(plot) in result.output
 
@@ -274,4 +274,4 @@ def test_no_cell_of_the_printed_table_is_cut_off(timed: dict[str, Any], tmp_path
     report.write(timed, tmp_path)
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
     assert "…" not in result.output
-    assert all(cell in result.output for row in report.cells(timed) for cell in row)
+    assert all(cell in result.output for row in tables.format_cells(timed) for cell in row)

@@ -18,7 +18,9 @@ import pytest
 from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
-from hfcompress.report import card
+from hfcompress.report import card, tables
+from hfcompress.report.hub_metadata import validate
+from hfcompress.report.snippet import write_snippet
 from hfcompress.run import directory as run_directory
 from hfcompress.run import finish, runner
 from hfcompress.utils.errors import HfcompressError
@@ -199,7 +201,7 @@ assert not {"torch", "transformers", "hfcompress"} & set(sys.modules)
 def test_the_stage_before_answers_in_stock_transformers(finished: Finished, data: Path) -> None:
     texts, labels = _test_rows(data)
     place = finished.directory / "02-prune"
-    text = card.snippet(finished.loaded, open_artifact(place, "02-prune"), str(place))
+    text = write_snippet(finished.loaded.recipe.task, open_artifact(place, "02-prune"), str(place))
     assert "trust_remote_code=True" in text
     script = f"""{text}
 import json, sys
@@ -241,11 +243,13 @@ def test_the_card_embeds_the_published_recipe(finished: Finished) -> None:
 
 
 def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
-    from hfcompress.report import report
     from hfcompress.utils.wording import significant
 
-    tables = [re.findall(r"^\|(.*)\|$", part, re.MULTILINE) for part in finished.card.split("What each step cost")]
-    assert [[cell.strip() for cell in line.split("|")] for line in tables[1][2:]] == report.cells(finished.report)
+    parts = [
+        re.findall(r"^\|(.*)\|$", part, re.MULTILINE)
+        for part in finished.card.split("The measurements after each step")
+    ]
+    assert [[cell.strip() for cell in line.split("|")] for line in parts[1][2:]] == tables.format_cells(finished.report)
     source, row = finished.report["rows"][0], finished.report["rows"][-1]
     figures = set()
     for model in (source, row):
@@ -256,7 +260,7 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
         for entry in model["latency"]:
             figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
             figures |= {str(entry["batch_size"]), "50"}
-    first_table = "\n".join(tables[0]).replace("p50 / p95", "")
+    first_table = "\n".join(parts[0]).replace("p50 / p95", "")
     assert "of which embeddings" in first_table
     assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
 
@@ -279,13 +283,13 @@ def test_the_headline_tells_a_ratio_that_is_not_well_known_with_its_interval(fin
 
 def test_a_card_of_a_busy_machine_has_no_speedup(finished: Finished) -> None:
     text = rendered(finished, factories.BUSY, (201.0, 190.0, 212.0), (447.0, 440.0, 460.0))
-    headline, *tables = text.partition("| |")
+    headline, *rest = text.partition("| |")
     assert "smaller on disk" in headline
     assert "**busy**" in headline
     assert "`hfcompress report RUN --measure`" in headline
     assert not re.search(r"faster|slower", headline)
     assert not re.search(r"\b(201|447|190|440|212|460)\b", text)
-    assert "latency, batch 8 (p50 / p95; machine busy)" in "".join(tables)
+    assert "latency, batch 8 (p50 / p95; machine busy)" in "".join(rest)
 
 
 def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -> None:
@@ -320,10 +324,10 @@ def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Fin
     ],
 )
 def test_a_card_that_the_hub_would_refuse_is_refused(finished: Finished, line: str, wrong: str, message: str) -> None:
-    card.validate(finished.card)
+    validate(finished.card)
     assert line in finished.card
     with pytest.raises(HfcompressError, match=re.escape(message)):
-        card.validate(finished.card.replace(line, wrong, 1))
+        validate(finished.card.replace(line, wrong, 1))
 
 
 def _bytes(*folders: Path) -> dict[Path, tuple[str, int]]:
@@ -625,22 +629,6 @@ def test_an_old_report_is_not_taken_for_a_run_that_a_new_recipe_left_unfinished(
         swift(stages=[DISTILL, PRUNE | {"ffn": 0.5}, FLOAT16])
     with pytest.raises(HfcompressError, match="is not finished"):
         run_directory.open_finished(swift.run)
-
-
-def test_a_directory_of_another_recipe_is_refused_and_left_alone(swift: Swift, tmp_path: Path) -> None:
-    swift(stages=[DISTILL])
-    before = _bytes(swift.run)
-    other = {"name": "other", "stages": [DISTILL]}
-    with pytest.raises(HfcompressError, match=r"belongs to another recipe \(its name differs\)"):
-        swift(**other)
-    with pytest.raises(HfcompressError, match="belongs to another recipe"):
-        swift(fresh=True, **other)
-    assert _bytes(swift.run) == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(HfcompressError, match="is not empty and was not made by hfcompress"):
-        runner.run(load(swift.folder / "r.yaml"), tmp_path / "mine", fresh=True)
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 # Sources that are made first

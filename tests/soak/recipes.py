@@ -199,7 +199,7 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
     from hfcompress.recipe.plan import plan
     from hfcompress.recipe.schema import spell_out
     from hfcompress.recipe.validate import check as check_recipe
-    from hfcompress.report.doctor import warnings
+    from hfcompress.report.doctor import list_warnings
     from hfcompress.utils.errors import HfcompressError
 
     path = folder / "recipe.yaml"
@@ -215,7 +215,7 @@ def check(folder: Path, content: Any, overrides: list[str]) -> None:
         dump_yaml(spell_out(loaded.recipe))
         check_recipe(loaded)
         plan(loaded)
-        list(warnings(loaded.recipe))
+        list(list_warnings(loaded.recipe))
     except HfcompressError as error:
         str(error).encode()
         raise

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hfcompress.data.class_weights import class_weights_of
+from hfcompress.data.class_weights import weigh_classes
 from hfcompress.data.fill_mask import FillMask
-from hfcompress.data.metrics import objects
+from hfcompress.data.metrics import object_array
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.task import IGNORED, token_loss
@@ -106,7 +106,7 @@ def test_a_source_at_chance_after_its_finetune_stage_is_told_as_that(
     recipe = factories.recipe(tmp_path / "r.yaml", base, data, stages=stages)
     assert factories.run_cli("run", recipe, "--output", tmp_path / "run") == 2
     told = capsys.readouterr().err
-    assert "its `finetune` stage did not teach it: train longer" in told
+    assert "the stage 01-finetune did not teach it: train longer" in told
     assert "put a `finetune` stage first" not in told
 
 
@@ -114,7 +114,7 @@ def test_a_source_at_chance_after_its_finetune_stage_is_told_as_that(
     ("task", "right", "chance", "references"),
     [
         (Regression, np.linspace(0, 1, 40), np.full(40, 0.5), np.linspace(0, 1, 40)),
-        (QuestionAnswering, objects(["film"] * 9 + [""]), objects([""] * 10), objects([["film"]] * 10)),
+        (QuestionAnswering, object_array(["film"] * 9 + [""]), object_array([""] * 10), object_array([["film"]] * 10)),
         (FillMask, np.array([[2.0, 0.5]] * 9), np.array([[0.4, 3.0]] * 9), np.full(9, 2.0)),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_small_difference_on_few_rows_is_no_difference() -> None:
     task = TextClassification(type="text-classification", dataset="org/name", text=["a"])
     references = np.array([0, 1] * 10)
     near = np.array([0, 1] * 6 + [0, 0] * 4)
-    assert task.score(near, references) > task.score(task.blind(references, None), references)  # type: ignore[arg-type]
+    assert task.score(near, references) > task.score(task.answer_blindly(references, None), references)  # type: ignore[arg-type]
     few = task.gain(near[:4], np.zeros(4, int), references[:4])
     many = task.gain(np.tile(near, 20), np.zeros(400, int), np.tile(references, 20))
     assert few <= 0 < many
@@ -144,7 +144,7 @@ def test_the_best_blind_class_is_the_one_that_the_metric_likes() -> None:
     references = np.array([0] * 9 + [1])
     for metric, expected in (("accuracy", 0), ("f1", 1)):
         task = TextClassification(type="text-classification", dataset="org/name", text=["a"], metric=metric)
-        assert set(task.blind(references, None).tolist()) == {expected}  # type: ignore[arg-type]
+        assert set(task.answer_blindly(references, None).tolist()) == {expected}  # type: ignore[arg-type]
 
 
 def test_a_teacher_that_is_examined_says_its_score(tmp_path: Path) -> None:
@@ -154,9 +154,7 @@ def test_a_teacher_that_is_examined_says_its_score(tmp_path: Path) -> None:
 
     words = load_tokenizer(place)
     member = Member("source", load_model(place, task.auto_class), words)
-    assert (
-        require_better_than_chance(member, task.encode(task.read("dev"), words, CLASSES), task, tuned_here=False) == 1.0
-    )
+    assert require_better_than_chance(member, task.encode(task.read("dev"), words, CLASSES), task, made_by=None) == 1.0
 
 
 # ---- class weights
@@ -166,7 +164,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     labels = [0] * 90 + [1] * 9 + [2]
     n, classes = len(labels), 3
     expected = [n / (classes * labels.count(c)) for c in range(classes)]  # compute_class_weight's definition
-    found = class_weights_of("balanced", {"labels": labels}, {"a": 0, "b": 1, "c": 2})  # type: ignore[arg-type]
+    found = weigh_classes("balanced", {"labels": labels}, {"a": 0, "b": 1, "c": 2})  # type: ignore[arg-type]
     assert found is not None
     assert found.tolist() == pytest.approx(expected)
     assert sum(found[label] for label in labels) == pytest.approx(n)
@@ -174,17 +172,17 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 
 def test_tags_are_counted_where_they_stand() -> None:
     rows = {"labels": [[IGNORED, 0, 0, IGNORED], [0, 1, IGNORED]]}
-    found = class_weights_of("balanced", rows, {"O": 0, "B-PER": 1, "B-LOC": 2})  # type: ignore[arg-type]
+    found = weigh_classes("balanced", rows, {"O": 0, "B-PER": 1, "B-LOC": 2})  # type: ignore[arg-type]
     assert found is not None
     assert found.tolist() == pytest.approx([4 / (2 * 3), 4 / (2 * 1), 1.0])
 
 
 def test_a_mapping_weighs_the_classes_that_it_names() -> None:
-    found = class_weights_of({"spam": 20.0}, {"labels": [0, 1]}, CLASSES)  # type: ignore[arg-type]
+    found = weigh_classes({"spam": 20.0}, {"labels": [0, 1]}, CLASSES)  # type: ignore[arg-type]
     assert found is not None
     assert found.tolist() == [1.0, 20.0]
     with pytest.raises(HfcompressError, match="no class 'span' to weigh") as error:
-        class_weights_of({"span": 2.0}, {"labels": [0, 1]}, CLASSES)  # type: ignore[arg-type]
+        weigh_classes({"span": 2.0}, {"labels": [0, 1]}, CLASSES)  # type: ignore[arg-type]
     assert "did you mean 'spam'" in error.value.problems[0].fix
 
 
@@ -270,7 +268,7 @@ def test_numbers_are_class_names_too() -> None:
 
 def test_tasks_without_classes_have_none_to_weigh() -> None:
     stage = Finetune(kind="finetune", class_weights="balanced", train=Train())
-    (found,) = stage.problems(None, {}, SimpleNamespace(type="regression", streamed=False))  # type: ignore[arg-type]
+    (found,) = stage.problems(None, {}, SimpleNamespace(type="regression", is_streamed=False))  # type: ignore[arg-type]
     assert (found.message, found.key) == ("a regression task has no classes to weigh", ("class_weights",))
     (found,) = LOSSES.parse({"use": "hard_labels", "class_weights": "balanced"}).task_problems(
         SimpleNamespace(type="fill-mask")

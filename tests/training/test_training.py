@@ -387,7 +387,7 @@ def test_masks_ask_as_much_however_a_step_is_accumulated() -> None:
         def penalty(self, progress: float) -> torch.Tensor:
             return torch.tensor(3.0)
 
-        def applied(self, *_: Any) -> Any:
+        def lay_over(self, *_: Any) -> Any:
             return nullcontext()
 
     task = FillMask(type="fill-mask", dataset="nowhere", text=["sentence"])

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from hfcompress.models.artifact import Artifact
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.yaml_text import parse_yaml
-from hfcompress.report import card, report
+from hfcompress.report import card, tables
 from hfcompress.utils import logging as console
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.escape import code, fenced, markdown, one_line, printable, without_tokens
@@ -241,17 +241,23 @@ def shape(text: str) -> list[str]:
     return html(ModelCard(text).text).tags
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A card of plain names."""
+    return rendered(tmp_path_factory.mktemp("plain"), "plain")
+
+
 @pytest.mark.parametrize("name", [NAME, *NASTY])
-def test_a_card_with_foreign_names_has_the_tags_of_any_card(tmp_path: Path, name: str) -> None:
+def test_a_card_with_foreign_names_has_the_tags_of_any_card(tmp_path: Path, plain: str, name: str) -> None:
     if name in ("\udcff", "\x00", "  "):
         pytest.skip("no recipe can hold it")
     text = rendered(tmp_path, name)
-    assert shape(text) == shape(rendered(tmp_path, "plain"))
+    assert shape(text) == shape(plain)
     assert not CONTROLS.search(text)
     assert not [value for value in html(ModelCard(text).text).attributes if "evil" in value or "javascript" in value]
     data = ModelCard(text).data
     assert data.model_name == "tiny"
-    assert set(data.to_dict()) == set(ModelCard(rendered(tmp_path, "plain")).data.to_dict())
+    assert set(data.to_dict()) == set(ModelCard(plain).data.to_dict())
 
 
 def test_a_card_names_no_place_and_links_no_registry(tmp_path: Path) -> None:
@@ -262,9 +268,8 @@ def test_a_card_names_no_place_and_links_no_registry(tmp_path: Path) -> None:
     assert "compressed with hfcompress" in text
 
 
-def test_the_recipe_in_a_card_is_still_a_recipe(tmp_path: Path) -> None:
-    text = rendered(tmp_path, "plain")
-    (block,) = re.findall(r"^(`{3,})yaml\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)
+def test_the_recipe_in_a_card_is_still_a_recipe(plain: str) -> None:
+    (block,) = re.findall(r"^(`{3,})yaml\n(.*?)\n\1$", plain, re.DOTALL | re.MULTILINE)
     assert parse_yaml(block[1], Path("card"))[0]["model"] == "<img src=x>`m"
 
 
@@ -274,9 +279,9 @@ def test_a_report_in_markdown_keeps_its_cells() -> None:
         "task": {"split": "test", "max_length": 16},
         "rows": [factories.report_row("a|b\nc", "source"), factories.report_row("<b>`")],
     }  # fmt: skip
-    lines = report.as_markdown(content).splitlines()
+    lines = tables.render_markdown(content).splitlines()
     assert len(lines) == 2 + 2 + 2
-    assert html(report.as_markdown(content)).tags.count("td") == 2 * len(report.headings(content))
+    assert html(tables.render_markdown(content)).tags.count("td") == 2 * len(tables.list_headings(content))
 
 
 # Places on this machine.

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -273,17 +273,17 @@ def test_a_directory_that_was_being_replaced_is_never_lost(
     for name in ("new", "01-distill"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    rename: Callable[[Path, Path], Path] = Path.rename
+    rename = files.rename
     calls: list[Path] = []
 
-    def counted(self: Path, target: Path) -> Path:
-        calls.append(self)
+    def stop_rename(old: Path, new: Path) -> None:
+        calls.append(old)
         if len(calls) == (1 if killed_at == "first" else 2):
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename(old, new)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", counted)
+        patched.setattr(files, "rename", stop_rename)
         with pytest.raises(KeyboardInterrupt):
             files.replace_directory(tmp_path / "new", tmp_path / "01-distill")
     files.restore(tmp_path / "01-distill")
@@ -310,35 +310,33 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
 # A run directory
 
 
-@pytest.mark.parametrize("by", ["its name", "a link", "a relative path"])
 def test_a_second_run_is_refused_at_once_however_the_directory_is_named(
-    recipe: Path, tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = tmp_path / "run"
+    directory, link, relative = tmp_path / "run", tmp_path / "link", Path("run")
     directory.mkdir()
+    link.symlink_to(directory)
     monkeypatch.setattr(runner, "check", lambda *_, **__: pytest.fail("time was spent"))
-    names = {"its name": directory, "a link": tmp_path / "link", "a relative path": Path("run")}
-    (tmp_path / "link").symlink_to(directory)
     monkeypatch.chdir(tmp_path)
     with holder(directory / run_directory.LOCK) as process:
         before = factories.snapshot(directory)
-        for more in ([], ["--fresh"], ["--set", "seed=7"]):
-            assert run_cli("run", recipe, "--output", names[by], *more) == 2
+        for name, *more in ([directory], [directory, "--fresh"], [link, "--set", "seed=7"], [relative]):
+            assert run_cli("run", recipe, "--output", name, *more) == 2
             said = capsys.readouterr().err
-            assert f"error: another run writes to {names[by]}: process {process.pid} on " in said
+            assert f"error: another run writes to {name}: process {process.pid} on " in said
             assert "Traceback" not in said
         assert factories.snapshot(directory) == before
 
 
-@pytest.mark.parametrize("command", [["report"], ["card", "--write"]])
 def test_a_command_that_writes_into_a_run_is_refused_while_it_is_written(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "report.json").write_text("{}")
     monkeypatch.setattr(run_directory, "open_finished", lambda directory: (None, {}))
     with holder(tmp_path / run_directory.LOCK) as process:
-        assert run_cli(command[0], tmp_path, *command[1:]) == 2
-        assert f"another run writes to {tmp_path}: process {process.pid}" in capsys.readouterr().err
+        for command in (["report", tmp_path], ["card", tmp_path, "--write"]):
+            assert run_cli(*command) == 2
+            assert f"another run writes to {tmp_path}: process {process.pid}" in capsys.readouterr().err
 
 
 def _remove_and_write_on(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -26,18 +27,30 @@ class {name}(Loss):
     def compute(self, step, learned):
         return self.scale * step.student.logits.sum()
 '''
+BARE = """
+from hfcompress.training.loss import Loss
+
+class BareLoss(Loss):
+    pass
+"""
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Puts a distribution with one loss on the path."""
+    """Puts a distribution with one component on the path."""
 
-    def put(entry: str, module: str, source: str = SOURCE.format(name="HalvedLoss"), dist: str = "others") -> None:
+    def put(
+        entry: str,
+        module: str,
+        source: str = SOURCE.format(name="HalvedLoss"),
+        dist: str = "others",
+        group: str = "losses",
+    ) -> None:
         site = tmp_path / dist
         info = site / f"{dist}-1.2.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[hfcompress.losses]\n{entry}\n")
+        (info / "entry_points.txt").write_text(f"[hfcompress.{group}]\n{entry}\n")
         (site / f"{module}.py").write_text(source)
         monkeypatch.syspath_prepend(str(site))
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -91,6 +104,39 @@ def test_a_package_that_offers_no_usable_loss_is_named(
     with pytest.raises(HfcompressError, match="others"):
         load(recipe, [f"stages.0.losses=[{entry.partition(' ')[0]}]"])
     assert LOSSES.get("soft_labels").name == "soft_labels"
+
+
+def test_list_shows_a_broken_package_and_all_that_works(
+    install,  # type: ignore[no-untyped-def]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install("gone_loss = gone_losses:GoneLoss", "gone_losses", "import gone_away", dist="broken")
+    install("halved_loss = other_losses:HalvedLoss", "other_losses")
+    install("bare_loss = bare_losses:BareLoss", "bare_losses", BARE, dist="bare")
+    assert factories.run_cli("list", "losses") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"gone_loss +broken: the loss", shown)
+    assert "gone_away" in shown.replace("\n", "").replace(" ", "")
+    assert re.search(r"halved_loss +Half of another\. +- +weight, scale", shown)
+    assert re.search(r"bare_loss +- +- +weight", shown)
+    assert "soft_labels" in shown
+    assert "None" not in shown
+
+
+def test_a_broken_backend_and_one_with_a_required_option_are_listed(
+    install,  # type: ignore[no-untyped-def]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = BARE.replace("hfcompress.training.loss", "hfcompress.quantization.backends.base")
+    source = source.replace("Loss", "Backend").replace("pass", "level: int")
+    install("gone = gone_backends:Gone", "gone_backends", "import gone_away", dist="broken", group="backends")
+    install("bare_backend = bare_backends:BareBackend", "bare_backends", source, dist="bare", group="backends")
+    for command in (("list", "backends"), ("doctor",)):
+        assert factories.run_cli(*command) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"gone +broken: the backend", shown)
+        assert re.search(r"bare_backend +has options", shown)
+        assert "torch_int8" in shown
 
 
 def test_two_packages_that_offer_one_name_are_both_named(install) -> None:  # type: ignore[no-untyped-def]

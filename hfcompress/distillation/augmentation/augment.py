@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.distillation.augmentation.replacements import MaskedWords, Slots, propose
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.files import file_hash, remove
+from hfcompress.utils.files import remove
+from hfcompress.utils.hashing import hash_file
 from hfcompress.utils.lock import shared_directory
 from hfcompress.utils.logging import log
 from hfcompress.utils.places import local_path
@@ -83,7 +84,7 @@ def augment(
     slots = propose((text for side in texts.values() for text in side), model, glove, options.batch_size)
     with shared_directory(directory) as scratch:
         counts = _write(scratch / DATA, rows, texts, slots, options, seed, keep)
-        record = {"identity": dict(identity), "counts": counts, "sha256": file_hash(scratch / DATA)}
+        record = {"identity": dict(identity), "counts": counts, "sha256": hash_file(scratch / DATA)}
         (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     log.info(f"augmentation: {_summary(counts)}, kept in {directory}")
     return counts
@@ -111,7 +112,7 @@ def find_fault(directory: Path, identity: Mapping[str, Any]) -> str | None:
     try:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         made_from, expected = record["identity"], record["sha256"]
-        found = file_hash(directory / DATA)
+        found = hash_file(directory / DATA)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it is damaged ({type(error).__name__})"
     if made_from != json.loads(json.dumps(dict(identity))):

@@ -17,8 +17,7 @@ from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tok
 from hfcompress.models.forward import observe
 from hfcompress.utils.distributed import agreed, on_main_process, process_state
 from hfcompress.utils.errors import Problem
-from hfcompress.utils.files import file_hash
-from hfcompress.utils.hashing import digest
+from hfcompress.utils.hashing import hash_file, hash_json
 from hfcompress.utils.places import is_file, local_path
 from hfcompress.utils.strict_model import StrictModel
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor
 
+    from hfcompress.data.local_models import LocalModels
     from hfcompress.data.task import Task
-    from hfcompress.local_models import LocalModels
 
 
 class Augment(StrictModel):
@@ -90,9 +89,9 @@ class Augment(StrictModel):
 
 def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
     """Lists what a run would refuse about the masked-language model and the rows, if they are on this machine."""
+    from hfcompress.data.local_models import collect_problems
     from hfcompress.distillation.augmentation.augment import require_fresh
     from hfcompress.distillation.augmentation.replacements import require_masks
-    from hfcompress.local_models import collect_problems
 
     model, found = models.named.get(options.model), list[Problem]()
     if model is not None:
@@ -132,7 +131,7 @@ def augment_rows(
     identity = {
         "options": options.model_dump(exclude={"batch_size", "precision", "glove"}),
         "model": weights_hash(mlm),
-        "glove": file_hash(local_path(options.glove)) if options.glove else None,
+        "glove": hash_file(local_path(options.glove)) if options.glove else None,
         "teacher": weights_hash(teacher.path) if teacher else None,
         "bfloat16": bfloat16,
         "task": context.task.model_dump(include={"type", "text", "label", "max_length"}),
@@ -140,7 +139,7 @@ def augment_rows(
         "seed": context.seed,
         "versions": versions(),
     }
-    directory = cache_home() / "augmented" / digest(identity)
+    directory = cache_home() / "augmented" / hash_json(identity)
 
     def make() -> None:
         keep = None if teacher is None else make_label_filter(options, teacher, context.task)

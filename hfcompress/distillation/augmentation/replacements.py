@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.task import padded
+from hfcompress.data.task import pad_rows
 from hfcompress.models.architectures import ARCHITECTURES, layers_of
 from hfcompress.models.artifact import load_model, load_tokenizer
-from hfcompress.models.forward import accepted
+from hfcompress.models.forward import select_inputs
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import err
 
@@ -159,7 +159,7 @@ class MaskedWords:
 
         length = max(len(encoded["input_ids"][number]) for number in numbers)
         inputs = {
-            name: padded([encoded[name][number] for number in numbers], length, fill)
+            name: pad_rows([encoded[name][number] for number in numbers], length, fill)
             for name, fill in (("input_ids", self.tokenizer.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0))
             if name in encoded
         }
@@ -168,7 +168,7 @@ class MaskedWords:
         self._positions = torch.tensor(positions, device=device)
         with torch.inference_mode():
             tensors = {name: value.to(device) for name, value in inputs.items()}
-            logits = self.model(**accepted(self.model, tensors)).logits[:, 0]
+            logits = self.model(**select_inputs(self.model, tensors)).logits[:, 0]
             top = logits.masked_fill(~self._allowed, -torch.inf).topk(min(self.top_k + 1, len(self.words)))
         return top.indices.tolist()
 

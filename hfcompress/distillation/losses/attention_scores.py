@@ -34,7 +34,7 @@ class AttentionScores(Loss):
         return batch.places * batch.mask.shape[1] if self.tinybert_compat else batch.token_pairs
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
-        distance = _published if self.tinybert_compat else _squares
+        distance = _compute_tinybert if self.tinybert_compat else _mean_square
         total = step.student.logits.new_zeros(())
         for m, g in step.pairs:
             student = step.student.queries[m], step.student.keys[m]
@@ -44,7 +44,7 @@ class AttentionScores(Loss):
         return total
 
 
-def _squares(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
+def _mean_square(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
     """Computes the mean of `(A^S - A^T)²` over heads and pairs of real tokens, from `(batch, heads, length, d)`."""
     heads, length, width = q_s.shape[1:]
     # Beyond this length the Gram matrices are smaller and faster.
@@ -52,14 +52,14 @@ def _squares(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -
     return squares(q_s, k_s, q_t, k_t, mask) / heads / mask.sum(1).float().pow(2).sum().clamp(min=1)
 
 
-def _real(tensor: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
+def _zero_padding(tensor: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
     """`(batch * heads, length, d)` in float32, zeros at padding: a padded token's score is 0 on both sides."""
     return (tensor.float() * (mask[:, None, :, None] * scale)).contiguous().flatten(0, 1)
 
 
 def _by_maps(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
-    q_s, q_t = (_real(queries, mask, queries.shape[-1] ** -0.5) for queries in (q_s, q_t))
-    k_s, k_t = _real(k_s, mask), _real(k_t, mask)
+    q_s, q_t = (_zero_padding(queries, mask, queries.shape[-1] ** -0.5) for queries in (q_s, q_t))
+    k_s, k_t = _zero_padding(k_s, mask), _zero_padding(k_t, mask)
     return (q_s @ k_s.mT - q_t @ k_t.mT).pow(2).sum()
 
 
@@ -81,8 +81,8 @@ def _value_and_slopes(
     The queries are scaled by `1/√d`. The gradient is `2 (Q_S K_SᵀK_S - Q_T K_TᵀK_S)` for `Q_S`, and alike for `K_S`.
     """
     scale = q_s.shape[-1] ** -0.5
-    q_s, k_s = _real(q_s, mask, scale), _real(k_s, mask)
-    q_t, k_t = _real(q_t, mask, q_t.shape[-1] ** -0.5), _real(k_t, mask)
+    q_s, k_s = _zero_padding(q_s, mask, scale), _zero_padding(k_s, mask)
+    q_t, k_t = _zero_padding(q_t, mask, q_t.shape[-1] ** -0.5), _zero_padding(k_t, mask)
     own_q, own_k = q_s.mT @ q_s, k_s.mT @ k_s
     crossed_q, crossed_k = q_t.mT @ q_s, k_t.mT @ k_s
     taught = (q_t.mT @ q_t) * (k_t.mT @ k_t)
@@ -92,7 +92,7 @@ def _value_and_slopes(
     return value, to_queries, to_keys
 
 
-def _published(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
+def _compute_tinybert(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tensor) -> Tensor:
     def kept(queries: Tensor, keys: Tensor) -> Tensor:
         scores = _scores(queries.float(), keys.float())
         return scores.masked_fill((scores <= -100) | ~mask[:, None, None], 0)

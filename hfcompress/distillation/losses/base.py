@@ -20,7 +20,7 @@ class LastLayer(Loss):
     """A loss that compares the student's last layer with attention heads to one layer of the teacher."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys", "values"})
-    mapped: ClassVar[bool] = False
+    uses_layer_map: ClassVar[bool] = False
 
     teacher_layer: int | None = Field(default=None, ge=1)
     """The teacher's layer, from 1; by default its last with attention heads."""
@@ -39,7 +39,7 @@ class LastLayer(Loss):
                 return [f"{self.name} looks at attention, and the {whose} has no heads {place}; use hidden_states"]
         return []
 
-    def compared(self, step: Step) -> tuple[int, int]:
+    def pair_of(self, step: Step) -> tuple[int, int]:
         """Names the two layers that are compared, from 1."""
         return max(step.student.queries), self.teacher_layer or max(step.require_teacher().queries)
 
@@ -79,7 +79,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
 
 
-def projection(student: Shape, teacher: Shape, tinybert: bool = False) -> nn.Linear | None:
+def make_projection_layer(student: Shape, teacher: Shape, tinybert: bool = False) -> nn.Linear | None:
     """Makes a linear map from the student's width to the teacher's; None if they are equal.
 
     Args:

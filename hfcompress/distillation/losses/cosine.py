@@ -17,7 +17,7 @@ class Cosine(Loss):
 
     source: ClassVar[str] = "DistilBERT, Sanh et al. 2019, arXiv:1910.01108, section 3"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
-    mapped: ClassVar[bool] = False
+    uses_layer_map: ClassVar[bool] = False
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         if student.hidden == teacher.hidden:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.distillation.losses.base import TINYBERT_PROJECTION, masked_mean, projection, squared_difference
+from hfcompress.distillation.losses.base import (
+    TINYBERT_PROJECTION,
+    make_projection_layer,
+    masked_mean,
+    squared_difference,
+)
 from hfcompress.models.shape import Shape
 from hfcompress.training.loss import Loss, Step, Units
 
@@ -17,16 +22,16 @@ class Embeddings(Loss):
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 9"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
-    mapped: ClassVar[bool] = False
+    uses_layer_map: ClassVar[bool] = False
 
     tinybert_compat: bool = False
     """Computes the loss as TinyBERT's code of 2019 does: padded tokens count, and one projection with a bias is shared
     with `hidden_states`."""
 
-    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        return projection(student, teacher, self.tinybert_compat)
+    def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        return make_projection_layer(student, teacher, self.tinybert_compat)
 
-    def learned_as(self, key: str) -> str:
+    def projection_name(self, key: str) -> str:
         return TINYBERT_PROJECTION if self.tinybert_compat else key
 
     def units(self, batch: Units) -> Tensor:

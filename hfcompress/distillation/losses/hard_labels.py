@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.data.class_weights import ClassWeights, class_weight_problems, class_weights_of
+from hfcompress.data.class_weights import ClassWeights, class_weight_problems, weigh_classes
 from hfcompress.data.task import IGNORED, Task
 from hfcompress.training.loss import Loss, Step, Units
 from hfcompress.utils.errors import Problem
@@ -34,12 +34,12 @@ class HardLabels(Loss):
 
     def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
         """Computes the weights of the classes."""
-        return class_weights_of(self.class_weights, rows, labels)
+        return weigh_classes(self.class_weights, rows, labels)
 
     def units(self, batch: Units) -> Tensor:
         if batch.state is not None and batch.labels is not None:
             return batch.state.to(batch.labels.device)[batch.labels[batch.labels != IGNORED]].sum()
-        return batch.labelled if batch.task.by_token else batch.rows
+        return batch.labelled_tokens if batch.task.by_token else batch.rows
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         assert step.labels is not None

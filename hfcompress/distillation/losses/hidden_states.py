@@ -9,8 +9,8 @@ from pydantic import model_validator
 from hfcompress.distillation.losses.base import (
     TINYBERT_PROJECTION,
     cosine_distance,
+    make_projection_layer,
     masked_mean,
-    projection,
     squared_difference,
 )
 from hfcompress.models.shape import Shape
@@ -39,7 +39,7 @@ class HiddenStates(Loss):
     with `embeddings`."""
 
     @model_validator(mode="after")
-    def _compat_is_one_thing(self) -> HiddenStates:
+    def _check_compat(self) -> HiddenStates:
         if self.tinybert_compat and (self.distance, self.projection) != ("mse", "shared"):
             raise ValueError("tinybert_compat is `distance: mse` with `projection: shared`")
         return self
@@ -53,14 +53,14 @@ class HiddenStates(Loss):
             "name it, or say `projection: shared`"
         ]
 
-    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
+    def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
         from torch import nn
 
         if self.projection == "shared" or student.hidden == teacher.hidden:
-            return projection(student, teacher, self.tinybert_compat)
+            return make_projection_layer(student, teacher, self.tinybert_compat)
         return nn.ModuleList(nn.Linear(student.hidden, teacher.hidden, bias=False) for _ in student.layers)
 
-    def learned_as(self, key: str) -> str:
+    def projection_name(self, key: str) -> str:
         return TINYBERT_PROJECTION if self.tinybert_compat else key
 
     def units(self, batch: Units) -> Tensor:
@@ -69,7 +69,7 @@ class HiddenStates(Loss):
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         import torch
 
-        student = [self._projected(step.student.hidden_states[m], m, learned) for m, _ in step.pairs]
+        student = [self._project(step.student.hidden_states[m], m, learned) for m, _ in step.pairs]
         teacher = step.require_teacher().hidden_states
         if step.dynamic:
             targets = self._nearest(student, torch.stack(teacher[1:]), step.mask)
@@ -78,7 +78,7 @@ class HiddenStates(Loss):
         parts = [self._distance(ours, theirs, step.mask) for ours, theirs in zip(student, targets, strict=True)]
         return torch.stack(parts).sum()
 
-    def _projected(self, states: Tensor, layer: int, learned: nn.Module | None) -> Tensor:
+    def _project(self, states: Tensor, layer: int, learned: nn.Module | None) -> Tensor:
         if learned is None:
             return states
         return (learned[layer - 1] if self.projection == "per_layer" else learned)(states)  # type: ignore[index,operator]

@@ -30,7 +30,7 @@ class MiniLM(LastLayer):
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student, teacher = step.student, step.require_teacher()
-        m, g = self.compared(step)
+        m, g = self.pair_of(step)
         attention = relation_distance(
             (student.queries[m], student.keys[m]), (teacher.queries[g], teacher.keys[g]), step.mask
         )

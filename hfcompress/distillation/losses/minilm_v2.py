@@ -62,7 +62,7 @@ class MiniLMv2(LastLayer):
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student, teacher = step.student, step.require_teacher()
-        m, g = self.compared(step)
+        m, g = self.pair_of(step)
         heads = self.relation_heads or teacher.queries[g].shape[1]
         total = step.student.logits.new_zeros(())
         for weight, ours, theirs in (

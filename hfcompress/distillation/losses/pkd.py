@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from hfcompress.distillation.losses.base import projection
+from hfcompress.distillation.losses.base import make_projection_layer
 from hfcompress.models.shape import Shape
 from hfcompress.training.loss import Loss, Step
 
@@ -24,8 +24,8 @@ class PKD(Loss):
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
     first_token_only: ClassVar[bool] = True
 
-    def learned(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        return projection(student, teacher)
+    def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        return make_projection_layer(student, teacher)
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         from torch.nn import functional as F

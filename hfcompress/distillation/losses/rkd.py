@@ -23,7 +23,7 @@ class RKD(Loss):
 
     source: ClassVar[str] = "Relational KD, Park et al. 2019, arXiv:1904.05068, eq. 5 to 8"
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
-    mapped: ClassVar[bool] = False
+    uses_layer_map: ClassVar[bool] = False
 
     of: Literal["cls", "mean"] = "cls"
     """What stands for a row: its first token, or the mean of its real tokens."""

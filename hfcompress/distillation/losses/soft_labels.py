@@ -38,7 +38,7 @@ class SoftLabels(Loss):
     classifier of that code also had a ReLU, which no stock head has."""
 
     @model_validator(mode="after")
-    def _compat_is_one_thing(self) -> SoftLabels:
+    def _check_compat(self) -> SoftLabels:
         if self.tinybert_compat and self.loss == "mse":
             raise ValueError("tinybert_compat is a cross-entropy; leave out `loss: mse`")
         return self
@@ -51,20 +51,20 @@ class SoftLabels(Loss):
         head = batch.task.head
         if head == "sequence" or (head == "span" and self.loss != "mse"):
             return batch.rows
-        return self._asked(batch).sum().float()
+        return self._mark_tokens(batch).sum().float()
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:
         student, teacher = step.student.logits, step.require_teacher().logits
         head = step.task.head
         if self.loss == "mse" or (head == "sequence" and student.shape[-1] == 1):
             squares = squared_difference(student, teacher)
-            return squares.mean() if head == "sequence" else masked_mean(squares, self._asked(step))
+            return squares.mean() if head == "sequence" else masked_mean(squares, self._mark_tokens(step))
         if head == "span":
             student, teacher = (_over_tokens(logits, step.mask) for logits in (student, teacher))
         values = by_rows(self._divergence, student[0].numel(), student, teacher)
-        return masked_mean(values, self._asked(step)) if head in ("token", "mask") else values.mean()
+        return masked_mean(values, self._mark_tokens(step)) if head in ("token", "mask") else values.mean()
 
-    def _asked(self, step: Step | Units) -> Tensor:
+    def _mark_tokens(self, step: Step | Units) -> Tensor:
         """Marks the tokens that count: `(batch, length)`."""
         if step.labels is not None and (step.task.head == "token" or self.masked_only):
             return step.labels != -100

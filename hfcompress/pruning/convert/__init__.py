@@ -1,1 +1,1 @@
-"""Checkpoints of other tools, made into models that this package can work with."""
+"""Converts pruned checkpoints of other tools to models that load again."""

@@ -1,4 +1,4 @@
-"""Pruned checkpoints of older tools made into ones that load again."""
+"""Converts a pruned checkpoint of another tool to a model that loads again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.verify import verify
 from hfcompress.models.architectures import PRUNED, TASK_HEADS, UnsupportedError, class_name_of, task_head_of
 from hfcompress.models.artifact import load_tokenizer, open_artifact, read_config, save_model, save_weights
-from hfcompress.models.dummy_inputs import logits_of, probe_inputs
+from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape, shape_of
-from hfcompress.pruning.convert.idle import without_idle_units
-from hfcompress.pruning.convert.legacy import rebuild
+from hfcompress.pruning.convert.idle_units import cut_idle_units
 from hfcompress.pruning.convert.pickles import read_tensors, write_safetensors
+from hfcompress.pruning.convert.rebuild import rebuild
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import new_directory
 
@@ -28,16 +28,16 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.js
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What a conversion came to.
+class Conversion:
+    """The result of a conversion.
 
     Attributes:
-        nominal: The shape that the old config tells.
-        shape: The shape of the result.
-        idle: Heads (groups of them, where queries share keys) and neurons that were there and did nothing.
-        left_out: Tensors of the old checkpoint that are no part of the model.
-        bound: The most that a logit may differ; 0 where the conversion is exact.
-        tokenizer: True if there was one.
+        nominal: The shape in the old config.
+        shape: The shape of the new model.
+        idle: Numbers of head groups and neurons that did nothing and were cut.
+        left_out: Names of the tensors of the old checkpoint that are no part of the model.
+        bound: The largest possible difference of a logit; 0 if the conversion is exact.
+        tokenizer: True if the checkpoint has a tokenizer.
     """
 
     nominal: Shape
@@ -49,61 +49,65 @@ class Converted:
 
 
 class NothingPrunedError(HfcompressError):
-    """A checkpoint that is as its config says."""
+    """Nothing of the checkpoint was pruned: its tensors have the sizes that its config gives."""
 
 
-def convert(source: str, target: Path, base: str | None = None, allow_pickle: bool = False) -> Converted | None:
-    """Writes a checkpoint that loads again, and proves it in a fresh process.
+def convert(source: str, target: Path, base: str | None = None, allow_pickle: bool = False) -> Conversion | None:
+    """Converts a pruned checkpoint to a model that loads again, and checks this in a fresh process.
 
-    Three kinds are read: of transformers 4 with `pruned_heads`; with tensors smaller than their config says, or without
-    those of whole blocks (TextPruner; CoFi, Xia et al. 2022, arXiv:2204.00408); of full size, with zeros (nn_pruning,
-    Lagunas et al. 2021, arXiv:2109.04838). Safetensors are read; pickles where it is allowed, and then their tensors
-    alone: no code in them runs.
+    Three kinds of checkpoints are known:
+
+    - with `pruned_heads` in the config (transformers 4);
+    - with tensors smaller than the config says, or without those of whole blocks (TextPruner; CoFi, Xia et al. 2022,
+      arXiv:2204.00408);
+    - of full size, with zeros (nn_pruning, Lagunas et al. 2021, arXiv:2109.04838).
+
+    Safetensors are read. Pickles are read if this is allowed: their tensors alone, and no code in them runs.
 
     Args:
         source: The old checkpoint, a directory or Hub id.
         target: The directory to write; it must not exist.
-        base: A directory or Hub id with the config and tokenizer, where the old checkpoint lacks them.
-        allow_pickle: Read a pickled checkpoint with torch's `weights_only`; where nothing of it was pruned its tensors
-            are written as safetensors as they are.
+        base: A directory or Hub id with the config and tokenizer, if the old checkpoint lacks them.
+        allow_pickle: True to read pickles, with torch's `weights_only`. If nothing of a pickle was pruned, its tensors
+            are written unchanged as safetensors.
 
     Returns:
-        What it came to; None where tensors were written as they are.
+        The result; None if the tensors were written unchanged.
 
     Raises:
-        HfcompressError: for what cannot be read, and where there is nothing to convert.
+        HfcompressError: if the checkpoint cannot be read, or there is nothing to convert.
     """
     if target.exists():
-        raise HfcompressError(f"{target} exists, and is left as it is", "give another name")
+        raise HfcompressError(f"{target} exists already", "give another name")
     directory = pickled_directory if allow_pickle else model_directory
     folders = [directory(source), *([model_directory(base)] if base is not None else [])]
     weights, pickled = read_tensors(folders[0], allow_pickle)
-    config, tokenizer = _config(folders), _tokenizer(folders)
+    config, tokenizer = _find_config(folders), _find_tokenizer(folders)
     with new_directory(target) as partial:
-        converted = _rebuilt(folders[0], config, weights, pickled, tokenizer, partial)
-    return converted and replace(converted, tokenizer=tokenizer is not None)
+        result = _write_model(folders[0], config, weights, pickled, tokenizer, partial)
+    return result and replace(result, tokenizer=tokenizer is not None)
 
 
-def _rebuilt(
+def _write_model(
     source: Path,
     config: dict[str, Any],
     weights: Mapping[str, Tensor],
     pickled: bool,
     tokenizer: PreTrainedTokenizerBase | None,
     target: Path,
-) -> Converted | None:
-    """Writes the model that the tensors make up, or the tensors as they are, and proves it."""
+) -> Conversion | None:
+    """Writes the rebuilt model, or the tensors of an unpruned pickle, and checks that a fresh process loads it."""
     try:
         if pickled and task_head_of(class_name_of(config)) is None:
             raise NothingPrunedError(f"the config of {source} names no class with a head")
-        small, converted = _pruned(source, config, weights)
+        small, result = rebuild_pruned(source, config, weights)
     except (NothingPrunedError, UnsupportedError):
         if not pickled:
             raise
         write_safetensors(weights, config, target)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
-        # Loading proves it: what is missing, or of another size, is refused.
+        # Loading is the check: it refuses tensors that are missing or of another size.
         ModelProcess(
             open_artifact(target), "AutoModel" + TASK_HEADS.get(task_head_of(class_name_of(config)) or "", "")
         ).close()
@@ -112,70 +116,75 @@ def _rebuilt(
         save_weights(small, target)
     else:
         save_model(small, tokenizer, target)
-    expected = logits_of(small, probe_inputs(target))
-    verify(open_artifact(target), expected, "AutoModel" + TASK_HEADS[converted.shape.head])
-    return converted
+    expected = logits_of(small, make_dummy_inputs(target))
+    verify(open_artifact(target), expected, "AutoModel" + TASK_HEADS[result.shape.head])
+    return result
 
 
-def pruned_model(folders: Sequence[Path]) -> tuple[PreTrainedModel, Converted]:
-    """The model that `convert` writes, in eval mode, and what it came to.
+def rebuild_pruned(
+    source: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[PreTrainedModel, Conversion]:
+    """Rebuilds the model of a pruned checkpoint in float32, without the units that do nothing.
 
     Args:
-        folders: The old checkpoint, and where to look for a config that it lacks.
+        source: The checkpoint, for messages.
+        config: Its config.
+        weights: Its tensors by name.
+
+    Returns:
+        The model in eval mode, and the result of the conversion.
 
     Raises:
-        HfcompressError: for what cannot be read, and where there is nothing to convert.
+        HfcompressError: if the tensors make no model, or nothing was pruned.
     """
-    return _pruned(folders[0], _config(folders), read_tensors(folders[0])[0])
-
-
-def _pruned(source: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> tuple[PreTrainedModel, Converted]:
     rebuilt = rebuild(config, {n: t.float() if t.is_floating_point() else t for n, t in weights.items()})
-    small, idle = without_idle_units(rebuilt.model)
+    small, idle = cut_idle_units(rebuilt.model)
     shape = shape_of(small.config.to_dict(), head=rebuilt.nominal.head)
     if shape == rebuilt.nominal:
-        raise NothingPrunedError(f"nothing of {source} was pruned: it is as its config says", "use it as it is")
-    return small, Converted(rebuilt.nominal, shape, idle, rebuilt.left_out, rebuilt.bound)
+        raise NothingPrunedError(
+            f"nothing of {source} was pruned: its tensors have the sizes that its config gives", "use it as it is"
+        )
+    return small, Conversion(rebuilt.nominal, shape, idle, rebuilt.left_out, rebuilt.bound)
 
 
-def _config(folders: Sequence[Path]) -> dict[str, Any]:
+def _find_config(folders: Sequence[Path]) -> dict[str, Any]:
     found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     if found is None:
         raise HfcompressError(f"{folders[0]} holds no config.json", "name the model that was pruned with --base")
     config = read_config(found)
     if str(config.get("model_type", "")).startswith(PRUNED):
-        raise HfcompressError(f"{found} is a model as hfcompress writes them", "use it as it is")
+        raise HfcompressError(f"{found} is already a model of hfcompress", "use it as it is")
     return config
 
 
-def _tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase | None:
+def _find_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase | None:
     found = next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZERS)), None)
     return load_tokenizer(found) if found else None
 
 
-def summary(converted: Converted | None) -> list[str]:
-    """What a conversion came to, in words."""
-    if converted is None:
-        return ["nothing was pruned: its tensors are as they were, in safetensors"]
-    old, new = converted.nominal, converted.shape
+def summarize(result: Conversion | None) -> list[str]:
+    """Describes the result of a conversion, line by line."""
+    if result is None:
+        return ["nothing was pruned: the tensors are unchanged, in safetensors"]
+    old, new = result.nominal, result.shape
     lines = [
         f"layers {len(old.layers)} -> {len(new.layers)}, hidden {old.hidden} -> {new.hidden}, "
         f"parameters {old.parameters:,} -> {new.parameters:,}",
-        f"heads by layer {_listed(x.heads for x in new.layers)}; neurons {_listed(x.ffn for x in new.layers)}",
+        f"heads by layer {_join(x.heads for x in new.layers)}; neurons {_join(x.ffn for x in new.layers)}",
     ]
-    if any(converted.idle):
-        lines.append(f"{converted.idle[0]} heads and {converted.idle[1]} neurons gave nothing, and are gone")
-    if converted.left_out:
-        lines.append(f"left out, as no part of the model: {', '.join(converted.left_out)}")
-    if converted.bound:
+    if any(result.idle):
+        lines.append(f"{result.idle[0]} heads and {result.idle[1]} neurons did nothing and were cut")
+    if result.left_out:
+        lines.append(f"left out, because they are no part of the model: {', '.join(result.left_out)}")
+    if result.bound:
         lines.append(
             f"not exact: the classifier's dense layer had more outputs than the hidden width; a logit may differ by up "
-            f"to {converted.bound:.2g}"
+            f"to {result.bound:.2g}"
         )
-    if not converted.tokenizer:
-        lines.append("no tokenizer was found, so none is beside the model: name one with --base")
+    if not result.tokenizer:
+        lines.append("no tokenizer was found, so the model has none: name one with --base")
     return lines
 
 
-def _listed(counts: Iterable[int]) -> str:
+def _join(counts: Iterable[int]) -> str:
     return ", ".join(map(str, counts))

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files, pickled ones too where that is allowed: no code of a pickle runs."""
+"""Reads the tensors of a checkpoint, also from pickles if this is allowed; no code in a pickle runs."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 _WHOLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _OF_TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer")
-"""How the names of pickles begin that hold a training's state and no model."""
+"""The beginnings of the names of pickles that hold the state of a training and no model."""
 _INNER = ("state_dict", "model_state_dict", "model")
-"""Keys under which some tools put a model's tensors."""
+"""The keys under which some tools put the tensors of a model."""
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""What checkpoints that came from TensorFlow call the parts of a norm."""
+"""The names of a norm's weights in checkpoints that came from TensorFlow, and in PyTorch."""
 
 
 def read_tensors(folder: Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], bool]:
-    """All tensors of a directory, and whether they were pickled.
+    """Reads all tensors of a directory; also returns True if they were in pickles.
 
     Args:
         folder: The checkpoint.
-        allow_pickle: Read a pickle where there are no safetensors, with torch's `weights_only`.
+        allow_pickle: True to read a pickle if there are no safetensors, with torch's `weights_only`.
 
     Raises:
-        HfcompressError: for what cannot be read, or is pickled and not allowed.
+        HfcompressError: if the checkpoint cannot be read, or is a pickle and that is not allowed.
     """
     names = names_in(folder)
     pickled = allow_pickle and not {WHOLE, INDEX} & set(names)
-    files = _pickles(folder, names) if pickled else weight_files(folder)
+    files = _find_pickles(folder, names) if pickled else weight_files(folder)
     if not pickled and choose(names, str(folder)).runtime != "torch":
-        raise HfcompressError(f"{folder} holds no safetensors", "a graph is not converted")
+        raise HfcompressError(f"{folder} holds no safetensors", "ONNX and OpenVINO graphs cannot be converted")
     weights: dict[str, Tensor] = {}
     for name in files:
-        weights |= _unpickled(folder / name) if pickled else _loaded(folder / name)
+        weights |= _read_pickle(folder / name) if pickled else _read_safetensors(folder / name)
     return weights, pickled
 
 
-def _loaded(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -53,8 +53,8 @@ def _loaded(file: Path) -> dict[str, Tensor]:
         raise HfcompressError(f"{file} does not load: {error}") from error
 
 
-def _pickles(folder: Path, names: list[str]) -> list[str]:
-    """The pickled files of a checkpoint: the usual one, the shards of its index, or the only one that holds a model."""
+def _find_pickles(folder: Path, names: list[str]) -> list[str]:
+    """Finds the pickles of a model: the usual one, the shards of an index, or the only one in the folder."""
     if _WHOLE in names:
         return [_WHOLE]
     if _INDEX in names:
@@ -69,12 +69,12 @@ def _pickles(folder: Path, names: list[str]) -> list[str]:
     found = [n for n in names if n.endswith(PICKLES) and "/" not in n and not n.startswith(_OF_TRAINING)]
     if len(found) != 1:
         what = f"holds several pickles ({', '.join(found)})" if found else "holds no pickle of a model"
-        raise HfcompressError(f"{folder} {what}", f"call the one that is the model {_WHOLE}")
+        raise HfcompressError(f"{folder} {what}", f"rename the one with the model to {_WHOLE}")
     return found
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, by names as transformers gives them."""
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a pickle, under the names that transformers gives them."""
     import pickle
 
     import torch
@@ -85,8 +85,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HfcompressError(
             f"{file} holds more than tensors, or is cut off: {reason}",
-            "nothing in it was run; where you trust it, load it with the tool that wrote it and save the state_dict() "
-            "of its model alone",
+            "no code in it was run; if you trust it, load it with the tool that wrote it and save the state_dict() of "
+            "its model alone",
         ) from None
     for key in _INNER:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -95,17 +95,19 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise HfcompressError(f"{file} holds no tensors by name", "save the state_dict() of the model")
     odd = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
     if odd:
-        raise HfcompressError(f"{file}: {str(odd[0])[:60]!r} is no tensor", "save the state_dict() of the model alone")
-    return {_renamed(name): tensor for name, tensor in content.items()}
+        raise HfcompressError(
+            f"{file}: {str(odd[0])[:60]!r} is not a tensor", "save the state_dict() of the model alone"
+        )
+    return {_rename(name): tensor for name, tensor in content.items()}
 
 
-def _renamed(name: str) -> str:
+def _rename(name: str) -> str:
     found = next((old for old in _RENAMED if name.endswith(old)), None)
     return name.removesuffix(found) + _RENAMED[found] if found else name
 
 
 def write_safetensors(weights: Mapping[str, Tensor], config: Mapping[str, Any], target: Path) -> None:
-    """Writes tensors as they are, those that share their storage once, and the config beside them."""
+    """Writes tensors and their config; tensors that share their storage are written once."""
     from huggingface_hub import save_torch_state_dict
 
     target.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
     from hfcompress.training.overlay import TrainingOverlay
     from hfcompress.utils.distributed import AllReduce
 

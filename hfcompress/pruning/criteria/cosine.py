@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.architectures import layers_of
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Cosine(DataCriterion):
 
         handles = [layer.register_forward_hook(compare) for layer in layers_of(model)]
         try:
-            with frozen(model):
+            with freeze(model):
                 for batch in calibration.batches(self.rows):
                     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
                     similarities.clear()

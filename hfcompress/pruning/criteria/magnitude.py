@@ -38,15 +38,15 @@ class Magnitude(Criterion):
     def hidden_scores(self, model: PreTrainedModel, calibration: Calibration) -> Tensor:
         import torch
 
-        from hfcompress.models.axes import axes_of
-        from hfcompress.pruning.narrow import inner_places
+        from hfcompress.models.weight_axes import axes_of
+        from hfcompress.pruning.hidden_dimensions import pooler_places
 
         sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)
         # What a pooler gives is as wide as the stream and no part of it.
-        inner = inner_places(model, axes)
+        pooled = pooler_places(model, axes)
         for name, weight in model.named_parameters():
             places = [
-                axis for axis, kind in enumerate(axes[name]) if kind == ("residual",) and (name, axis) not in inner
+                axis for axis, kind in enumerate(axes[name]) if kind == ("residual",) and (name, axis) not in pooled
             ]
             if weight.dim() > 1 and places:
                 powers = self._powers(weight)

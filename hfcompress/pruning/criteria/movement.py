@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hfcompress.pruning.costs import Target
     from hfcompress.pruning.masks.movement import Movement as Learning
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
     from hfcompress.training.overlay import TrainingOverlay
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hfcompress.models.surgery import Keep
     from hfcompress.pruning.layerwise import Rows
     from hfcompress.pruning.obs.solver import Moments
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 
 class Obs(DataCriterion):
@@ -116,11 +116,11 @@ class Obs(DataCriterion):
         return dict(zip(modules, found, strict=True))
 
     def _layers(self, model: PreTrainedModel, calibration: Calibration) -> Iterator[tuple[int, list[Rows]]]:
-        from hfcompress.models.frozen import frozen
+        from hfcompress.models.freezing import freeze
         from hfcompress.pruning.layerwise import start
 
         rows = start(model, calibration.batches(self.rows))
-        with frozen(model):
+        with freeze(model):
             for index in range(len(layers_of(model))):
                 yield index, rows
 

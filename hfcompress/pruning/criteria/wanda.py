@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 from hfcompress.models.linears import layer_linears
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion, Scores
 
@@ -71,7 +71,7 @@ def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) ->
     handles: list[Any] = [layer.register_forward_pre_hook(lambda *_: seen.clear()) for layer in layers_of(model)]
     handles += [module.register_forward_pre_hook(partial(add, name)) for name, module in linears.items()]
     try:
-        with frozen(model):
+        with freeze(model):
             for batch in calibration.batches(rows):
                 inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
                 masks[:] = [inputs["attention_mask"].unsqueeze(-1)]

@@ -106,7 +106,7 @@ class HardConcrete(UnitMasks):
         ahead = (wanted - expected) / (costs.whole - costs.fixed)
         return self.multipliers[0] * ahead + self.multipliers[1] * ahead**2
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         with torch.no_grad():
             self.log_alpha.clamp_(-LIMIT, LIMIT)
 

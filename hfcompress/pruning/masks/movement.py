@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hfcompress.models.surgery import Keep
     from hfcompress.pruning.costs import Target
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 
 @dataclass(frozen=True)

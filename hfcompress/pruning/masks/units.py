@@ -38,7 +38,7 @@ class UnitMasks(TrainingOverlay):
         raise NotImplementedError
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             heads, neurons = (_like(model, gates) for gates in self.gates(progress))
         with gated(model, heads, neurons):
@@ -102,11 +102,11 @@ class GradualUnits(UnitMasks):
     def gates(self, progress: float) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         return self.split(self.flat)
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         share = self.times.new_share(step, steps, float(self.share))
         if share is None:
             return
-        with in_eval_mode(model), self.applied(model, step / steps):
+        with in_eval_mode(model), self.lay_over(model, step / steps):
             heads, neurons = self.gates_of(self.rescore(model, share))
         self.flat.copy_(torch.cat([*heads, *neurons]))
         self.share.fill_(share)

@@ -17,7 +17,7 @@ from hfcompress.training.overlay import TrainingOverlay, in_eval_mode
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 
 class WeightMasks(TrainingOverlay):
@@ -42,7 +42,7 @@ class WeightMasks(TrainingOverlay):
         raise NotImplementedError
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         own = {name: model.get_parameter(name) for name in self.names}
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             masks = self.covers(model, progress)
@@ -105,7 +105,7 @@ class GradualWeights(WeightMasks):
     def covers(self, model: PreTrainedModel, progress: float) -> Sequence[Tensor]:
         return [self.get_buffer(f"mask_{index}") for index in range(len(self.names))]
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         share = self.times.new_share(step, steps, float(self.share))
         if share is None:
             return

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.forward import observe
-from hfcompress.models.frozen import frozen
+from hfcompress.models.freezing import freeze
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +42,7 @@ def output_hessian(
     device = next(model.parameters()).device
     sums = [torch.zeros((m.out_features,) * 2, dtype=torch.float64, device=device) for m in modules]
     rows = torch.zeros(1, dtype=torch.float64, device=device)
-    with frozen(model), torch.enable_grad():
+    with freeze(model), torch.enable_grad():
         for batch in batches:
             inputs = {name: value.to(device) for name, value in batch.items()}
             labels, mask = inputs.pop("labels"), inputs["attention_mask"].bool()

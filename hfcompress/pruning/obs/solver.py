@@ -13,7 +13,7 @@ from hfcompress.pruning.sparsity import lowest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hfcompress.pruning.pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import Pattern
 
 DAMPING = 0.01
 """What is added to the diagonal of a second moment, as a share of its mean (Frantar & Alistarh 2023, section 4)."""

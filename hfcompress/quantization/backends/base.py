@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, SerializeAsAny
 
 from hfcompress.measure.process import Batch
-from hfcompress.models.dummy_inputs import Probe
+from hfcompress.models.dummy_inputs import DummyInputs
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import Note
 from hfcompress.quantization.grids.ranges import Ranges
-from hfcompress.quantization.notes import Note
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.logging import log
 from hfcompress.utils.registry import Component, Registry
@@ -51,7 +51,7 @@ class QuantizationJob:
     source: Path
     target: Path
     auto_class: str
-    dummy_inputs: Probe
+    dummy_inputs: DummyInputs
     rows: Callable[[int], Sequence[Batch]] = _no_rows
     keep: frozenset[str] = frozenset()
     ranges: Ranges | None = None
@@ -75,7 +75,7 @@ class Backend(Component):
 
     runs_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """The devices that run the quantized model."""
-    mixed: ClassVar[bool] = False
+    keeps_layers: ClassVar[bool] = False
     """True if it can leave the layers of `QuantizationJob.keep` in float32. It then has `fake_quantize`."""
     fuses: ClassVar[bool] = False
     """True if it makes one layer of those that read the same tensor (queries, keys and values; an FFN and its gate)."""
@@ -162,18 +162,9 @@ class Backend(Component):
     @contextmanager
     def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
         """Makes the linear layers at these paths answer as if quantized, while the context lasts."""
-        import torch
-
-        layers: list[Any] = [model.get_submodule(path) for path in paths]
-        before = [layer.weight.data for layer in layers]
-        try:
-            for layer in layers:
-                with torch.no_grad():
-                    layer.weight.data = self.fake_quantize(layer.weight.data)
+        layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
+        with swap_weights(layers, {path: self.fake_quantize(layer.weight.data) for path, layer in layers.items()}):
             yield
-        finally:
-            for layer, weight in zip(layers, before, strict=True):
-                layer.weight.data = weight
 
     def training_overlay(
         self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float
@@ -190,6 +181,28 @@ class Backend(Component):
             freeze: The share of the steps after which ranges no longer change.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def swap_weights(layers: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Gives linear layers other weights while the context lasts.
+
+    `torch.func.functional_call` would give them for a single call of the model; here the model predicts many batches
+    with weights that are computed once. `torch.nn.utils.parametrize` would compute them again in each forward pass. A
+    task head that shares its weights with the embeddings changes both, as `functional_call` does.
+
+    Args:
+        layers: The layers by path.
+        weights: Their weights by path, `(out_features, in_features)`.
+    """
+    before = {path: layer.weight.data for path, layer in layers.items()}
+    try:
+        for path, layer in layers.items():
+            layer.weight.data = weights[path]
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer.weight.data = before[path]
 
 
 BACKENDS: Registry[Backend] = Registry("hfcompress.quantization.backends", Backend)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hfcompress.quantization.backends.float16 import Float16
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     OLDER,
     UNMEASURED_GPU,
     UNMEASURED_PROCESSOR,
@@ -13,6 +12,7 @@ from hfcompress.quantization.notes import (
     lacks_bfloat16,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.float16 import Float16
 
 
 class Bfloat16(Float16):

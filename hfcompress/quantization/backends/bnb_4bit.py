@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfcompress.models.architectures import ARCHITECTURES
 from hfcompress.models.linears import planned_linears
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.bnb_8bit import Bnb8Bit
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     OLDER,
     UNMEASURED_ARM,
     UNMEASURED_GPU,
@@ -17,6 +16,7 @@ from hfcompress.quantization.notes import (
     Note,
     has_only_avx2,
 )
+from hfcompress.quantization.backends.bnb_8bit import Bnb8Bit
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:

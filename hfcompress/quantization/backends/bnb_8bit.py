@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -21,6 +20,7 @@ from hfcompress.quantization.notes import (
     has_only_avx2,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Bnb8Bit(Backend):
     source: ClassVar[str] = "LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339"
     extra: ClassVar[str] = "bitsandbytes"
     modules: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "adapters"
     notes: ClassVar[tuple[Note, ...]] = (
         Note(has_only_avx2, f"measured 1.7 to 2.0 times slower {OLDER}: it saves memory, not time"),
@@ -89,7 +89,7 @@ class Bnb8Bit(Backend):
         import transformers
 
         from hfcompress.models.architectures import ARCHITECTURES
-        from hfcompress.models.artifact import load_model, read_config, save_weights, settled_config
+        from hfcompress.models.artifact import find_missing_config, load_model, read_config, save_weights
         from hfcompress.models.linears import linears
 
         kind = str(read_config(job.source)["model_type"]).removeprefix(PRUNED)
@@ -105,7 +105,7 @@ class Bnb8Bit(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(job.source),
+            **find_missing_config(job.source),
         )
         if problems := find_unknown_modules(self.skip or [], model):
             raise HfcompressError(problems)

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -19,6 +18,7 @@ from hfcompress.quantization.notes import (
     has_only_avx2,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 
 
 class Float16(Backend):

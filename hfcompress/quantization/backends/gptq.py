@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from hfcompress.measure.hardware import abilities
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import UNMEASURED_GPU, Note
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import UNMEASURED_GPU, Note
-from hfcompress.quantization.optimum import iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 
 PACKED = 32
@@ -72,7 +72,7 @@ class Gptq(Backend):
         import transformers
         from transformers import GPTQConfig
 
-        from hfcompress.models.artifact import save_weights, settled_config
+        from hfcompress.models.artifact import find_missing_config, save_weights
 
         rows = list(iterate_rows(job.rows(self.rows), ("input_ids", "attention_mask")))
         if not rows:
@@ -84,7 +84,7 @@ class Gptq(Backend):
             dtype=torch.float16,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(job.source),
+            **find_missing_config(job.source),
         )
         # The config would carry rows of the train split to wherever the model goes.
         model.config.quantization_config.dataset = None

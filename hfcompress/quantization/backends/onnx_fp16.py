@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import Note, has_only_avx2
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import Note, has_only_avx2
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 

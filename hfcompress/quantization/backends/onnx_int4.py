@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from hfcompress.models.shape import Shape
+from hfcompress.quantization.advice import OLDER, Note, has_only_avx2
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import OLDER, Note, has_only_avx2
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class OnnxInt4(Backend):
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
     notes: ClassVar[tuple[Note, ...]] = (
@@ -53,11 +53,11 @@ class OnnxInt4(Backend):
         return self
 
     def plan(self, shape: Shape) -> Shape:
-        from hfcompress.quantization.graphs.embeddings import bits_stored
+        from hfcompress.quantization.graphs.embeddings import count_stored_bits
 
         bits = 4 + 32 / self.block_size
         width = shape.embedding_rank or shape.embedding or shape.hidden
-        words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
+        words = count_stored_bits(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=bits, head_bits=bits, embedding_bits=words)
 
     def quantize(self, job: QuantizationJob) -> QuantizedModel:

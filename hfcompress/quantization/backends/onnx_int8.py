@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 from hfcompress.models.artifact import load_model
 from hfcompress.models.linears import linears
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
+from hfcompress.quantization.advice import Note, lacks_vnni
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel, swap_weights
 from hfcompress.quantization.calibration import Method, calibrate
 from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
-from hfcompress.quantization.notes import Note, lacks_vnni
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +34,7 @@ class OnnxInt8(Backend):
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
     notes: ClassVar[tuple[Note, ...]] = (
@@ -93,10 +93,10 @@ class OnnxInt8(Backend):
         return ("ema", "learned") if self.per_channel and not self.reduce_range else ("ema",)
 
     def plan(self, shape: Shape) -> Shape:
-        from hfcompress.quantization.graphs.embeddings import bits_stored
+        from hfcompress.quantization.graphs.embeddings import count_stored_bits
 
         width = shape.embedding_rank or shape.embedding or shape.hidden
-        words = bits_stored(self.embedding_bits, width) if self.embeddings else 32
+        words = count_stored_bits(self.embedding_bits, width) if self.embeddings else 32
         return replace(shape, linear_bits=8, head_bits=8, embedding_bits=words)
 
     def quantize(self, job: QuantizationJob) -> QuantizedModel:
@@ -139,7 +139,8 @@ class OnnxInt8(Backend):
 
         ranges = self._complete_ranges(model, job) if self.mode == "static" else None
         layers = {path: layer for path, layer in linears(model).items() if path in paths}
-        before = {path: layer.weight.data for path, layer in layers.items()}
+        scales = ranges.scales if ranges else {path: self._scales(layer.weight) for path, layer in layers.items()}
+        weights = {path: _fake_quantize(layer.weight.data, scales[path]) for path, layer in layers.items()}
 
         def hook(path: str) -> Any:
             def round_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -150,15 +151,11 @@ class OnnxInt8(Backend):
 
         handles = [layer.register_forward_pre_hook(hook(path)) for path, layer in layers.items()]
         try:
-            for path, layer in layers.items():
-                scales = ranges.scales[path] if ranges else self._scales(before[path])
-                layer.weight.data = _fake_quantize(before[path], scales)
-            yield
+            with swap_weights(layers, weights):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-            for path, layer in layers.items():
-                layer.weight.data = before[path]
 
     def training_overlay(
         self, model: PreTrainedModel, job: QuantizationJob, ranges: Literal["ema", "learned"], freeze: float

@@ -14,16 +14,16 @@ from pydantic import Field, model_validator
 
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
-from hfcompress.onnx.export import quiet
+from hfcompress.onnx.export import OPTIMUM_TASKS, quiet
 from hfcompress.onnx.graph_io import EXPORT_TOLERANCE, write_config
+from hfcompress.quantization.advice import Note, lacks_vnni
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import Note, lacks_vnni
-from hfcompress.quantization.optimum import TASKS, iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
-    from hfcompress.models.dummy_inputs import Probe
+    from hfcompress.models.dummy_inputs import DummyInputs
 
 TRANSFORMERS = (5, 6)
 """The first release that optimum-intel 2.2 does not support."""
@@ -70,7 +70,7 @@ class OpenvinoInt8(Backend):
     def problems(self, shape: Shape) -> list[str]:
         if shape.architecture == "modernbert":
             return ["optimum-intel exports no modernbert model; onnx_int8 does"]
-        if shape.head not in TASKS:
+        if shape.head not in OPTIMUM_TASKS:
             return [
                 f"openvino_int8 takes task heads that read a text at once, and this model has a {shape.head} task head"
             ]
@@ -101,7 +101,7 @@ class OpenvinoInt8(Backend):
         model = load_model(job.source, job.auto_class)
         with scratch_directory() as folder, redirect_stdout(StringIO()):
             with quiet(), _with_stock_type(model):
-                task = TASKS[task_head_of(job.auto_class) or "sequence"]
+                task = OPTIMUM_TASKS[task_head_of(job.auto_class) or "sequence"]
                 export_from_model(model, folder, task=task, preprocessors=[])
             auto = getattr(optimum.intel, job.auto_class.replace("Auto", "OV", 1))
             with quiet():  # the exporter undid the first
@@ -127,7 +127,7 @@ class OpenvinoInt8(Backend):
         return {"ov_config": OVConfig(quantization_config=config), "calibration_dataset": nncf.Dataset(rows)}
 
 
-def _require_same(exported: Any, model: Any, dummy_inputs: Probe) -> None:
+def _require_same(exported: Any, model: Any, dummy_inputs: DummyInputs) -> None:
     """Checks that the float graph, computed in float32, gives the model's logits on the dummy inputs."""
     import numpy as np
     import torch

@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 from hfcompress.measure.environment import cpu_flags
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
-from hfcompress.onnx.export import quiet
+from hfcompress.onnx.export import OPTIMUM_TASKS, quiet
 from hfcompress.onnx.graph_io import LIMIT, require_same_logits, run_onnx, write_config
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.optimum import TASKS, iterate_rows
+from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import scratch_directory
 
@@ -76,7 +76,7 @@ class OptimumOnnx(Backend):
                 f"the exported graph would be {4 * shape.parameters / 1e9:.1f} GB, and Optimum's quantizer takes less "
                 "than 2 GB: use onnx_int8, which keeps larger graphs in two files"
             ]
-        if shape.head in TASKS:
+        if shape.head in OPTIMUM_TASKS:
             return []
         return [f"optimum exports a model with a {shape.head} task head so that it needs a cache: use onnx_int8"]
 
@@ -172,7 +172,7 @@ def _export(model: Any, auto_class: str, path: Path) -> None:
     kind, head = str(model.config.model_type).removeprefix(PRUNED), task_head_of(auto_class) or "sequence"
     try:
         make = TasksManager.get_exporter_config_constructor(
-            "onnx", model_type=kind, task=TASKS[head], library_name="transformers"
+            "onnx", model_type=kind, task=OPTIMUM_TASKS[head], library_name="transformers"
         )
     except (KeyError, ValueError):
         message = f"optimum's exporter does not know a {kind} model with a {head} task head"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfcompress.models.dummy_inputs import Probe, logits_of
+from hfcompress.models.dummy_inputs import DummyInputs, logits_of
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import Shape
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
@@ -22,7 +22,7 @@ class TorchInt8(Backend):
 
     source: ClassVar[str] = "https://docs.pytorch.org/docs/stable/quantization.html"
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     embeddings: bool = True
     """Quantize the embedding tables too: in a small encoder they are most of the file."""
@@ -71,7 +71,7 @@ def _tables(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Embedding))
 
 
-def find_uncalled_tables(model: PreTrainedModel, dummy_inputs: Probe) -> set[str]:
+def find_uncalled_tables(model: PreTrainedModel, dummy_inputs: DummyInputs) -> set[str]:
     """Finds embedding tables that must stay float, because the model reads their weights without calling them.
 
     Such are DeBERTa's relative positions. A table of numbers for attention heads (MPNet) stays float too.

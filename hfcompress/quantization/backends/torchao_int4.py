@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import QuantizationJob
-from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -19,6 +17,8 @@ from hfcompress.quantization.notes import (
     has_only_avx2,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.base import QuantizationJob
+from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
 from hfcompress.utils.errors import HfcompressError
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -17,6 +16,7 @@ from hfcompress.quantization.notes import (
     lacks_tensor_cores,
     lacks_vnni,
 )
+from hfcompress.quantization.backends.torchao_int8_weight_only import TorchaoInt8WeightOnly
 
 
 class TorchaoInt8(TorchaoInt8WeightOnly):

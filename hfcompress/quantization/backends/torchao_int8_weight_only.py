@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfcompress.models.dummy_inputs import logits_of
 from hfcompress.models.shape import Shape
-from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
-from hfcompress.quantization.notes import (
+from hfcompress.quantization.advice import (
     NEWER,
     OLDER,
     UNMEASURED_ARM,
@@ -19,6 +18,7 @@ from hfcompress.quantization.notes import (
     has_only_avx2,
     lacks_tensor_cores,
 )
+from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,7 @@ class TorchaoInt8WeightOnly(Backend):
     source: ClassVar[str] = "https://docs.pytorch.org/ao"
     extra: ClassVar[str] = "torchao"
     modules: ClassVar[tuple[str, ...]] = ("torchao",)
-    mixed: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     notes: ClassVar[tuple[Note, ...]] = (
         Note(has_only_avx2, f"measured 1.1 times slower {OLDER}"),
         Note(has_avx512, f"measured 1.2 to 1.7 times slower {NEWER}"),
@@ -64,7 +64,7 @@ class TorchaoInt8WeightOnly(Backend):
         import transformers
         from transformers import TorchAoConfig
 
-        from hfcompress.models.artifact import load_model, save_weights, settled_config
+        from hfcompress.models.artifact import find_missing_config, load_model, save_weights
         from hfcompress.models.linears import linears
 
         plain = load_model(job.source, job.auto_class)
@@ -79,7 +79,7 @@ class TorchaoInt8WeightOnly(Backend):
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            **settled_config(job.source),
+            **find_missing_config(job.source),
         )
         save_weights(model.eval(), job.target)
         return QuantizedModel(logits_of(model, job.dummy_inputs), odd)

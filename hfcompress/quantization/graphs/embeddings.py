@@ -38,7 +38,7 @@ def quantize_embeddings(graph: onnx.ModelProto, bits: Literal[8, 4]) -> None:
         codes, scales = quantize_rowwise(_finite(graph, name), width)  # type: ignore[arg-type]
         _store(graph, name, codes, scales, width)
         for node in gathers:
-            _replace(graph, node, _gathered_int4(node, name) if width == 4 else _gathered_int8(node, name))
+            _replace(graph, node, _gather_int4(node, name) if width == 4 else _gather_int8(node, name))
         if not any(name in node.input for node in graph.graph.node):
             graph.graph.initializer.remove(next(t for t in graph.graph.initializer if t.name == name))
         if width == 4:
@@ -71,7 +71,7 @@ def tie_embeddings(graph: onnx.ModelProto) -> None:
                 break
 
 
-def bits_stored(bits: Literal[8, 4], width: int) -> float:
+def count_stored_bits(bits: Literal[8, 4], width: int) -> float:
     """Returns the bits that a weight of a word takes, with its share of the scale, in rows of `width` weights."""
     return bits + 32 * (-(-width // BLOCK) if bits == 4 else 1) / width
 
@@ -140,7 +140,7 @@ def _store(graph: onnx.ModelProto, name: str, codes: Tensor, scales: Tensor, bit
     graph.graph.initializer.extend([stored, numpy_helper.from_array(scales.numpy(), f"{name}_scales")])
 
 
-def _gathered_int8(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+def _gather_int8(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
     from onnx import TensorProto, helper
 
     rows, floats, scales = (f"{node.output[0]}_{part}" for part in ("rows", "floats", "scales"))
@@ -153,7 +153,7 @@ def _gathered_int8(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _gathered_int4(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+def _gather_int4(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
     from onnx import helper
 
     inputs = [f"{table}_int4", node.input[1], f"{table}_scales"]

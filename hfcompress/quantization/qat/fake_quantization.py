@@ -54,7 +54,7 @@ class FakeQuantization(TrainingOverlay):
         return None
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         layers = linears(model)
         own, hooks = {path: layer.weight for path, layer in layers.items()}, list[Any]()
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
@@ -128,5 +128,9 @@ def _round_rows(rounding: Rounding, _table: Any, _inputs: Any, rows: Tensor) -> 
 
 
 def _replace_weight(layer: nn.Linear, weight: Tensor) -> None:
-    """Puts a computed tensor in the place of a parameter, which a plain assignment refuses."""
+    """Puts a computed tensor in the place of a parameter, which a plain assignment refuses.
+
+    `torch.func.functional_call` does the same for a single call of the model; the overlay lasts over any number of
+    calls. `torch.nn.utils.parametrize` would rename the parameters, and with them checkpoints and saved models.
+    """
     layer._parameters["weight"] = weight  # type: ignore[assignment]

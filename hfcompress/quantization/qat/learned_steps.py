@@ -69,18 +69,18 @@ class LearnedStepSizes(FakeQuantization):
     def round_weights(self, model: PreTrainedModel) -> Mapping[str, Tensor]:
         steps = self.log_weights.exp().split(self.sizes)
         return {
-            path: _round_learned(layer.weight, own[:, None], -LARGEST, LARGEST)
+            path: _round_to_step(layer.weight, own[:, None], -LARGEST, LARGEST)
             for (path, layer), own in zip(linears(model).items(), steps, strict=True)
         }
 
     def input_roundings(self, progress: float) -> Mapping[str, Rounding]:
         steps, zeros = self.log_inputs.exp().unbind(), self.zeros
         return {
-            path: partial(_round_learned, step=steps[index], first=-zeros[index], last=LEVELS - zeros[index])
+            path: partial(_round_to_step, step=steps[index], first=-zeros[index], last=LEVELS - zeros[index])
             for path, index in self.read.items()
         }
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         if (step - 1) / steps < self.freeze:
             self.held.copy_(self._flat())
             return
@@ -101,13 +101,13 @@ class LearnedStepSizes(FakeQuantization):
         return torch.cat([self.log_inputs.detach(), self.log_weights.detach()])
 
 
-def _round_learned(values: Tensor, step: Tensor, first: int, last: int) -> Tensor:
+def _round_to_step(values: Tensor, step: Tensor, first: int, last: int) -> Tensor:
     scale = (values.shape[-1] * max(-first, last)) ** -0.5
-    rounded: Tensor = _Learned.apply(values, step, first, last, scale)
+    rounded: Tensor = _RoundToStep.apply(values, step, first, last, scale)
     return rounded
 
 
-class _Learned(torch.autograd.Function):
+class _RoundToStep(torch.autograd.Function):
     """Rounds by `v̂ = s clamp(round(v / s), first, last)` with LSQ's gradients, that of s scaled.
 
     A value that rounds to the first or last step counts as inside: at the start the largest weight of a channel does.

@@ -83,7 +83,7 @@ class MovingAverageRanges(FakeQuantization):
         self.seen[0, index].clamp_(max=low)
         self.seen[1, index].clamp_(min=high)
 
-    def stepped(self, model: PreTrainedModel, step: int, steps: int) -> None:
+    def after_step(self, model: PreTrainedModel, step: int, steps: int) -> None:
         if (step - 1) / steps < self.freeze:
             self.range.lerp_(_reduce_over_processes(self.seen), 1 - MOMENTUM)
             self.seen.zero_()

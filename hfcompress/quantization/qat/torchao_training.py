@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TorchaoTraining(FakeQuantization):
     """Puts torchao's modules into the model from the start to `settle`, around the same weights.
 
-    They round in training mode and in eval mode, so that `applied` has nothing to do.
+    They round in training mode and in eval mode, so that `lay_over` has nothing to do.
     """
 
     def __init__(self, model: PreTrainedModel, config: Any, layers: Collection[str]) -> None:
@@ -35,7 +35,7 @@ class TorchaoTraining(FakeQuantization):
         quantize_(model, QATConfig(config, step="prepare"), filter_fn=lambda _, path: path in layers)
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
+    def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         yield
 
     def settle(self, model: PreTrainedModel) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.data.entities import entities
-from hfcompress.data.metrics import balance
+from hfcompress.data.entities import find_entities
+from hfcompress.data.metrics import f1_of_counts
 from hfcompress.report.statistics.proportions import mcnemar_exact
 
 RARE = 30
@@ -82,7 +82,7 @@ def _words(sentences: Sequence[Any]) -> Items:
 
 
 def _entities(sentences: Sequence[Any]) -> Items:
-    return _group((kind, (row, *span)) for row, tags in enumerate(sentences) for kind, *span in entities(tags))
+    return _group((kind, (row, *span)) for row, tags in enumerate(sentences) for kind, *span in find_entities(tags))
 
 
 def _group(items: Iterable[tuple[str, Hashable]]) -> Items:
@@ -105,8 +105,8 @@ def _change(name: str, source: set[Hashable], result: set[Hashable], references:
     return ClassChange(
         name=name,
         items=len(references),
-        source_f1=balance(len(found), len(source), len(references)),
-        result_f1=balance(len(still), len(result), len(references)),
+        source_f1=f1_of_counts(len(found), len(source), len(references)),
+        result_f1=f1_of_counts(len(still), len(result), len(references)),
         broken=broken,
         repaired=repaired,
         p_value=mcnemar_exact(broken, repaired),

@@ -23,7 +23,7 @@ _OTHER_HEADS = frozenset(
 """Modules of task heads that a checkpoint was trained with before: another task head does not read them."""
 
 
-def require_whole(
+def require_complete_weights(
     path: Path, auto_class: str, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool = False
 ) -> None:
     """Requires that every weight that a loaded model computes with came from its checkpoint.
@@ -46,7 +46,7 @@ def require_whole(
     if any(name in body and ".pooler." not in name for name in missing) or (missing and not fresh_head):
         headless = all(name not in body or ".pooler." in name for name in missing)
         raise HfcompressError(
-            f"{path} lacks {_counted(missing)} of the weights that {auto_class} needs ({_listed(missing)}): "
+            f"{path} lacks {_count(missing)} of the weights that {auto_class} needs ({_list_some(missing)}): "
             + ("its head was never trained" if headless else "they would be random"),
             "put a `finetune` stage first, or name a model that was fine-tuned for this task"
             if headless
@@ -55,14 +55,14 @@ def require_whole(
     mismatched = [name for name in report["mismatched"] if not fresh_head or name in body]
     if mismatched:
         raise HfcompressError(
-            f"{path} has {_counted(mismatched)} weights of other sizes than its config.json says "
-            f"({_listed(mismatched)})",
+            f"{path} has {_count(mismatched)} weights of other sizes than its config.json says "
+            f"({_list_some(mismatched)})",
             "use the config.json that belongs to the weights; `hfcompress convert` reads pruned checkpoints",
         )
     left = [name for name in report["unexpected"] if not _is_spare(name, body, report, config, fresh_head)]
     if left:
         raise HfcompressError(
-            f"{path} holds {_counted(left)} weights that {auto_class} has no place for ({_listed(left)}), so it would "
+            f"{path} holds {_count(left)} weights that {auto_class} has no place for ({_list_some(left)}), so it would "
             "answer otherwise than it was trained to",
             "use the config.json that belongs to the weights; where they are known to do nothing, save the model once "
             f"without them: {auto_class}.from_pretrained(OLD).save_pretrained(NEW)",
@@ -70,7 +70,7 @@ def require_whole(
     _require_own_head(path, auto_class, config, fresh_head)
 
 
-def require_numbers(path: Path, not_finite: Sequence[str]) -> None:
+def require_finite_weights(path: Path, not_finite: Sequence[str]) -> None:
     """Requires weights that are numbers.
 
     Args:
@@ -119,10 +119,10 @@ def _is_spare(name: str, body: _Body, report: Mapping[str, Any], config: Mapping
     return name not in body and (fresh_head or name.partition(".")[0] in _OTHER_HEADS)
 
 
-def _counted(names: Sequence[str]) -> str:
+def _count(names: Sequence[str]) -> str:
     return f"{len(names):,}"
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_some(names: Iterable[str]) -> str:
     found = list(names)
     return ", ".join(found[:4]) + (", …" if len(found) > 4 else "")

@@ -117,7 +117,7 @@ class LocalModels:
     @cached_property
     def _first(self) -> dict[str, Any]:
         train = self.task.read("train")
-        if self.task.streamed:
+        if self.task.is_streamed:
             return {"train": train, "dev": self.task.read("dev")}
         return {"train": train.select(range(min(ROWS, len(train))))}
 

@@ -13,9 +13,11 @@ from hfcompress.models.artifact import load_model, save_weights
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.narrow import cut_hidden, drop_layers, hidden_gated, must_stay
+from hfcompress.pruning.hidden_dimensions import cut_hidden
+from hfcompress.pruning.layer_dropping import drop_layers, must_stay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.hidden_gates import hidden_gated
 
 ENCODERS = [name for name in ARCHITECTURES if name not in ("llama", "qwen2", "qwen3")]
 DECODERS = [name for name in ARCHITECTURES if name not in ENCODERS]
@@ -31,8 +33,8 @@ def logits(model: Any, inputs: Any = None) -> torch.Tensor:
         return observe(model, inputs or factories.batch()).logits
 
 
-def gated_logits(model: Any, dims: Any, inner: Any = None) -> torch.Tensor:
-    with hidden_gated(model, dims, inner):
+def gated_logits(model: Any, dims: Any) -> torch.Tensor:
+    with hidden_gated(model, dims):
         return logits(model)
 
 
@@ -93,14 +95,6 @@ def test_a_gated_root_mean_square_is_taken_over_the_dimensions_that_stay() -> No
     assert seen[0].abs().sum(dim=(0, 1)).count_nonzero() == len(DIMS)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "deberta-v2", "albert", "modernbert"])
-def test_the_heads_own_outputs_are_chosen_apart_from_the_stream(family: str) -> None:
-    model, inner = factories.model(family), tuple(range(len(DIMS)))
-    chosen = logits(cut_hidden(model, DIMS, inner))
-    assert torch.allclose(chosen, gated_logits(model, DIMS, inner), atol=1e-5)
-    assert not torch.allclose(chosen, logits(cut_hidden(model, DIMS)), atol=1e-4)
-
-
 def test_by_default_the_heads_outputs_with_the_largest_weights_behind_them_stay() -> None:
     model = factories.model()
     with torch.no_grad():
@@ -111,12 +105,6 @@ def test_by_default_the_heads_outputs_with_the_largest_weights_behind_them_stay(
     assert torch.equal(small.classifier.weight, model.classifier.weight[:, wanted])
     assert torch.equal(small.bert.pooler.dense.bias, model.bert.pooler.dense.bias[wanted])
     assert torch.equal(small.bert.pooler.dense.weight, model.bert.pooler.dense.weight[wanted][:, list(DIMS)])
-
-
-@pytest.mark.parametrize("head", ["mask", "token"])
-def test_a_head_without_outputs_of_its_own_takes_no_choice(head: str) -> None:
-    with pytest.raises(ValueError, match="inner outputs"):
-        cut_hidden(factories.model(head=head), DIMS, DIMS)
 
 
 def test_heads_cut_in_proportion_give_the_stock_class_again() -> None:

@@ -1,4 +1,4 @@
-"""Heads and neurons that do nothing, or always the same: they can go, and no logit moves."""
+"""Cuts heads and neurons that do nothing, or always give the same: no logit changes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def without_idle_units(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[int, int]]:
-    """The model without heads and neurons that give nothing, or always the same, which then goes into a bias.
+def cut_idle_units(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[int, int]]:
+    """Cuts heads and neurons whose output is constant; the constant goes into a bias, so the logits stay the same.
 
-    Its logits stay as they were; the biases of `model` itself may not.
+    The biases of `model` itself may change.
 
     Returns:
-        The smaller model (or `model`, where all do something), and how many heads and neurons are gone.
+        The smaller model (or `model` if no unit is idle), and the numbers of head groups and neurons that were cut.
     """
     import torch
 
@@ -26,7 +26,12 @@ def without_idle_units(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[i
     keep = []
     with torch.no_grad():
         for layer, groups, neurons in zip(layers_of(model), *unit_counts(model), strict=True):
-            keep.append(Keep(_busy_heads(modules, layer, groups), _busy_neurons(modules, layer, neurons, activation)))
+            keep.append(
+                Keep(
+                    _select_busy_heads(modules, layer, groups),
+                    _select_busy_neurons(modules, layer, neurons, activation),
+                )
+            )
     heads, neurons = (sum(counts) for counts in unit_counts(model))
     idle = (heads - sum(len(k.heads) for k in keep), neurons - sum(len(k.neurons) for k in keep))
     return (cut(model, keep) if any(idle) else model), idle
@@ -39,8 +44,11 @@ def _activation(config: PretrainedConfig) -> Any:
     return ACT2FN[next(getattr(config, key) for key in keys if hasattr(config, key))]
 
 
-def _busy_heads(modules: ModulePaths, layer: nn.Module, groups: int) -> tuple[int, ...]:
-    """A head whose values are all the same gives them whatever it attends to, since attention sums to 1."""
+def _select_busy_heads(modules: ModulePaths, layer: nn.Module, groups: int) -> tuple[int, ...]:
+    """Selects the heads that are not idle.
+
+    A head whose values are constant gives this constant for any attention, because attention weights sum to 1.
+    """
     if not groups:
         return ()
     value: Any = layer.get_submodule(modules.value)
@@ -52,11 +60,14 @@ def _busy_heads(modules: ModulePaths, layer: nn.Module, groups: int) -> tuple[in
     if value.bias is not None:
         biases = value.bias.unflatten(0, (parts, groups, -1))[-1]
         given = biases.repeat(1, columns.shape[2] // biases.shape[1])
-    return _busy(reader, columns, (rows == 0).flatten(1).all(1), given)
+    return _select_busy(reader, columns, (rows == 0).flatten(1).all(1), given)
 
 
-def _busy_neurons(modules: ModulePaths, layer: nn.Module, neurons: int, activation: Any) -> tuple[int, ...]:
-    """A neuron without incoming weights gives its activated bias; a gated one is idle if it or its gate is."""
+def _select_busy_neurons(modules: ModulePaths, layer: nn.Module, neurons: int, activation: Any) -> tuple[int, ...]:
+    """Selects the neurons that are not idle.
+
+    A neuron without incoming weights gives the activation of its bias. A gated neuron is idle if it or its gate is 0.
+    """
     import torch
 
     if not neurons:
@@ -69,29 +80,29 @@ def _busy_neurons(modules: ModulePaths, layer: nn.Module, neurons: int, activati
         made: Any = layer.get_submodule(path)
         rows += made.weight.unflatten(0, (parts, neurons)).unbind(0)
         biases += made.weight.new_zeros(parts, neurons) if made.bias is None else made.bias.unflatten(0, (parts, -1))
-    still = [(row == 0).all(1) for row in rows]
+    constant = [(row == 0).all(1) for row in rows]
     if len(rows) == 1:
-        return _busy(reader, columns, still[0], activation(biases[0])[:, None])
-    nothing = [s & (bias == 0) for s, bias in zip(still, biases, strict=True)]
-    passes_zero = bool(activation(torch.zeros(())) == 0)
-    idle = torch.stack(nothing).any(0) if passes_zero else torch.zeros_like(nothing[0])
-    return _busy(reader, columns, idle, columns.new_zeros(neurons, 1))
+        return _select_busy(reader, columns, constant[0], activation(biases[0])[:, None])
+    zero = [c & (bias == 0) for c, bias in zip(constant, biases, strict=True)]
+    keeps_zero = bool(activation(torch.zeros(())) == 0)
+    idle = torch.stack(zero).any(0) if keeps_zero else torch.zeros_like(zero[0])
+    return _select_busy(reader, columns, idle, columns.new_zeros(neurons, 1))
 
 
-def _busy(reader: Any, columns: Tensor, still: Tensor, given: Tensor) -> tuple[int, ...]:
-    """The units that do something; what the others always give goes into the reader's bias.
+def _select_busy(reader: Any, columns: Tensor, constant: Tensor, given: Tensor) -> tuple[int, ...]:
+    """Selects the units that are not idle, and adds the constants of the others to the reader's bias.
 
     Args:
         reader: The linear layer behind the units.
         columns: Its weights by unit, `(out, units, width)`.
-        still: The units that always give the same, `(units,)`.
-        given: What they give, `(units, width)`.
+        constant: True for units whose output is constant, `(units,)`.
+        given: Their constant outputs, `(units, width)`.
     """
     import torch
 
-    constant = torch.einsum("ouw,uw->uo", columns, given)
+    added = torch.einsum("ouw,uw->uo", columns, given)
     unread = (columns == 0).all(2).all(0)
-    idle = unread | (still & ((constant == 0).all(1) | (reader.bias is not None)))
+    idle = unread | (constant & ((added == 0).all(1) | (reader.bias is not None)))
     if reader.bias is not None:
-        reader.bias += constant[idle].sum(0)
+        reader.bias += added[idle].sum(0)
     return tuple((~idle).nonzero().flatten().tolist())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def frozen(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
+def freeze(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
     """Freezes a model inside a `with` block: eval mode, and gradients only for the weights in `but`."""
     modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -31,7 +31,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
 
     modules, shape = spec_of(model).modules, shape_of(model.config.to_dict())
     hidden = _HEADS * _HEAD_DIM * shape.group
-    told = replace(
+    distinct = replace(
         shape.with_layers(len(shape.layers), _HEADS * shape.group, _FFN),
         hidden=hidden,
         head_dim=_HEAD_DIM,
@@ -41,7 +41,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
         positions=_POSITIONS,
     )
     with torch.device("meta"):
-        probe = empty_model(type(model).__name__, told, model.config)
+        empty = empty_model(type(model).__name__, distinct, model.config)
     kinds: dict[int, Axis] = {
         hidden: ("residual",),
         _EMBEDDING: ("embedding",),
@@ -54,7 +54,7 @@ def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     }
     return {
         name: _with_heads(name, tuple(kinds.get(size, ()) for size in tensor.shape), modules)
-        for name, tensor in probe.state_dict().items()
+        for name, tensor in empty.state_dict().items()
     }
 
 

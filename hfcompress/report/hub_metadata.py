@@ -1,0 +1,131 @@
+"""The metadata at the top of a card, which the Hub reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hfcompress.context import Stage
+from hfcompress.data.source import is_local
+from hfcompress.models.artifact import Artifact
+from hfcompress.recipe.loader import Loaded
+from hfcompress.report.tables import find_metric
+from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
+from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.escape import one_line
+from hfcompress.utils.places import name_of
+
+METRIC_NAMES = {
+    "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
+    "spearman": "Spearman", "mse": "Mean squared error", "precision": "Precision", "recall": "Recall",
+    "exact_match": "Exact match", "perplexity": "Perplexity",
+}  # fmt: skip
+_PIPELINES = {"regression": "text-classification"}
+"""The Hub's name for a task type that it does not have itself."""
+
+
+def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> Any:
+    """Makes the metadata of a model's card.
+
+    Args:
+        loaded: The recipe.
+        content: The report.
+        row: The model's row of the report.
+        artifact: The model.
+
+    Returns:
+        A `ModelCardData` of `huggingface_hub`.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe, metric = loaded.recipe, find_metric(content)
+    pipeline, languages = _PIPELINES.get(recipe.task.type, recipe.task.type), recipe.hub.language
+    base, dataset = find_base_model(loaded), find_dataset(loaded)
+    local = is_local(recipe.task.dataset)
+    result = EvalResult(
+        task_type=pipeline,
+        dataset_type=dataset or "local",
+        dataset_name=one_line(" ".join(filter(None, [dataset or name_of(recipe.task.dataset), recipe.task.config]))),
+        dataset_config=recipe.task.config and one_line(recipe.task.config),
+        # Local files called `test` need not be the Hub's test split.
+        dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],
+        metric_type=metric,
+        metric_name=METRIC_NAMES.get(metric, metric),
+        metric_value=round(float(row["quality"][metric]), 6),
+    )
+    stages = list_stages(loaded, artifact)
+    return ModelCardData(
+        language=(languages[0] if len(languages) == 1 else languages) or None,
+        license=recipe.hub.license,
+        license_name=recipe.hub.license_name,
+        license_link=recipe.hub.license_link,
+        library_name="onnx" if artifact.runtime == "onnx" else "transformers",
+        pipeline_tag=pipeline,
+        base_model=base,
+        base_model_relation=stages[-1].relation if base else None,
+        datasets=[dataset] if dataset else None,
+        metrics=[metric],
+        tags=["hfcompress", *dict.fromkeys(stage.tag for stage in stages if stage.tag)],
+        model_name=recipe.name,
+        eval_results=[result],
+    )
+
+
+def list_stages(loaded: Loaded, artifact: Artifact) -> list[Stage]:
+    """Lists the stages that made a model; a run with `--only` does not reach the recipe's last stage."""
+    names, stages = loaded.recipe.stage_names(), loaded.recipe.stages
+    if artifact.stage in names:
+        return list(stages[: names.index(artifact.stage) + 1])
+    return [stage for stage in stages if not stage.compresses]
+
+
+def find_base_model(loaded: Loaded) -> str | None:
+    """Finds the Hub id of the model that the recipe starts from; None if it has none."""
+    return loaded.recipe.hub.base_model or _find_hub_id(loaded.recipe.model)
+
+
+def find_dataset(loaded: Loaded) -> str | None:
+    """Finds the Hub id of the data set; None if it has none."""
+    return loaded.recipe.hub.dataset or _find_hub_id(loaded.recipe.task.dataset)
+
+
+def _find_hub_id(spec: str) -> str | None:
+    """Finds the Hub id in the name of a model or a data set; None for a directory, even if it no longer exists."""
+    try:
+        return None if is_local(spec) else require_hub_id(spec.partition("@")[0])
+    except ValueError:
+        return None
+
+
+def validate(text: str) -> None:
+    """Checks that the Hub would accept a card, without asking the Hub.
+
+    Raises:
+        HfcompressError: for a licence, language, Hub id or metric value that the Hub refuses, and an empty section.
+    """
+    from huggingface_hub import ModelCard
+
+    data: Any = ModelCard(text).data
+    problems = []
+    languages = data.language if isinstance(data.language, list) else [data.language]
+    datasets = data.datasets or []
+    checks: list[tuple[str, Callable[[Any], object], list[Any]]] = [
+        ("license", require_license, [data.license]),
+        ("language", require_language, languages if data.language else []),
+        ("base_model", require_hub_id, [data.base_model] if data.base_model else []),
+        ("dataset", require_hub_id, [datasets] if isinstance(datasets, str) else datasets),
+    ]
+    for key, require, values in checks:
+        for value in values:
+            try:
+                require(str(value))
+            except ValueError as error:
+                problems.append(f"hub.{key}: {error}")
+    for result in data.eval_results or []:
+        if type(result.metric_value) is not float or not math.isfinite(result.metric_value):
+            problems.append(f"the metric {result.metric_type} has the value {result.metric_value!r}")
+    if "[More Information Needed]" in text:
+        problems.append("the card has an empty section")
+    if problems:
+        raise HfcompressError("the Hub would refuse the model card: " + "; ".join(problems), "fix `hub:` in the recipe")

@@ -1,0 +1,213 @@
+"""The rows of a report as a table: for the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hfcompress.report.conditions import render_conditions, was_busy
+from hfcompress.report.verdicts import describe_verdicts
+from hfcompress.utils.escape import markdown
+from hfcompress.utils.wording import significant
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_TIMED = ("p50_ms", "p95_ms", "samples_per_s", "speedup", "speedup_low", "speedup_high", "rounds", "threads")
+"""Columns of the CSV for each batch size."""
+_COMPARED = {
+    "change": "change", "low": "change_low", "high": "change_high", "reading": "reading", "p_value": "p_value",
+    "margin": "margin", "verdict": "verdict", "largest_drop": "largest_drop", "units_needed": "units_needed",
+    "broken": "broken", "repaired": "repaired", "agreement": "agreement", "divergence": "divergence",
+}  # fmt: skip
+"""Columns of the CSV about the comparison with the source, by key of the report."""
+_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence")
+READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
+
+
+def find_metric(content: Mapping[str, Any]) -> str:
+    """Finds the name of the metric that the rows are compared by."""
+    return next(name for name in content["rows"][0]["quality"] if name != "n")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its heading, and how the cell of a row is written."""
+
+    heading: str
+    format: Callable[[Mapping[str, Any]], str]
+
+
+def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
+    """Lists the columns of the table.
+
+    Args:
+        content: The report.
+        wide: All columns; otherwise those that matter most, which fit into 80 characters.
+    """
+    metric, compared = find_metric(content), any("against_source" in row for row in content["rows"])
+    margin = next(
+        (r["against_source"]["margin"] for r in content["rows"] if "margin" in r.get("against_source", {})), ""
+    )
+    sizes = [entry["batch_size"] for entry in content["rows"][0]["latency"]]
+    head = [
+        Column("model", lambda row: str(row["stage"])),
+        Column(metric, lambda row: f"{row['quality'][metric]:.4f}"),
+    ]
+    smaller = Column("smaller", lambda row: f"{row['compression']:.2f}x")
+    verdict = Column(f"within {margin}", lambda row: row.get("against_source", {}).get("verdict", "-"))
+    busy = was_busy(content)
+    if not wide:
+        change = Column("change", _format_change)
+        faster = [Column(f"faster @{size}", partial(_format_plain_speedup, n, busy)) for n, size in enumerate(sizes)]
+        return [*head, *([change, verdict] if compared else []), smaller, *faster]
+    change = Column("change (95%)", _format_interval_of_change)
+    timed = [
+        column
+        for number, size in enumerate(sizes)
+        for column in (
+            Column(f"ms, batch {size}", partial(_format_milliseconds, number)),
+            Column("faster", partial(_format_speedup, number, busy)),
+        )
+    ]
+    embeddings = [Column("embeddings MB", lambda row: _format_megabytes(row.get("embedding_bytes")))]
+    energy = [Column("Wh / 1k", lambda row: _format_energy(row["energy_wh_per_1k"]))]
+    return [
+        *head,
+        Column("95% interval", lambda row: "{:.3f}-{:.3f}".format(*row["quality_interval"])),
+        Column("of source", partial(_format_share, content["rows"][0]["quality"][metric], metric)),
+        *([change, verdict] if compared else []),
+        Column("parameters", lambda row: _format_count(row["parameters"])),
+        Column("encoder", lambda row: _format_count(row["encoder_parameters"])),
+        Column("MB", lambda row: significant(row["disk_bytes"] / 1e6)),
+        *(embeddings if _has_embedding_sizes(content) else []),
+        smaller,
+        *timed,
+        Column("peak MB", lambda row: f"{row['peak_memory_bytes'] / 1e6:.0f}"),
+        *(energy if _has_energy(content) else []),
+    ]
+
+
+def list_headings(content: Mapping[str, Any], wide: bool = True) -> list[str]:
+    """Lists the headings of `list_columns`."""
+    return [column.heading for column in list_columns(content, wide)]
+
+
+def format_cells(content: Mapping[str, Any], wide: bool = True) -> list[list[str]]:
+    """Formats the figures of each row, in the order of `list_columns`."""
+    columns = list_columns(content, wide)
+    return [[column.format(row) for column in columns] for row in content["rows"]]
+
+
+def _format_change(row: Mapping[str, Any]) -> str:
+    """Formats the change against the source and how to read it, `-0.0011 noise`."""
+    found = row.get("against_source", {})
+    return f"{found['change']:+.4f} {READINGS[found['reading']]}" if "change" in found else "-"
+
+
+def _format_interval_of_change(row: Mapping[str, Any]) -> str:
+    found = row.get("against_source", {})
+    if "change" not in found:
+        return "-"
+    return f"{found['change']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {found['reading']}"
+
+
+def _format_share(base: float, metric: str, row: Mapping[str, Any]) -> str:
+    return f"{row['quality'][metric] / base:.1%}" if base else "-"
+
+
+def _format_milliseconds(number: int, row: Mapping[str, Any]) -> str:
+    return f"{row['latency'][number]['p50_ms']:.2f}"
+
+
+def _format_plain_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
+    speedup = row["latency"][number]["speedup"]
+    return "busy" if busy else "-" if speedup is None else f"{speedup:.2f}x"
+
+
+def _has_embedding_sizes(content: Mapping[str, Any]) -> bool:
+    """True if the size of some model's embeddings is known; reports of earlier versions do not have it."""
+    return any(row.get("embedding_bytes") is not None for row in content["rows"])
+
+
+def _has_energy(content: Mapping[str, Any]) -> bool:
+    return any(row["energy_wh_per_1k"] is not None for row in content["rows"])
+
+
+def _format_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
+    """Formats a speed-up with its interval, `3.90x (3.82-3.98)`; an interval that rounds to one number is left out."""
+    entry = row["latency"][number]
+    if busy or entry["speedup"] is None:
+        return "busy" if busy else "-"
+    ends = [format_ratio(value) for value in entry.get("speedup_interval") or ()]
+    return f"{entry['speedup']:.2f}x" + (f" ({'-'.join(ends)})" if len(set(ends)) > 1 else "")
+
+
+def format_ratio(value: float) -> str:
+    """Formats a ratio with about three digits."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _format_megabytes(count: int | None) -> str:
+    return "-" if count is None else significant(count / 1e6)
+
+
+def _format_energy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _format_count(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count:,}"
+
+
+def render_markdown(content: Mapping[str, Any]) -> str:
+    """Renders the table and the conditions of the measurement as Markdown."""
+    head = list_headings(content)
+    lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in format_cells(content)]
+    verdicts = "".join(f"- {markdown(sentence)}\n" for sentence in describe_verdicts(content))
+    return "\n".join(lines) + f"\n\n{verdicts}\n{render_conditions(content)}\n"
+
+
+def render_csv(content: Mapping[str, Any]) -> str:
+    """Renders every figure as CSV, with a line for each model and a column for each figure."""
+    metric = find_metric(content)
+    lines = []
+    for row in content["rows"]:
+        flat = {k: v for k, v in row.items() if k not in _NESTED}
+        flat |= {metric: row["quality"][metric], "n": row["quality"]["n"]}
+        flat |= {f"{metric}_low": row["quality_interval"][0], f"{metric}_high": row["quality_interval"][1]}
+        if any("against_source" in each for each in content["rows"]):
+            flat |= {name: row.get("against_source", {}).get(key) for key, name in _COMPARED.items()}
+        for entry in row["latency"]:
+            low, high = entry.get("speedup_interval") or (None, None)
+            figures = {**entry, "speedup_low": low, "speedup_high": high}
+            flat |= {f"batch_{entry['batch_size']}_{key}": figures.get(key) for key in _TIMED}
+        if was_busy(content):
+            flat |= {key: "busy" for key in flat if "speedup" in key}
+        lines.append(flat)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
+    """Renders the table for the terminal; long names of models are folded, so that it fits."""
+    from rich import box
+    from rich.table import Table
+
+    title = content["name"] + (" (timed on a busy machine)" if was_busy(content) else "")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for index, heading in enumerate(list_headings(content, wide)):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
+    for row in format_cells(content, wide):
+        table.add_row(*row)
+    return table

@@ -1,0 +1,54 @@
+"""Sentences on how each model compares with the source: the change, the verdict at the margin, and its power."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_verdicts(content: Mapping[str, Any]) -> list[str]:
+    """Says of each model but the source how it compares; empty for a report of an earlier version."""
+    rows = content["rows"]
+    return [describe_verdict(content, row) for row in rows[1:] if "against_source" in row]
+
+
+def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Says how a model of the report compares with the source."""
+    found = row["against_source"]
+    if "not_compared" in found:
+        return f"{row['stage']} is not compared with the source: {found['not_compared']}."
+    metric = next(name for name in row["quality"] if name != "n")
+    before, after = content["rows"][0]["quality"][metric], row["quality"][metric]
+    sentences = [
+        f"{row['stage']}: {metric} {after:.4f} against {before:.4f}, a change of {found['change']:+.4f} "
+        f"({found['low']:+.4f} to {found['high']:+.4f}), {found['reading']}.",
+        _describe_margin(found),
+        *_describe_flips(found),
+    ]
+    return " ".join(sentences)
+
+
+def _describe_margin(found: Mapping[str, Any]) -> str:
+    margin = found["margin"]
+    if found["verdict"] == "shown":
+        return f"A loss of more than {margin} is ruled out (p = {_format_p(found['p_margin'])})."
+    if found["verdict"] == "worse":
+        return f"It loses more than {margin}."
+    if "power" not in found:
+        return f"A loss of more than {margin} is not ruled out: {found['why']}."
+    return f"A loss of more than {margin} is not ruled out: {found['power']}."
+
+
+def _describe_flips(found: Mapping[str, Any]) -> list[str]:
+    if "broken" not in found:
+        return []
+    p_value = found.get("p_value_holm", found["p_value"])
+    adjusted = ", Holm's correction" if "p_value_holm" in found else ""
+    return [
+        f"{found['broken']} answers became wrong and {found['repaired']} right "
+        f"(McNemar's exact test, p = {_format_p(p_value)}{adjusted})."
+    ]
+
+
+def _format_p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.2g}"
