@@ -305,7 +305,7 @@ def evaluate(
     task = task if task is not None else infer_task(models[0], dataset)
     stages = [Quantize(backend=BACKENDS.parse("float16"))]  # a recipe has a stage; this one is not run
     recipe = Recipe(names[0], task, stages, measure=measure, seed=seed)
-    return Report(compare(names, recipe.loaded))
+    return Report(compare(names, recipe.loaded)[0])
 
 
 def push(run: str | Path | Run, repo: str | None = None, *, private: bool = False) -> str:

@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, requ
 from hfcompress.utils.launch import lost_process
 from hfcompress.utils.logging import err, guard_terminal, log, log_to_terminal, out, print_table, print_traceback
 from hfcompress.utils.stop import stoppable
+
+if TYPE_CHECKING:
+    from hfcompress.report.gate import Limits
 
 app = typer.Typer(
     name="hfcompress",
@@ -186,12 +189,22 @@ def _only_our_progress() -> None:
 KINDS = ("finetune", "distill", "prune", "quantize")
 
 
-def _show(content: dict[str, Any], directory: Path) -> None:
-    from hfcompress.report.conditions import describe_conditions, was_busy
+def _print_report(content: dict[str, Any], wide: bool = False) -> None:
+    """Prints the table, how the last model (or, if wide, each) compares with the source, and how it was measured."""
+    from hfcompress.report.conditions import describe_conditions
     from hfcompress.report.tables import render_table
+    from hfcompress.report.verdicts import describe_verdicts
 
-    print_table(render_table(content))
+    print_table(render_table(content, wide))
+    for sentence in describe_verdicts(content)[0 if wide else -1 :]:
+        out().print(sentence)
     out().print(describe_conditions(content))
+
+
+def _show(content: dict[str, Any], directory: Path, wide: bool = False) -> None:
+    from hfcompress.report.conditions import was_busy
+
+    _print_report(content, wide)
     if was_busy(content):
         out().print(f"busy   time anew: hfcompress report {directory} --measure")
     for label, path in (
@@ -204,6 +217,70 @@ def _show(content: dict[str, Any], directory: Path) -> None:
             out().print(f"{label:7}{path}")
 
 
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, however wide the terminal is.")]
+MaxDrop = Annotated[
+    str | None, typer.Option(metavar="MARGIN", help="The largest loss of quality: 1% of the source's, or 0.01.")
+]
+PerClass = Annotated[str | None, typer.Option(metavar="MARGIN", help="The largest loss of F1 of any class.")]
+MinSpeedup = Annotated[float | None, typer.Option(min=0.0, help="How many times faster it must be.")]
+MaxMb = Annotated[float | None, typer.Option(min=0.0, help="The largest size of its weights, in MB.")]
+ByEstimate = Annotated[bool, typer.Option("--by-estimate", help="Judge the measured figures, however unsure they are.")]
+Model = Annotated[str | None, typer.Option("--model", help="The row to judge; default: the last.")]
+
+
+def _read_limits(
+    max_drop: str | None, per_class: str | None, min_speedup: float | None, max_mb: float | None, by_estimate: bool
+) -> Limits:
+    from hfcompress.report.gate import Limits
+    from hfcompress.utils.margin import Margin, parse_margin
+
+    def read(option: str, value: str | None) -> Margin | None:
+        try:
+            return None if value is None else parse_margin(value)
+        except ValueError as error:
+            raise HfcompressError(f"{option}: {error}") from None
+
+    drop, classes = read("--max-drop", max_drop), read("--per-class", per_class)
+    return Limits(drop, classes, min_speedup, max_mb, by_estimate)
+
+
+def _judge(content: dict[str, Any], limits: Limits, model: str | None) -> tuple[str, int]:
+    """Prints the verdict for people on standard error; returns it as JSON, and the exit code."""
+    import json
+
+    from hfcompress.report.gate import EXIT, as_json, check_limits
+
+    checks = check_limits(content, limits, model)
+    for check in checks:
+        err().print(f"{check.verdict}: {check.limit}: {check.sentence}")
+    verdict = as_json(content, checks, model)
+    return json.dumps(verdict, indent=2) + "\n", 0 if verdict["passed"] else EXIT
+
+
+@app.command()
+def gate(
+    report: Annotated[Path, typer.Argument(metavar="RUN|REPORT", help="A run directory, or a report.json.")],
+    max_drop: MaxDrop = None,
+    per_class: PerClass = None,
+    min_speedup: MinSpeedup = None,
+    max_mb: MaxMb = None,
+    by_estimate: ByEstimate = False,
+    model: Model = None,
+) -> None:
+    """Judge a measured model by limits: exit 0 if it keeps to all of them, 3 if not or if that is not shown.
+
+    The verdict is JSON on standard output.
+    """
+    from hfcompress.report.report import read, read_file
+
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
+    if not limits:
+        raise HfcompressError("no limit is given", "such as --max-drop 1%, --min-speedup 3 or --max-mb 30")
+    verdict, status = _judge(read_file(report) if report.is_file() else read(report), limits, model)
+    out().print(verdict, end="")
+    raise typer.Exit(status)
+
+
 @app.command()
 def evaluate(
     models: Annotated[
@@ -213,27 +290,43 @@ def evaluate(
     task: Annotated[str, typer.Option("--task", metavar="RECIPE", help="The recipe whose task and measure are used.")],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
+    wide: Wide = False,
+    max_drop: MaxDrop = None,
+    per_class: PerClass = None,
+    min_speedup: MinSpeedup = None,
+    max_mb: MaxMb = None,
+    by_estimate: ByEstimate = False,
+    model: Model = None,
 ) -> None:
-    """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several."""
-    from hfcompress.report.conditions import describe_conditions
+    """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several.
+
+    With limits it ends as `gate` does: exit 3 if the last model does not keep to them.
+    """
+    from hfcompress.measure.answers import FILE, write_answers
     from hfcompress.report.report import write
-    from hfcompress.report.tables import render_table
     from hfcompress.run.compare import compare
     from hfcompress.run.directory import exclusive
+    from hfcompress.utils.files import write_text
 
     if output is not None and output.exists() and not output.is_dir():
         raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
     if output is not None and (output / "recipe.lock.json").exists():
         raise HfcompressError(f"{output} is a run, with a report of its own", "choose another one with --output")
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
     _only_our_progress()
-    content = compare(models, _load(task, overrides))
-    print_table(render_table(content))
-    out().print(describe_conditions(content))
+    content, answers = compare(models, _load(task, overrides))
+    _print_report(content, wide)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with exclusive(output):
+            write_answers(answers, [row["stage"] for row in content["rows"]], output / FILE)
             write(content, output)
         out().print(f"report {output / 'report.md'}")
+    if limits:
+        verdict, status = _judge(content, limits, model)
+        if output is not None:
+            write_text(output / "gate.json", verdict)
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -287,6 +380,7 @@ def report(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the models anew, and nothing else; report, plots and card follow.")
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """Print the report of a run again, and draw its plot anew."""
     from hfcompress.report.report import read, write
@@ -302,7 +396,7 @@ def report(
         with exclusive(run_directory):
             content = read(run_directory)
             write(content, run_directory)
-    _show(content, run_directory)
+    _show(content, run_directory, wide)
 
 
 @app.command()

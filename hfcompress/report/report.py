@@ -28,11 +28,22 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / "report.json"
     if not path.is_file():
         raise HfcompressError(f"{directory} holds no report.json", "`hfcompress run RECIPE` writes one")
+    return read_file(path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Reads a report.json.
+
+    Raises:
+        HfcompressError: if it cannot be read, or is no report.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fix = "delete it; the same `hfcompress run` measures again"
         raise HfcompressError(f"{path} is not JSON: {error}", fix) from None
+    if not isinstance(content, dict) or not content.get("rows"):
+        raise HfcompressError(f"{path} is no report", "name a run directory, or its report.json")
     return content
 
 

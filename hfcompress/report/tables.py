@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ _COMPARED = {
 }  # fmt: skip
 """Columns of the CSV about the comparison with the source, by key of the report."""
 _NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence")
+WIDTH, LEAST_NAME = 80, 12
+"""Characters of the narrow table, and of a model's name at least; longer names are folded."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
 
 
@@ -63,7 +66,7 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
     busy = was_busy(content)
     if not wide:
         change = Column("change", _format_change)
-        faster = [Column(f"faster @{size}", partial(_format_plain_speedup, n, busy)) for n, size in enumerate(sizes)]
+        faster = [Column(f"speed @{size}", partial(_format_plain_speedup, n, busy)) for n, size in enumerate(sizes)]
         return [*head, *([change, verdict] if compared else []), smaller, *faster]
     change = Column("change (95%)", _format_interval_of_change)
     timed = [
@@ -104,9 +107,9 @@ def format_cells(content: Mapping[str, Any], wide: bool = True) -> list[list[str
 
 
 def _format_change(row: Mapping[str, Any]) -> str:
-    """Formats the change against the source and how to read it, `-0.0011 noise`."""
+    """Formats the change against the source and how to read it, `-0.001 noise`."""
     found = row.get("against_source", {})
-    return f"{found['change']:+.4f} {READINGS[found['reading']]}" if "change" in found else "-"
+    return f"{found['change']:+.3f} {READINGS[found['reading']]}" if "change" in found else "-"
 
 
 def _format_interval_of_change(row: Mapping[str, Any]) -> str:
@@ -205,9 +208,23 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
     from rich.table import Table
 
     title = content["name"] + (" (timed on a busy machine)" if was_busy(content) else "")
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for index, heading in enumerate(list_headings(content, wide)):
-        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
-    for row in format_cells(content, wide):
-        table.add_row(*row)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True, show_edge=False
+    )
+    first, *others = list_headings(content, wide)
+    cells = format_cells(content, wide)
+    taken = sum(2 + max(map(len, column)) for column in zip(others, *(row[1:] for row in cells), strict=True))
+    table.add_column(first, overflow="fold", max_width=None if wide else max(WIDTH - taken, LEAST_NAME))
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = [row[0] for row in cells] if wide else _shorten(row[0] for row in cells)
+    for name, row in zip(names, cells, strict=True):
+        table.add_row(name, *row[1:])
     return table
+
+
+def _shorten(names: Iterable[str]) -> list[str]:
+    """Leaves out the directory that all names begin with."""
+    names = list(names)
+    shared = os.path.commonprefix(names).rpartition("/")[0]
+    return [name.removeprefix(f"{shared}/") for name in names]

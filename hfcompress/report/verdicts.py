@@ -31,7 +31,7 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def _describe_margin(found: Mapping[str, Any]) -> str:
     margin = found["margin"]
     if found["verdict"] == "shown":
-        return f"A loss of more than {margin} is ruled out (p = {_format_p(found['p_margin'])})."
+        return f"A loss of more than {margin} is ruled out (p {_format_p(found['p_margin'])})."
     if found["verdict"] == "worse":
         return f"It loses more than {margin}."
     if "power" not in found:
@@ -46,9 +46,9 @@ def _describe_flips(found: Mapping[str, Any]) -> list[str]:
     adjusted = ", Holm's correction" if "p_value_holm" in found else ""
     return [
         f"{found['broken']} answers became wrong and {found['repaired']} right "
-        f"(McNemar's exact test, p = {_format_p(p_value)}{adjusted})."
+        f"(McNemar's exact test, p {_format_p(p_value)}{adjusted})."
     ]
 
 
 def _format_p(value: float) -> str:
-    return "below 0.001" if value < 0.001 else f"{value:.2g}"
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"

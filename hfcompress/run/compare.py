@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hfcompress.data.source import open_model
+from hfcompress.measure.answers import Answers
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
@@ -16,12 +17,15 @@ from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
 
-def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
+def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]:
     """A report with one row a model; the first is what the others are held against.
 
     Args:
         models: Directories or Hub ids; `DIRECTORY:FILE.onnx` names one graph of several.
         loaded: The recipe whose task, measure and seed are used.
+
+    Returns:
+        The report, and the answers that it judges.
     """
     recipe = loaded.recipe
     artifacts = [open_model(model, _label(model)) for model in models]
@@ -37,7 +41,7 @@ def compare(models: list[str], loaded: Loaded) -> dict[str, Any]:
         "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
         **measured,
     }
-    return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
+    return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed), answers
 
 
 def _label(model: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfcompress.data.metrics import objects
+from hfcompress.data.metrics import object_array
 from hfcompress.measure.answers import Answer, Answers, align, read_answers, write_answers
 from hfcompress.measure.measure import _restore_order
 
@@ -64,8 +64,8 @@ def test_blocks_with_other_masks_are_not_compared() -> None:
 KINDS = {
     "classes": SOURCE,
     "scores": Answer(np.array([0.5, 1.0]), np.array([0.0, 1.0])),
-    "tags": Answer(objects([["O", "B-A"], ["O"]]), objects([["O", "O"], ["B-A"]]), lengths=np.array([4, 3])),
-    "spans": Answer(objects(["a", ""]), objects([["a", "b"], []])),
+    "tags": Answer(object_array([["O", "B-A"], ["O"]]), object_array([["O", "O"], ["B-A"]]), lengths=np.array([4, 3])),
+    "spans": Answer(object_array(["a", ""]), object_array([["a", "b"], []])),
     "masks": Answer(np.array([[1.0, 2.5], [0.0, 7.0]]), np.array([3.0, 2.0])),
 }
 

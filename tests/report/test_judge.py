@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfcompress.data.metrics import objects
+from hfcompress.data.metrics import object_array
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.measure.answers import Answer, Answers
@@ -115,8 +115,8 @@ def test_scores_are_compared_by_a_bootstrap(tmp_path: Path) -> None:
 
 
 def test_entities_are_compared_by_kind(tmp_path: Path) -> None:
-    references = objects([["B-PER", "O", "B-LOC"]] * 40)
-    result = objects([["B-PER", "O", "O"]] * 40)
+    references = object_array([["B-PER", "O", "B-LOC"]] * 40)
+    result = object_array([["B-PER", "O", "O"]] * 40)
     task = TokenClassification(dataset=str(tmp_path))
     found = _report(task, Answer(references, references), Answer(result, references))["rows"][1]["against_source"]
     assert [(each["name"], each["result_f1"], each["rare"]) for each in found["classes"]] == [

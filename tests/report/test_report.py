@@ -206,8 +206,22 @@ def test_the_terminals_table_shows_every_cell(content: dict[str, Any]) -> None:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=250).print(tables.render_table(content))
+    Console(file=stream, width=250).print(tables.render_table(content, wide=True))
     assert all(cell in stream.getvalue() for row in tables.format_cells(content) for cell in row)
+
+
+def test_the_narrow_table_fits_80_columns_whatever_the_models_are_called(timed: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    comparison = {"change": -0.0123, "reading": "within noise", "margin": "1%", "verdict": "not shown"}
+    for row in timed["rows"][1:]:
+        row["against_source"] = comparison
+        row["stage"] = "a-directory/with-a-very-long-name-of-a-model"
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(tables.render_table(timed))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert all(cell in stream.getvalue() for row in tables.format_cells(timed, wide=False) for cell in row[1:])
 
 
 def _png_size(path: Path) -> tuple[int, int]:
@@ -272,6 +286,6 @@ def test_a_directory_without_a_report_is_told_so(tmp_path: Path) -> None:
 
 def test_no_cell_of_the_printed_table_is_cut_off(timed: dict[str, Any], tmp_path: Path) -> None:
     report.write(timed, tmp_path)
-    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--wide"], catch_exceptions=False)
     assert "…" not in result.output
     assert all(cell in result.output for row in tables.format_cells(timed) for cell in row)

@@ -19,7 +19,7 @@ from hfcompress.data.metrics import (
     TOKENS,
     RowMetric,
     bootstrap_differences,
-    objects,
+    object_array,
 )  # fmt: skip
 from hfcompress.report.statistics.classes import compare_classes, compare_entities, compare_tags
 from hfcompress.report.statistics.comparison import compare_answers, non_inferiority, paired_difference
@@ -296,8 +296,8 @@ def test_the_bootstrap_covers_the_truth_in_about_95_of_100_cases() -> None:
     ("metric", "source", "result", "references"),
     [
         (CLASSIFICATION["f1"], np.array([0, 1, 2] * 10), np.array([0, 1, 1] * 10), np.array([0, 1, 2] * 10)),
-        (TOKENS["f1"], objects([["B-X"]] * 9), objects([["O"], ["B-X"], ["B-X"]] * 3), objects([["B-X"]] * 9)),
-        (SPANS["f1"], objects(["a cat"] * 8), objects(["a cat", "a cat sat"] * 4), objects([["cat"]] * 8)),
+        (TOKENS["f1"], *map(object_array, ([["B-X"]] * 9, [["O"], ["B-X"], ["B-X"]] * 3, [["B-X"]] * 9))),
+        (SPANS["f1"], *map(object_array, (["a cat"] * 8, ["a cat", "a cat sat"] * 4, [["cat"]] * 8))),
     ],
 )  # fmt: skip
 def test_units_may_be_rows_sentences_or_questions(metric: Any, source: Any, result: Any, references: Any) -> None:
@@ -313,7 +313,11 @@ def test_units_may_be_rows_sentences_or_questions(metric: Any, source: Any, resu
 @pytest.mark.parametrize("metric", [CLASSIFICATION["accuracy"], SPANS["exact_match"]])
 def test_right_and_wrong_answers_are_counted(metric: RowMetric) -> None:
     if metric is SPANS["exact_match"]:
-        source, result, truth = objects(["a", "b", "c"]), objects(["a", "x", "x"]), objects([["a"], ["b"], ["c", "x"]])
+        source, result, truth = (
+            object_array(["a", "b", "c"]),
+            object_array(["a", "x", "x"]),
+            object_array([["a"], ["b"], ["c", "x"]]),
+        )
     else:
         source, result, truth = np.array([0, 1, 2]), np.array([0, 0, 2]), np.array([0, 1, 2])
     evidence = compare_answers(metric, source, result, truth)
@@ -597,7 +601,7 @@ def test_swapped_models_swap_their_flips() -> None:
 
 def test_agreement_counts_equal_answers_right_or_wrong() -> None:
     assert share_agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
-    assert share_agreement(objects([["O"], ["B-X"]]), objects([["O"], ["O"]])) == 0.5
+    assert share_agreement(object_array([["O"], ["B-X"]]), object_array([["O"], ["O"]])) == 0.5
     with pytest.raises(ValueError, match="2 answers of the source, 3 of the result"):
         share_agreement(np.zeros(2), np.zeros(3))
 
