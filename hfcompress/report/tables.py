@@ -226,5 +226,6 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
 def _shorten(names: Iterable[str]) -> list[str]:
     """Leaves out the directory that all names begin with."""
     names = list(names)
-    shared = os.path.commonprefix(names).rpartition("/")[0]
+    shared = os.path.commonpath(names)
+    shared = os.path.dirname(shared) if shared in names else shared
     return [name.removeprefix(f"{shared}/") for name in names]
