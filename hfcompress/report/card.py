@@ -8,6 +8,7 @@ from typing import Any
 
 from hfcompress.models.artifact import MODELING_FILE, Artifact
 from hfcompress.recipe.loader import Loaded
+from hfcompress.report.changes import describe_changes
 from hfcompress.report.conditions import name_timing_command, render_conditions, was_busy
 from hfcompress.report.hub_metadata import (
     METRIC_NAMES,
@@ -20,6 +21,7 @@ from hfcompress.report.hub_metadata import (
 from hfcompress.report.sections import list_sections
 from hfcompress.report.snippet import UNNAMED, write_snippet
 from hfcompress.report.tables import find_metric, format_ratio, render_markdown
+from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.escape import Markdown, code, fenced, markdown
 from hfcompress.utils.places import name_of, without_places
 from hfcompress.utils.wording import significant
@@ -79,6 +81,8 @@ def _collect_values(
         "busy": busy,
         "timing_command": Markdown(name_timing_command(content)),
         "speeds": [] if busy else [Markdown(_describe_speed(entry)) for entry in row["latency"] if entry["speedup"]],
+        "verdict": describe_verdict(content, row) if "against_source" in row else "",
+        "changes": describe_changes(content, row),
         "table": Markdown(render_markdown(content).partition("\n\n")[0]),
         "conditions": render_conditions(content),
         "made": [stage.describe() for stage in list_stages(loaded, artifact)],

@@ -24,6 +24,9 @@ METRIC_NAMES = {
 _PIPELINES = {"regression": "text-classification"}
 """The Hub's name for a task type that it does not have itself."""
 
+_FORMATS = {"onnx": ("onnx",), "openvino": ("openvino",)}
+"""The Hub's tag for the file format, by runtime."""
+
 
 def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, Any], artifact: Artifact) -> Any:
     """Makes the metadata of a model's card.
@@ -60,13 +63,13 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
         license=recipe.hub.license,
         license_name=recipe.hub.license_name,
         license_link=recipe.hub.license_link,
-        library_name="onnx" if artifact.runtime == "onnx" else "transformers",
+        library_name="transformers",  # the Hub has no library `onnx`: a graph is a tag
         pipeline_tag=pipeline,
         base_model=base,
         base_model_relation=stages[-1].relation if base else None,
         datasets=[dataset] if dataset else None,
         metrics=[metric],
-        tags=["hfcompress", *dict.fromkeys(stage.tag for stage in stages if stage.tag)],
+        tags=["hfcompress", *_FORMATS.get(artifact.runtime, ()), *dict.fromkeys(s.tag for s in stages if s.tag)],
         model_name=recipe.name,
         eval_results=[result],
     )

@@ -227,5 +227,5 @@ def _shorten(names: Iterable[str]) -> list[str]:
     """Leaves out the directory that all names begin with."""
     names = list(names)
     shared = os.path.commonpath(names)
-    shared = os.path.dirname(shared) if shared in names else shared
+    shared = shared.rpartition("/")[0] if shared in names else shared
     return [name.removeprefix(f"{shared}/") for name in names]

@@ -232,7 +232,12 @@ def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
     (result,) = found.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", round(row["quality"]["accuracy"], 6))
     assert (result.task_type, result.dataset_split) == ("text-classification", "test")
-    assert (found.model_name, found.license, found.language, found.library_name) == ("tiny", "apache-2.0", "en", "onnx")
+    assert (found.model_name, found.license, found.language, found.library_name) == (
+        "tiny",
+        "apache-2.0",
+        "en",
+        "transformers",
+    )
     assert {"distillation", "pruning", "quantization"} <= set(found.tags)
     assert str(finished.loaded.recipe.model) not in str(found.to_dict())  # a local path is no base model
 
