@@ -24,6 +24,7 @@ from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.factories import run_cli
+from tests.in_process import InThisProcess
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -50,7 +51,7 @@ def model(teacher: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def said(recipe: Path, capsys: pytest.CaptureFixture[str], in_process: None) -> Any:
     """What a command says of a model that it refuses; it ends with 2 and without a traceback."""
 
     def run(command: str, path: Path | str) -> str:
@@ -112,8 +113,8 @@ def test_weights_that_do_not_belong_to_the_model_are_refused(model: Path, how: s
 
 @pytest.fixture(scope="module")
 def worker(teacher: Path) -> Iterator[ModelProcess]:
-    """A process that loads one model after the other."""
-    with ModelProcess(open_artifact(teacher), AUTO, threads=1) as process:
+    """What loads one model after the other."""
+    with InThisProcess(open_artifact(teacher), AUTO, threads=1) as process:
         yield process
 
 
@@ -303,7 +304,7 @@ SUMS = [11 + 10 * 2, 7 + 10 * 1]
 
 
 def answers(path: Path | str, auto_class: str = AUTO, batch: Any = BATCH) -> Any:
-    with ModelProcess(open_model(str(path)), auto_class, threads=1) as process:
+    with InThisProcess(open_model(str(path)), auto_class, threads=1) as process:
         return process.logits([batch])
 
 
@@ -495,6 +496,7 @@ def test_tensors_outside_a_graph_must_be_there_and_in_its_folder(tmp_path: Path)
     ["onnx_int8", {"use": "onnx_int8", "mode": "static"}, "onnx_int4", "onnx_fp16"],
     ids=["dynamic", "static", "int4", "fp16"],
 )
+@pytest.mark.usefixtures("in_process")
 def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
     teacher: Path, tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
