@@ -435,7 +435,7 @@ def test_attention_that_knows_positions_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["minilm", "minilm_v2"])
 def test_a_teacher_layer_that_is_not_there_is_refused(name: str) -> None:
     found = loss(name, teacher_layer=5).problems(shape(), shape(layers=4))
-    assert found == [f"{name} looks at the teacher's layer 5, and it has 4; lower `teacher_layer`"]
+    assert found == [f"{name} uses the teacher's layer 5, and it has only 4; lower `teacher_layer`"]
     assert loss(name, teacher_layer=3).layers(shape(), shape(layers=4), UNIFORM) == ((2, 3),)
     assert loss(name).layers(shape(), shape(layers=4), UNIFORM) == ((2, 4),)
 

@@ -307,7 +307,7 @@ def test_a_student_keeps_the_width_of_heads_and_the_groups() -> None:
     assert Student(layers=1).shape(origin).layers == (Layer(6, 64),)
     (found,) = Student(heads=3).problems(origin, Task())
     assert (found.message, found.fix) == (
-        "3 heads are no groups of 2 heads, which share keys and values in this model", "use a multiple of 2"
+        "3 heads do not form groups of 2, which share keys and values in this model", "use a multiple of 2"
     )  # fmt: skip
     (found,) = Student(hidden=32).problems(origin, Task())
     assert "6 heads do not divide the hidden width 32" in found.message

@@ -104,7 +104,7 @@ def test_a_tokenizer_that_pads_left_is_saved_padding_right(tmp_path: Path, task:
     [
         (3, "[UNK]", False, r"pads with the id 3 \('\[SEP\]'\), its tokenizer with 1 \('\[UNK\]'\)"),
         (None, None, False, "neither the config nor the tokenizer of .* names a pad token"),
-        (None, "[SEP]", True, r"'\[SEP\]' is also the token that its texts end in"),
+        (None, "[SEP]", True, r"'\[SEP\]' is also the token at the end of its texts"),
         (9, None, False, "an ordinary token there, 'bad'"),
         (900, None, False, "no token of that id"),
         (-1, None, False, "neither the config nor the tokenizer"),

@@ -53,7 +53,7 @@ def test_the_plan_stores_every_matrix_in_8_bits() -> None:
 @pytest.mark.parametrize(
     ("config", "head", "why"),
     [
-        ({"model_type": "modernbert"}, None, "exports no modernbert model; onnx_int8 does"),
+        ({"model_type": "modernbert"}, None, "cannot export a modernbert model; onnx_int8 can"),
         ({"model_type": "llama"}, "causal", "this model has a causal task head"),
         ({"model_type": "roberta"}, "span", ""),
     ],
