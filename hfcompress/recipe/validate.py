@@ -238,7 +238,7 @@ def _source_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]
     named = config.get("architectures")
     if not named or has_task_head(config, recipe.task) or _trains_head(recipe):
         return []
-    message = f"the model is a {named[0]}, it has no head for {recipe.task.type}"
+    message = f"the model is a {named[0]}, which has no task head for {recipe.task.type}"
     there = isinstance(recipe.stages[0], Finetune)
     fix = "train it in its `finetune` stage" if there else "put a `finetune` stage first"
     return [Problem(message, f"{fix}, or name a model that was fine-tuned", ("model",))]

@@ -545,6 +545,6 @@ def test_relation_heads_fit_whatever_a_cut_leaves() -> None:
     whole = replace(shape(hidden=64, heads=4), head_dim=16)
     ranked = replace(whole.with_layers(2, 3, 8), even=False)
     (found,) = loss("minilm_v2", relation_heads=12).problems(ranked, whole)
-    assert "not known before it" in found
+    assert "is not known yet" in found
     assert "one of 1, 2, 4, 8, 16" in found
     assert loss("minilm_v2", relation_heads=16).problems(ranked, whole) == []

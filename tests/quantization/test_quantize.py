@@ -168,7 +168,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
         (
             {"backend": {"use": "onnx_int8", "mode": "static"}, "train": {"lora": {"r": 4}}},
             ("train", "lora"),
-            "of all weights",
+            "trains all weights",
         ),
         (
             {"backend": "bnb_4bit", "train": {"lora": {"r": 4}}, "max_drop": 1.0},
