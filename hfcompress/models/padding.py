@@ -43,7 +43,7 @@ def reads_last_token(config: Mapping[str, Any]) -> bool:
     return spec is None or spec.decoder
 
 
-def name_same_pad_token(path: Path, config: Mapping[str, Any]) -> bool:
+def have_same_pad_token(path: Path, config: Mapping[str, Any]) -> bool:
     """True if the files of a model directory clearly name the same pad token; imports no torch."""
     settings, vocabulary = path / "tokenizer_config.json", path / "tokenizer.json"
     if not settings.is_file() or not vocabulary.is_file():

@@ -17,7 +17,7 @@ from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
 from hfcompress.models.adapters import is_adapter
 from hfcompress.models.artifact import label_ids, load_tokenizer
-from hfcompress.models.padding import name_same_pad_token, reads_last_token
+from hfcompress.models.padding import have_same_pad_token, reads_last_token
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Key, Problem, Rule, did_you_mean
@@ -221,7 +221,7 @@ def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
             if path is None or is_adapter(path):
                 continue
             config = model_config(spec)
-            if reads_last_token(config) and not name_same_pad_token(path, config):
+            if reads_last_token(config) and not have_same_pad_token(path, config):
                 load_tokenizer(path)
         except HfcompressError as error:
             found += [replace(p, key=key) for p in error.problems]

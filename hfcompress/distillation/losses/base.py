@@ -105,7 +105,7 @@ def by_rows(function: Callable[..., Tensor], entries: int, *tensors: Tensor) -> 
     The backward pass makes these tensors again, part by part, so only those of one part are in memory.
 
     Args:
-        function: A function of tensors whose first axis is rows; so is that of its result.
+        function: A function whose arguments and result have rows as their first axis.
         entries: Entries of the largest tensor that it makes, for each row.
         *tensors: Its arguments.
     """

@@ -40,7 +40,7 @@ class Gptq(Backend):
     """The number of train rows that the rounding is fitted to."""
 
     @model_validator(mode="after")
-    def _groups_are_packed(self) -> Gptq:
+    def _require_packed_groups(self) -> Gptq:
         if self.group_size % PACKED:
             raise ValueError(f"`group_size` is {self.group_size}, and weights are packed by {PACKED}: give a multiple")
         return self
