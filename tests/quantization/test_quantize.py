@@ -24,7 +24,7 @@ from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.test_recipes_run import InThisProcess
+from tests.in_process import InThisProcess
 
 
 class Coarse(Backend):
