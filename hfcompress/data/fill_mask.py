@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +11,7 @@ from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
 from hfcompress.data.task import IGNORED, PlainText, Split, Task, number_rows, token_loss
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import SHORT, hash_pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -125,19 +125,21 @@ class FillMask(Task):
         """
         if judged or not self.streaming:
             return super().fingerprint(judged)
-        digest = hashlib.sha256("\x1f".join(map(str, self.read("dev")[self.text[0]])).encode())
-        if source.is_local(self.dataset):
-            file = self.table.file("train")
-            assert file is not None
-            size = file.path.stat().st_size
-            digest.update(str(size).encode())
-            with file.path.open("rb") as stream:
-                for piece in range(64):
-                    stream.seek(size * piece // 64)
-                    digest.update(stream.read(1 << 16))
-        else:
-            digest.update(str(source.data_revision(self.dataset, self.config, streaming=True)).encode())
-        return digest.hexdigest()[:16]
+        return hash_pieces(self._spell_out_stream())[:SHORT]
+
+    def _spell_out_stream(self) -> Iterator[str | bytes]:
+        yield "\x1f".join(map(str, self.read("dev")[self.text[0]]))
+        if not source.is_local(self.dataset):
+            yield str(source.data_revision(self.dataset, self.config, streaming=True))
+            return
+        file = self.table.file("train")
+        assert file is not None
+        size = file.path.stat().st_size
+        yield str(size)
+        with file.path.open("rb") as stream:
+            for piece in range(64):
+                stream.seek(size * piece // 64)
+                yield stream.read(1 << 16)
 
     def head_labels(self) -> None:
         """None: the outputs are the vocabulary."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import cache_home
 from hfcompress.models.artifact import save_model
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.hashing import hash_json
+from hfcompress.utils.hashing import SHORT, hash_json, hash_pieces
 from hfcompress.utils.lock import shared_directory
 
 if TYPE_CHECKING:
@@ -77,30 +76,28 @@ def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
 
 def _hash_rows(rows: datasets.Dataset) -> str:
     """A hash of the rows themselves; a fingerprint of `datasets` tells how they came about."""
-    found = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(batch_size=1000):
-        for column in batch.to_pydict().items():
-            found.update(repr(column).encode())
-    return found.hexdigest()
+    batches = rows.with_format("arrow").iter(batch_size=1000)
+    return hash_pieces(repr(column) for batch in batches for column in batch.to_pydict().items())
 
 
 def save_model_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Writes a model and its tokenizer to a directory that is named by their content, and returns it."""
-    import torch
-
-    found = hashlib.sha256(
-        f"{type(model).__name__} {model.config.to_json_string()} {_spell_out_tokenizer(tokenizer)}".encode()
-    )
-    for name, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        found.update(values.flatten().view(torch.uint8).numpy().data)
-    directory = cache_home() / "objects" / f"model-{found.hexdigest()[:16]}"
+    directory = cache_home() / "objects" / f"model-{hash_pieces(_spell_out_model(model, tokenizer))[:SHORT]}"
     complete = directory / "tokenizer_config.json"
     if not complete.exists():
         with shared_directory(directory) as scratch:
             save_model(model, tokenizer, scratch)
     return str(directory)
+
+
+def _spell_out_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | memoryview]:
+    import torch
+
+    yield f"{type(model).__name__} {model.config.to_json_string()} {_spell_out_tokenizer(tokenizer)}"
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        yield f"{name} {values.dtype} {tuple(values.shape)}"
+        yield values.flatten().view(torch.uint8).numpy().data
 
 
 def _spell_out_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.task import IN_A_BATCH
+from hfcompress.utils.hashing import hash_pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -44,18 +45,20 @@ def input_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def hash_inputs(rows: datasets.Dataset) -> str:
     """A hash of all that a model is fed of encoded rows, column by column, and of their order; not of their labels."""
+    return hash_pieces(_spell_out(rows))
+
+
+def _spell_out(rows: datasets.Dataset) -> Iterator[str | bytes]:
     import numpy as np
     import pyarrow as pa
 
-    digest = hashlib.sha256()
     for name in sorted({*rows.column_names} & {*IN_A_BATCH} - {"labels"}):
-        digest.update(f"{name}\x1f".encode())
+        yield f"{name}\x1f"
         for table in rows.select_columns([name]).with_format("arrow").iter(4096):
             for chunk in table.column(name).chunks:
                 nested = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
                 values = (chunk.flatten() if nested else chunk).to_numpy(zero_copy_only=False)
-                digest.update(values.astype(np.int64).tobytes())
-    return digest.hexdigest()
+                yield values.astype(np.int64).tobytes()
 
 
 def split_alike(

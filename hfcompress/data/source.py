@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.files import DataFile, data_file, require_columns, streamed
+from hfcompress.data.files import DataFile, data_file, require_columns
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, convert_columns, features_of, read_column
 from hfcompress.models.artifact import MODELING_FILE, Artifact, log_graph_choice, open_artifact, read_config
@@ -27,6 +26,7 @@ from hfcompress.models.weights import (
 )
 from hfcompress.utils.card_metadata import require_hub_id
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import hash_file
 from hfcompress.utils.places import is_directory, is_file, local_path
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def cache_home() -> Path:
 
 def _builtin_home() -> Path:
     """Where this edition of the built-in model and data lies: another edition never finds it."""
-    edition = hashlib.sha256(Path(__file__).with_name("quickstart.py").read_bytes()).hexdigest()[:12]
+    edition = hash_file(Path(__file__).with_name("quickstart.py"))[:12]
     return cache_home() / f"quickstart-{edition}"
 
 
@@ -316,7 +316,7 @@ class Table:
             if file is None:
                 return None
             require_columns(list(self.types), file.columns(), file.path.name)
-            return streamed(file, dict(self.types))
+            return file.stream(dict(self.types))
         found = self._on_the_hub(split, streaming=True)
         if found is None:
             return None

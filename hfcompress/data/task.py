@@ -7,11 +7,10 @@ labels give and for the score; a new task is one more class, and an entry in `ta
 from __future__ import annotations
 
 import atexit
-import hashlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.utils.hashing import SHORT, hash_pieces
 from hfcompress.utils.logging import log
 from hfcompress.utils.strict_model import StrictModel
 
@@ -295,15 +295,14 @@ class Task(StrictModel):
 
     def fingerprint(self, judged: bool = False) -> str:
         """A hash of the texts and labels that training and choosing see, or of those that the report is measured on."""
-        digest = hashlib.sha256()
         splits: tuple[Split, ...] = (self.judged_split(),) if judged else ("train", "dev")
-        for split in splits:
-            rows = self.read(split)
-            for column in self.columns:
-                for values in rows.select_columns([column]).iter(4096):
-                    digest.update("".join(f"{value}\x1f" for value in values[column]).encode())
-                digest.update(b"\x1e")
-        return digest.hexdigest()[:16]
+        return hash_pieces(piece for split in splits for piece in self._spell_out(self.read(split)))[:SHORT]
+
+    def _spell_out(self, rows: datasets.Dataset) -> Iterator[str]:
+        for column in self.columns:
+            for values in rows.select_columns([column]).iter(4096):
+                yield "".join(f"{value}\x1f" for value in values[column])
+            yield "\x1e"
 
     def batch(
         self,

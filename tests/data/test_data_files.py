@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfcompress.data import source
-from hfcompress.data.files import data_file, streamed
+from hfcompress.data.files import data_file
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
@@ -289,7 +289,7 @@ def test_a_stream_reads_what_a_file_holds(tmp_path: Path, suffix: str) -> None:
     assert task.problems() == []
     assert task.read("dev")["text"][:] == texts[:2]
     assert [row["text"] for row in task.read("train")] == texts[2:]
-    stream = streamed(data_file(path), {"text": TEXT})
+    stream = data_file(path).stream({"text": TEXT})
     assert stream.features == datasets.Features({"text": datasets.Value("string")})
     assert [row["text"] for row in pickle.loads(pickle.dumps(stream))] == texts  # noqa: S301  # as a worker gets it
 
