@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hfcompress.data import fill_mask
 from hfcompress.data import task as task_module
 from hfcompress.data.fill_mask import FillMask, draw_uniforms, mask_tokens, pack_documents
 from hfcompress.data.sequence import Regression, TextClassification
@@ -426,7 +427,7 @@ def test_unanswerable_questions_teach_cls_and_are_right_without_an_answer(tmp_pa
     assert task.score(task.answer_blindly(references, features), references) == 0.5
     assert refusal(task) == ""
     strict = task.model_copy(update={"unanswerable": False})
-    assert "train: row 0 has no answer in column 'answers'\nleave it out, or say `unanswerable: true`" in refusal(
+    assert "train: row 0 has no answer in column 'answers'\nleave it out, or set `unanswerable: true`" in refusal(
         strict
     )
 
@@ -718,6 +719,13 @@ def test_the_fingerprint_sees_labels_and_the_dev_split(tmp_path: Path, change: s
     name = "dev" if change == "dev" else "train"
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert task.fingerprint() != before
+
+
+def test_the_fingerprint_sees_how_masks_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = corpus(tmp_path, ["film"] * 300)
+    before = [task.fingerprint(judged) for judged in (False, True)]
+    monkeypatch.setattr(fill_mask, "MASKS", "splitmix64")
+    assert all(task.fingerprint(judged) != known for judged, known in zip((False, True), before, strict=True))
 
 
 def test_the_fingerprint_of_a_stream_sees_what_is_not_read(tmp_path: Path) -> None:
