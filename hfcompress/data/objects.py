@@ -1,4 +1,4 @@
-"""Data sets and models that exist in memory, written once where recipes can name them."""
+"""Writes data sets and models from memory to directories that recipes can name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ _SPLITS = {"train": "train", "validation": "dev", "dev": "dev", "test": "test"}
 def save_dataset(rows: Any) -> str:
     """Writes a data set of the `datasets` library to files, and returns their directory.
 
-    The directory is named by the content, so that the same rows are written once. Class labels are written as their
-    names, as models know them.
+    The directory is named by the content, so the same rows are written once. Class labels are written as names.
 
     Args:
         rows: A `DatasetDict`, or a mapping with the splits `train`, `validation` (or `dev`) and `test`; or a single
@@ -52,7 +51,7 @@ def _splits_of(rows: Any) -> dict[str, datasets.Dataset]:
     if not isinstance(rows, Mapping) or not all(isinstance(split, datasets.Dataset) for split in rows.values()):
         raise HfcompressError(
             f"a data set is a name, a directory, or a Dataset or DatasetDict of `datasets`, not {type(rows).__name__}",
-            "streamed data sets are named by their Hub id",
+            "for a streamed data set, give its Hub id",
         )
     unknown = sorted(set(map(str, rows)) - set(_SPLITS))
     if unknown:
@@ -75,7 +74,7 @@ def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def _hash_rows(rows: datasets.Dataset) -> str:
-    """A hash of the rows themselves; a fingerprint of `datasets` tells how they came about."""
+    """Hashes the values of the rows; a fingerprint of `datasets` depends on how the rows were made."""
     batches = rows.with_format("arrow").iter(batch_size=1000)
     return hash_pieces(repr(column) for batch in batches for column in batch.to_pydict().items())
 
@@ -101,6 +100,6 @@ def _spell_out_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _spell_out_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer does, as text: the vocabulary and rules of a fast one."""
+    """Writes a tokenizer as text: its vocabulary and rules if it is a fast one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     return f"{tokenizer!r} {inner.to_str() if inner is not None else sorted(tokenizer.get_vocab().items())}"

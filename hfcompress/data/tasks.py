@@ -12,7 +12,7 @@ from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 
 TASKS = (TextClassification, Regression, TokenClassification, QuestionAnswering, FillMask)
-"""In the order in which they are listed."""
+"""The tasks in the order in which `list` shows them."""
 AnyTask = Annotated[
     TextClassification | Regression | TokenClassification | QuestionAnswering | FillMask, Field(discriminator="type")
 ]

@@ -452,7 +452,7 @@ def test_a_repository_without_weights_says_so(
 
 @pytest.mark.parametrize("command", ["plan", "check", "run"])
 def test_an_unknown_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, command: str) -> None:
-    message = "model 'user/tiny-teacher': it is neither a directory here nor a repository that the Hub shows you"
+    message = "model 'user/tiny-teacher': it is neither a local directory nor a repository that you can read"
     assert message in refused(main, local_data_recipe, command)
 
 
