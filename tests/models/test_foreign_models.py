@@ -322,7 +322,7 @@ def test_one_graph_of_several_is_named_or_the_usual_one(tmp_path: Path, capsys: 
     assert answers(f"{path}:model_quantized.onnx")[0, 0] == SUMS[0] + 1
     with pytest.raises(HfcompressError, match=r"holds no graph 'model_int8.onnx'"):
         open_model(f"{path}:model_int8.onnx")
-    with pytest.raises(HfcompressError, match="names a graph, which can be measured and not trained"):
+    with pytest.raises(HfcompressError, match="names a graph, which can be measured, but not trained"):
         model_directory(f"{path}:model.onnx")
 
 
@@ -622,7 +622,7 @@ def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_pa
 
 def test_quantized_weights_are_not_trained(model: Path, said: Any) -> None:
     with_config(model, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "can be measured and not trained or cut (torch int4)" in said("check", model)
+    assert "can be measured, but not trained or cut (torch int4)" in said("check", model)
 
 
 # --- what a config claims

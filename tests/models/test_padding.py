@@ -168,5 +168,5 @@ def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:
     tokenizer = factories.tokenizer()
     tokenizer.pad_token = None
     rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
-    with pytest.raises(HfcompressError, match="names no pad token"):
+    with pytest.raises(HfcompressError, match="has no pad token"):
         list(make_batches(rows, tokenizer, task))
