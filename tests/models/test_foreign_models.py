@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from hfcompress.data.source import model_directory, open_model, split_graph, stored_dtype
@@ -208,13 +209,8 @@ def test_what_is_weighed_and_hashed_is_what_loads(model: Path) -> None:
 
 def sharded(model: Path) -> Path:
     tensors = load_file(model / "model.safetensors")
-    names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, model / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
     (model / "model.safetensors").unlink()
+    save_torch_state_dict(tensors, model, max_shard_size="60KB")
     return model
 
 
