@@ -11,8 +11,6 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 
-TASKS = (TextClassification, Regression, TokenClassification, QuestionAnswering, FillMask)
-"""The tasks in the order in which `list` shows them."""
 AnyTask = Annotated[
     TextClassification | Regression | TokenClassification | QuestionAnswering | FillMask, Field(discriminator="type")
 ]
