@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.reading import hash_inputs, input_state
 from hfcompress.data.source import cache_home
+from hfcompress.data.tokenizer_state import hash_inputs, input_state
 from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
 from hfcompress.models.forward import observe

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.labels import require_same_labels
-from hfcompress.data.reading import hash_inputs, input_state, split_alike, splitting_state, vocabulary_state
+from hfcompress.data.tokenizer_state import hash_inputs, input_state, split_alike, splitting_state, vocabulary_state
 from hfcompress.models.shape import Shape
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Problem

@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from hfcompress.context import StageContext
-from hfcompress.data.reading import split_alike
 from hfcompress.data.sequence import TextClassification
+from hfcompress.data.tokenizer_state import split_alike
 from hfcompress.distillation.fill_cache import fill_teacher_cache
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.teacher_checks import same_behaviour, same_inputs
