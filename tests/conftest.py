@@ -57,6 +57,15 @@ def recipe(tmp_path: Path, teacher: Path, data: Path) -> Path:
     return factories.recipe(tmp_path / "recipe.yaml", teacher, data)
 
 
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Models are measured and verified in this process, in place of fresh ones."""
+    from tests.in_process import in_this_process
+
+    with in_this_process():
+        yield
+
+
 @pytest.fixture(autouse=os.environ.get("HFCOMPRESS_TEST_KERNELS") == "other")
 def _another_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A processor with few abilities, whose kernels round in another way, where `make test-portable` asks for it."""

@@ -131,22 +131,28 @@ def write_data(path: Path, sizes: dict[str, int] | None = None, seed: int = 0) -
 def fine_tuned(path: Path, data: Path, family: str = "bert", steps: int = 60, words: list[str] | None = None,
                **shape: Any) -> Path:  # fmt: skip
     """A teacher that has learnt the data; `words` are those of its tokenizer."""
+    built = model(family, **shape)
+    teach(built, tokenizer(words), data, steps)
+    return save(built, path, words)
+
+
+def teach(built: Any, splitter: Any, data: Path, steps: int = 60) -> None:
+    """Trains a model on the data, all of it in each step."""
     import torch
 
     from hfcompress.models.forward import select_inputs
 
-    built, splitter = model(family, **shape).train(), tokenizer(words)
     lines = [line.split("\t") for line in (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     batch = splitter([text for text, _ in lines], padding=True, return_tensors="pt")
     labels = torch.tensor([int(label) for _, label in lines])
     batch = select_inputs(built, batch)
-    optimizer = torch.optim.AdamW(built.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(built.train().parameters(), lr=5e-3)
     for _ in range(steps):
         loss = built(**batch, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return save(built.eval(), path, words)
+    built.eval()
 
 
 def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from hfcompress.data.files import data_file, streamed
+from hfcompress.data.files import data_file
 from hfcompress.data.sequence import TextClassification
 from hfcompress.data.values import LABEL, TEXT
 from hfcompress.utils.errors import HfcompressError
@@ -80,7 +80,7 @@ def _found(folder: Path, made: Made) -> Rows | str:
         return "refused"
     read = list(zip(rows["text"][:], rows["label"][:], strict=True))
     assert file.count() == len(read)
-    assert [(row["text"], row["label"]) for row in streamed(file, TYPES)] == read
+    assert [(row["text"], row["label"]) for row in file.stream(TYPES)] == read
     empty = not read or any(text is None or label in (None, "") for text, label in read)
     assert problems or not empty
     return "refused" if made.rows == "refused" and problems else read

@@ -19,6 +19,8 @@ import hfcompress as hfc
 from hfcompress.data.objects import save_dataset
 from tests import factories, loopback_hub
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK: dict[str, Any] = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
 

@@ -13,6 +13,8 @@ import pytest
 from hfcompress.measure.environment import versions
 from tests import factories
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 BEFORE = Path(__file__).parent / "before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text(encoding="utf-8"))
 

@@ -45,6 +45,7 @@ def test_help_names_every_command(capsys: Capture) -> None:
 def test_looking_at_recipes_models_and_the_machine_imports_no_torch(recipe: Path, teacher: Path) -> None:
     code = """
 import sys
+import hfcompress.data.quickstart
 from hfcompress import cli
 recipe, model = sys.argv[1:]
 for arguments in (["check", recipe], ["plan", recipe], ["list"], ["--help"], ["doctor"], ["doctor", model]):

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from hfcompress.measure.process import ModelProcess
-from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.recipe.loader import Loaded, find_shipped, load
 from hfcompress.recipe.plan import plan
 from hfcompress.run import directory as run_directory
 from hfcompress.run import finish, runner
 from tests import factories
+from tests.in_process import in_this_process
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
 LEARNS, GOES_ON = (f"{{batch_size: 32, learning_rate: 5.0e-3, max_steps: {steps}}}" for steps in (60, 24))
@@ -226,26 +225,6 @@ class Finished:
             return model.eval()(**load_tokenizer(self.final)(*texts, return_tensors="pt", **options))
 
 
-class InThisProcess(ModelProcess):
-    """A model as `measure` and `verify` run it, without the seconds that a fresh process takes to import torch."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.worker = Worker()
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("hfcompress.measure.process.subprocess.Popen", lambda *_, **__: None)
-            super().__init__(*arguments, **options)
-
-    def _ask(self, what: str, **request: Any) -> dict[str, Any]:
-        if "trust" in request:  # the code that travels with a pruned model is imported here already
-            request |= {"trust": False, "register": None}
-        found: dict[str, Any] = getattr(self.worker, what)(**request)
-        return found
-
-    def close(self) -> None:
-        self._log.close()
-        self._folder.cleanup()
-
-
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Things:
     folder = tmp_path_factory.mktemp("things")
@@ -273,9 +252,7 @@ def ran(things: Things, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
             kept[name] = Finished(loaded, done.directory, done.report)
         return kept[name]
 
-    with pytest.MonkeyPatch.context() as patched:
-        for module in ("measure.measure", "measure.verify", "quantization.mixed_precision"):
-            patched.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
+    with in_this_process():
         yield run
 
 

@@ -1,4 +1,4 @@
-"""How much each class counts in the loss, for data in which some are rare."""
+"""Class weights of the loss, for data in which some classes are rare."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WITH_CLASSES = ("text-classification", "token-classification")
-"""The tasks whose labels are classes."""
+"""The types of tasks whose labels are classes."""
 
 
 def _parse(value: Any) -> Any:
-    """`balanced`, or class names and their weights; YAML reads a name such as 0 as a number."""
+    """Reads `balanced`, or class names and their weights; YAML gives a name such as 0 as a number."""
     if value is None or value == "balanced":
         return value
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"class weights are `balanced`, or a mapping of class names to weights, not {value!r}")
+        raise ValueError(f"class weights are `balanced` or a mapping from class names to weights, not {value!r}")
     found = {}
     for name, weight in value.items():
         if isinstance(name, bool) or not isinstance(name, (str, int)):
-            raise ValueError(f"YAML reads the class name {name!r} as something else than text; put it in quotes")
+            raise ValueError(f"YAML does not read the class name {name!r} as text; put it in quotes")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             raise ValueError(f"the weight of class '{name}' is a number above 0, not {weight!r}")
         found[str(name)] = float(weight)
@@ -35,16 +35,16 @@ def _parse(value: Any) -> Any:
 
 
 ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_parse)]
-"""`balanced`, or a weight for some classes; those that are not named have 1."""
+"""`balanced`, or the weights of some classes; all others have weight 1."""
 
 
 def class_weight_problems(asked: ClassWeights, task: Task, names: Mapping[str, Any] | None = None) -> list[Problem]:
-    """Why classes cannot be weighed so.
+    """Returns the problems of class weights.
 
     Args:
-        asked: What the recipe says.
+        asked: The class weights of the recipe.
         task: The task.
-        names: The names of the classes; None where they are not known.
+        names: The names of the classes; None if they are not known yet.
     """
     if asked is None:
         return []
@@ -60,22 +60,22 @@ def class_weight_problems(asked: ClassWeights, task: Task, names: Mapping[str, A
 
 
 def weigh_classes(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
-    """The weight of each class in the loss; None where nothing is asked for.
+    """Computes the weight of each class in the loss.
 
-    `balanced` is `n / (classes · count)` of a class with `count` of the `n` labels, as scikit-learn's
-    `compute_class_weight` defines it: every class then adds the same to the loss. Classes without a label have 1 and
-    are not counted.
+    With `balanced`, a class that has `count` of the `n` labels weighs `n / (classes · count)`, as in scikit-learn's
+    `compute_class_weight`: every class then adds the same to the loss. A class without labels has weight 1 and is not
+    counted.
 
     Args:
-        asked: What the recipe says.
+        asked: The class weights of the recipe.
         rows: Encoded train rows.
-        labels: The head's label names and ids.
+        labels: The task head's label names and ids.
 
     Returns:
-        `(classes,)`, in the order of the ids.
+        `(classes,)`, in the order of the ids; None if the recipe has no class weights.
 
     Raises:
-        HfcompressError: for a class that the head does not have.
+        HfcompressError: if the recipe names a class that the task head does not have.
     """
     import numpy as np
     import torch

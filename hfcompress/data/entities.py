@@ -1,4 +1,4 @@
-"""Entities in a sequence of tags, as conlleval reads them, and what is counted of them."""
+"""Finds entities in a sequence of tags as conlleval does, and counts them for the metrics."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 OUTSIDE = "O"
 MISSED = ""
-"""Stands for the tag of a word that the model did not see: never right, and outside of every entity."""
+"""The predicted tag of a word that the model did not see: it is never right, and outside of every entity."""
 Entity = tuple[str, int, int]
 
 
 def find_entities(tags: Sequence[str]) -> set[Entity]:
-    """The entities of a sentence: type, first word, last word.
+    """Finds the entities of a sentence: type, first word, last word.
 
-    IOB2 (`B-PER I-PER`), IOB1 (where `B-` only parts neighbours of one type), IOBES and IOE are read by one rule: an
-    entity begins at `B-` or `S-`, where the type changes, and after `O`, `E-` or `S-`. A tag without a prefix is a
-    type whose neighbours belong together.
+    One rule reads IOB2 (`B-PER I-PER`), IOB1 (`B-` only separates neighbours of one type), IOBES and IOE: an entity
+    begins at `B-` or `S-`, where the type changes, and after `O`, `E-` or `S-`. A tag without a prefix is a type;
+    neighbours of one type are one entity.
 
     Source: Tjong Kim Sang and Buchholz 2000, conlleval.
     """
@@ -39,7 +39,7 @@ def find_entities(tags: Sequence[str]) -> set[Entity]:
 
 
 def _split_tag(tag: str) -> tuple[str, str | None]:
-    """Prefix and type of a tag; no type outside."""
+    """Splits a tag into prefix and type; outside of entities, the type is None."""
     if tag in (OUTSIDE, MISSED):
         return OUTSIDE, None
     prefix, _, name = tag.partition("-")
@@ -47,10 +47,13 @@ def _split_tag(tag: str) -> tuple[str, str | None]:
 
 
 def count_entities(predictions: Array, references: Array) -> Array:
-    """Of each sentence: entities that are right, predicted, there; words whose tag is right, words.
+    """Counts, in each sentence, the entities that are right, predicted and expected, the right tags, and the words.
 
     Args:
         predictions, references: `(sentences,)` lists of tags.
+
+    Returns:
+        `(sentences, 5)`.
     """
     import numpy as np
 

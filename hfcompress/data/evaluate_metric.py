@@ -1,4 +1,4 @@
-"""A metric of the `evaluate` library in a recipe: a module on this machine or on the Hub."""
+"""Metrics of the `evaluate` library in a recipe: modules on this machine or on the Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class EvaluateMetric(StrictModel):
     """A metric that `evaluate.load` loads. Its code runs on this machine: name only a module that you trust.
 
-    It gets what the task predicts: class ids, scores, lists of tags, or texts beside lists of given answers.
+    It gets the predictions of the task: class ids, scores, lists of tags, or texts (question answering
+    compares each with a list of answers).
     """
 
     evaluate: str = Field(min_length=1)
@@ -31,7 +32,7 @@ class EvaluateMetric(StrictModel):
     config: str | None = None
     """The configuration of a module that has several."""
     key: str = Field(min_length=1)
-    """Which of the values that the module computes is the score; it names the metric in the report."""
+    """The key of the score among the values that the module computes; the report names the metric by it."""
     greater_is_better: bool = True
     """False for an error, such as a distance."""
 
@@ -41,7 +42,7 @@ class EvaluateMetric(StrictModel):
         return self.evaluate.startswith((".", "/", "~"))
 
     def problems(self) -> list[Problem]:
-        """Says that a script is missing; modules of the Hub are looked for when they are loaded."""
+        """Reports a script that is missing; a module on the Hub is looked up when it is loaded."""
         path = local_path(self.evaluate)
         if not self.is_path or path.is_file() or (path / f"{path.resolve().name}.py").is_file():
             return []
@@ -49,7 +50,7 @@ class EvaluateMetric(StrictModel):
         return [Problem(f"no metric in {self.evaluate}", fix, ("task", "metric", "evaluate"))]
 
     def __call__(self, predictions: Array, references: Array) -> float:
-        """The score of predictions, one entry a judged unit.
+        """Computes the score; predictions and references have one entry for each judged unit.
 
         Raises:
             HfcompressError: if the module cannot be loaded, refuses these values, or does not compute `key`.
@@ -94,7 +95,7 @@ def _load(metric: EvaluateMetric) -> Any:
 
 
 def _plain(values: Array) -> list[Any]:
-    """Python values; a word that the model did not see has the tag `O`, which every module knows."""
+    """Converts to Python values; the tag of a word that the model did not see becomes `O`, which every module knows."""
     return [
         [OUTSIDE if tag == MISSED else tag for tag in value] if isinstance(value, list) else value
         for value in values.tolist()

@@ -1,13 +1,19 @@
-"""Data files: csv, tsv, jsonl, json, txt and parquet, read as they are spelled.
+"""Reads data files (csv, tsv, jsonl, json, txt, parquet): a text or label is kept as it is spelled in the file.
 
-Text files are read by Python's own csv and json modules, which convert nothing here: a field is the text that stands in
-the file, a JSON number keeps its spelling. What the task reads is checked; other columns are left alone.
+Text files are read by Python's csv and json modules, which convert nothing here, and not by `datasets`, whose readers
+(pandas, pyarrow) change values without an error, also where each column is declared a string. From json, the text
+`2024-01-02` becomes `2024-01-02 00:00:00`, the number `7.0` becomes `7`, and 12345678901234567890123 becomes
+`1.2345678901234568e+22`. In csv, a row that lacks a field is filled up, and misplaced quotes are dropped. Parquet files
+have types of their own; pyarrow reads them, since `datasets` would copy each into its cache first.
+
+Only the columns that the task names are checked.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +39,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_AT_ONCE = 10_000
-"""Rows that are converted together."""
+"""The number of rows that are converted together."""
 TEXT_COLUMN = "text"
-"""What the lines of a .txt file are called."""
+"""The name of the column that holds the lines of a .txt file."""
 _FIELD_LIMIT = 2**31 - 1
-_QUOTES = 'a field that holds a quote, a comma or a line end stands in quotes, and a quote in it is doubled ("")'
+_QUOTES = 'put a field that holds a quote, a comma or a line end in quotes, and double each quote in it ("")'
 _WRAPPERS = {"data", "rows"}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _MAGIC = {
@@ -52,27 +58,90 @@ _ENCODINGS = (
     "`latin-1`, `utf-16`, `gb18030` or `shift_jis`"
 )
 Record = tuple[int | None, Sequence[Any]]
-"""The line at which a row begins (None where that is not known), and the values of the columns that are read."""
+"""The line at which a row begins (None if it is not known), and the row's values in the columns that are read."""
 
 
 @dataclass(frozen=True)
-class TextFile:
+class DataFile(ABC):
+    """One split of a data set on this machine.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """Returns the names of the columns.
+
+        Raises:
+            HfcompressError: if the file is empty or cannot be read.
+        """
+
+    @abstractmethod
+    def count(self) -> int:
+        """Counts the rows.
+
+        Raises:
+            HfcompressError: if the file cannot be read to its end.
+        """
+
+    @abstractmethod
+    def batches(self, types: dict[str, ColumnType]) -> Iterator[pyarrow.Table]:
+        """Yields the rows as tables of at most `ROWS_AT_ONCE` rows; their schemas hold the features of `datasets`.
+
+        Args:
+            types: The columns to read, and the type of each.
+
+        Raises:
+            HfcompressError: if a column is missing, or a value does not fit its column; names the row.
+        """
+
+    @abstractmethod
+    def samples(self, most: int) -> list[dict[str, Any]]:
+        """Reads all columns of the first rows, as they are spelled.
+
+        Args:
+            most: How many rows.
+        """
+
+    def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
+        """Reads all rows; the argument and the errors are those of `batches`."""
+        import datasets
+        import pyarrow
+
+        tables = list(self.batches(types))
+        table = pyarrow.concat_tables(tables) if tables else features_of(types).arrow_schema.empty_table()
+        features = datasets.Features.from_arrow_schema(table.schema)
+        return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+    def stream(self, types: dict[str, ColumnType]) -> datasets.IterableDataset:
+        """Reads the rows while they are used; the argument and the errors are those of `batches`."""
+        import datasets
+
+        arguments = {"file": self, "types": types}
+        return datasets.IterableDataset.from_generator(_iterate, features=features_of(types), gen_kwargs=arguments)
+
+
+def _iterate(file: DataFile, types: dict[str, ColumnType]) -> Iterator[dict[str, Any]]:
+    for table in file.batches(types):
+        yield from table.to_pylist()
+
+
+@dataclass(frozen=True)
+class TextFile(DataFile):
     """A csv, tsv, jsonl, json or txt file.
 
     Attributes:
         path: The file.
-        encoding: Of its text; a byte order mark is skipped.
+        encoding: The encoding of its text; a byte order mark is skipped.
     """
 
-    path: Path
     encoding: str = "utf-8"
 
     def columns(self) -> list[str]:
-        """The names of its columns, from its header or its first row.
-
-        Raises:
-            HfcompressError: for an empty file, or one that cannot be read.
-        """
+        """Returns the names of the columns, from the header or the first row."""
         if self.path.suffix == ".txt":
             return [TEXT_COLUMN]
         if self.path.suffix in _SEPARATORS:
@@ -80,11 +149,7 @@ class TextFile:
         return list(next(self._objects(), (0, {}))[1]) or self._refuse_empty()
 
     def count(self) -> int:
-        """How many rows it has.
-
-        Raises:
-            HfcompressError: where it cannot be read that far.
-        """
+        """Counts the rows."""
         if self.path.suffix == ".txt":
             return sum(1 for _ in self._lines())
         if self.path.suffix in _SEPARATORS:
@@ -95,14 +160,7 @@ class TextFile:
         return sum(1 for _ in self._filled_lines())
 
     def batches(self, types: dict[str, ColumnType]) -> Iterator[pyarrow.Table]:
-        """Its rows, some at a time, as the columns hold them.
-
-        Args:
-            types: The columns to read, and what each holds.
-
-        Raises:
-            HfcompressError: for a row that cannot be meant.
-        """
+        """Yields the rows as tables; an error names the line of the file."""
         import pyarrow
 
         schema = features_of(types).arrow_schema
@@ -118,22 +176,7 @@ class TextFile:
             yield pyarrow.Table.from_arrays(arrays, schema=schema)
             first += len(some)
 
-    def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
-        """Its rows as a data set; the arguments and errors are those of `batches`."""
-        import datasets
-        import pyarrow
-
-        features = features_of(types)
-        tables = list(self.batches(types))
-        whole = pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table()
-        return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
-
     def samples(self, most: int) -> list[dict[str, Any]]:
-        """Reads all columns of its first rows, as they are spelled.
-
-        Args:
-            most: How many rows.
-        """
         names = self.columns()
         return [dict(zip(names, values, strict=True)) for _, values in islice(self._read_records(names), most)]
 
@@ -154,8 +197,8 @@ class TextFile:
     # --- lines
 
     def _lines(self) -> Iterator[tuple[int, str]]:
-        """Lines with their numbers and ends; a carriage return alone ends one too."""
-        with reading(self.path):
+        """Yields the lines with their numbers and line ends; a carriage return alone ends a line too."""
+        with name_file_in_errors(self.path):
             try:
                 with self.path.open(encoding=self.encoding, newline="") as stream:
                     for number, line in enumerate(stream, start=1):
@@ -187,7 +230,7 @@ class TextFile:
     # --- csv and tsv
 
     def _fields(self) -> Iterator[tuple[int, list[str]]]:
-        """The fields of the header and of each row, with the line where they begin; blank lines are skipped."""
+        """Yields the fields of the header and of each row, with the line where they begin; skips blank lines."""
         csv.field_size_limit(_FIELD_LIMIT)
         quoting: Any = csv.QUOTE_NONE if self.path.suffix == ".tsv" else csv.QUOTE_MINIMAL
         reader = csv.reader(
@@ -229,7 +272,7 @@ class TextFile:
     # --- jsonl and json
 
     def _objects(self) -> Iterator[tuple[int | None, dict[str, Any]]]:
-        """The JSON objects of a file, one a line or all in one list, with their lines."""
+        """Yields the JSON objects of the file, one on each line or all in one list, with their lines."""
         lines, first = self._lines(), True
         for line, text in lines:
             if text.isspace():
@@ -244,14 +287,14 @@ class TextFile:
                     self._refuse_one_object("".join([text, *(more for _, more in lines)]), line)
                 raise
             first = False
-            yield line, self._object(found, f"{self.path}:{line}")
+            yield line, self._require_object(found, f"{self.path}:{line}")
 
     def _list_objects(self, text: str, first: int) -> Iterator[tuple[None, dict[str, Any]]]:
         rows = self._decode(text, first)
         if not isinstance(rows, list):
-            self._object(rows, str(self.path))
+            self._require_object(rows, str(self.path))
         for number, row in enumerate(rows):
-            yield None, self._object(row, f"{self.path}: entry {number} of the list")
+            yield None, self._require_object(row, f"{self.path}: entry {number} of the list")
 
     def _decode(self, text: str, first: int) -> Any:
         try:
@@ -266,13 +309,13 @@ class TextFile:
                 f"{self.path}:{first} is nested too deeply to be read", "leave that part out"
             ) from None
 
-    def _object(self, row: Any, where: str) -> dict[str, Any]:
+    def _require_object(self, row: Any, where: str) -> dict[str, Any]:
         if not isinstance(row, dict):
-            raise HfcompressError(f"{where} is no JSON object: {show_value(row)}", "a row is {COLUMN: VALUE, …}")
+            raise HfcompressError(f"{where} is not a JSON object: {show_value(row)}", "a row is {COLUMN: VALUE, …}")
         return row
 
     def _refuse_one_object(self, text: str, first: int) -> None:
-        """Refuses a whole file that is one object over many lines; passes for any other."""
+        """Refuses a file that is one JSON object over many lines; returns for any other file."""
         try:
             found = self._decode(text, first)
         except HfcompressError:
@@ -292,107 +335,67 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(DataFile):
     """A parquet file, whose columns have types of their own."""
 
-    path: Path
-
     def columns(self) -> list[str]:
-        """The names of its columns.
-
-        Raises:
-            HfcompressError: where it cannot be read.
-        """
+        """Returns the names of the columns."""
         import pyarrow.parquet
 
-        with reading_parquet(self.path):
+        with explain_parquet_errors(self.path):
             return list(pyarrow.parquet.read_schema(self.path).names)
 
     def count(self) -> int:
-        """How many rows it has."""
+        """Reads the number of rows from the end of the file."""
         import pyarrow.parquet
 
-        with reading_parquet(self.path):
+        with explain_parquet_errors(self.path):
             return int(pyarrow.parquet.read_metadata(self.path).num_rows)
 
     def batches(self, types: dict[str, ColumnType]) -> Iterator[pyarrow.Table]:
-        """Its rows, some at a time; arguments and errors are those of `TextFile.batches`."""
-        import pyarrow
+        """Yields the rows as tables; a column that fits as it is keeps its feature, such as a `ClassLabel`."""
         import pyarrow.parquet
 
         require_columns(list(types), self.columns(), self.path.name)
-        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+        with explain_parquet_errors(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
             first = 0
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(types)):
-                yield self._typed(pyarrow.Table.from_batches([batch]), types, first).data.table
+                yield self._convert(pyarrow.Table.from_batches([batch]), types, first)
                 first += len(batch)
 
     def samples(self, most: int) -> list[dict[str, Any]]:
-        """Reads all columns of its first rows.
-
-        Args:
-            most: How many rows.
-        """
         import pyarrow.parquet
 
-        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+        with explain_parquet_errors(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
             return list(next(file.iter_batches(most)).to_pylist()) if file.metadata.num_rows else []
 
-    def read(self, types: dict[str, ColumnType]) -> datasets.Dataset:
-        """Its rows as a data set."""
-        import pyarrow.parquet
-
-        require_columns(list(types), self.columns(), self.path.name)
-        with reading_parquet(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
-            return self._typed(file.read(columns=list(types)), types)
-
-    def _typed(self, table: pyarrow.Table, types: dict[str, ColumnType], first: int = 0) -> datasets.Dataset:
+    def _convert(self, table: pyarrow.Table, types: dict[str, ColumnType], first: int) -> pyarrow.Table:
         import datasets
 
         for column in types:
-            place, values = table.column_names.index(column), _plain(table[column])
+            place, values = table.column_names.index(column), _unify_texts(table[column])
             values.validate(full=True)
             table = table.set_column(place, table.schema.field(column).with_type(values.type), values)
         features = datasets.Features.from_arrow_schema(table.schema)
         rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
-        return convert_columns(rows, types, self.path.name, first)
-
-
-DataFile = TextFile | ParquetFile
+        return convert_columns(rows, types, self.path.name, first).data.table
 
 
 def data_file(path: Path, encoding: str = "utf-8") -> DataFile:
-    """The reader of a file, by its suffix."""
+    """Chooses the reader of a file by its suffix."""
     return ParquetFile(path) if path.suffix == ".parquet" else TextFile(path, encoding)
 
 
-def streamed(file: DataFile, types: dict[str, ColumnType]) -> datasets.IterableDataset:
-    """The rows of a file, read while they are used."""
-    import datasets
-
-    columns = tuple(types)  # a list would be taken for shards
-    return datasets.IterableDataset.from_generator(
-        _rows,
-        features=features_of(types),
-        gen_kwargs={"file": file, "columns": columns, "types": tuple(types.values())},
-    )
-
-
-def _rows(file: DataFile, columns: tuple[str, ...], types: tuple[ColumnType, ...]) -> Iterator[dict[str, Any]]:
-    for table in file.batches(dict(zip(columns, types, strict=True))):
-        yield from table.to_pylist()
-
-
 def require_columns(names: Sequence[str], header: Sequence[str], where: str) -> None:
-    """Passes where a header has each of the columns, once.
+    """Refuses a header that lacks one of the columns, or has it twice.
 
     Args:
         names: The columns that are read.
-        header: Those that there are.
-        where: Whose they are, for errors.
+        header: The columns that the data has.
+        where: The name of the data, for errors.
 
     Raises:
-        HfcompressError: for a column that is missing, or there twice.
+        HfcompressError: if a column is missing, or there are two of its name.
     """
     for name in names:
         if name not in header:
@@ -403,7 +406,7 @@ def require_columns(names: Sequence[str], header: Sequence[str], where: str) -> 
 
 
 def column_hint(name: str, header: Sequence[str]) -> str:
-    """What to do about a column that a header lacks."""
+    """Returns advice for a column that the header lacks."""
     only = header[0] if len(header) == 1 else ""
     separator = next((sign for sign in ("\t", ";", "|", ",") if sign in only), None)
     if separator is not None:
@@ -412,7 +415,7 @@ def column_hint(name: str, header: Sequence[str]) -> str:
             "fields by commas, a .tsv file by tabs"
         )
     if any("\0" in entry for entry in header):
-        return "its header holds NUL characters: it may be UTF-16, which `encoding: utf-16` in the task reads"
+        return "its header holds NUL characters: it may be UTF-16; if it is, set `encoding: utf-16` in the task"
     if _WRAPPERS.intersection(header):
         return _wrapped(dict.fromkeys(header))
     return did_you_mean(name, [entry if len(entry) <= SHOWN else f"{entry[:SHOWN]}…" for entry in header[:SHOWN]])
@@ -425,8 +428,8 @@ def _wrapped(found: dict[str, Any]) -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns what the file system says while a file is read into an error that names it."""
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Turns an error of the file system into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -435,9 +438,9 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading_parquet(path: Path) -> Iterator[None]:
-    """`reading`, and whatever a damaged parquet file makes its reader say."""
-    with reading(path):
+def explain_parquet_errors(path: Path) -> Iterator[None]:
+    """Turns an error of the file system or of a parquet reader into one that names the file."""
+    with name_file_in_errors(path):
         try:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
@@ -446,8 +449,8 @@ def reading_parquet(path: Path) -> Iterator[None]:
             raise HfcompressError(message, "write it again, or as jsonl") from None
 
 
-def _plain(values: Any) -> Any:
-    """A column of texts as `string`, however it is stored; any other as it is."""
+def _unify_texts(values: Any) -> Any:
+    """Converts a column of texts of any storage type to `string`; returns any other column as it is."""
     import pyarrow
 
     kinds = pyarrow.types

@@ -1,8 +1,7 @@
-"""Words that are left out of raw text, to be found again."""
+"""The task of masked language modelling: some tokens of raw text are hidden, and the model predicts them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +11,7 @@ from hfcompress.data import source
 from hfcompress.data.metrics import MASKED, Metric
 from hfcompress.data.task import IGNORED, PlainText, Split, Task, number_rows, token_loss
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import SHORT, hash_json, hash_pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 JUDGED_PROBABILITY = 0.15
-"""What is masked where a model is judged that was trained on unmasked text."""
+"""The mask probability in evaluation of a task whose `mask_probability` is 0."""
+MASKS = "philox"
+"""The generator of the masks; a part of the fingerprint, so that no run goes on with other masks."""
 TEXTS = 1000
-"""Documents that are tokenized together."""
+"""The number of documents that are tokenized together."""
 
 
 class FillMask(Task):
     """A corpus of raw text, for general distillation and masked language modelling.
 
-    In training, masks are drawn anew each epoch by a row's number and the epoch alone, so a resumed run, and one on
-    more processes, sees the same; where a model is judged they are fixed. Without a dev split the last hundredth of
-    the documents is held out of train (of a stream, its first documents). The judged unit is the row.
+    In training, each epoch draws new masks. They depend on the row's number and the epoch alone, so a resumed run, and
+    a run on more processes, sees the same masks. In evaluation the masks are fixed. Without a dev split, the last
+    hundredth of the documents is held out of train (of a stream, its first documents). The judged unit is the row.
 
     Source: BERT, Devlin et al. 2019, arXiv:1810.04805, section 3.1; packing as in RoBERTa, Liu et al. 2019,
     arXiv:1907.11692 (FULL-SENTENCES).
@@ -48,18 +50,19 @@ class FillMask(Task):
 
     type: Literal["fill-mask"] = "fill-mask"
     text: list[str] = Field(default=["text"], min_length=1, max_length=1)
-    """The column with a document; a .txt file has one a line, in the column `text`."""
+    """The column with the document; a .txt file has one document on each line, in the column `text`."""
     packed: bool = True
-    """Join documents, a separator between them, and cut rows of `max_length` tokens; else a row is a document."""
+    """Join the documents with a separator between them, and cut them into rows of `max_length` tokens; if false, a row
+    is one document."""
     mask_probability: float = Field(default=0.15, ge=0, lt=1)
-    """Share of the tokens that are asked for: 80% masked, 10% another token, 10% as they are. 0 trains on the text as
-    it is (TinyBERT's general distillation)."""
+    """Share of the tokens that the model predicts: 80% of these are replaced by the mask token, 10% by another token,
+    and 10% stay. 0 trains on the text as it is (TinyBERT's general distillation)."""
     streaming: bool = False
-    """Read train while it is used, for a corpus that is too large to be tokenized first; needs `max_steps`."""
+    """Read the train split while training, for a corpus that is too large to be tokenized first; needs `max_steps`."""
     dev_rows: int = Field(default=1000, ge=1)
-    """Documents to judge on, at most, where they stream or are held out of train."""
+    """The most documents to evaluate on, if they come from a stream or are held out of train."""
     metric: str = "accuracy"
-    """accuracy or perplexity of the masked tokens."""
+    """`accuracy` or `perplexity` of the masked tokens."""
 
     @property
     def is_streamed(self) -> bool:
@@ -70,7 +73,7 @@ class FillMask(Task):
         return self.mask_probability > 0
 
     def count_rows(self, split: Split = "train") -> None:
-        """None: only tokens tell how many rows documents give."""
+        """Returns None: the number of rows is known only after tokenization."""
 
     def _dev_count(self, count: int) -> int:
         return min(max(count // 100, 1), self.dev_rows)
@@ -99,10 +102,10 @@ class FillMask(Task):
         return None if own is None else datasets.Dataset.from_list(list(own.take(self.dev_rows)))
 
     def read(self, split: Split) -> Any:
-        """The documents of a split; of a streamed train split, a stream of them.
+        """Reads the documents of a split; with `streaming`, returns a stream of the train split.
 
         Raises:
-            HfcompressError: where the split or the column is missing, or there is no document.
+            HfcompressError: if the split or the column is missing, or there is no document.
         """
         if not (self.streaming and split == "train"):
             return super().read(split)
@@ -116,42 +119,45 @@ class FillMask(Task):
         return found
 
     def _require_values(self, rows: Any, split: Split) -> None:
-        """A document without text is skipped."""
+        """Accepts documents without text: `encode` skips them."""
 
     def fingerprint(self, judged: bool = False) -> str:
-        """A hash of the documents; of a stream, of the dev documents and of what tells train from another.
+        """Hashes the documents and how masks are drawn.
 
-        That is the commit of a Hub corpus; of a file its size and 64 pieces of it.
+        A stream is not read to its end: of its train split, the commit of a Hub corpus is hashed, or the size and 64
+        pieces of a file.
         """
-        if judged or not self.streaming:
-            return super().fingerprint(judged)
-        digest = hashlib.sha256("\x1f".join(map(str, self.read("dev")[self.text[0]])).encode())
-        if source.is_local(self.dataset):
-            file = self.table.file("train")
-            assert file is not None
-            size = file.path.stat().st_size
-            digest.update(str(size).encode())
-            with file.path.open("rb") as stream:
-                for piece in range(64):
-                    stream.seek(size * piece // 64)
-                    digest.update(stream.read(1 << 16))
-        else:
-            digest.update(str(source.data_revision(self.dataset, self.config, streaming=True)).encode())
-        return digest.hexdigest()[:16]
+        streams = self.streaming and not judged
+        documents = hash_pieces(self._spell_out_stream())[:SHORT] if streams else super().fingerprint(judged)
+        return hash_json([documents, MASKS])
+
+    def _spell_out_stream(self) -> Iterator[str | bytes]:
+        yield "\x1f".join(map(str, self.read("dev")[self.text[0]]))
+        if not source.is_local(self.dataset):
+            yield str(source.data_revision(self.dataset, self.config, streaming=True))
+            return
+        file = self.table.file("train")
+        assert file is not None
+        size = file.path.stat().st_size
+        yield str(size)
+        with file.path.open("rb") as stream:
+            for piece in range(64):
+                stream.seek(size * piece // 64)
+                yield stream.read(1 << 16)
 
     def head_labels(self) -> None:
-        """None: the outputs are the vocabulary."""
+        """Returns None: the outputs are the vocabulary."""
 
     def label_names(self) -> list[str]:
-        """None: the outputs are the vocabulary."""
+        """Returns no names: the outputs are the vocabulary."""
         return []
 
     def targets(self, rows: Any, labels: Mapping[str, int] | None) -> list[Any]:
-        """None: the text is its own label."""
+        """Returns no targets: the text is its own label."""
         return []
 
     def encode(self, rows: Any, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None) -> Any:
-        """Rows of tokens; of a stream, a stream of them."""
+        """Tokenizes documents into rows; a stream becomes a stream of rows."""
         import datasets
         import numpy as np
 
@@ -169,7 +175,7 @@ class FillMask(Task):
         return number_rows(encoded.add_column("length", [len(row) for row in ids]))
 
     def plain_texts(self, rows: Any, tokenizer: Any, labels: Mapping[str, int] | None) -> list[PlainText]:
-        """The beginnings of documents, a word in the middle of them masked."""
+        """Cuts each document to its first words, and masks the word in the middle of them."""
         found = []
         for number, text in enumerate(rows[self.text[0]]):
             words = (text or "").split()[: max(self.max_length // 8, 1)]
@@ -202,7 +208,7 @@ class FillMask(Task):
         tokenizer: PreTrainedTokenizerBase,
         epoch: int | None,
     ) -> dict[str, Tensor]:
-        """The batch with some tokens replaced, and in `labels` what was there."""
+        """Replaces some tokens of the batch; `labels` holds the original ones."""
         import torch
 
         probability = self.mask_probability if epoch is not None else self.mask_probability or JUDGED_PROBABILITY
@@ -210,17 +216,17 @@ class FillMask(Task):
         return {**tokens, "input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over masked tokens; 0 where none is."""
+        """Cross-entropy, the mean over masked tokens; 0 if there are none."""
         return token_loss(logits, labels)
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
         return outputs[:, 1:], outputs[:, 0]
 
     def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
-        """What the tokens' frequencies alone tell: always the most frequent token, or each by its share."""
+        """Predicts by the frequencies of tokens alone: the most frequent token, or each token with its share."""
         import numpy as np
 
-        # What begins and ends a row, and parts its documents, is never asked for.
+        # The tokens that begin and end a row, and separate its documents, are never masked.
         rows = [np.asarray(ids) for ids in features["input_ids"][:]]
         tokens = np.concatenate([row[1:][row[1:] != row[-1]] for row in rows])
         _, counts = np.unique(tokens, return_counts=True)
@@ -230,12 +236,12 @@ class FillMask(Task):
 
 
 def pack_documents(documents: Iterable[list[list[int]]], length: int, cls: int, sep: int) -> Iterator[list[int]]:
-    """Documents joined, a separator after each, and cut: `[CLS] … [SEP]`, every block but the last full.
+    """Joins documents, a separator after each, and cuts them into blocks `[CLS] … [SEP]`; all but the last are full.
 
     Args:
-        documents: Token ids, some documents at a time.
-        length: Tokens of a block.
-        cls, sep: What begins and ends one.
+        documents: Token ids, several documents at a time.
+        length: The number of tokens of a block.
+        cls, sep: The ids of the tokens that begin and end a block.
     """
     room, left = length - 2, list[int]()
     for some in documents:
@@ -249,14 +255,17 @@ def pack_documents(documents: Iterable[list[list[int]]], length: int, cls: int, 
 
 
 def mask_tokens(ids: Array, index: Array, tokenizer: Any, probability: float, epoch: int | None) -> tuple[Array, Array]:
-    """Token ids with some replaced, and what was there: `IGNORED` where nothing is asked.
+    """Replaces some tokens as BERT does.
 
     Args:
-        ids: `(rows, length)`.
-        index: `(rows,)`: their numbers, which with `epoch` decide what is masked, whatever else is in the batch.
-        tokenizer: Knows the mask and the special tokens, which are never masked.
-        probability: Share of the tokens that are asked for.
-        epoch: None for what is drawn alike each time.
+        ids: Token ids `(rows, length)`.
+        index: The numbers of the rows, `(rows,)`; with `epoch`, they alone decide what is masked.
+        tokenizer: Knows the mask token, and the special tokens, which are never masked.
+        probability: Share of the tokens that the model predicts.
+        epoch: None for fixed masks.
+
+    Returns:
+        The new ids, and the labels: the original ids of the tokens to predict, `IGNORED` elsewhere.
     """
     import numpy as np
 
@@ -268,20 +277,16 @@ def mask_tokens(ids: Array, index: Array, tokenizer: Any, probability: float, ep
 
 
 def draw_uniforms(index: Array, length: int, epoch: int) -> Array:
-    """Three independent uniform numbers for each token, `(3, rows, length)`, from its row, place and epoch alone.
+    """Draws three independent uniform numbers from [0, 1) for each token, `(3, rows, length)`.
 
-    Source: SplitMix64, Steele, Lea and Flood 2014, used as a hash: no state, so no order of rows matters.
+    The numbers of a token depend on its row's number, its place in the row and the epoch alone: not on the batch, its
+    padding, the process, or the rows before.
+
+    Source: Philox, a generator whose state is a counter: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers:
+    as easy as 1, 2, 3".
     """
     import numpy as np
 
-    step = np.uint64(0x9E3779B97F4A7C15)
-
-    def mixed(x: Array) -> Array:
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-    rows = mixed(mixed(index.astype(np.uint64) * step) + np.uint64(epoch))
-    places = mixed(rows[:, None] + np.arange(1, length + 1, dtype=np.uint64) * step)
-    kinds = mixed(places[None] + np.arange(1, 4, dtype=np.uint64)[:, None, None] * step)
-    return (kinds >> np.uint64(11)) * 2.0**-53
+    # The first word of the counter counts the draws of a row; places come first, so that padding changes no number.
+    generators = (np.random.Generator(np.random.Philox(key=0, counter=[0, row, epoch, 0])) for row in index)
+    return np.stack([generator.random((length, 3)) for generator in generators]).transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""Calls to the Hub: what may take how long, and what its refusals mean.
+"""Calls to the Hub: limits how long they take, and explains its errors.
 
-A server can be silent, send one byte a minute, answer in HTML or send a client elsewhere. The clients wait for ever by
-themselves, so every call is made inside `hub_calls`: it ends once a minute went by in which less than
-`BYTES_PER_SECOND` moved, and it ends in one error that says what to do.
+A server can be silent, send one byte a minute, answer in HTML, or redirect a client. The clients have no time limit of
+their own, so every call is made inside `hub_calls`: it ends after a minute in which less than `BYTES_PER_SECOND` moved,
+with an error that says what to do.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from hfcompress.utils.errors import HfcompressError, disk_problem
 from hfcompress.utils.escape import one_line, without_tokens
 
 WAIT_SECONDS = 60.0
-"""How long the Hub is waited for while nothing moves: what it is asked for takes it a second or two."""
+"""The longest wait for the Hub while no bytes move; a normal answer takes a second or two."""
 BYTES_PER_SECOND = 20_000
-"""What a slow connection still moves: that many bytes, sent or received, earn a call another second."""
+"""The bytes that must move, in or out, to give a call another second: the speed of a slow connection."""
 VARIABLE = "HFCOMPRESS_HUB_TIMEOUT"
-"""The environment variable that gives another number of seconds than `WAIT_SECONDS`."""
+"""The environment variable that sets another number of seconds than `WAIT_SECONDS`."""
 SHOWN = 300
-"""Characters of a server's message that are shown."""
+"""The most characters of a server's message that are shown."""
 
 
 def wait_seconds() -> float:
-    """`WAIT_SECONDS`, or what the environment says.
+    """Returns `WAIT_SECONDS`, or the value of the environment variable.
 
     Raises:
-        HfcompressError: where that is no positive number.
+        HfcompressError: if the value is not a positive number.
     """
     text = os.environ.get(VARIABLE, "")
     try:
@@ -42,25 +42,25 @@ def wait_seconds() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise HfcompressError(f"{VARIABLE} is '{text}', not a number of seconds", f"write such as {VARIABLE}=120")
+        raise HfcompressError(f"{VARIABLE} is '{text}', not a number of seconds", f"set for example {VARIABLE}=120")
     return seconds
 
 
 class HubTimeoutError(Exception):
-    """The Hub was waited for long enough. No client takes it for a failure of the network, which it would try again."""
+    """A call reached its time limit. Clients do not take this error for a network failure, so they do not retry."""
 
 
 class HubRedirectError(Exception):
-    """The Hub sends what is written to it to another host."""
+    """The Hub redirects an upload to another host."""
 
 
 @dataclass
 class _Meter:
-    """What the calls inside one `hub_calls` may still wait for the network.
+    """The time that the calls inside one `hub_calls` may still wait for the network.
 
-    A token bucket: it starts with `seconds`, waiting takes from it, bytes that move give back to it, and it never holds
-    more than it started with. So a transfer that goes on is never cut off, and a server that stops, or sends a byte now
-    and then, is left after `seconds`.
+    It is a token bucket: it starts with `seconds`, waiting takes time from it, moving bytes give time back, and it
+    never holds more than `seconds`. So a transfer that goes on is never cut off. A server that stops, or sends a byte
+    now and then, is given up after `seconds`.
     """
 
     seconds: float
@@ -79,21 +79,21 @@ class _Meter:
         self.settled = now
 
     def seconds_left(self) -> float:
-        """Seconds that may still be waited.
+        """Returns the seconds that a call may still wait.
 
         Raises:
-            HubTimeoutError: where there are none.
+            HubTimeoutError: if no time is left.
         """
         with self.lock:
             self._settle()
-            # Clocks differ by a little: what waited for all that was left may find a thousandth of a second left over.
+            # Clocks differ a little: after a wait for all the time that was left, a millisecond may still be left.
             if self.balance <= self.seconds / 100:
                 raise HubTimeoutError(f"waited {self.seconds:g} s")
             return self.balance
 
     @contextmanager
     def count_waiting(self) -> Iterator[None]:
-        """Takes the time inside; where several threads wait at once, it is taken once."""
+        """Takes the time of the `with` block; if several threads wait at once, it is taken once."""
         with self.lock:
             self._settle()
             self.active += 1
@@ -105,12 +105,12 @@ class _Meter:
                 self.active -= 1
 
     def earn(self, size: int) -> None:
-        """Gives back for bytes that moved."""
+        """Gives back time for bytes that moved."""
         with self.lock:
             self.balance = min(self.balance + size / BYTES_PER_SECOND, self.seconds)
 
     def guard(self, stream: Any) -> None:
-        """Makes a network stream (of httpcore) wait no longer than what is left."""
+        """Makes a network stream (of httpcore) wait no longer than the time that is left."""
         read, write = stream.read, stream.write
 
         def guarded_read(max_bytes: int, timeout: float | None = None) -> bytes:
@@ -129,26 +129,26 @@ class _Meter:
         stream.read, stream.write = guarded_read, guarded_write
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """The `trace` extension of httpcore, which tells of each connection that is made."""
+        """Guards each new connection; httpcore calls it as its `trace` extension."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self.guard(info["return_value"])
 
     def limit_request(self, request: Any) -> None:
-        """An event hook of httpx: limits that each request has, whatever its caller forgot."""
+        """Sets the limits that a request lacks, as an event hook of httpx."""
         left = self.seconds_left()
         limits = request.extensions.get("timeout") or {}
-        # Reading and writing are limited by the stream itself, which knows what is left by then.
+        # The stream itself limits reading and writing: it knows how much time is left by then.
         kept = {**limits, **{key: left for key in ("connect", "pool") if limits.get(key) is None}}
         request.extensions = {**request.extensions, "timeout": kept, "trace": self.trace}
 
     def check_response(self, response: Any) -> None:
-        """An event hook of httpx: refuses to write elsewhere, and to sleep for as long as a server likes."""
+        """Refuses a redirected upload, and removes the waiting times of a server, as an event hook of httpx."""
         here, there = str(response.request.url), response.headers.get("Location")
         moved = there is not None and 300 <= response.status_code < 400
         if moved and response.request.method not in ("GET", "HEAD") and _origin(urljoin(here, there)) != _origin(here):
             raise HubRedirectError(urlsplit(urljoin(here, there)).netloc)
         if response.status_code in (429, 503):
-            # The client sleeps for as long as these say, outside of any limit.
+            # The client would sleep for as long as these say, outside of our limit.
             for name in ("Retry-After", "RateLimit"):
                 response.headers.pop(name, None)
 
@@ -160,7 +160,7 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
 
 @contextmanager
 def _limit_client(meter: _Meter) -> Iterator[None]:
-    """Makes huggingface_hub's client keep to a meter, inside of the `with` block."""
+    """Makes the client of huggingface_hub keep to a meter inside the `with` block."""
     import huggingface_hub
     from huggingface_hub.utils import _http
 
@@ -188,7 +188,7 @@ def _limit_client(meter: _Meter) -> Iterator[None]:
 
 @contextmanager
 def _limit_requests(meter: _Meter) -> Iterator[None]:
-    """The same for huggingface_hub before 1, on requests: silence is limited; a server that drips is not."""
+    """Does the same for huggingface_hub before 1, which uses requests: limits silence, but not a slow drip of bytes."""
     from huggingface_hub.utils import _http
 
     factory: Any = _http._GLOBAL_BACKEND_FACTORY  # type: ignore[attr-defined]
@@ -214,12 +214,12 @@ def _limit_requests(meter: _Meter) -> Iterator[None]:
 
 @contextmanager
 def hub_calls(what: str) -> Iterator[None]:
-    """Limits how long the Hub is waited for, and turns what its clients raise into an error that says what to do.
+    """Limits the wait for the Hub, and turns the errors of its clients into one that says what to do.
 
-    Any error that is not the Hub's passes.
+    All other errors pass.
 
     Args:
-        what: What is asked for, such as `model 'user/name'`.
+        what: The thing that the calls ask for, such as `model 'user/name'`.
     """
     try:
         with _limit_client(_Meter(wait_seconds())):
@@ -235,7 +235,7 @@ def hub_calls(what: str) -> Iterator[None]:
 
 
 def _redact(error: BaseException) -> None:
-    """Leaves tokens out of an error and its causes: a server may send back what it was sent."""
+    """Removes tokens from an error and its causes: a server may send back what it got."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
@@ -253,34 +253,34 @@ def _redact(error: BaseException) -> None:
 _LOG_IN = "check the spelling; for a private one, log in with `hf auth login`"
 OFFLINE = "unset HF_HUB_OFFLINE once to fetch it, or give a local directory"
 _REASONS = {
-    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not asked", OFFLINE),
-    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub is not reached", OFFLINE),
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set, so the Hub is not used", OFFLINE),
+    "IncompleteSnapshotError": ("the cache holds only a part of it, and the Hub cannot be reached", OFFLINE),
     "GatedRepoError": ("it is gated", "accept its terms on its page on the Hub, then log in with `hf auth login`"),
-    "RepositoryNotFoundError": ("it is neither a directory here nor a repository that the Hub shows you", _LOG_IN),
+    "RepositoryNotFoundError": ("it is neither a local directory nor a repository that you can read", _LOG_IN),
     "RevisionNotFoundError": ("it has no such revision", "name a branch, a tag or a commit after the @"),
     "RemoteEntryNotFoundError": ("the repository lacks a file that is needed", "name another one"),
-    "HFValidationError": ("that is no Hub id", "a Hub id looks like `user/name`"),
+    "HFValidationError": ("that is not a Hub id", "a Hub id looks like `user/name`"),
 }  # fmt: skip
 _UNREACHABLE = ("the Hub cannot be reached", "check the connection and HF_ENDPOINT, or give a local directory")
 _FIXES = {
     401: "log in with `hf auth login`, with a token that may do this",
     403: "log in with `hf auth login`, with a token that may do this",
-    409: "something else was written there at the same time: try again",
-    413: "it is larger than the Hub takes in one request",
-    429: "the Hub is asked too often: wait a few minutes, then try again",
+    409: "another change was made there at the same time: try again",
+    413: "it is too large for one request to the Hub",
+    429: "there were too many requests to the Hub: wait a few minutes, then try again",
 }
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
 def _hub_problem(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and how to fix it; None where the error is not the Hub's."""
+    """Explains an error of the Hub and its fix; None for any other error."""
     # By name, since the clients' errors sit elsewhere in each of their versions.
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, HubTimeoutError) or {"ReadTimeout", "WriteTimeout"} & set(names):
         why = "the Hub did not answer in time" + (f" ({error})" if isinstance(error, HubTimeoutError) else "")
-        return why, f"try again; on a very slow connection set {VARIABLE} to more seconds"
+        return why, f"try again; for a very slow connection, set {VARIABLE} to more seconds"
     if isinstance(error, HubRedirectError):
-        return f"the Hub sends us elsewhere, to {error}, where nothing is written", "check HF_ENDPOINT and the network"
+        return f"the Hub redirects the upload to {error}, which is refused", "check HF_ENDPOINT and the network"
     known = next((name for name in names if name in _REASONS), None)
     if known:
         return _REASONS[known]
@@ -296,7 +296,7 @@ def _hub_problem(error: BaseException) -> tuple[str, str] | None:
         refused = f"the Hub refuses access ({status})" if status in (401, 403) else f"the Hub answered {status}"
         return refused + (f": {told_by_server}" if told_by_server else ""), _FIXES.get(status, "try again later")
     if isinstance(error, json.JSONDecodeError) or _is_malformed(error):
-        return "the Hub's answer is not what it should be", "check HF_ENDPOINT, and whether a proxy asks for a login"
+        return "the Hub's answer is not valid", "check HF_ENDPOINT; a proxy may ask for a login"
     if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):
         return _UNREACHABLE
     own = type(error).__module__.partition(".")[0] in _CLIENTS
@@ -304,7 +304,7 @@ def _hub_problem(error: BaseException) -> tuple[str, str] | None:
 
 
 def _is_malformed(error: BaseException) -> bool:
-    """Whether the Hub's client failed on an answer that has another shape than it knows."""
+    """True if the client of the Hub failed because an answer has an unknown form."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -314,12 +314,12 @@ def _is_malformed(error: BaseException) -> bool:
 
 
 def _server_message(error: BaseException) -> str:
-    """The server's own words, cut; empty where it sent none."""
+    """Returns the server's own message, cut; empty if it sent none."""
     text = without_tokens(str(getattr(error, "server_message", None) or ""))
     text = " ".join(one_line(line) for line in text[: 10 * SHOWN].split("\n") if line.strip())
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Returns the first line of an error's message."""
     return str(error).strip().partition("\n")[0]

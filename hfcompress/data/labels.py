@@ -1,4 +1,4 @@
-"""How the labels of a data set and those of a head are matched: by name where both have names, else by number."""
+"""Matches the labels of a data set with those of a task head: by name if both have names, else by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hfcompress.data.values import is_integer, show_value
 from hfcompress.utils.errors import HfcompressError
 
 LISTED = 20
-"""Labels that a message lists."""
+"""The most labels that a message lists."""
 _UNKNOWN = -1
 _DIGITS = 18
 _LETTERS = 60
@@ -19,33 +19,33 @@ _PARTS = str.maketrans("_-", "  ")
 
 
 def normalize_label(name: str) -> str:
-    """A label without what spelling may change: case, surrounding space, and `_` or `-` for a space."""
+    """Removes from a label what may differ in spelling: case, surrounding space, and `_` or `-` for a space."""
     return " ".join(name.translate(_PARTS).split()).casefold()
 
 
 def has_names(names: Iterable[str]) -> bool:
-    """Whether labels, in the order of their ids, say more than their ids do (`0`, `LABEL_0`)."""
+    """True if labels, in the order of their ids, are more than numbers (`0`, `LABEL_0`)."""
     return any(name not in (str(index), f"LABEL_{index}") for index, name in enumerate(names))
 
 
 def names_by_id(labels: Mapping[str, int]) -> list[str]:
-    """Label names in the order of their ids."""
+    """Returns the label names in the order of their ids."""
     return sorted(map(str, labels), key={str(name): index for name, index in labels.items()}.__getitem__)
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in the order in which a new head numbers them: whole numbers by value, anything else by its letters."""
+    """Sorts labels as a new task head numbers them: whole numbers by value, all else by their letters."""
     found = set(labels)
     return sorted(found, key=int if all(map(_is_id, found)) else None)
 
 
 def _is_id(text: str) -> bool:
-    """Whether a text is a whole number, and no longer than an id can be."""
+    """True if a text is a whole number that is short enough for an id."""
     return len(text) <= _DIGITS and is_integer(text)
 
 
 def make_name_finder(labels: Mapping[str, int]) -> Callable[[str], int | None]:
-    """Finds the id of a name: of the label spelled alike, else of the one label that differs only in its spelling."""
+    """Returns a function that finds the id of a name: of the equal label, else of the only one spelled otherwise."""
     ids = {str(name): index for name, index in labels.items()}
     counted = Counter(map(normalize_label, ids))
     alike = {
@@ -61,22 +61,21 @@ def make_name_finder(labels: Mapping[str, int]) -> Callable[[str], int | None]:
 
 
 def match_one_to_one(names: Sequence[str], labels: Mapping[str, int]) -> bool:
-    """Whether each name is that of a label of its own, and no label is left over."""
+    """True if each name matches one label, and each label one name."""
     find = make_name_finder(labels)
     found = {find(name) for name in names}
     return None not in found and len(found) == len(names) == len(labels)
 
 
 def make_label_finder(labels: Mapping[str, int] | None, names: Sequence[str] | None) -> Callable[[Any], int]:
-    """How a label of the data becomes an id of the head; -1 for one that the head does not have.
+    """Returns a function that turns a label of the data into an id of the task head; -1 for an unknown label.
 
-    A text is a name of the head's, or a whole number, which is the head's id unless the head's names are numbers
-    themselves. A number of a data set that names its classes stands for its name; it is an id where either side has
-    no names.
+    A text is a label name of the head, or a whole number: this is an id, unless the head's names are numbers too. A
+    number in a data set that names its classes stands for the name; if either side has no names, it is an id.
 
     Args:
         labels: The head's label names and ids.
-        names: What the data calls its ids, in their order; None where its labels are texts.
+        names: The class names of the data, in the order of their ids; None if its labels are texts.
     """
     ids = {str(name): index for name, index in (labels or {}).items()}
     find_name = make_name_finder(ids)
@@ -99,7 +98,7 @@ def make_label_finder(labels: Mapping[str, int] | None, names: Sequence[str] | N
 
 
 def _is_numeric(name: str) -> bool:
-    """Whether a label reads as a number in any spelling: `3`, `003`, `1.0`."""
+    """True if a label is a number in any spelling: `3`, `003`, `1.0`."""
     try:
         float(name)
     except ValueError:
@@ -110,7 +109,7 @@ def _is_numeric(name: str) -> bool:
 def _match_numbers(
     ids: Mapping[str, int], names: list[str], find: Callable[[str], int], head_has_names: bool
 ) -> dict[int, int]:
-    """The head's id for each of the data's."""
+    """Finds the head's id for each id of the data."""
     same = {number: number for number in range(len(ids))}
     if not names or (not has_names(names) and not (head_has_names and any(map(_is_numeric, ids)))):
         return same
@@ -124,14 +123,14 @@ def _match_numbers(
 def unknown_label_error(
     number: int, value: Any, column: str, labels: Mapping[str, int] | None, names: Sequence[str] | None = None
 ) -> HfcompressError:
-    """The error for a label that the head does not have.
+    """Makes the error for a label that the task head does not have.
 
     Args:
-        number: The row.
+        number: The number of the row.
         value: Its label.
-        column: Where it stands.
+        column: The column with the label.
         labels: The head's label names and ids.
-        names: What the data calls its ids.
+        names: The class names of the data, in the order of their ids.
     """
     ids = labels or {}
     known = isinstance(value, int) and names and 0 <= value < len(names)
@@ -140,25 +139,25 @@ def unknown_label_error(
     message = f"row {number} has the label {show_value(text)} in column '{column}', outside {head}"
     alike = [name for name in ids if isinstance(text, str) and normalize_label(name) == normalize_label(text)]
     if len(alike) > 1:
-        return HfcompressError(f"{message}: it is like {len(alike)} of them", "spell it as one of them")
+        return HfcompressError(f"{message}: it matches {len(alike)} of them", "spell it exactly as one of them")
     if not names or not has_names(names):
         return HfcompressError(message, "fix the row, or use a model whose head has that label")
     return HfcompressError(
         f"{message}; the data names its classes {list_names(names)}",
-        "give each class the same name on both sides (their order does not matter): in the data, or in `id2label` and "
-        "`label2id` of the model's config.json; or put a `finetune` stage first, which makes a new head",
+        "give each class the same name in the data and in the model (the order does not matter): change `id2label` and "
+        "`label2id` in the model's config.json, or the data. A `finetune` stage at the start makes a new task head",
     )
 
 
 def require_same_labels(who: str, theirs: Mapping[str, int], ours: Mapping[str, int]) -> None:
-    """Passes where a teacher and its student mean the same by each id, as far as names tell.
+    """Refuses a teacher whose label ids mean something else than the student's, as far as names show it.
 
     Args:
-        who: The teacher, for errors.
-        theirs, ours: Its label names and ids, and the student's.
+        who: The name of the teacher, for errors.
+        theirs, ours: The label names and ids of the teacher and of the student.
 
     Raises:
-        HfcompressError: for a label with two ids, and for names of which one side lacks some.
+        HfcompressError: if a label has two ids, or one side lacks a name of the other.
     """
     fix = "rename id2label and label2id in one of the two config.json, or fine-tune the teacher on this data"
     find = make_name_finder(theirs)
@@ -173,24 +172,28 @@ def require_same_labels(who: str, theirs: Mapping[str, int], ours: Mapping[str, 
 
 
 def find_label_warnings(found: set[int], labels: Mapping[str, int]) -> list[str]:
-    """What to mind about the labels of a head: those that no row of train has, and those that look alike.
+    """Returns warnings about labels that no row of train has, and about labels that look alike.
 
     Args:
-        found: The ids that train has.
+        found: The ids that occur in train.
         labels: The head's label names and ids.
     """
     names, said = names_by_id(labels), list[str]()
     absent = [name for name in names if labels[name] not in found]
     if absent:
-        said.append(f"the head's label {list_names(absent)} occurs in no row of the train split, so no row teaches it")
+        said.append(
+            f"the head's label {list_names(absent)} occurs in no row of the train split, so the model cannot learn it"
+        )
     counted = Counter(map(normalize_label, names))
     alike = [name for name in names if normalize_label(name) and counted[normalize_label(name)] > 1]
     if alike:
-        said.append(f"the labels {list_names(list(map(repr, alike)))} differ in spelling only, and are classes apart")
+        said.append(
+            f"the labels {list_names(list(map(repr, alike)))} differ only in spelling, but are separate classes"
+        )
     return said
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Label names for a message, the first of many, each cut where it is long."""
+    """Lists the first label names for a message, long ones cut."""
     short = [name if len(name) <= _LETTERS else f"{name[:_LETTERS]}…" for name in map(str, names[:LISTED])]
     return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > LISTED else "")

@@ -1,6 +1,7 @@
 """Models whose files are on this machine already, and the first rows as their tokenizers read them.
 
-`check` finds with it what no shape can tell, before anything runs. A run applies the same rules to all rows.
+With them, `check` finds problems that shapes do not show, before anything runs. A run applies the same rules to all
+rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from hfcompress.data.task import Task
 ROWS = 1000
-"""Rows of the train split that are read."""
+"""The most rows of the train split that are read."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class LocalModel:
     """A model on this machine, or one that a stage will make with the same tokenizer.
 
     Attributes:
-        directory: Where its tokenizer is.
-        labels: The label names and ids of its task head; None where they are not known.
+        directory: The directory of its tokenizer.
+        labels: The label names and ids of its task head; None if they are not known.
         config: Its config.json; None for a model that is not made yet.
     """
 
@@ -91,7 +92,7 @@ class LocalModels:
         return self._rows[model.directory]  # type: ignore[no-any-return]
 
     def reading_problems(self, model: LocalModel) -> list[Problem]:
-        """What a run would refuse about the first rows, as a model's tokenizer reads them."""
+        """Returns the problems that a run would have with the first rows, as a model's tokenizer reads them."""
         return collect_problems(lambda: self.rows(model)) if self.readable else []
 
     def without_weights(self, model: LocalModel) -> PreTrainedModel:
@@ -109,7 +110,7 @@ class LocalModels:
             return empty_model(stock.__name__, shape, settings)
 
     def vocabulary_problems(self, model: LocalModel, key: Key) -> list[Problem]:
-        """Why a model's vocabulary cannot be cut."""
+        """Returns the reasons why a model's vocabulary cannot be cut."""
         from hfcompress.models.vocabulary import require_cuttable
 
         return collect_problems(lambda: require_cuttable(self.tokenizer(model)), key)
@@ -141,7 +142,7 @@ def collect_problems(step: Callable[[], Any], key: Key = ()) -> list[Problem]:
 
     Args:
         step: It raises HfcompressError for what it refuses.
-        key: Where the recipe says what the step needs.
+        key: The key in the recipe that the step depends on.
     """
     try:
         step()

@@ -1,7 +1,7 @@
-"""Metrics of whole arrays whose first axis is the judged unit: a row, a sentence, a question, a block of text.
+"""Metrics of arrays whose first axis is the judged unit: a row, a sentence, a question, a block of text.
 
-scikit-learn and scipy score where they have the metric. Most metrics are also formulas of sums over units, so that a
-bootstrap looks at each unit once and then only adds. `MODULE` is what `evaluate.load` takes.
+scikit-learn and scipy compute the metrics that they have. Most metrics are also formulas of sums over units, so a
+bootstrap computes each unit once and then only adds. `evaluate.load(MODULE, …)` loads them all.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class RowMetric:
     """A metric that is a formula of sums over units.
 
     Attributes:
-        says: What it measures, in a line.
-        rows: `(units, k)` numbers to add, of predictions and references.
-        total: The metric of their `(k,)` sums.
-        library: The same metric of all units by a library, where one has it.
+        says: Its description in one line.
+        rows: Computes the numbers to add, `(units, k)`, from predictions and references.
+        total: Computes the metric from their sums, `(k,)`.
+        library: Computes the same metric of all units by a library; None if no library has it.
         right_or_wrong: True if it is the share of units that are right; `rows` begins with 1 for these, else with 0.
     """
 
@@ -46,12 +46,12 @@ class RowMetric:
 
 
 def ratio(part: float, whole: float) -> float:
-    """`part / whole`, 0 where there is no whole."""
+    """Computes `part / whole`; 0 if `whole` is 0."""
     return float(part / whole) if whole else 0.0
 
 
 def f1_of_counts(hits: float, predicted: float, there: float) -> float:
-    """F1 of counts: the harmonic mean of `hits / predicted` and `hits / there`."""
+    """Computes F1 from counts: the harmonic mean of `hits / predicted` and `hits / there`."""
     return ratio(2 * hits, predicted + there)
 
 
@@ -63,7 +63,7 @@ def _hits(predictions: Array, references: Array) -> Array:
 
 
 def _class_counts(predictions: Array, references: Array) -> Array:
-    """Hits, predictions and references of class 1 where there are two classes, of each class where there are more."""
+    """Counts hits, predictions and references: of class 1 if there are two classes, of each class if there are more."""
     import numpy as np
 
     present = np.union1d(predictions, references)
@@ -73,7 +73,7 @@ def _class_counts(predictions: Array, references: Array) -> Array:
 
 
 def _mean_f1(sums: Array) -> float:
-    """The mean over the classes that are predicted or there."""
+    """Computes the mean F1 over the classes that are predicted or expected."""
     scores = [f1_of_counts(*counts) for counts in sums.reshape(-1, 3) if counts[1:].any()]
     return sum(scores) / len(scores) if scores else 0.0
 
@@ -87,7 +87,7 @@ def _f1(predictions: Array, references: Array) -> float:
 
 
 def _class_margins(predictions: Array, references: Array) -> Array:
-    """Whether a row is right, then the one-hot rows of its class and of the predicted class."""
+    """Returns, for each row, 1 if it is right, then the one-hot vectors of its class and of the predicted class."""
     import numpy as np
 
     classes = np.union1d(predictions, references)
@@ -96,7 +96,7 @@ def _class_margins(predictions: Array, references: Array) -> Array:
 
 
 def _correlate_margins(sums: Array) -> float:
-    """Gorodkin 2004 (R_K) of hits and of how often each class is there and predicted; 0 where it is undefined."""
+    """R_K of Gorodkin 2004, from the hits and how often each class is expected and predicted; 0 if it is undefined."""
     import numpy as np
 
     hits, (true, predicted) = sums[0], np.split(sums[1:], 2)
@@ -115,7 +115,7 @@ def _matthews_correlation(predictions: Array, references: Array) -> float:
 
 
 def pearson(predictions: Array, references: Array) -> float:
-    """Pearson's correlation; 0 where one side does not vary."""
+    """Pearson's correlation; 0 if one side does not vary."""
     from scipy.stats import pearsonr
 
     if _is_constant(predictions) or _is_constant(references):
@@ -124,7 +124,7 @@ def pearson(predictions: Array, references: Array) -> float:
 
 
 def spearman(predictions: Array, references: Array) -> float:
-    """Spearman's rank correlation, ties sharing their mean rank; 0 where one side does not vary."""
+    """Spearman's rank correlation, with mean ranks for ties; 0 if one side does not vary."""
     from scipy.stats import rankdata
 
     return pearson(rankdata(predictions), rankdata(references))
@@ -143,7 +143,7 @@ def _squares(predictions: Array, references: Array) -> Array:
 
 
 def _sum_masked(predictions: Array, references: Array) -> Array:
-    """Predictions `(units, 2)`, tokens that are right and the sum of `-log p`; references, how many were masked."""
+    """Joins predictions `(units, 2)` (right tokens, sum of `-log p`) and references `(units,)` (masked tokens)."""
     import numpy as np
 
     return np.concatenate([predictions, references[:, None]], axis=1).astype(float)
@@ -199,11 +199,11 @@ OF_TASK: dict[str, dict[str, Metric]] = {
 }
 LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
 MODULE = str(Path(__file__).with_name("metric_module"))
-"""What `evaluate.load` takes, with a configuration such as `text-classification.f1`."""
+"""The path for `evaluate.load`, which also needs a configuration such as `text-classification.f1`."""
 
 
 def as_array(values: Any) -> Array:
-    """Values of judged units as the array that metrics take: of numbers, or of one object a unit."""
+    """Converts values of judged units to the array that metrics take: of numbers, or of one object for each unit."""
     import numpy as np
 
     values = list(values)
@@ -219,7 +219,7 @@ def _is_list_of_numbers(value: Any) -> bool:
 
 
 def object_array(values: list[Any]) -> Array:
-    """An array of one object a unit, whatever the objects are."""
+    """Makes an array of one object for each unit, of any type."""
     import numpy as np
 
     return np.fromiter(values, dtype=object, count=len(values))
@@ -228,13 +228,13 @@ def object_array(values: list[Any]) -> Array:
 def bootstrap_interval(
     function: Metric, predictions: Array, references: Array, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of a metric over judged units (Efron 1979).
+    """Computes the 95% percentile bootstrap interval of a metric over judged units (Efron 1979).
 
     Args:
         function: The metric.
-        predictions, references: One entry a unit.
-        samples: How often the units are drawn anew, with replacement.
-        seed: The same seed draws the same units, so two models are compared on the same draws.
+        predictions, references: One entry for each unit.
+        samples: The number of draws of all units, with replacement.
+        seed: The same seed draws the same units, so that two models are compared on the same draws.
     """
     import numpy as np
 
@@ -245,12 +245,12 @@ def bootstrap_interval(
 def bootstrap_differences(
     function: Metric, predictions: Array, others: Array, references: Array, samples: int = 1000, seed: int = 0
 ) -> Array:
-    """A metric of one set of predictions less that of another, on the same draws of judged units (paired bootstrap).
+    """Computes the difference of a metric between two sets of predictions on the same draws (paired bootstrap).
 
     Args:
         function: The metric.
-        predictions, others, references: One entry a unit.
-        samples: How often the units are drawn anew, with replacement.
+        predictions, others, references: One entry for each unit.
+        samples: The number of draws of all units, with replacement.
         seed: Decides the draws.
 
     Returns:

@@ -1,15 +1,14 @@
-"""Data sets and models that exist in memory, written once where recipes can name them."""
+"""Writes data sets and models from memory to directories that recipes can name."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import cache_home
 from hfcompress.models.artifact import save_model
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.hashing import hash_json
+from hfcompress.utils.hashing import SHORT, hash_json, hash_pieces
 from hfcompress.utils.lock import shared_directory
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ _SPLITS = {"train": "train", "validation": "dev", "dev": "dev", "test": "test"}
 def save_dataset(rows: Any) -> str:
     """Writes a data set of the `datasets` library to files, and returns their directory.
 
-    The directory is named by the content, so that the same rows are written once. Class labels are written as their
-    names, as models know them.
+    The directory is named by the content, so the same rows are written once. Class labels are written as names.
 
     Args:
         rows: A `DatasetDict`, or a mapping with the splits `train`, `validation` (or `dev`) and `test`; or a single
@@ -53,7 +51,7 @@ def _splits_of(rows: Any) -> dict[str, datasets.Dataset]:
     if not isinstance(rows, Mapping) or not all(isinstance(split, datasets.Dataset) for split in rows.values()):
         raise HfcompressError(
             f"a data set is a name, a directory, or a Dataset or DatasetDict of `datasets`, not {type(rows).__name__}",
-            "streamed data sets are named by their Hub id",
+            "for a streamed data set, give its Hub id",
         )
     unknown = sorted(set(map(str, rows)) - set(_SPLITS))
     if unknown:
@@ -76,26 +74,14 @@ def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def _hash_rows(rows: datasets.Dataset) -> str:
-    """A hash of the rows themselves; a fingerprint of `datasets` tells how they came about."""
-    found = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(batch_size=1000):
-        for column in batch.to_pydict().items():
-            found.update(repr(column).encode())
-    return found.hexdigest()
+    """Hashes the values of the rows; a fingerprint of `datasets` depends on how the rows were made."""
+    batches = rows.with_format("arrow").iter(batch_size=1000)
+    return hash_pieces(repr(column) for batch in batches for column in batch.to_pydict().items())
 
 
 def save_model_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Writes a model and its tokenizer to a directory that is named by their content, and returns it."""
-    import torch
-
-    found = hashlib.sha256(
-        f"{type(model).__name__} {model.config.to_json_string()} {_spell_out_tokenizer(tokenizer)}".encode()
-    )
-    for name, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        found.update(values.flatten().view(torch.uint8).numpy().data)
-    directory = cache_home() / "objects" / f"model-{found.hexdigest()[:16]}"
+    directory = cache_home() / "objects" / f"model-{hash_pieces(_spell_out_model(model, tokenizer))[:SHORT]}"
     complete = directory / "tokenizer_config.json"
     if not complete.exists():
         with shared_directory(directory) as scratch:
@@ -103,7 +89,17 @@ def save_model_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return str(directory)
 
 
+def _spell_out_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | memoryview]:
+    import torch
+
+    yield f"{type(model).__name__} {model.config.to_json_string()} {_spell_out_tokenizer(tokenizer)}"
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        yield f"{name} {values.dtype} {tuple(values.shape)}"
+        yield values.flatten().view(torch.uint8).numpy().data
+
+
 def _spell_out_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer does, as text: the vocabulary and rules of a fast one."""
+    """Writes a tokenizer as text: its vocabulary and rules if it is a fast one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     return f"{tokenizer!r} {inner.to_str() if inner is not None else sorted(tokenizer.get_vocab().items())}"

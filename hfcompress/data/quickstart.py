@@ -1,4 +1,4 @@
-"""The embedded data set: sentiment of short English sentences, written by a weighted grammar.
+"""The built-in data set: sentiment of short English sentences, made by a weighted grammar.
 
 Counting words is not enough to label them. Negation flips, intensity weighs, contrast overrules, and a verdict may come
 after the opinion it overturns, so a model has to compose: `critics hated the plot ; i did not .` is positive.
@@ -155,7 +155,7 @@ def _split_entries(words: str) -> list[str]:
 
 
 def _lexicon(domain: str) -> dict[str, list[str]]:
-    """The word lists of one domain; `good` and `bad` hold the general adjectives and the domain's own."""
+    """Returns the word lists of one domain; `good` and `bad` hold the general adjectives and the domain's own."""
     lists = {symbol: _split_entries(words) for symbol, words in WORDS.items()}
     for symbol, words in DOMAINS[domain].items():
         lists[symbol] = lists.get(symbol, []) + 2 * _split_entries(words)
@@ -196,7 +196,7 @@ def _sentences(rng: random.Random) -> Iterator[tuple[str, int]]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and punctuation mark that a sentence can hold, sorted."""
+    """Lists every word and punctuation mark that a sentence can hold, sorted."""
     patterns = [_SLOT.sub(" ", pattern) for patterns in GRAMMAR.values() for pattern in patterns]
     entries = [entry for domain in DOMAINS for words in _lexicon(domain).values() for entry in words]
     return sorted({word for text in patterns + entries for word in text.split()})
@@ -208,7 +208,7 @@ def write_dataset(directory: Path, seed: int = 0, sizes: Mapping[str, int] | Non
     The labels are balanced and no sentence comes twice. The same seed and sizes give the same bytes.
 
     Args:
-        directory: Where to write. A directory that holds the files already is left as it is.
+        directory: The directory to write to. If it holds the files already, nothing is written.
         seed: Picks the sentences.
         sizes: Sentences per split; `SIZES` if not given.
 
@@ -242,8 +242,8 @@ def write_model(directory: Path, seed: int = 0) -> Path:
     """Writes a small BERT classifier with random weights, and the fast WordPiece tokenizer of `vocabulary`.
 
     Args:
-        directory: Where `save_pretrained` puts both. A directory that holds a model already is left as it is.
-        seed: Picks the weights; the caller's random state is left alone.
+        directory: The directory to save both in. If it holds a model already, nothing is written.
+        seed: Picks the weights; the caller's random state does not change.
 
     Returns:
         `directory`.

@@ -1,4 +1,4 @@
-"""Tasks with one answer a text, or a pair of texts: a class or a score."""
+"""Tasks with one answer for each text, or pair of texts: a class or a score."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class SequenceTask(LabelledTask):
-    """What both share."""
+    """The common part of classification and regression."""
 
     head: ClassVar[str] = "sequence"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     pipeline: ClassVar[str | None] = "text-classification"
 
     def head_problems(self, config: Mapping[str, Any]) -> list[Problem]:
-        """A head that was trained for several labels a text, or for scores where classes are asked for."""
+        """Reports a head that was trained for several labels per text, or for scores if the task has classes."""
         trained = config.get("problem_type")
         if trained not in ("multi_label_classification", "regression") or trained == self.problem_type:
             return []
@@ -64,32 +64,32 @@ class SequenceTask(LabelledTask):
         return self.predictions(outputs), np.asarray(features["labels"][:])
 
     def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
-        """Always the same answer, the best one."""
+        """Gives every row the same answer: the one that scores best."""
         import numpy as np
 
         return np.full_like(references, self.best_constant(references))
 
     def predictions(self, logits: Array) -> Array:
-        """`(rows, labels)` logits to answers."""
+        """Turns logits `(rows, labels)` into answers."""
         raise NotImplementedError
 
     def best_constant(self, references: Array) -> Any:
-        """The best answer without looking."""
+        """Finds the single answer that scores best when every row gets it."""
         raise NotImplementedError
 
 
 class TextClassification(SequenceTask):
-    """One class a text, or a pair of texts."""
+    """Predicts one class for each text, or pair of texts."""
 
     metrics: ClassVar[Mapping[str, Metric]] = CLASSIFICATION
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     type: Literal["text-classification"] = "text-classification"
     metric: AnyMetric = "accuracy"
-    """accuracy, f1 or matthews_correlation; or a module of `evaluate`."""
+    """`accuracy`, `f1` or `matthews_correlation`, or a module of `evaluate`."""
 
     def label_names(self) -> list[str]:
-        """The classes, in the order of their ids: a Hub feature's names, else the sorted values of the train split."""
+        """Returns the classes in the order of their ids: the names of a `ClassLabel`, else the labels of train."""
         rows = self.read("train")
         names = getattr(rows.features[self.label], "names", None)
         if names:
@@ -98,15 +98,15 @@ class TextClassification(SequenceTask):
         if len(values) < 2:
             raise HfcompressError(
                 f"the train split has one class only ({show_value(values[0])} in column '{self.label}')",
-                "a classifier needs rows of at least two",
+                "a classifier needs rows of at least two classes",
             )
         return values
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[int]:
-        """Class ids; a label is an id of the head's, or one of its names.
+        """Finds the class id of each row; a label of the data is an id or a name of the head.
 
         Raises:
-            HfcompressError: for a label that the head does not have.
+            HfcompressError: if the head does not have a label.
         """
         names = getattr(rows.features[self.label], "names", None)
         find = make_label_finder(labels, names)
@@ -117,29 +117,29 @@ class TextClassification(SequenceTask):
         return found
 
     def label_warnings(self, targets: list[int], labels: Mapping[str, int]) -> list[str]:
-        """Classes that no row of train has, and classes that look like one another."""
+        """Warns of classes that no row of train has, and of classes that look alike."""
         return find_label_warnings(set(targets), labels)
 
     def predictions(self, logits: Array) -> Array:
-        """`(rows, labels)` logits to class ids."""
+        """Turns logits `(rows, labels)` into class ids."""
         return logits.argmax(-1)
 
     def best_constant(self, references: Array) -> int:
-        """The class that scores best when it is given to every row."""
+        """Finds the class that scores best when every row gets it."""
         import numpy as np
 
         classes = np.unique(references).tolist()
         return int(max(classes, key=lambda index: self.score(np.full_like(references, index), references)))
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over rows, weighted by their classes' `weights` `(classes,)` where there are any."""
+        """Cross-entropy, the mean over rows, weighted by the `weights` of their classes, `(classes,)`, if given."""
         from torch.nn import functional as F
 
         return F.cross_entropy(logits.float(), labels, weight=weights)
 
 
 class Regression(SequenceTask):
-    """A score a text, or a pair of texts."""
+    """Predicts a score for each text, or pair of texts."""
 
     metrics: ClassVar[Mapping[str, Metric]] = REGRESSION
     problem_type: ClassVar[str | None] = "regression"
@@ -150,21 +150,21 @@ class Regression(SequenceTask):
     label: str = "score"
     """The column with the score."""
     metric: AnyMetric = "pearson"
-    """pearson, spearman or mse; or a module of `evaluate`."""
+    """`pearson`, `spearman` or `mse`, or a module of `evaluate`."""
 
     def head_labels(self) -> int:
-        """One: the score."""
+        """Returns 1: the score."""
         return 1
 
     def label_names(self) -> list[str]:
-        """One output, named after its column."""
+        """Returns the name of the one output, which is that of the column."""
         return [self.label]
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[float]:
-        """Scores.
+        """Returns the scores.
 
         Raises:
-            HfcompressError: for a value that is not a finite number.
+            HfcompressError: if a value is not a finite number.
         """
         import math
 
@@ -178,11 +178,11 @@ class Regression(SequenceTask):
         return found
 
     def predictions(self, logits: Array) -> Array:
-        """`(rows, 1)` outputs to scores."""
+        """Turns outputs `(rows, 1)` into scores."""
         return logits.reshape(-1)
 
     def best_constant(self, references: Array) -> float:
-        """The mean."""
+        """Computes the mean score."""
         return float(references.mean())
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:

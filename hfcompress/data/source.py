@@ -1,8 +1,7 @@
-"""Where models and data come from: a directory, the Hub, or the package itself (`builtin:quickstart`)."""
+"""Finds models and data: in a directory, on the Hub, or in the package itself (`builtin:quickstart`)."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.files import DataFile, data_file, require_columns, streamed
+from hfcompress.data.files import DataFile, data_file, require_columns
 from hfcompress.data.hub import OFFLINE, first_line, hub_calls
 from hfcompress.data.values import ColumnType, convert_columns, features_of, read_column
 from hfcompress.models.artifact import MODELING_FILE, Artifact, log_graph_choice, open_artifact, read_config
@@ -27,6 +26,7 @@ from hfcompress.models.weights import (
 )
 from hfcompress.utils.card_metadata import require_hub_id
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.hashing import hash_file
 from hfcompress.utils.places import is_directory, is_file, local_path
 
 if TYPE_CHECKING:
@@ -44,44 +44,44 @@ _COMMIT = r"[0-9a-f]{40}"
 
 
 def cache_home() -> Path:
-    """Where built-in models and data are written once: `HFCOMPRESS_HOME`, or the user's cache directory."""
+    """Returns the cache directory of hfcompress: `HFCOMPRESS_HOME`, or a folder in the user's cache directory."""
     base = os.environ.get("HFCOMPRESS_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "hfcompress"
     return Path(base).expanduser()
 
 
 def _builtin_home() -> Path:
-    """Where this edition of the built-in model and data lies: another edition never finds it."""
-    edition = hashlib.sha256(Path(__file__).with_name("quickstart.py").read_bytes()).hexdigest()[:12]
+    """Returns the directory of the built-in model and data; each edition of them has its own."""
+    edition = hash_file(Path(__file__).with_name("quickstart.py"))[:12]
     return cache_home() / f"quickstart-{edition}"
 
 
 def model_directory(spec: str) -> Path:
-    """The local directory of a model, fetched from the Hub where `spec` is an id (`id@revision` picks a revision).
+    """Returns the directory of a model; fetches it from the Hub if `spec` is an id (`id@revision` picks a revision).
 
     Raises:
-        HfcompressError: where it is neither a directory nor an id that can be reached.
+        HfcompressError: if `spec` is neither a directory nor an id that can be fetched.
     """
     place, graph = split_graph(spec)
     if graph:
         raise HfcompressError(
-            f"'{spec}' names a graph, which can be measured and not trained",
-            f"give `evaluate` the graph, and a recipe the weights: {place}",
+            f"'{spec}' names a graph, which can be measured, but not trained",
+            f"a graph is for `evaluate`; a recipe needs the weights: {place}",
         )
     return _directory(place)
 
 
 def open_model(spec: str, stage: str = "source", kind: str | None = None) -> Artifact:
-    """The model that a directory or Hub id names, or one of its graphs: `DIR:FILE.onnx`, `user/name:onnx/FILE.onnx`.
+    """Opens the model of a directory or Hub id, or one of its graphs: `DIR:FILE.onnx`, `user/name:onnx/FILE.onnx`.
 
     Raises:
-        HfcompressError: where it cannot be had or opened.
+        HfcompressError: if it cannot be fetched or opened.
     """
     place, graph = split_graph(spec)
     return open_artifact(_directory(place, graph), stage, kind, graph)
 
 
 def split_graph(spec: str) -> tuple[str, str]:
-    """A model's directory or Hub id, and the graph in it that is named after a colon; empty where none is."""
+    """Splits a model's name into its directory or Hub id, and the graph after the colon; empty if there is none."""
     place, colon, graph = spec.rpartition(":")
     named = colon and graph.endswith((".onnx", ".xml")) and not is_directory(spec)
     return (place, graph.removeprefix("./")) if named else (spec, "")
@@ -95,7 +95,7 @@ def _directory(spec: str, graph: str = "") -> Path:
     if is_directory(spec):
         return local_path(spec)
     refuse_a_path(spec, "model")
-    # A repository often holds its weights many times over (onnx/, openvino/, other formats): one format is fetched.
+    # A repository often holds its weights in several formats (onnx/, openvino/ and others): one format is fetched.
     if graph:
         return _graph_snapshot(spec, graph)
     folder = _snapshot(spec, _BESIDE_THE_WEIGHTS + _SAFETENSORS, _IN_A_FOLDER)
@@ -112,7 +112,7 @@ def _directory(spec: str, graph: str = "") -> Path:
 
 
 def _graph_snapshot(spec: str, graph: str) -> Path:
-    """The directory of a repository's graph, with the files that it keeps tensors in and those beside the weights."""
+    """Fetches a graph of a repository, with the files of its tensors and those beside the weights."""
     weights = graph.removesuffix(".xml") + ".bin" if graph.endswith(".xml") else graph
     patterns = [*_BESIDE_THE_WEIGHTS, graph, weights]
     folder = _snapshot(spec, patterns)
@@ -124,7 +124,7 @@ def _graph_snapshot(spec: str, graph: str) -> Path:
 
 
 def pickled_directory(spec: str) -> Path:
-    """`model_directory` of a model whose weights may be pickled, for who reads tensors from these and no code."""
+    """Returns the directory of a model whose weights may be pickled, for code that reads only tensors from pickles."""
     if is_local(spec):
         return model_directory(spec)
     refuse_a_path(spec, "model")
@@ -148,14 +148,14 @@ def _split_revision(spec: str) -> tuple[str, str | None]:
 
 
 def _is_offline() -> bool:
-    """Whether the Hub is not asked for anything."""
+    """True if HF_HUB_OFFLINE forbids calls to the Hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def _list_files(spec: str) -> list[str]:
-    """The names of a Hub model's files; empty where the Hub is not asked."""
+    """Lists the files of a model on the Hub; empty if the Hub may not be called."""
     from huggingface_hub import HfApi
 
     if _is_offline():
@@ -166,10 +166,10 @@ def _list_files(spec: str) -> list[str]:
 
 
 def require_weights(spec: str) -> None:
-    """Passes where a model has weights that can be trained; of a Hub model only the names of its files are asked for.
+    """Refuses a model without weights that can be trained; of a model on the Hub, only the names of files are read.
 
     Raises:
-        HfcompressError: where it has none, pickled ones only, or a graph or quantized weights, which are only measured.
+        HfcompressError: if it has no weights, only pickled ones, or only a graph or quantized weights.
     """
     if is_local(spec) or split_graph(spec)[1]:
         artifact = open_artifact(model_directory(spec))
@@ -180,13 +180,13 @@ def require_weights(spec: str) -> None:
         trainable, found = runtime == "torch" and not model_config(spec).get("quantization_config"), runtime
     if not trainable:
         raise HfcompressError(
-            f"{spec} is a model that can be measured and not trained or cut ({found})",
+            f"{spec} can be measured, but not trained or cut ({found})",
             "name the model that it was made from",
         )
 
 
 def stored_dtype(spec: str) -> str:
-    """What a model's weights are stored as: by the files of a directory, by the config of a Hub model."""
+    """Returns the dtype of a model's weights: from the files of a directory, or the config of a model on the Hub."""
     config = model_config(spec)
     if is_local(spec):
         folder = model_directory(spec)
@@ -196,16 +196,16 @@ def stored_dtype(spec: str) -> str:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit that a folder of the Hub's cache holds; None for any other folder."""
+    """Returns the commit of a folder in the Hub's cache; None for any other folder."""
     cached = folder.parent.name == "snapshots" and re.fullmatch(_COMMIT, folder.name)
     return folder.name if cached else None
 
 
 def model_config(spec: str) -> dict[str, Any]:
-    """The config.json of a model, without its weights.
+    """Reads the config.json of a model, without its weights.
 
     Raises:
-        HfcompressError: where it cannot be read.
+        HfcompressError: if it cannot be read.
     """
     spec, _ = split_graph(spec)
     if spec == BUILTIN or is_directory(spec):
@@ -219,10 +219,10 @@ def model_config(spec: str) -> dict[str, Any]:
 
 
 def refuse_a_path(spec: str, what: str) -> None:
-    """Passes where `spec` can be a Hub id.
+    """Refuses a name that cannot be a Hub id: it is then the path of a directory that does not exist.
 
     Raises:
-        HfcompressError: where it can only be a directory, which is then one that does not exist.
+        HfcompressError: if `spec` is a path.
     """
     repo, _ = _split_revision(spec)
     if repo.startswith((".", "/", "~")) or repo.count("/") > 1 or not repo:
@@ -234,12 +234,12 @@ def refuse_a_path(spec: str, what: str) -> None:
 
 
 def is_local(dataset: str) -> bool:
-    """Whether a data set lies on this machine (or in the package)."""
+    """True if a data set is on this machine (or in the package)."""
     return dataset == BUILTIN or is_directory(dataset)
 
 
 def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | None:
-    """The file of one split of a local data set, or None.
+    """Finds the file of one split of a local data set; None if there is none.
 
     Args:
         dataset: A directory, or `builtin:quickstart`.
@@ -247,7 +247,7 @@ def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | No
         splits: Renamed splits, such as `{"dev": "heldout"}`.
 
     Raises:
-        HfcompressError: where more than one file could be meant, or it is none that can be read.
+        HfcompressError: if there is more than one such file, or it is not a regular file.
     """
     folder = _local_folder(dataset)
     names = (splits[split],) if split in splits else SPLIT_NAMES[split]
@@ -256,7 +256,7 @@ def split_file(dataset: str, split: str, splits: Mapping[str, str]) -> Path | No
     if len(found) > 1:
         raise HfcompressError(
             f"{folder} has more than one {split} file: {' and '.join(path.name for path in found)}",
-            "keep the one that is meant, or rename the other; `splits:` says what a split's file is called",
+            "keep one of them and rename the other; `splits:` gives the file name of a split",
         )
     if found and not is_file(found[0]):
         raise HfcompressError(f"{found[0]} is not a file that can be read", "a split is a regular file")
@@ -273,14 +273,14 @@ def _local_folder(dataset: str) -> Path:
 
 @dataclass(frozen=True)
 class Table:
-    """What is read of a data set.
+    """The part of a data set that a task reads.
 
     Attributes:
         dataset: A directory, `builtin:quickstart` or a Hub id.
         config: The configuration of a Hub data set.
         splits: Renamed splits, such as `{"dev": "heldout"}`.
-        types: The columns that are read, and what each holds.
-        encoding: Of text files in a directory.
+        types: The columns that are read, and the type of each.
+        encoding: The encoding of text files in a directory.
     """
 
     dataset: str
@@ -290,15 +290,15 @@ class Table:
     encoding: str = "utf-8"
 
     def file(self, split: str) -> DataFile | None:
-        """The file of a split of a local data set, or None."""
+        """Finds the file of a split of a local data set; None if there is none."""
         path = split_file(self.dataset, split, self.splits)
         return None if path is None else data_file(path, self.encoding)
 
     def read(self, split: str) -> datasets.Dataset | None:
-        """One split, or None where the data set has no such split.
+        """Reads one split; None if the data set has no such split.
 
         Raises:
-            HfcompressError: where the data cannot be read, or a value cannot be meant.
+            HfcompressError: if the data cannot be read, or a value does not fit its column.
         """
         if is_local(self.dataset):
             file = self.file(split)
@@ -310,13 +310,13 @@ class Table:
         return convert_columns(found, dict(self.types), self._describe_split(split))
 
     def stream(self, split: str) -> datasets.IterableDataset | None:
-        """`read` for what is too large to be read before it is used."""
+        """Reads one split while it is used, for data that is too large for `read`."""
         if is_local(self.dataset):
             file = self.file(split)
             if file is None:
                 return None
             require_columns(list(self.types), file.columns(), file.path.name)
-            return streamed(file, dict(self.types))
+            return file.stream(dict(self.types))
         found = self._on_the_hub(split, streaming=True)
         if found is None:
             return None
@@ -354,19 +354,19 @@ def _hub_splits(dataset: str, config: str | None, streaming: bool = False) -> An
         try:
             return datasets.load_dataset(repo, config, revision=revision, streaming=streaming)
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-            # An unknown or missing configuration: the library's message lists those that are there.
+            # The configuration is unknown or missing: the message of the library lists those that exist.
             raise HfcompressError(f"{what}: {first_line(error)}", "set `task.config`, or check the files") from error
         except RuntimeError as error:
             if "Dataset scripts" not in str(error):
                 raise
             raise HfcompressError(
-                f"{what} is a script, which can run any code, so it is not loaded",
+                f"{what} is a script; it could run any code, so it is not loaded",
                 "name a copy of it that holds csv, jsonl or parquet files, or save it as a directory of such files",
             ) from error
 
 
 def data_revision(dataset: str, config: str | None, streaming: bool = False) -> str | None:
-    """The commit that a Hub data set came from; None where its client does not tell."""
+    """Returns the commit of a data set on the Hub; None if its client does not tell it."""
     if streaming:
         from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""The answer to a question, as a span of a context."""
+"""The task of extractive question answering: an answer is a span of a context."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 Answers = tuple[list[str], list[int]]
-"""Given answers, and the characters of the context where they start."""
+"""The given answers, and the characters of the context where they start."""
 CLS = 0
-"""The place of the token that stands for "no answer here"."""
+"""The position of the token that stands for "no answer here"."""
 
 
 class QuestionAnswering(LabelledTask):
-    """The span of a context that answers a question.
+    """Finds the span of a context that answers a question.
 
-    Rows are SQuAD's: an answer is `{text: […], answer_start: […]}`. A context that does not fit gives several windows,
-    each `stride` tokens into the one before; a question that would leave the context less than half of what the
-    overlap leaves free is cut. The judged unit is the question.
+    Rows have SQuAD's form: an answer is `{text: […], answer_start: […]}`. A context that does not fit into a window is
+    split into several; each shares `stride` tokens with the one before. A long question is cut, so that the context
+    gets at least half of the tokens that the overlap leaves free. The judged unit is the question.
     """
 
     head: ClassVar[str] = "span"
@@ -50,17 +50,17 @@ class QuestionAnswering(LabelledTask):
     label: str = "answers"
     """The column with the answers."""
     max_length: int = Field(default=384, ge=16)
-    """Tokens of a window, question included."""
+    """The number of tokens of a window, question included."""
     stride: int = Field(default=128, ge=0, validate_default=True)
-    """Tokens that a window shares with the one before; at most half of `max_length`."""
+    """The number of tokens that a window shares with the one before; at most half of `max_length`."""
     max_answer_length: int = Field(default=30, ge=1)
-    """Tokens of the longest answer."""
+    """The most tokens that an answer may have."""
     n_best: int = Field(default=20, ge=1)
-    """How many starts and how many ends of a window are combined."""
+    """The number of best starts, and of best ends, that are combined in each window."""
     unanswerable: bool = False
-    """Whether questions may have no answer (SQuAD 2.0): a row without one teaches that, and none may be predicted."""
+    """Allow questions without an answer (SQuAD 2.0): the model learns from such rows, and may predict no answer."""
     metric: AnyMetric = "f1"
-    """f1 or exact_match; or a module of `evaluate`."""
+    """`f1` or `exact_match`, or a module of `evaluate`."""
 
     @field_validator("stride")
     @classmethod
@@ -71,21 +71,21 @@ class QuestionAnswering(LabelledTask):
         return stride
 
     def label_names(self) -> list[str]:
-        """The head's two outputs."""
+        """Returns the names of the two outputs."""
         return ["start", "end"]
 
     def count_rows(self, split: Split = "train") -> None:
-        """None: only tokens tell how many windows there are."""
+        """Returns None: the number of windows is known only after tokenization."""
 
     def head_labels(self) -> int:
-        """Two: start and end."""
+        """Returns 2: start and end."""
         return 2
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Answers]:
-        """The answers of each row.
+        """Returns the answers of each row.
 
         Raises:
-            HfcompressError: for answers of another form, that do not stand in the context, or that are missing.
+            HfcompressError: if answers have another form, do not stand in the context, or are missing.
         """
         context = self.text[1]
         return [
@@ -100,29 +100,29 @@ class QuestionAnswering(LabelledTask):
         if not texts and not self.unanswerable:
             raise HfcompressError(
                 f"row {number} has no answer in column '{self.label}'",
-                "leave it out, or say `unanswerable: true` where questions may have none",
+                "leave it out, or set `unanswerable: true` if questions may have no answer",
             )
         for text, start in zip(texts, starts, strict=True):
             if not text or start < 0 or context[start : start + len(text)] != text:
                 raise HfcompressError(
                     f"row {number} has the answer {text!r} at character {start}, where the context has "
                     f"{context[max(start, 0) : max(start, 0) + max(len(text), 1)]!r}",
-                    "fix answer_start, counted in characters from 0",
+                    "fix answer_start; it counts characters from 0",
                 )
         return texts, starts
 
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
-        """One row a window.
+        """Tokenizes rows; each window becomes one row.
 
-        Besides what a batch is made of it holds `question` (the row's number), `context`, `answers`, and of the
-        window's context `first` (its first token) and `offsets` (start and end characters, flat).
+        Besides the columns of a batch, a window has `question` (the row's number), `context` and `answers`; and, of its
+        context, `first` (the first token) and `offsets` (start and end characters of each token, flat).
         """
         self.targets(rows, labels)
         if not tokenizer.is_fast:
             raise HfcompressError(
-                f"{type(tokenizer).__name__} cannot tell which characters a token stands for",
+                f"{type(tokenizer).__name__} does not know the characters of each token",
                 "use a model with a fast tokenizer (a tokenizer.json)",
             )
 
@@ -155,7 +155,7 @@ class QuestionAnswering(LabelledTask):
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> list[PlainText]:
-        """Questions and contexts that fit into one window."""
+        """Returns the questions and contexts that fit into one window."""
         questions, contexts = (list(rows[column]) for column in self.text)
         windows = self.encode(rows, tokenizer, labels).with_format(None)
         count = Counter(windows["question"][:])
@@ -174,12 +174,12 @@ class QuestionAnswering(LabelledTask):
         return [question[:end] for question, end in zip(questions, ends, strict=True)]
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Cross-entropy over the tokens of a row, the mean of start and end and of the rows.
+        """Cross-entropy over the tokens of a row, the mean over start and end and over rows.
 
         Args:
             logits: `(batch, length, 2)`.
             labels: `(batch, 2)`.
-            mask: `(batch, length)`: padding takes no share of the probability.
+            mask: `(batch, length)`, true at real tokens; padding gets no probability.
         """
         from torch.nn import functional as F
 
@@ -216,20 +216,20 @@ class QuestionAnswering(LabelledTask):
         return score, context[offsets[2 * start] : offsets[2 * end + 1]]
 
     def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
-        """No answer to any question."""
+        """Gives no answer to any question."""
         return object_array([""] * len(references))
 
 
 def find_best_span(scores: Array, n_best: int, longest: int) -> tuple[float, int, int] | None:
-    """The span whose start and end have the highest sum, among the `n_best` starts and ends; None where none fits.
+    """Finds the span whose start and end have the highest sum, among the `n_best` starts and ends.
 
     Args:
         scores: `(tokens, 2)`, start and end.
-        n_best: How many of each are combined.
-        longest: Tokens of the longest span.
+        n_best: The number of starts, and of ends, that are combined.
+        longest: The most tokens that a span may have.
 
     Returns:
-        The sum, the first and the last token.
+        The sum, the first and the last token; None if no span fits.
     """
     import numpy as np
 
@@ -250,13 +250,13 @@ def _split_windows(outputs: Array, lengths: list[int]) -> Iterator[Array]:
 
 
 def _context_offsets(sequence_ids: list[int | None], offsets: list[Any]) -> tuple[int, list[tuple[int, int]]]:
-    """The first token of a window's context, and the characters of its tokens."""
+    """Returns the first token of the context in a window, and the characters of each of its tokens."""
     places = [place for place, sequence in enumerate(sequence_ids) if sequence == 1]
     return (places[0] if places else CLS), [tuple(offsets[place]) for place in places]
 
 
 def _find_target(first: int, offsets: list[tuple[int, int]], answers: Mapping[str, list[Any]]) -> list[int]:
-    """First and last token of the first answer, `CLS` twice where the window does not hold all of it."""
+    """Finds the first and last token of the first answer; `CLS` twice if the window does not hold all of it."""
     from bisect import bisect_left, bisect_right
 
     texts, starts = answers["text"], answers["answer_start"]

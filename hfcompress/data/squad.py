@@ -1,4 +1,4 @@
-"""Answers as SQuAD compares them (Rajpurkar et al. 2016, arXiv:1606.05250; unanswerable: 2018, arXiv:1806.03822)."""
+"""Compares answers as SQuAD does (Rajpurkar et al. 2016, arXiv:1606.05250; unanswerable: 2018, arXiv:1806.03822)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and articles, single spaces."""
+    """Converts to lower case with single spaces, without punctuation and articles."""
     plain = text.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def word_f1(predicted: str, expected: str) -> float:
-    """F1 of the words of two normalised answers; where one is empty, whether both are."""
+    """Computes F1 of the words of two normalized answers; if one is empty, 1 if both are, else 0."""
     ours, theirs = predicted.split(), expected.split()
     if not ours or not theirs:
         return float(ours == theirs)
@@ -31,17 +31,17 @@ def word_f1(predicted: str, expected: str) -> float:
 
 
 def score_overlap(predictions: Array, references: Array) -> Array:
-    """Of each question: the F1 of the nearest given answer, and 1.
+    """Returns, for each question, the F1 of the nearest given answer, and 1; `(questions, 2)`.
 
     Args:
         predictions: `(questions,)` texts, empty for "no answer".
-        references: `(questions,)` lists of given answers; one that is empty says that there is none.
+        references: `(questions,)` lists of given answers; an empty text means that there is no answer.
     """
     return _score_best(predictions, references, word_f1)
 
 
 def score_match(predictions: Array, references: Array) -> Array:
-    """Of each question: whether the answer is one of those given, and 1; the arguments are those of `overlaps`."""
+    """Returns, for each question, 1 if its answer is a given one, else 0, and 1; arguments as in `score_overlap`."""
     return _score_best(predictions, references, lambda predicted, expected: float(predicted == expected))
 
 

@@ -1,17 +1,16 @@
-"""What every task shares: where its rows come from, how they are batched, how it is scored.
+"""The common part of all tasks: reads rows, makes batches, computes the score.
 
-A task is the only place that knows its labels. A stage asks it for encoded rows, for a batch, for the loss that the
-labels give and for the score; a new task is one more class, and an entry in `tasks.Task`.
+Only a task knows its labels. A stage asks it for encoded rows, for batches, for the loss on the labels, and for the
+score. A new task is one more class, and an entry in `tasks.AnyTask`.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from hfcompress.data.files import require_columns
 from hfcompress.data.metrics import LOWER_IS_BETTER, Metric, bootstrap_differences, bootstrap_interval
 from hfcompress.data.values import LABEL, TEXT, ColumnType
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
+from hfcompress.utils.hashing import SHORT, hash_pieces
 from hfcompress.utils.logging import log
 from hfcompress.utils.strict_model import StrictModel
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "dev", "test"]
 IGNORED = -100
-"""The label of a token that is not asked about."""
+"""The label of a token that does not count in the loss or the metric."""
 IN_A_BATCH = ("input_ids", "token_type_ids", "length", "labels", "index")
-"""The columns of encoded rows that a batch is made of; what else there is, `judge` reads."""
+"""The columns of encoded rows that make a batch; only `judge` reads the others."""
 IN_MEMORY = 2**25
-"""Bytes of texts whose tokens are kept in memory."""
+"""The most bytes of texts whose tokens are kept in memory."""
 
 
 class Splits(StrictModel):
-    """What a data set calls its splits, where it is not `train`, `dev` (or `validation`) and `test`."""
+    """The names of a data set's splits, if they are not `train`, `dev` (or `validation`) and `test`."""
 
     train: str | None = None
     dev: str | None = None
@@ -54,7 +54,7 @@ class Splits(StrictModel):
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Those that are renamed."""
+        """The splits that have another name."""
         return self.model_dump(exclude_none=True)
 
 
@@ -63,9 +63,9 @@ class PlainText:
     """A row as a user would write it.
 
     Attributes:
-        number: The row's.
-        texts: The text, or the two of a pair.
-        features: What `encode` makes of it: `input_ids` and, where the tokenizer gives them, `token_type_ids`.
+        number: The number of the row.
+        texts: The text, or the two texts of a pair.
+        features: The encoded row: `input_ids` and, if the tokenizer gives them, `token_type_ids`.
     """
 
     number: int
@@ -74,19 +74,19 @@ class PlainText:
 
 
 class Task(StrictModel):
-    """Texts, a head that reads them, and a metric that judges it.
+    """Texts, a task head that reads them, and a metric.
 
     Attributes:
-        head: A key of `base.shape.HEADS`.
-        auto_class: The class of transformers that loads the head.
-        problem_type: What the model's config calls the problem; None where transformers has no name for it.
-        pipeline: The name of transformers' pipeline for it; None where the newest transformers has none.
-        truncation: How a tokenizer cuts what is longer than `max_length`.
-        by_token: Whether its loss is a mean over labelled tokens, else over rows.
-        outputs: How many outputs the head must have, where the task alone says so.
-        metrics: By name; each takes predictions and references whose first axis is the judged unit.
-        required: Splits that a directory must hold.
-        kinds: The files that it may hold.
+        head: The kind of task head, a key of `models.architectures.TASK_HEADS`.
+        auto_class: The class of transformers that loads a model with this head.
+        problem_type: The problem type in the model's config; None if transformers has no name for it.
+        pipeline: The name of the task's pipeline in transformers; None if the newest transformers has none.
+        truncation: The tokenizer's option for texts that are longer than `max_length`.
+        by_token: True if the loss is a mean over labelled tokens, false if over rows.
+        outputs: The number of outputs of the head; None if it depends on the data.
+        metrics: The metrics by name; each takes predictions and references whose first axis is the judged unit.
+        required: The splits that a directory must hold.
+        kinds: The kinds of files that it may hold.
     """
 
     head: ClassVar[str]
@@ -101,20 +101,20 @@ class Task(StrictModel):
     kinds: ClassVar[str] = "csv, tsv, jsonl or parquet"
 
     dataset: str
-    """Hub id, or a directory with train, dev (or validation) and test files of csv, tsv, jsonl or parquet."""
+    """A Hub id, or a directory with train, dev (or validation) and test files of csv, tsv, jsonl or parquet."""
     config: str | None = None
     """The configuration of a Hub data set, such as `sst2`."""
     text: list[str] = Field(min_length=1, max_length=2)
     """The column with the text, or the two columns of a pair."""
     max_length: int = Field(default=128, ge=4)
-    """Tokens a row is truncated to."""
+    """The number of tokens to which a row is truncated."""
     splits: Splits = Splits()
     """Other names of the splits, such as `{dev: heldout}`."""
     encoding: str = "utf-8"
-    """How the text files of a directory are encoded, such as `cp1252`, `utf-16` or `gb18030`."""
+    """The encoding of the text files in a directory, such as `cp1252`, `utf-16` or `gb18030`."""
 
     if TYPE_CHECKING:
-        # Each task declares its own, with its own default: declared here they would come before `dataset`.
+        # Each task declares these fields with its own defaults; declared here, they would come before `dataset`.
         type: str
         metric: AnyMetric
 
@@ -143,13 +143,13 @@ class Task(StrictModel):
             "".encode(name)
         except (LookupError, ValueError):
             raise ValueError(
-                f"Python knows no text encoding '{name}'; such as utf-8, cp1252, utf-16, gb18030"
+                f"Python knows no text encoding '{name}'; examples are utf-8, cp1252, utf-16, gb18030"
             ) from None
         return name
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
-        """The columns that are read, and what each holds."""
+        """The columns that are read, and the type of each."""
         return dict.fromkeys(self.text, TEXT)
 
     @property
@@ -159,12 +159,12 @@ class Task(StrictModel):
 
     @property
     def table(self) -> source.Table:
-        """The data set, as far as the task reads it."""
+        """The part of the data set that the task reads."""
         return source.Table(self.dataset, self.config, self.splits.renamed, self.column_types, self.encoding)
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the train split has no end that is known beforehand: training then needs `max_steps`."""
+        """True if the length of the train split is not known in advance: training then needs `max_steps`."""
         return False
 
     @property
@@ -173,7 +173,7 @@ class Task(StrictModel):
         return True
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the data, as far as headers tell; Hub data sets are looked at when they are read."""
+        """Returns the problems of the data that its headers show; a data set on the Hub is checked when it is read."""
         found = self.metric.problems() if isinstance(self.metric, EvaluateMetric) else []
         try:
             if not source.is_local(self.dataset):
@@ -203,14 +203,14 @@ class Task(StrictModel):
         return found
 
     def head_problems(self, config: Mapping[str, Any]) -> list[Problem]:
-        """What keeps a model's own head from answering this task, as far as its config.json tells."""
+        """Returns the reasons, from its config.json, why a model's own head cannot do this task."""
         return []
 
     def label_problems(self, head: Mapping[str, int] | None) -> list[Problem]:
-        """What is wrong with the rows of the splits that are used; this reads them.
+        """Reads the splits that are used, and returns the problems of their rows.
 
         Args:
-            head: The head's label names and ids; None for a head that is made for the train split's labels.
+            head: The head's label names and ids; None for a new head, made for the labels of the train split.
         """
         found: list[Problem] = []
         try:
@@ -229,16 +229,16 @@ class Task(StrictModel):
         return found
 
     def label_warnings(self, targets: list[Any], labels: Mapping[str, int]) -> list[str]:
-        """What to mind about the labels of the train split.
+        """Returns warnings about the labels of the train split.
 
         Args:
-            targets: What `targets` gave for it.
+            targets: The targets of its rows.
             labels: The head's label names and ids.
         """
         return []
 
     def head_labels(self) -> int | None:
-        """Outputs of a head that is made for this task; None where only reading the Hub would tell."""
+        """Returns the number of outputs of a new head for this task; None if a data set on the Hub decides it."""
         if not source.is_local(self.dataset):
             return None
         try:
@@ -247,7 +247,7 @@ class Task(StrictModel):
             return None
 
     def count_rows(self, split: Split = "train") -> int | None:
-        """How many rows `encode` gives of a local split; None where only reading or encoding it would tell."""
+        """Counts the encoded rows of a local split; None if it must be fetched or encoded for that."""
         if not source.is_local(self.dataset):
             return None
         try:
@@ -257,15 +257,15 @@ class Task(StrictModel):
             raise HfcompressError(replace(p, key=("task", "dataset")) for p in error.problems) from None
 
     def read(self, split: Split) -> datasets.Dataset:
-        """The raw rows of a split.
+        """Reads the raw rows of a split.
 
         Raises:
-            HfcompressError: where the split or a column is missing, or there is no row.
+            HfcompressError: if the split or a column is missing, or there are no rows.
         """
         found = self._find(split)
         if found is None:
             raise HfcompressError(
-                f"the data set {self.dataset} has no {split} split", "rename one in `task.splits`, or add the file"
+                f"the data set {self.dataset} has no {split} split", "name it in `task.splits`, or add the file"
             )
         if len(found) == 0:
             raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
@@ -286,7 +286,7 @@ class Task(StrictModel):
                 )
 
     def judged_split(self) -> Split:
-        """The split that the report is measured on: test, or dev where there is no test, or only one without labels."""
+        """Chooses the split that the report is measured on: test, or dev if test is missing or has no labels."""
         test = self._find("test")
         return "dev" if test is None or self._lacks_labels(test) else "test"
 
@@ -294,16 +294,15 @@ class Task(StrictModel):
         return False
 
     def fingerprint(self, judged: bool = False) -> str:
-        """A hash of the texts and labels that training and choosing see, or of those that the report is measured on."""
-        digest = hashlib.sha256()
+        """Hashes the texts and labels of train and dev; if `judged`, of the split that the report is measured on."""
         splits: tuple[Split, ...] = (self.judged_split(),) if judged else ("train", "dev")
-        for split in splits:
-            rows = self.read(split)
-            for column in self.columns:
-                for values in rows.select_columns([column]).iter(4096):
-                    digest.update("".join(f"{value}\x1f" for value in values[column]).encode())
-                digest.update(b"\x1e")
-        return digest.hexdigest()[:16]
+        return hash_pieces(piece for split in splits for piece in self._spell_out(self.read(split)))[:SHORT]
+
+    def _spell_out(self, rows: datasets.Dataset) -> Iterator[str]:
+        for column in self.columns:
+            for values in rows.select_columns([column]).iter(4096):
+                yield "".join(f"{value}\x1f" for value in values[column])
+            yield "\x1e"
 
     def batch(
         self,
@@ -312,13 +311,13 @@ class Task(StrictModel):
         multiple: int | None = None,
         epoch: int | None = None,
     ) -> dict[str, Tensor]:
-        """Encoded rows, padded to the longest of them.
+        """Makes a batch of encoded rows, padded to the longest of them.
 
         Args:
-            features: Rows of what `encode` gave.
-            tokenizer: The model's; it knows what padding looks like.
-            multiple: The padded length is a multiple of it.
-            epoch: Counts what is drawn anew in each epoch; None for rows that are judged, and always drawn alike.
+            features: Encoded rows.
+            tokenizer: The model's tokenizer, which knows the pad token.
+            multiple: The padded length is a multiple of this number.
+            epoch: The epoch, for random parts such as masks; None in evaluation, where they are always the same.
 
         Returns:
             Token tensors `(rows, length)`, `labels` as the head's loss takes them, and `index`, the rows' numbers.
@@ -330,8 +329,8 @@ class Task(StrictModel):
         length = longest if multiple is None else -(-longest // multiple) * multiple
         if tokenizer.pad_token_id is None:
             raise HfcompressError(
-                f"this {type(tokenizer).__name__} names no pad token, and rows of different lengths are padded",
-                "load it with `model.artifact.load_tokenizer`, which settles what pads",
+                f"this {type(tokenizer).__name__} has no pad token, but rows of different lengths must be padded",
+                "load it with `models.artifact.load_tokenizer`, which chooses the pad token",
             )
         fills = {
             "input_ids": tokenizer.pad_token_id,
@@ -353,19 +352,19 @@ class Task(StrictModel):
         tokenizer: PreTrainedTokenizerBase,
         epoch: int | None,
     ) -> dict[str, Tensor]:
-        """A batch of tokens with `labels`, what the head is asked for; the arguments are those of `batch`."""
+        """Adds `labels`, the targets of the head, to a batch of tokens; the arguments are those of `batch`."""
         import torch
 
         return {**tokens, "labels": torch.tensor([feature["labels"] for feature in features])}
 
     def score(self, predictions: Array, references: Array) -> float:
-        """The task's metric of what `judge` gave."""
+        """Computes the task's metric of predictions and references from `judge`."""
         return self.metric_function(predictions, references)
 
     def interval(
         self, predictions: Array, references: Array, samples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
-        """The 95% bootstrap interval of the score over the judged units."""
+        """Computes the 95% bootstrap interval of the score over the judged units."""
         return bootstrap_interval(self.metric_function, predictions, references, samples, seed)
 
     @property
@@ -375,7 +374,7 @@ class Task(StrictModel):
 
     @property
     def metric_name(self) -> str:
-        """What the report calls the metric."""
+        """The name of the metric in the report."""
         return self.metric if isinstance(self.metric, str) else self.metric.key
 
     @property
@@ -385,9 +384,9 @@ class Task(StrictModel):
         return own not in LOWER_IS_BETTER if isinstance(own, str) else own.greater_is_better
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Makes a tokenizer read as the task reads, in place; whether there was anything to change.
+        """Changes a tokenizer, in place, so that it reads texts as the task does; returns true if it changed.
 
-        It may cut no text shorter than the task does.
+        Its maximum length must not be below the task's.
         """
         changed = tokenizer.model_max_length < self.max_length
         if changed:
@@ -397,11 +396,11 @@ class Task(StrictModel):
     def encode(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> datasets.Dataset:
-        """Token ids, labels, lengths and row numbers; no padding, which the batch decides.
+        """Encodes rows as token ids, labels, lengths and row numbers, without padding (`batch` pads).
 
         Args:
             rows: Raw rows.
-            tokenizer: The model's, as `load_tokenizer` gives it for this task.
+            tokenizer: The model's tokenizer, as `load_tokenizer` returns it for this task.
             labels: The head's label names and ids.
         """
         raise NotImplementedError
@@ -409,60 +408,60 @@ class Task(StrictModel):
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> list[PlainText]:
-        """Rows as a user of the model would write them, beside how they are measured.
+        """Returns rows as a user of the model would write them, with their encoded form.
 
-        Rows that cannot be written so (words with a space inside, a context of several windows) are left out.
+        Rows that have no such form (words with a space inside, a context of several windows) are left out.
 
         Args:
             rows: A few raw rows.
-            tokenizer: The model's, as `load_tokenizer` gives it for this task.
+            tokenizer: The model's tokenizer, as `load_tokenizer` returns it for this task.
             labels: The head's label names and ids.
         """
         raise NotImplementedError
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[Any]:
-        """What the head should answer for each row.
+        """Returns the right answer of the head for each row.
 
         Raises:
-            HfcompressError: for a row that cannot be used.
+            HfcompressError: if a row cannot be used.
         """
         raise NotImplementedError
 
     def label_names(self) -> list[str]:
-        """The names of the head's outputs, in the order of their ids."""
+        """Returns the names of the head's outputs, in the order of their ids."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the labels make of the logits, a scalar.
+        """Computes the loss of the logits on the labels, a scalar.
 
         Args:
-            logits: As `losses.base.Step` describes them.
-            labels: As `batch` makes them.
-            mask: `(batch, length)`, true at real tokens; a head that chooses among tokens leaves the others out.
+            logits: The logits of a batch, in the shape that `losses.base.Step` describes.
+            labels: The labels of the batch.
+            mask: `(batch, length)`, true at real tokens; a head that chooses among tokens ignores the others.
         """
         raise NotImplementedError
 
     def row_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The mean over rows of each row's own loss, so that a row's gradient is the same in any batch.
+        """Computes the mean over rows of each row's own loss, so that a row's gradient is the same in any batch.
 
-        `loss` is that too, but where it is a mean over labelled tokens, of which rows have different numbers.
+        `loss` does the same, unless it is a mean over labelled tokens: rows have different numbers of these.
         """
         return row_token_loss(logits, labels) if self.by_token else self.loss(logits, labels, mask)
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
-        """Predictions and references, the first axis of both the judged unit.
+        """Turns a model's outputs into predictions and references; the first axis of both is the judged unit.
 
         Args:
-            outputs: What `measure.worker.reduced` made of the logits, one batch after the other.
+            outputs: The logits, as `measure.worker.reduced` reduces them, batch after batch.
             features: The encoded rows, in the same order.
         """
         raise NotImplementedError
 
     def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
-        """The best predictions that can be made without looking at the texts.
+        """Makes the best predictions that are possible without the texts: a model must beat them.
 
         Args:
-            references: What `judge` gave for the features.
+            references: The references that `judge` returns for the features.
             features: The encoded rows.
 
         Returns:
@@ -471,9 +470,9 @@ class Task(StrictModel):
         raise NotImplementedError
 
     def gain(self, predictions: Array, others: Array, references: Array, samples: int = 1000, seed: int = 0) -> float:
-        """The least that one set of predictions scores above another with 95% certainty, by a paired bootstrap.
+        """Computes the least gain of one set of predictions over another with 95% certainty, by a paired bootstrap.
 
-        It is above 0 where they are better; of a metric of which less is better, where they score less.
+        Above 0, the first set is better, also for a metric of which less is better.
         """
         import numpy as np
 
@@ -492,7 +491,7 @@ class LabelledTask(Task):
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
-        """The columns that are read, and what each holds."""
+        """The columns that are read, and the type of each."""
         return {**super().column_types, self.label: self.label_type}
 
     def _lacks_labels(self, rows: datasets.Dataset) -> bool:
@@ -500,7 +499,7 @@ class LabelledTask(Task):
 
 
 def pad_rows(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
-    """Rows of different lengths as one tensor `(rows, length)`."""
+    """Pads rows of different lengths to one tensor `(rows, length)`."""
     import numpy as np
     import torch
 
@@ -511,7 +510,7 @@ def pad_rows(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
 
 
 def number_rows(encoded: datasets.Dataset) -> datasets.Dataset:
-    """Encoded rows with their numbers; reading a row gives what a batch needs and no more."""
+    """Adds the numbers of the rows; a row then shows only the columns that a batch needs."""
     found = encoded.add_column("index", list(range(len(encoded))))
     return found.with_format(None, columns=[name for name in found.column_names if name in IN_A_BATCH])
 
@@ -519,9 +518,9 @@ def number_rows(encoded: datasets.Dataset) -> datasets.Dataset:
 def map_batches(
     rows: datasets.Dataset, function: Callable[..., Any], keep: Sequence[str] = (), **options: Any
 ) -> datasets.Dataset:
-    """Rows batch by batch through `function`; of the columns that there were, those to `keep` stay.
+    """Applies `function` to batches of rows; the old columns are removed, except those in `keep`.
 
-    Tokens take ten times the room of their texts, so those of many texts are kept on disk until the process ends.
+    Tokens take ten times the memory of their texts, so those of many texts are kept on disk until the process ends.
     """
     removed = [name for name in rows.column_names if name not in keep]
     on_disk = rows.data.nbytes > IN_MEMORY
@@ -545,12 +544,12 @@ def _scratch() -> Path:
 
 
 def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, the mean over tokens that have a label; 0 where none has.
+    """Cross-entropy, the mean over tokens that have a label; 0 if none has.
 
     Args:
         logits: `(batch, length, labels)`.
-        labels: `(batch, length)`, `IGNORED` where there is none.
-        weights: `(labels,)`: how much a token of each label counts in the mean.
+        labels: `(batch, length)`, `IGNORED` at tokens without a label.
+        weights: `(labels,)`, the weight of a token of each label in the mean.
     """
     from torch.nn import functional as F
 
@@ -563,7 +562,7 @@ def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
 
 
 def row_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, the mean over a row's tokens that have a label (0 where none has), then over rows."""
+    """Cross-entropy, the mean over the labelled tokens of a row (0 if it has none), then over rows."""
     from torch.nn import functional as F
 
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")

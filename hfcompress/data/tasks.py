@@ -11,8 +11,6 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 
-TASKS = (TextClassification, Regression, TokenClassification, QuestionAnswering, FillMask)
-"""In the order in which they are listed."""
 AnyTask = Annotated[
     TextClassification | Regression | TokenClassification | QuestionAnswering | FillMask, Field(discriminator="type")
 ]

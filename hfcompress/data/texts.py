@@ -1,4 +1,4 @@
-"""The texts of a task's rows, which decide what a corpus vocabulary keeps."""
+"""The texts of a task's rows; a corpus vocabulary keeps the tokens in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def texts_of(splits: list[datasets.Dataset], columns: list[str]) -> Iterator[str]:
-    """Every text of some rows; a list of words as words that each follow a space."""
+    """Yields every text of the rows; a list of words becomes a text with a space before each word."""
     for rows in splits:
         for column in columns:
             for value in rows[column]:

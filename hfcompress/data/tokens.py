@@ -1,4 +1,4 @@
-"""One tag a word: entities, parts of speech."""
+"""The task of token classification: one tag for each word, such as entities or parts of speech."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class TokenClassification(LabelledTask):
-    """A tag for each word of a list of words.
+    """Predicts a tag for each word of a list of words.
 
-    A word's tag stands at its first token. A word that is cut off by `max_length` counts as missed: its entity is not
-    found and its tag is not right, so a shorter `max_length` cannot raise the score.
+    The tag of a word stands at its first token. A word that `max_length` cuts off counts as missed: its entity is not
+    found and its tag is wrong, so a shorter `max_length` cannot raise the score.
     """
 
     head: ClassVar[str] = "token"
@@ -52,9 +52,9 @@ class TokenClassification(LabelledTask):
     text: list[str] = Field(default=["tokens"], min_length=1, max_length=1)
     """The column with the list of words."""
     label: str = "ner_tags"
-    """The column with the list of tags, names or ids, one a word."""
+    """The column with the list of tags (names or ids), one for each word."""
     metric: AnyMetric = "f1"
-    """f1, precision or recall of entities, or accuracy of tags; or a module of `evaluate`."""
+    """`f1`, `precision` or `recall` of entities, or `accuracy` of tags, or a module of `evaluate`."""
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
@@ -62,7 +62,7 @@ class TokenClassification(LabelledTask):
         return {self.text[0]: WORDS, self.label: self.label_type}
 
     def label_names(self) -> list[str]:
-        """The tags, in the order of their ids: a Hub feature's names, else those of the train split, `O` first."""
+        """Returns the tags in the order of their ids: the names of a `ClassLabel`, else those of train, `O` first."""
         rows = self.read("train")
         names = _names(rows, self.label)
         if names is None:
@@ -71,17 +71,17 @@ class TokenClassification(LabelledTask):
         return names
 
     def targets(self, rows: datasets.Dataset, labels: Mapping[str, int] | None) -> list[list[int]]:
-        """Tag ids of each row's words.
+        """Finds the tag ids of the words of each row.
 
         Raises:
-            HfcompressError: for a row that is no list of words, has another number of tags, or a tag that the head
-                does not have; and for tags that have no names where entities are asked for.
+            HfcompressError: if a row lacks an entry, has more or fewer tags than words, or a tag that the head does not
+                have; and if the metric counts entities, but the tags have no names.
         """
         if self.metric != "accuracy" and OUTSIDE not in (labels or {}):
             raise HfcompressError(
                 f"no tag is called {OUTSIDE}, so there are no entities to count "
                 f"(the tags are {list_names(names_by_id(labels or {}))})",
-                "name the tags (O, B-PER, I-PER, …), or say `metric: accuracy`",
+                "name the tags (O, B-PER, I-PER, …), or set `metric: accuracy`",
             )
         names = _names(rows, self.label)
         find = make_label_finder(labels, names)
@@ -95,7 +95,7 @@ class TokenClassification(LabelledTask):
         return found
 
     def label_warnings(self, targets: list[list[int]], labels: Mapping[str, int]) -> list[str]:
-        """Tags that no word of train has, and tags that look like one another."""
+        """Warns of tags that no word of train has, and of tags that look alike."""
         return find_label_warnings({tag for tags in targets for tag in tags}, labels)
 
     def _require_words(self, number: int, words: Any, tags: Any) -> None:
@@ -116,15 +116,15 @@ class TokenClassification(LabelledTask):
         if not put_spaces_before_words(tokenizer):
             return changed
         info_once(
-            f"{tokenizer.name_or_path}: its tokenizer puts no space before a first word; words are read with one, as "
-            "in a text (add_prefix_space), and so does what a stage saves"
+            f"{tokenizer.name_or_path}: its tokenizer puts no space before the first word; here words are read with a "
+            "space, as in a text (add_prefix_space), and stages save the tokenizer with this setting"
         )
         return True
 
     def plain_texts(
         self, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int] | None
     ) -> list[PlainText]:
-        """The words joined by spaces, where that reads as the list of words does."""
+        """Joins the words by spaces; leaves out rows whose text gives other tokens than the list of words."""
         texts = [" ".join(words) for words in rows[self.text[0]][:]]
         features = list(self.encode(rows, tokenizer, labels))
         read = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"] if texts else []
@@ -164,12 +164,12 @@ class TokenClassification(LabelledTask):
         tokenizer: PreTrainedTokenizerBase,
         epoch: int | None,
     ) -> dict[str, Tensor]:
-        """The batch with labels `(rows, length)`, `IGNORED` at tokens that begin no word."""
+        """Adds labels `(rows, length)` to the batch, `IGNORED` at tokens that begin no word."""
         labels = pad_rows([feature["labels"] for feature in features], tokens["input_ids"].shape[1], IGNORED)
         return {**tokens, "labels": labels}
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over words, weighted by their tags' `weights` `(tags,)` where there are any."""
+        """Cross-entropy, the mean over words, weighted by the `weights` of their tags, `(tags,)`, if given."""
         return token_loss(logits, labels, weights)
 
     def judge(self, outputs: Array, features: datasets.Dataset) -> tuple[Array, Array]:
@@ -189,7 +189,7 @@ class TokenClassification(LabelledTask):
         return object_array(predictions), object_array(references)
 
     def answer_blindly(self, references: Array, features: datasets.Dataset) -> Array:
-        """The most frequent tag for every word."""
+        """Gives every word the most frequent tag."""
         from collections import Counter
 
         counted = Counter(tag for tags in references for tag in tags)
@@ -198,13 +198,13 @@ class TokenClassification(LabelledTask):
 
 
 def _names(rows: datasets.Dataset, column: str) -> list[str] | None:
-    """What a data set calls the ids in a column of lists."""
+    """Returns the class names in a column of lists; None if it has none."""
     names = getattr(getattr(rows.features[column], "feature", None), "names", None)
     return list(names) if names else None
 
 
 def _align_labels(word_ids: Sequence[int | None], targets: Sequence[int]) -> tuple[list[int], list[int]]:
-    """A row's labels by token, and the words whose first tokens carry them."""
+    """Returns the labels of a row by token, and the words whose first tokens have a label."""
     labels, words = [], []
     for place, word in enumerate(word_ids):
         first = word is not None and (place == 0 or word != word_ids[place - 1])
@@ -214,19 +214,19 @@ def _align_labels(word_ids: Sequence[int | None], targets: Sequence[int]) -> tup
 
 
 def put_spaces_before_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Makes a tokenizer read lists of words as it would read them in a text, in place; whether it had to be changed.
+    """Changes a tokenizer, in place, so that it reads a list of words as it reads a text; returns true if it changed.
 
-    Byte-level ones (RoBERTa's, ModernBERT's) tell a word by the space before it, so they put one before a text's first
-    word too: `add_prefix_space`.
+    Byte-level tokenizers (RoBERTa's, ModernBERT's) know a word by the space before it, so the first word of a text
+    needs a space too: `add_prefix_space`.
 
     Raises:
-        HfcompressError: for a tokenizer that cannot tell which word a token is of.
+        HfcompressError: if the tokenizer does not know to which word a token belongs.
     """
     from tokenizers import Tokenizer
 
     if not tokenizer.is_fast:
         raise HfcompressError(
-            f"{type(tokenizer).__name__} cannot tell which word a token belongs to",
+            f"{type(tokenizer).__name__} does not know to which word a token belongs",
             "use a model with a fast tokenizer (a tokenizer.json)",
         )
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -239,7 +239,7 @@ def put_spaces_before_words(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _set_prefix_space(step: Any) -> bool:
-    """Switches the prefix space on in the state of a pre-tokenizer; whether it was off."""
+    """Turns on the prefix space in the state of a pre-tokenizer; returns true if it was off."""
     if not isinstance(step, dict):
         return False
     off = step.get("add_prefix_space") is False

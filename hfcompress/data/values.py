@@ -1,7 +1,7 @@
-"""What a column of a data set may hold, and how one value of it is read.
+"""The types of columns in a data set, and how their values are read.
 
-A value means what is spelled in the file: `007` is a text of three characters, `true` a label of four. A value that
-has no one spelling as a text (a fraction, a date, a list) is refused where a text is needed, never converted.
+A value is read as it is spelled in the file: `007` is a text of three characters, `true` a label of four. A value
+without a single spelling as text (a fraction, a date, a list) is refused where a text is needed, never converted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datasets
 
 SHOWN = 120
-"""Characters of a foreign value that an error shows."""
+"""The most characters of a foreign value that an error shows."""
 ANSWER_FORM = "an answer is {text: [TEXT, …], answer_start: [CHARACTER, …]}, both of the same length"
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _SCORE = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -35,7 +35,7 @@ class Number(str):
 
 
 class Repeated(dict[str, Any]):
-    """A JSON object that gives some of its keys more than once."""
+    """A JSON object that has some of its keys more than once."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -44,10 +44,10 @@ class Repeated(dict[str, Any]):
 
 
 class UnreadableError(ValueError):
-    """A value that cannot be what its column holds.
+    """A value that does not fit the type of its column.
 
     Attributes:
-        fix: What to do about it.
+        fix: Advice for the user.
     """
 
     def __init__(self, why: str, fix: str = "fix the row, or leave it out") -> None:
@@ -56,17 +56,17 @@ class UnreadableError(ValueError):
 
 
 Form = str | list[str] | dict[str, list[str]]
-"""A feature of `datasets` in short: the name of a value's type, in a list for a column of lists, in a dict of lists."""
+"""A short form of a feature of `datasets`: the type of a value, that in a list, or a dict of such lists."""
 
 
 @dataclass(frozen=True)
 class ColumnType:
-    """What one column holds.
+    """The type of a column.
 
     Attributes:
-        read: Turns a value as it was found into what is kept; None stays None. Raises `UnreadableError`.
-        form: How it is kept.
-        keeps: Whether a typed column with a feature like this can stay as it is.
+        read: Turns a value of the data into the value that is kept; None stays None. Raises `UnreadableError`.
+        form: The feature of the values that are kept.
+        keeps: True if a column with this feature already fits, and needs no conversion.
     """
 
     read: Callable[[Any], Any]
@@ -74,12 +74,12 @@ class ColumnType:
     keeps: Callable[[Any], bool]
 
     def feature(self) -> Any:
-        """The `datasets` feature of what is kept."""
+        """Returns the feature of `datasets` for the values that are kept."""
         return _feature(self.form)
 
 
 def features_of(types: dict[str, ColumnType]) -> datasets.Features:
-    """The features of columns as they are kept."""
+    """Returns the features of `datasets` for columns of these types."""
     import datasets
 
     return datasets.Features({name: column_type.feature() for name, column_type in types.items()})
@@ -94,13 +94,13 @@ def _feature(form: Form) -> Any:
 
 
 def is_integer(text: str) -> bool:
-    """Whether a text is a whole number in its one usual spelling: no sign but `-`, no leading zeros, ASCII digits."""
+    """True if a text is a whole number in its usual spelling: no `+`, no leading zeros, ASCII digits."""
     return _INTEGER.fullmatch(text) is not None
 
 
 def show_value(value: Any) -> str:
-    """A value for a message: whole numbers bare, all else as Python spells it, cut where it is long."""
-    # A long value is cut before it is spelled, which would cost as much again.
+    """Writes a value for a message: a whole number as it is, all else as Python spells it; long values are cut."""
+    # A long value is cut first: to spell out all of it would cost much memory.
     long = isinstance(value, (str, bytes, list)) and len(value) > SHOWN
     short = value[: SHOWN + 1] if long else value
     try:
@@ -113,17 +113,17 @@ def show_value(value: Any) -> str:
 def read_column(
     column_type: ColumnType, values: Iterable[Any], column: str, place: Callable[[int], str], first: int = 0
 ) -> list[Any]:
-    """The values of a column as they are kept.
+    """Reads the values of a column.
 
     Args:
-        column_type: What the column holds.
-        values: As they were found.
-        column: Its name.
-        place: Says where the n-th of the values stands.
+        column_type: The type of the column.
+        values: The values in the data.
+        column: The name of the column.
+        place: Returns the place of the n-th value, for errors.
         first: The number of the first row.
 
     Raises:
-        HfcompressError: for a value that cannot be meant, with its row.
+        HfcompressError: if a value does not fit the column; names the row.
     """
     found, read = [], column_type.read
     for number, value in enumerate(values):
@@ -138,16 +138,16 @@ def read_column(
 def convert_columns(
     rows: datasets.Dataset, types: dict[str, ColumnType], place: str, first: int = 0
 ) -> datasets.Dataset:
-    """The columns of a data set that comes with types of its own, as they are kept.
+    """Selects the columns of a data set that has types of its own, and converts those that do not fit.
 
     Args:
-        rows: Holds the columns, with features.
-        types: What each of them holds.
-        place: Where the rows come from, for errors.
+        rows: The data set.
+        types: The columns, and the type that each must have.
+        place: The name of the data, for errors.
         first: The number of the first row.
 
     Raises:
-        HfcompressError: for a value that cannot be meant, with its row, column and type.
+        HfcompressError: if a value does not fit its column; names row, column and type.
     """
     rows = rows.select_columns(list(types))
     for column, column_type in types.items():
@@ -156,7 +156,7 @@ def convert_columns(
             continue
         where = f"{place}, whose column has the type {type_name(feature)}"
         if _holds_classes(feature):
-            fix = "store the names in its place"
+            fix = "store the names instead"
             raise HfcompressError(f"the column '{column}' holds class ids, not texts or one label ({where})", fix)
         values = read_column(column_type, rows[column][:], column, partial(_always, where), first)
         rows = rows.remove_columns(column).add_column(column, values, feature=column_type.feature())
@@ -168,7 +168,7 @@ def _always(where: str, _: int) -> str:
 
 
 def type_name(feature: Any) -> str:
-    """A feature's type in a word or two."""
+    """Names the type of a feature in one or two words."""
     inner = getattr(feature, "feature", None)
     if inner is not None:
         return f"list of {type_name(inner)}"
@@ -180,7 +180,7 @@ def _holds_classes(feature: Any) -> bool:
 
 
 def read_text(value: Any) -> str | None:
-    """A text; a whole number is its digits."""
+    """Reads a text; a whole number becomes its digits."""
     if type(value) is str:
         return value if value.isascii() else _require_encodable(value)
     if value is None:
@@ -195,12 +195,12 @@ def read_text(value: Any) -> str | None:
 
 
 def read_label(value: Any) -> str | None:
-    """One label, as it is spelled: a class name or a whole number."""
+    """Reads one label as it is spelled: a class name or a whole number."""
     if type(value) is bool:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         raise UnreadableError(
-            "a list where one label is needed", "a row has one label here; multi-label data has no task yet"
+            "a list where one label is needed", "a row must have one label; there is no task for multi-label data yet"
         )
     if isinstance(value, (float, decimal.Decimal)) or (isinstance(value, Number) and not is_integer(value)):
         fix = "write a class as a whole number (1, not 1.0) or as a text"
@@ -209,7 +209,7 @@ def read_label(value: Any) -> str | None:
 
 
 def read_score(value: Any) -> float | None:
-    """A finite number."""
+    """Reads a finite number."""
     if value is None:
         return None
     plain = isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool)
@@ -221,17 +221,17 @@ def read_score(value: Any) -> float | None:
 
 
 def read_words(value: Any) -> list[str] | None:
-    """A list of words."""
+    """Reads a list of words."""
     return _read_each(value, read_text)
 
 
 def read_tags(value: Any) -> list[str] | None:
-    """A list of labels, one a word."""
+    """Reads a list of labels, one for each word."""
     return _read_each(value, read_label)
 
 
 def read_answers(value: Any) -> dict[str, list[Any]] | None:
-    """Answers in SQuAD's form: texts, and the characters at which they start."""
+    """Reads answers in SQuAD's form: texts, and the characters at which they start."""
     if value is None:
         return None
     texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
@@ -279,7 +279,7 @@ def _name_type(value: Any) -> str:
 
 
 def _is_value(feature: Any, *names: str) -> bool:
-    """Whether a feature is a plain value of one of the types."""
+    """True if a feature is a plain value of one of the types."""
     nested = hasattr(feature, "names") or hasattr(feature, "feature")
     return not nested and getattr(feature, "dtype", None) in names
 

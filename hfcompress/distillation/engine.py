@@ -1,4 +1,4 @@
-"""Trains a student with its teachers, after all checks that are possible before the first step."""
+"""Trains a student with its teachers, after all checks that can be made before the first step."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def train_student(
     Args:
         student: The model to train.
         options: Its losses and teachers.
-        train: How to train.
-        parent: The model that `teacher: parent` names.
+        train: The options of the training.
+        parent: The model that `teacher: parent` means.
         context: The stage's context.
-        tokenizer: The student's.
+        tokenizer: The student's tokenizer.
         raw: Rows to train on instead of the train split.
-        masks: What lies over the student while it trains.
+        masks: The overlay of the student while it trains.
 
     Returns:
         The facts: the scores of student and teachers on the dev split.
 
     Raises:
-        HfcompressError: for a teacher that is at chance, or that cannot teach this student.
+        HfcompressError: for a teacher that is not better than chance, or that cannot teach this student.
     """
     from transformers import set_seed
 
@@ -88,7 +88,7 @@ def train_student(
         masks=masks,
         states=[loss.state_of(rows["train"], labels) for loss in options.losses],
     )
-    _say_what_is_ahead(objective, teachers, train, rows["train"], context)
+    _log_steps_and_memory(objective, teachers, train, rows["train"], context)
     trainer.check_first_step(objective, teachers, rows["train"], tokenizer)
     facts["dev"] = trainer.train(
         objective,
@@ -129,7 +129,7 @@ def _load_teachers(
     labels: Mapping[str, int],
     raw: datasets.Dataset | None,
 ) -> tuple[TeacherEnsemble, Any]:
-    """Loads and checks the teachers, and fills their caches; returns the ensemble, and the dev score of each."""
+    """Loads and checks the teachers, and fills their caches; returns the ensemble and the dev scores."""
     from hfcompress.distillation.fill_cache import fill_teacher_cache
 
     cached = options.cache_content(train, context.task.head, row_count(rows["train"]), process_state().num_processes)
@@ -164,7 +164,7 @@ def _load_teachers(
 
 
 def _load_teacher(artifact: Artifact, task: Task, needs_logits: bool) -> tuple[PreTrainedModel, bool]:
-    """Loads a teacher; the second value is True if it has the task head, which losses on layers alone do not need."""
+    """Loads a teacher, and returns true beside it if it has the task head; losses on layers do not need one."""
     config = read_config(artifact.path)
     if has_task_head(config, task):
         _require_none(head_problems(artifact.stage, config, task))
@@ -172,10 +172,10 @@ def _load_teacher(artifact: Artifact, task: Task, needs_logits: bool) -> tuple[P
     return load_finite_model(artifact.path, task.auto_class, fresh_head=fresh), not fresh
 
 
-def _say_what_is_ahead(
+def _log_steps_and_memory(
     objective: Any, teachers: TeacherEnsemble | None, train: Train, rows: Any, context: StageContext
 ) -> None:
-    """Logs the number of steps and the memory that they will need, before any epoch."""
+    """Logs the number of steps and the memory that they need, before any epoch."""
     count = row_count(rows)
     steps = train.steps(count, process_state().num_processes)
     lengths = rows["length"][:] if count is not None else [context.task.max_length]
@@ -188,9 +188,9 @@ def _say_what_is_ahead(
 
 
 def estimate_memory(objective: Any, teachers: Sequence[Any], batch: int, length: int) -> int:
-    """Estimates the bytes that a step needs: weights, gradients and two moments of the student, the teachers' weights,
-    and the activations.
+    """Estimates the bytes that a step needs.
 
+    These are weights, gradients and two moments of the student, the teachers' weights, and the activations.
     A layer keeps about `34 · batch · length · hidden` bytes in half precision (Korthikanti et al. 2022,
     arXiv:2205.05198, eq. 2, without the attention maps), twice that in float32.
     """

@@ -1,4 +1,4 @@
-"""Runs a teacher over all rows once, and keeps its outputs for all runs that need the same ones."""
+"""Runs a teacher over all rows once, and keeps its outputs for all later runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.reading import hash_inputs, input_state
 from hfcompress.data.source import cache_home
+from hfcompress.data.tokenizer_state import hash_inputs, input_state
 from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
 from hfcompress.models.forward import observe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 FORMAT = 2
-"""The version of the identity and the files; answers of an earlier version are not used."""
+"""The version of the cache; answers of an earlier version are not used."""
 
 
 def fill_teacher_cache(
@@ -38,17 +38,17 @@ def fill_teacher_cache(
     weights: str,
     fingerprint: str,
 ) -> Answers:
-    """Reads a teacher's outputs for all rows from the cache, or computes and keeps them; on every process.
+    """Reads a teacher's outputs for all rows from the cache, or computes and keeps them; called on every process.
 
-    The teacher runs in float32, in batches of similar length. In a batch of the same rows a live teacher gives the same
-    bits; in another batch, kernels round differently.
+    The teacher runs in float32, in batches of similar length. A live teacher gives the same bits in a batch of the same
+    rows; in another batch, kernels round differently.
 
     Args:
         model: The teacher.
         tokenizer: Its tokenizer.
         rows: Rows encoded with this tokenizer; their `index` is the row number.
         task: The task.
-        content: What is kept besides the logits.
+        content: The outputs to keep besides the logits.
         weights: A hash of the teacher's weights.
         fingerprint: A hash of the data.
     """
@@ -80,14 +80,14 @@ def fill_teacher_cache(
 
 
 def _is_usable(path: Path, identity: Mapping[str, Any]) -> bool:
-    """True if the first process finds answers that can be used; it removes those that cannot."""
+    """True if the first process finds usable answers; it removes unusable ones."""
 
     def look() -> bool:
         if not path.exists():
             return False
         fault = find_fault(path, identity)
         if fault is not None:
-            log.info(f"teacher: the answers in {path} are made again: {fault}")
+            log.info(f"teacher: the answers in {path} are made again, because {fault}")
             remove(path)
         return fault is None
 
@@ -95,7 +95,7 @@ def _is_usable(path: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _scratch(stack: ExitStack, path: Path) -> Path:
-    """Finds the directory that all processes write to; the first one makes it, and renames it to `path` at the end."""
+    """Returns the directory that all processes write to; the first makes it, and renames it to `path` at the end."""
     made: list[Path] = []
     on_main_process(lambda: made.append(stack.enter_context(shared_directory(path))))
     scratch: Path = agreed(made[0] if made else None)

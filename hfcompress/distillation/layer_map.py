@@ -1,4 +1,4 @@
-"""The layer map: which teacher layer each student layer learns from."""
+"""The layer map: the teacher layer that each student layer learns from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIST: TypeAdapter[list[list[int]]] = TypeAdapter(Annotated[list[Pair], Field(mi
 
 
 def _parse(value: Any) -> Any:
-    """Reads a layer map as a name or as a list, so that a mistake is told for one of the two, not for both."""
+    """Reads a layer map as a name or as a list, so that an error names only one of the two."""
     if isinstance(value, str) and value not in get_args(Strategy):
         raise ValueError(f"there is no layer map '{value}'; {did_you_mean(value, get_args(Strategy))}")
     if not isinstance(value, (str, list)):
@@ -34,7 +34,7 @@ LayerMap = Annotated[Strategy | list[Pair], BeforeValidator(_parse)]
 def pairs_of(layer_map: Any, student: int, teacher: int) -> Pairs:
     """Lists the pairs of layers, from 1, of a layer map for a student and a teacher with these numbers of layers.
 
-    `dynamic` starts with `uniform`; the hidden-state loss then finds the map of each step.
+    `dynamic` starts with `uniform`; the hidden-state loss then chooses the map in each step.
 
     Source: uniform, top and bottom: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, table 4.
     """
@@ -54,20 +54,20 @@ def pairs_of(layer_map: Any, student: int, teacher: int) -> Pairs:
 def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
     """Spreads the student layers evenly: `g(m) = m N / M`, rounded; returns the teacher layer (from 1) of each.
 
-    Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, section 4.1. A student that is deeper repeats layers.
+    Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, section 4.1. A deeper student repeats layers.
     """
     m, n = student_layers, teacher_layers
     return [max((2 * i * n + m) // (2 * m), 1) for i in range(1, m + 1)]
 
 
 def layer_map_problems(layer_map: Any, student: int, teacher: int) -> list[Problem]:
-    """Lists why a layer map does not fit a student and a teacher with these numbers of layers."""
+    """Lists the problems of a layer map for a student and a teacher with these numbers of layers."""
     if isinstance(layer_map, list):
         found = []
         for index, (m, g) in enumerate(layer_map):
             for position, (number, limit, whose) in enumerate(((m, student, "student"), (g, teacher, "teacher"))):
                 if number > limit:
-                    message = f"the {whose} has {limit} layers, there is no layer {number}"
+                    message = f"the {whose} has {limit} layers, so there is no layer {number}"
                     fix = "pairs are [student layer, teacher layer], both from 1"
                     found.append(Problem(message, fix, ("layer_map", index, position)))
         return found

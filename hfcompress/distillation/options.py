@@ -1,4 +1,4 @@
-"""The options of every training with a teacher: losses, teachers, layer map, cache."""
+"""The options of a training with a teacher: losses, teachers, layer map, cache."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Losses = Annotated[list[AnyLoss], Field(min_length=1)]
 
 
 class DistillationOptions(StrictModel):
-    """Losses and teachers of a training."""
+    """The losses and the teachers of a training."""
 
     losses: Losses
     """The losses: names, or mappings `{use: NAME, weight: …}` with options."""
     teacher: AnyTeachers = Teachers(models=["source"])
     """The teacher: a name, a list of names (an ensemble), or `{models, combine, weights}`."""
     layer_map: LayerMap = "uniform"
-    """Which teacher layer each student layer learns from: `uniform`, `last`, `top`, `bottom`, `dynamic` (the
-    nearest ones in order, found again in each step; for hidden states only), or pairs `[student, teacher]` from 1."""
+    """The teacher layer that each student layer learns from: `uniform`, `last`, `top`, `bottom`, `dynamic` (the nearest
+    ones in order, chosen again in each step; only for hidden states), or pairs `[student, teacher]` from 1."""
     teacher_cache: Literal["auto", "off", "logits", "cls", "hidden_states"] = "auto"
     """Run the teacher once for each row, and keep its outputs on disk. `auto` keeps logits if no loss needs more and
-    there is more than one epoch; `cls` and `hidden_states` keep these too."""
+    there is more than one epoch; `cls` and `hidden_states` keep the hidden states of the first or of all tokens too."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -44,7 +44,7 @@ class DistillationOptions(StrictModel):
         return any(loss.needs_teacher for loss in self.losses)
 
     def teacher_specs(self) -> dict[Key, str]:
-        """The teachers' names, by the keys that name them."""
+        """Returns the names of the teachers by their keys."""
         names = self.teacher.models
         if not self.needs_teacher:
             return {}
@@ -54,18 +54,18 @@ class DistillationOptions(StrictModel):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the losses are computed from besides logits."""
+        """The inputs of all losses besides logits."""
         return frozenset[str]().union(*(loss.needs for loss in self.losses))
 
     def cache_content(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
-        """Decides which outputs of the teacher are kept on disk; None if it is asked live."""
+        """Decides which outputs of the teacher are kept on disk; None if the teacher runs in each step."""
         if self.teacher_cache == "auto":
             again = rows is not None and train.rows_seen(rows, processes) > rows
             return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
     def teacher_problems(self, student: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
-        """Lists what cannot work, as far as the shapes of the teachers are known."""
+        """Lists the problems that can be found from the known shapes of the teachers."""
         found = [*cache_problems(self, task.head), *self._idle_problems()]
         for index, loss in enumerate(self.losses):
             found += [replace(p, key=("losses", index, *p.key)) for p in loss.task_problems(task)]
@@ -80,7 +80,7 @@ class DistillationOptions(StrictModel):
         return found
 
     def _idle_problems(self) -> list[Problem]:
-        """Lists options that would change nothing."""
+        """Lists the options that have no effect."""
         found = []
         if not self.needs_teacher and self.says("teacher"):
             message = f"no loss needs a teacher, so `teacher: {', '.join(self.teacher.models)}` changes nothing"
@@ -96,7 +96,7 @@ class DistillationOptions(StrictModel):
             found.append(Problem(message, fix, ("teacher_cache",)))
         asked = any(loss.needs_teacher and loss.needs_logits for loss in self.losses)
         if len(self.teacher.models) > 1 and not asked:
-            message = "no loss uses logits, and nothing else is used of all teachers but the first"
+            message = "no loss uses logits, so only the first teacher is used"
             found.append(Problem(message, "name one teacher, or add soft_labels", ("teacher",)))
         return found
 
@@ -105,7 +105,7 @@ class DistillationOptions(StrictModel):
         return any(loss.needs and loss.uses_layer_map for loss in self.losses)
 
     def compatibility_problems(self, student: Shape, teacher: Shape, first: bool = True) -> list[Problem]:
-        """Lists why a teacher cannot teach a student; of all teachers but the first, the logits alone are used."""
+        """Lists the reasons why a teacher cannot teach a student; only the logits of further teachers are used."""
         if teacher.head != student.head:  # a missing head is reported elsewhere
             teacher = replace(teacher, head=student.head, labels=student.labels)
         if not first:
@@ -131,12 +131,12 @@ class DistillationOptions(StrictModel):
 
 
 def _not_dynamic(index: int, loss: Loss) -> Problem:
-    message = f"`layer_map: dynamic` aligns hidden states, {loss.name} needs a fixed map"
+    message = f"`layer_map: dynamic` aligns hidden states, but {loss.name} needs a fixed map"
     return Problem(message, "leave it out, or name another map", ("losses", index))
 
 
 def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
-    """Lists why the outputs cannot be kept as the recipe says."""
+    """Lists the reasons why the teacher's outputs cannot be kept as the recipe says."""
     kept, key = options.teacher_cache, ("teacher_cache",)
     if kept in ("auto", "off"):
         return []
@@ -146,8 +146,8 @@ def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
     if inside:
         return [Problem(f"a loss uses {', '.join(inside)}, which are never kept", "say `off`", key)]
     if "hidden_states" in options.needs and kept == "logits":
-        return [Problem("a loss uses hidden states, and logits alone are kept", "say `hidden_states`", key)]
+        return [Problem("a loss uses hidden states, but only logits are kept", "say `hidden_states`", key)]
     whole = [loss.name for loss in options.losses if "hidden_states" in loss.needs and not loss.first_token_only]
     if kept == "cls" and whole:
-        return [Problem(f"{whole[0]} uses every token, and the first alone is kept", "say `hidden_states`", key)]
+        return [Problem(f"{whole[0]} uses every token, but only the first is kept", "say `hidden_states`", key)]
     return []

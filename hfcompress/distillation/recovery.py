@@ -1,4 +1,7 @@
-"""Recovery: the training inside a prune or quantize stage, after the cut or under a training overlay."""
+"""Recovery: the training in a prune or quantize stage, after the cut or under an overlay.
+
+It is not in `training/`, because it needs the losses.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,7 @@ if TYPE_CHECKING:
 
 
 class Recover(Train, DistillationOptions):
-    """A `train:` block with losses and a teacher.
-
-    It stands here and not in `training/`, because it needs the losses.
-    """
+    """A `train:` block with losses and a teacher."""
 
     epochs: float = Field(default=1.0, ge=0)
     losses: Losses = [SoftLabels()]
@@ -37,7 +37,7 @@ class Recover(Train, DistillationOptions):
     """Train LoRA adapters, which are merged before the model is saved."""
 
     def problems_of(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
-        """Lists what cannot work when a model of this shape is trained."""
+        """Lists the problems of training a model of this shape."""
         named = [replace(p, key=p.key[1:]) for p in self.problems(task)]
         return [*self.teacher_problems(shape, known, task), *named, *self._adapter_problems()]
 
@@ -45,5 +45,5 @@ class Recover(Train, DistillationOptions):
         return [replace(p, key=("lora", *p.key)) for p in init_problems(self.lora)]
 
     def unavailable(self) -> list[Problem]:
-        """Lists what is not installed."""
+        """Lists the packages that are not installed."""
         return [*(uninstalled(missing_modules(), EXTRA) if self.lora else []), *self.trackers_missing()]

@@ -1,4 +1,4 @@
-"""A student learns from a teacher."""
+"""The distill stage: a student learns from a teacher."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 class Distill(Stage, DistillationOptions):
     """Trains a student to imitate a teacher.
 
-    Without `student`, the model of the stage before is trained further: so TinyBERT's prediction phase follows its
-    intermediate phase.
+    Without `student`, the model of the stage before is trained further, as in TinyBERT's prediction phase.
     """
 
     tag: ClassVar[str] = "distillation"
@@ -41,8 +40,8 @@ class Distill(Stage, DistillationOptions):
 
     kind: Literal["distill"] = "distill"
     task: AnyTask | None = None
-    """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The report leaves the stage's
-    model out, and a later stage gives it the head of the recipe's task."""
+    """Another task than the recipe's: `fill-mask` on a corpus is general distillation. The report leaves this model
+    out, and a later stage gives it the task head of the recipe's task."""
     student: Student | None = None
     augment: Augment | None = None
     """Adds rows to the train split."""
@@ -59,7 +58,7 @@ class Distill(Stage, DistillationOptions):
             found += self.augment.problems(task, self.needs_teacher)
         found += self.train.problems(task)
         if task.is_streamed and self.student and self.student.vocabulary == "corpus":
-            message = "a corpus that is streamed is not read in advance, so the tokens that it uses are not known"
+            message = "a streamed corpus is not read in advance, so its tokens are not known"
             found.append(Problem(message, "say `keep`, or leave `streaming` out", ("student", "vocabulary")))
         if not found:
             found += self.teacher_problems(self.plan(shape), known, task)
@@ -125,7 +124,7 @@ class Distill(Stage, DistillationOptions):
         return context.finish(merge_adapters(model) if lora else model, tokenizer, facts)
 
     def _load_origin(self, origin: Artifact, parent: Artifact, context: StageContext) -> PreTrainedModel:
-        """Loads the model that the student starts from; a new task head has the labels of the source or a teacher."""
+        """Loads the model that the student starts from; a new task head gets the labels of the source or a teacher."""
         teachers = [context.artifact(name, parent) for name in self.teacher_specs().values()]
         labelled = (
             model for model in (context.source, *teachers) if has_task_head(read_config(model.path), context.task)
@@ -141,7 +140,7 @@ class Distill(Stage, DistillationOptions):
         raw: datasets.Dataset | None,
         fresh_head: bool,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, str]]:
-        """Builds the student before its training; returns it, its tokenizer, and where its weights come from."""
+        """Builds the student; returns it, its tokenizer, and the origin of its weights by part."""
         from hfcompress.distillation.student_weights import build_student
         from hfcompress.distillation.width_importance import rank_dimensions
         from hfcompress.models import vocabulary
@@ -162,7 +161,7 @@ class Distill(Stage, DistillationOptions):
             tokenizer, kept = vocabulary.prune_vocabulary(tokenizer, texts_of(words, context.task.text))
             origin = vocabulary.select_tokens(origin, kept, tokenizer)
             report["vocabulary"] = f"{len(kept):,} of {before:,} tokens"
-        log.info("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "as it came"))
+        log.info("student: " + ("; ".join(f"{part} {how}" for part, how in report.items()) or "unchanged"))
         return origin, tokenizer, report
 
     def _sample_batches(self, wanted: Student, origin: Any, tokenizer: Any, context: StageContext) -> Any:

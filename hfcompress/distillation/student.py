@@ -1,4 +1,4 @@
-"""The `student:` block of a stage: the shape of the student, and where its first weights come from."""
+"""The `student:` block of a stage: the shape of the student, and the origin of its first weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preset(NamedTuple):
     """A published student.
 
     Attributes:
-        source: Where its sizes are published.
+        source: The paper with its sizes.
     """
 
     layers: int
@@ -51,10 +51,10 @@ PRESETS: dict[str, Preset] = {
 
 
 class Student(StrictModel):
-    """The shape and first weights of a student. Sizes that are not given stay as in the model that it comes from.
+    """The shape and the first weights of a student. Missing sizes are those of the model that the weights come from.
 
-    The architecture always stays the same. A bottleneck as in MobileBERT is not possible: these configs cannot express
-    layers that are narrower than the residual stream between them.
+    The architecture stays the same. A bottleneck as in MobileBERT is not possible: the configs cannot express layers
+    that are narrower than the residual stream.
     """
 
     preset: str | None = None
@@ -65,19 +65,18 @@ class Student(StrictModel):
     heads: int | None = Field(default=None, ge=1, le=LARGEST["heads"])
     ffn: int | None = Field(default=None, ge=1, le=LARGEST["width"])
     positions: int | None = Field(default=None, ge=4, le=LARGEST["positions"])
-    """Rows of the position table: the longest input that the student can read."""
+    """The rows of the position table: the longest input that the student can read."""
     origin: str = Field(default="parent", alias="from")
     """The model that the weights come from: `parent` (of the stage before), `source`, `model` (the recipe's own), an
-    earlier stage such as `01-distill`, a directory or a Hub id. A general checkpoint gives its shape and gets a new
+    earlier stage such as `01-distill`, a directory or a Hub id. A general checkpoint gets a new
     task head."""
     init: Literal["copy", "random"] = "copy"
-    """`copy` copies every tensor from the model that it comes from, narrowed if the student is narrower; `random`
-    copies none."""
+    """`copy` copies every tensor from the model in `from`, cut to the student's widths; `random` copies none."""
     layers_from: Literal["uniform", "top", "bottom"] | list[Annotated[int, Field(ge=1)]] = "uniform"
     """The layers that are copied: spread evenly (`uniform`), the last ones (`top`), the first ones (`bottom`), or a
     list with one for each of the student's layers, counted from 1. DistilBERT takes `[1, 3, 5, 8, 10, 12]` of 12."""
     width: Literal["first", "activation"] = "first"
-    """What a narrower student keeps: the `first` dimensions, heads and neurons, or those with the highest mean
+    """The dimensions, heads and neurons that a narrower student keeps: the `first`, or those with the highest mean
     `activation` on training rows (Minitron, arXiv:2407.14679). All layers keep the same dimensions of the residual
     stream."""
     rows: int = Field(default=256, ge=1)
@@ -96,7 +95,7 @@ class Student(StrictModel):
         return name
 
     def shape(self, origin: Shape) -> Shape:
-        """Computes the shape of a student whose weights come from a model of shape `origin`."""
+        """Computes the shape of a student with weights from a model of shape `origin`."""
         preset = PRESETS[self.preset] if self.preset else None
         layers = self.layers or (preset.layers if preset else len(origin.layers))
         hidden = self.hidden or (preset.hidden if preset else origin.hidden)
@@ -111,18 +110,18 @@ class Student(StrictModel):
         return even.with_layers(layers, heads, ffn)
 
     def layers_of(self, origin: Shape) -> list[int]:
-        """Lists for each student layer the layer (from 0) of the other model that is copied."""
+        """Lists the layer (from 0) of the other model that each student layer is copied from."""
         if isinstance(self.layers_from, list):
             return [number - 1 for number in self.layers_from]
         pairs = pairs_of(self.layers_from, len(self.shape(origin).layers), len(origin.layers))
         return [number - 1 for _, number in pairs]
 
     def unavailable(self) -> list[Problem]:
-        """Lists what is not installed."""
+        """Lists the packages that are not installed."""
         return uninstalled(missing_modules(), EXTRA) if self.lora else []
 
     def problems(self, origin: Shape, task: Task) -> list[Problem]:
-        """Lists why this student cannot be built for the task from such a model; the keys start with `student`."""
+        """Lists the reasons why this student cannot be made from such a model; the keys start with `student`."""
         found = [*self._head_problems(origin), *self._position_problems(origin, task), *self._random_problems()]
         if self.init == "copy":
             found += self._layer_problems(origin)
@@ -138,7 +137,7 @@ class Student(StrictModel):
             fix = f"use {_nearest_divisor(hidden, heads)} heads, or another width"
             return [Problem(message, fix, key)]
         if heads % shape.group:
-            message = f"{heads} heads are no groups of {shape.group} heads, which share keys and values in this model"
+            message = f"{heads} heads do not form groups of {shape.group}, which share keys and values in this model"
             return [Problem(message, f"use a multiple of {shape.group}", key)]
         if shape.spec.rotary and shape.head_dim % 2:
             message = f"heads with {shape.head_dim} dimensions cannot be rotated: dimensions are rotated in pairs"
@@ -154,7 +153,7 @@ class Student(StrictModel):
             found.append(Problem(message, "lower task.max_length or raise student.positions", ("positions",)))
         if self.positions > origin.positions and self.init == "copy" and origin.spec.position_table:
             message = (
-                f"the model it comes from has {origin.positions} positions, the student cannot copy {self.positions}"
+                f"the model it comes from has {origin.positions} positions, so the student cannot copy {self.positions}"
             )
             found.append(Problem(message, "lower it, or say `init: random`", ("positions",)))
         return found
@@ -173,7 +172,7 @@ class Student(StrictModel):
             found.append(Problem(message, "name one for each of the student's", key))
         for index, number in enumerate(self.layers_from):
             if number > have:
-                message = f"the model it comes from has {have} layers, there is no layer {number}"
+                message = f"the model it comes from has {have} layers, so there is no layer {number}"
                 found.append(Problem(message, "they are counted from 1", (*key, index)))
         return found
 

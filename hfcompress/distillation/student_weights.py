@@ -27,20 +27,20 @@ def build_student(
 ) -> tuple[PreTrainedModel, dict[str, str]]:
     """Builds a model of `shape` with weights from `origin`.
 
-    A tensor of equal shape is copied. A larger one is narrowed: all layers keep the same dimensions of the residual
-    stream; a head keeps the same dimensions for query and key, and for value and output; an FFN keeps the same neurons
-    on its way in and out. A tensor that is smaller in the origin stays random.
+    A tensor of equal shape is copied. A larger one is cut: all layers keep the same dimensions of the residual stream;
+    a head keeps the same dimensions for query and key, and for value and output; an FFN keeps the same neurons in both
+    of its layers. A tensor that is smaller in the origin stays random.
 
     Args:
         origin: The model that the weights come from.
         shape: The student's shape, of the same architecture.
-        layers: For each student layer, the origin's layer (from 0) that is copied.
+        layers: For each student layer, the origin's layer (from 0) to copy.
         init: `random` copies nothing.
-        importance: Decides what a narrower student keeps; without it the first dimensions, heads and neurons.
-        fresh_head: Leave the task head random: the origin's was not trained either.
+        importance: Decides which dimensions, heads and neurons a narrower student keeps; by default the first ones.
+        fresh_head: True to leave the task head random, because the origin's was not trained either.
 
     Returns:
-        The student in train mode, and where the weights of `embeddings`, each `layer N` (from 1) and `head` come from.
+        The student in train mode, and the origin of the weights of `embeddings`, each `layer N` (from 1) and `head`.
     """
     import torch
 
@@ -74,7 +74,7 @@ def _renumber(name: str, model: PreTrainedModel, layer: int) -> str:
 
 
 def _fill(tensor: Tensor, source: Tensor | None, axes: tuple[Axis, ...], layer: int, narrowing: Narrowing) -> str:
-    """Fills a weight of the student, and returns how."""
+    """Fills a weight of the student, and returns the way in which it did."""
     if source is None or source.dim() != tensor.dim():
         return "random"
     sizes = list(zip(axes, source.shape, tensor.shape, strict=True))

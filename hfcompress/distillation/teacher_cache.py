@@ -1,8 +1,8 @@
 """The files of a teacher cache: a teacher's outputs for all rows, memory-mapped and addressed by row number.
 
 Any order of the rows and any number of processes can use the same cache. It is a directory of `.npy` files and a
-`cache.json`, which has what they were made from and their hashes. It is written beside its place, and renamed once it
-is whole. Reading is memory-mapped; writing is not: on a full disk, a write to mapped memory kills the process, but a
+`cache.json` with their hashes and the identity of teacher and data. It is written beside its place, and renamed once it
+is complete. Reading is memory-mapped; writing is not: on a full disk, a write to mapped memory kills the process, but a
 write to a file raises an error with a message.
 
 An Arrow column of `datasets` was tried in place of the files. It takes the same room on the disk within 0.1 MB, but
@@ -53,7 +53,7 @@ class Answers:
         """Reads the outputs for some rows, padded with zeros to `length` tokens.
 
         Returns:
-            `logits`, and what else the cache has: `cls` `(rows, layers + 1, 1, hidden)` or `hidden_states`
+            `logits`, and if the cache has them, `cls` `(rows, layers + 1, 1, hidden)` or `hidden_states`
             `(rows, layers + 1, length, hidden)`.
         """
         per_row = len(self.logits) == len(self.offsets) - 1
@@ -79,7 +79,7 @@ def find_fault(path: Path, identity: Mapping[str, Any]) -> str | None:
 
     Args:
         path: The directory.
-        identity: What they must have been made from.
+        identity: The identity that they must have.
     """
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def open_answers(path: Path) -> Answers:
 class Writer:
     """Writes a cache, batch by batch, on several processes at once, each with its own rows.
 
-    The first process calls `create`, and `finish` once all have written.
+    The first process calls `create`, and `finish` after all processes have written.
 
     Args:
         folder: The directory to write in, the same for all processes.
@@ -119,18 +119,18 @@ class Writer:
     def create(
         self, lengths: Sequence[int], labels: int, *, by_token: bool, content: Content, layers: int = 0, hidden: int = 0
     ) -> None:
-        """Makes the files in their full size.
+        """Makes the files with their full size.
 
         Args:
             lengths: Tokens of each row.
             labels: Width of the logits.
             by_token: True if there are logits for each token.
-            content: What is kept besides the logits.
-            layers: Layers of the teacher.
-            hidden: Its width.
+            content: The outputs to keep besides the logits.
+            layers: The number of the teacher's layers.
+            hidden: The teacher's hidden width.
 
         Raises:
-            OSError: if the disk has no room for all of them.
+            OSError: if the disk has no space for all of them.
         """
         import numpy as np
 
@@ -151,8 +151,9 @@ class Writer:
         """Writes the outputs for some rows.
 
         Args:
-            rows: Their numbers.
-            answers: By file: `(batch, …)` with one entry a row, or `(batch, length, …)` with one entry a token.
+            rows: The numbers of the rows.
+            answers: The outputs by file: `(batch, …)` with one entry for each row, or `(batch, length, …)` with one for
+                each token.
         """
         import numpy as np
 
@@ -173,17 +174,17 @@ class Writer:
         self._open.clear()
 
     def finish(self, identity: Mapping[str, Any]) -> None:
-        """Records what the answers were made from, and the hash of each file.
+        """Records the identity of the answers, and the hash of each file.
 
         Args:
-            identity: What they were made from.
+            identity: The teacher, the data and all else that the answers depend on.
         """
         hashes = {file.name: hash_file(file) for file in sorted(self.folder.glob("*.npy"))}
         write_text(self.folder / RECORD, json.dumps({"identity": dict(identity), "files": hashes}, indent=2) + "\n")
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Makes a `.npy` file of zeros, and reserves its room on the disk if the system can."""
+    """Makes a `.npy` file of zeros, and reserves its space on the disk if the system can."""
     import numpy as np
 
     with path.open("wb") as stream:

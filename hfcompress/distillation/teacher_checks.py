@@ -1,6 +1,6 @@
-"""Finds why a teacher cannot teach a student, from configs, tokenizers and encoded rows; no model is run.
+"""Checks that a teacher can teach a student, by configs, tokenizers and encoded rows; runs no model.
 
-`check` applies these rules to the models on this machine (`local_teacher_problems`); a run applies them again, to all
+`check` applies these checks to the models on this machine (`local_teacher_problems`); a run applies them again, to all
 models and all rows.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.labels import require_same_labels
-from hfcompress.data.reading import hash_inputs, input_state, split_alike, splitting_state, vocabulary_state
+from hfcompress.data.tokenizer_state import hash_inputs, input_state, split_alike, splitting_state, vocabulary_state
 from hfcompress.models.shape import Shape
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Problem
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, int], task: Task) -> list[Problem]:
-    """Reports labels that teacher and student give different ids.
+    """Reports labels with different ids in teacher and student.
 
     Args:
         name: The teacher's name.
         theirs: Its label names and ids.
-        labels: The student's.
+        labels: The student's label names and ids.
         task: The task.
     """
     if task.head not in ("sequence", "token") or len(labels) < 2:
@@ -43,7 +43,7 @@ def label_problems(name: str, theirs: Mapping[str, int], labels: Mapping[str, in
 
 
 def length_problems(name: str, teacher: Shape, task: Task) -> list[Problem]:
-    """Reports a `max_length` that is more than the teacher can read."""
+    """Reports a `max_length` that is too long for the teacher."""
     limit = teacher.usable_positions
     if task.max_length <= limit:
         return []
@@ -57,7 +57,7 @@ def same_inputs(
     rows: Mapping[str, Any],
     theirs: Mapping[str, Any],
 ) -> bool:
-    """True if two tokenizers make the same inputs of these rows: student and teacher can then share batches.
+    """True if two tokenizers make the same inputs from these rows, so that student and teacher can share batches.
 
     Args:
         student, teacher: The tokenizers.
@@ -75,7 +75,7 @@ def same_inputs(
 
 
 def same_behaviour(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> bool:
-    """True if two tokenizers make the same inputs of every text: then no rows need to be compared."""
+    """True if two tokenizers make the same inputs from every text, so that no rows need to be compared."""
     return input_state(student) == input_state(teacher)
 
 
@@ -89,20 +89,20 @@ def reading_problems(
     head: str,
     first: bool,
 ) -> list[Problem]:
-    """Reports why a teacher whose inputs are not the student's cannot teach it.
+    """Reports the reasons why a teacher with other inputs than the student cannot teach it.
 
     Args:
         name: The teacher's name.
         student, teacher: The tokenizers.
         rows, theirs: The same train rows, encoded with each of them.
         options: The losses.
-        head: The kind of the task's head.
+        head: The kind of task head.
         first: True for the first teacher, the only one whose layers are compared.
     """
     if head == "mask":
         message = (
-            f"the teacher {name} has another vocabulary than the student, or splits texts otherwise, and a task on "
-            "raw text compares what they say of each token"
+            f"the teacher {name} has another vocabulary than the student, or splits texts differently, and a task on "
+            "raw text compares their answers for each token"
         )
         return [Problem(message, "use a teacher with the same tokenizer, and `vocabulary: keep`")]
     layers = first and bool(options.needs)
@@ -110,7 +110,7 @@ def reading_problems(
         return []
     if layers:
         message = f"the teacher {name} has another tokenizer than the student, so their layers see other tokens"
-        fix = "use losses on logits alone (soft_labels, hard_labels), or a teacher with the same tokenizer"
+        fix = "use only losses on logits (soft_labels, hard_labels), or a teacher with the same tokenizer"
     else:
         message = f"the teacher {name} has another tokenizer than the student, so its answers are for other tokens"
         fix = "use a teacher with the same tokenizer"
@@ -118,20 +118,20 @@ def reading_problems(
 
 
 def head_problems(name: str, config: Mapping[str, Any], task: Task) -> list[Problem]:
-    """Reports a teacher whose config says that its head is for another task."""
+    """Reports a teacher whose task head is for another task."""
     if has_task_head(config, task):
         return [replace(p, message=f"the teacher {name}: {p.message}", key=()) for p in task.head_problems(config)]
     if not config.get("architectures"):
         return []
-    message = f"the teacher {name} is a {config['architectures'][0]}, it has no head for {task.type}"
+    message = f"the teacher {name} is a {config['architectures'][0]}, which has no task head for {task.type}"
     return [Problem(message, "put a `finetune` stage first, or name a model that was fine-tuned for this task")]
 
 
 def local_teacher_problems(options: DistillationOptions, student: LocalModel, models: LocalModels) -> list[Problem]:
-    """Reports why teachers on this machine cannot teach a student that starts from a model on it.
+    """Reports the reasons why teachers on this machine cannot teach a student that starts from a model on it.
 
     Returns:
-        The problems; their keys are paths inside the block that has the losses and the teacher.
+        The problems; their keys are paths inside the block with the losses and the teacher.
     """
     found = list[Problem]()
     if models.readable:

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from hfcompress.distillation.teachers import Member
 
 RARE = 0.8
-"""From this share of one class on, a data set is called imbalanced."""
+"""The share of the largest class from which a data set counts as imbalanced."""
 
 
 def require_better_than_chance(member: Member, dev: Any, task: Task, made_by: str | None) -> float | None:
-    """Scores a teacher on dev, and compares it with the best answers without the texts by a paired bootstrap.
+    """Scores a teacher on dev, and compares it by a paired bootstrap with the best answers that ignore the texts.
 
     All processes of a distributed run share the rows.
 
     Args:
         member: The teacher.
-        dev: Dev rows, encoded with its own tokenizer.
+        dev: Dev rows, encoded with the teacher's tokenizer.
         task: The task.
         made_by: The stage of this recipe that made it; None if it came from elsewhere.
 
@@ -30,7 +30,7 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, made_by: st
         The score; None if the task has no answers to compare (raw text without masks).
 
     Raises:
-        HfcompressError: if the difference in score is not above 0 with 95% certainty.
+        HfcompressError: if the difference of the scores is not above 0 with 95% certainty.
     """
     from hfcompress.training.evaluate import judge
 

@@ -1,4 +1,4 @@
-"""The teachers of a student: one model or several, asked live or read from a cache of their outputs."""
+"""The teachers of a student: one model or several, which run in each step or are read from a cache."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ if TYPE_CHECKING:
 
 
 class Teachers(StrictModel):
-    """One teacher or an ensemble.
+    """One teacher or several, an ensemble.
 
-    The student learns from the combined logits; losses on layers use the layers of the first teacher.
+    The student learns from the combined logits; losses on layers use the first teacher.
     """
 
     models: list[str] = Field(min_length=1)
-    """Each is `source`, `parent`, `model` (the recipe's own), an earlier stage such as `01-distill` (a teacher
-    assistant), a directory (also of a peft adapter) or a Hub id."""
+    """The teachers: each is `source`, `parent`, `model` (the recipe's own), an earlier stage such as `01-distill` (a
+    teacher assistant), a directory (also of a peft adapter) or a Hub id."""
     combine: Literal["mean", "confidence"] = "mean"
-    """`mean` of the logits; `confidence` weighs each row (or token) by one over the entropy of the teacher's answer."""
+    """`mean` of the logits, or `confidence`, which divides a teacher's weight by the entropy of its answer to each row
+    (or token)."""
     weights: list[Annotated[float, Field(gt=0)]] | None = None
     """The weight of each teacher in the mean."""
 
     @model_validator(mode="after")
     def _require_weight_each(self) -> Teachers:
         if self.weights is not None and len(self.weights) != len(self.models):
-            raise ValueError(f"{len(self.models)} teachers have {len(self.weights)} weights; give each of them one")
+            raise ValueError(f"{len(self.models)} teachers have {len(self.weights)} weights; give one weight for each")
         return self
 
 
@@ -53,15 +54,15 @@ AnyTeachers = Annotated[Teachers, BeforeValidator(_parse)]
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """What travels with a batch for one teacher: its cached outputs, or its own tokens, or nothing.
+    """The part of a batch for one teacher: its cached outputs, or its own tokens, or nothing.
 
-    accelerate and the data loader move whatever has `to` and `pin_memory`.
+    accelerate and the data loader move any object with `to` and `pin_memory`.
 
     Attributes:
-        logits: Cached logits, `(batch, labels)` or `(batch, length, labels)`; None if the model is asked.
+        logits: Cached logits, `(batch, labels)` or `(batch, length, labels)`; None if the model runs.
         hidden_states: Cached hidden states, `(batch, layers + 1, length, hidden)`, or of the first token alone; None
             if no loss needs them.
-        tokens: The tokens of these rows as the teacher's own tokenizer makes them; None if it reads the student's.
+        tokens: The tokens of the teacher's own tokenizer for these rows; None if it reads the student's.
     """
 
     logits: Tensor | None = None
@@ -88,10 +89,10 @@ class Member:
 
     Attributes:
         stage: Its name in the recipe.
-        model: The model; None if all that is needed of it is in `answers`.
-        tokenizer: Its own.
-        rows: The train rows as its own tokenizer encodes them; None if the student's rows are the same.
-        answers: Its cached outputs.
+        model: The model; None if `answers` has all outputs that are needed.
+        tokenizer: Its tokenizer.
+        rows: The train rows, encoded by its tokenizer; None if the student's rows are the same.
+        answers: Its cached outputs; None if it has no cache.
     """
 
     stage: str
@@ -101,7 +102,7 @@ class Member:
     answers: Answers | None = None
 
     def prepare(self, rows: Tensor, length: int, multiple: int | None, task: Task) -> TeacherBatch:
-        """Reads the cached outputs for some rows, or batches their own tokens; the arguments are the ensemble's."""
+        """Reads the cached outputs for some rows, or makes a batch of them; the arguments are those of the ensemble."""
         import torch
 
         if self.answers is not None:
@@ -128,7 +129,7 @@ class Member:
 class TeacherEnsemble:
     """The teachers of a training, asked together about each batch.
 
-    A teacher whose tokenizer makes other inputs of the rows than the student's gets its own inputs.
+    A teacher whose tokenizer makes other inputs than the student's gets its own inputs.
     """
 
     def __init__(self, members: Sequence[Member], options: Teachers, task: Task) -> None:
@@ -142,7 +143,7 @@ class TeacherEnsemble:
         return self
 
     def prepare(self, rows: Tensor, length: int, multiple: int | None = None) -> list[TeacherBatch]:
-        """Finds, for each teacher, what has to travel with a batch; empty if the batch itself is enough for all.
+        """Makes the part of a batch for each teacher; empty if the batch itself is enough for all.
 
         Args:
             rows: `(batch,)` row numbers, on the CPU.
@@ -160,13 +161,13 @@ class TeacherEnsemble:
         needs: frozenset[str] = frozenset(),
         layers: frozenset[int] | None = None,
     ) -> Observation:
-        """Finds the teachers' outputs for a batch.
+        """Computes or reads the teachers' outputs for a batch, with combined logits.
 
         Args:
             tokens: The student's token tensors.
-            prepared: What `prepare` found for this batch.
-            needs: What losses are computed from besides logits; of the first teacher.
-            layers: The layers whose projections are kept.
+            prepared: The result of `prepare` for this batch.
+            needs: The outputs of the first teacher that losses need besides logits.
+            layers: The layers whose queries, keys and values are kept.
         """
         own = prepared or [TeacherBatch()] * len(self.members)
         outputs = [
@@ -186,8 +187,8 @@ def combine_logits(logits: Sequence[Tensor], options: Teachers, head: str) -> Te
     Knowledge Distillation Based on Entropy, ICASSP).
 
     Args:
-        logits: One tensor a teacher, of equal shapes.
-        options: How to combine them.
+        logits: One tensor for each teacher, of equal shapes.
+        options: The way to combine them.
         head: A key of `TASK_HEADS`: the distributions of a span head are over the tokens.
     """
     import torch

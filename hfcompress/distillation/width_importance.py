@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Importance:
-    """Mean activations of the parts of a model on calibration rows; the lists have one tensor for each layer's weights.
+    """Mean activations of the parts of a model on calibration rows; the lists have one tensor for each layer.
 
     Attributes:
-        residual: `(hidden,)`: mean absolute hidden state, summed over the embeddings' output and the layers'.
+        residual: `(hidden,)`: mean absolute hidden state, summed over the outputs of the embeddings and all layers.
         heads: `(head groups,)`: mean norm of the head's output, summed over a group that shares keys and values.
-        scores: `(head groups, head_dim)`: mean absolute query, summed likewise, times mean absolute key.
-        values: `(head groups, head_dim)`: mean absolute output of the head, summed likewise.
-        neurons: `(ffn,)`: mean absolute activation behind the non-linearity (and the gate, where there is one).
+        scores: `(head groups, head_dim)`: mean absolute query, summed over the group, times mean absolute key.
+        values: `(head groups, head_dim)`: mean absolute output of the head, summed over the group.
+        neurons: `(ffn,)`: mean absolute activation after the non-linearity (and the gate, if any).
     """
 
     residual: Tensor
@@ -39,12 +39,12 @@ class Importance:
 
 
 def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
-    """Ranks dimensions, heads and neurons by mean activation, with forward passes alone; padding does not count.
+    """Ranks dimensions, heads and neurons by mean activation, with forward passes only; padding does not count.
 
     Source: Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section 2.2.
 
     Args:
-        model: An encoder with its head; it is left as it was.
+        model: A model with its task head; it is not changed.
         batches: Encoded batches, at least one, each with its `attention_mask`.
     """
     import torch
@@ -58,7 +58,7 @@ def rank_dimensions(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
 
 
 class _Sums:
-    """Sums of activations over the real tokens, for each place of the model."""
+    """Sums of activations over the real tokens, for each part of the model."""
 
     def __init__(self, head_dim: int, layers: int) -> None:
         self.head_dim, self.layers = head_dim, layers
@@ -87,7 +87,7 @@ class _Sums:
             self._add("residual", 0, state.abs())
         for name, projections in (("queries", observed.queries), ("keys", observed.keys)):
             for number, projection in projections.items():
-                # Layers that share their weights are one.
+                # Layers that share their weights count as one.
                 self._add(name, min(number, self.layers) - 1, projection.transpose(1, 2).abs())
 
     def _heads(self, index: int, _module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -118,10 +118,10 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """Selects what stays of each axis when a model of shape `old` becomes one of shape `new`.
+    """Selects the entries of each axis that stay when a model of shape `old` becomes one of shape `new`.
 
     Attributes:
-        importance: What is highest stays; without it the first ones stay.
+        importance: The entries with the highest values stay; without it the first ones.
         same_heads: True if every layer keeps the same heads, because the layers share something for each head.
     """
 
@@ -131,13 +131,13 @@ class Narrowing:
     same_heads: bool = False
 
     def index(self, axis: Axis, layer: int, have: int, want: int) -> Tensor | None:
-        """Selects the entries of an axis that stay, in their order; None if it has too few, or the first mean nothing.
+        """Selects the entries of an axis that stay, in order; None if there are too few, or no meaningful choice.
 
         Args:
-            axis: What the axis counts.
-            layer: The old model's layer, from 0; ignored outside of the layers.
-            have: Entries of the old axis.
-            want: Entries of the new one.
+            axis: The meaning of the axis.
+            layer: The old model's layer, from 0; not used outside the layers.
+            have: The number of entries of the old axis.
+            want: The number of entries of the new axis.
         """
         import torch
 
@@ -166,7 +166,7 @@ class Narrowing:
         return sum(heads[1:], heads[0]) if self.same_heads else heads[layer]
 
     def _dimensions(self, part: str, layer: int, have: int, want: int) -> Tensor:
-        """Selects dimensions of heads: some of each head that stays, or whole heads if heads get wider or more.
+        """Selects dimensions of heads: some of each head that stays, or whole heads if there are more or wider heads.
 
         Heads that share keys and values stay or go together, with the same dimensions.
         """
@@ -192,7 +192,7 @@ class Narrowing:
 
 
 def select_best(scores: Tensor | None, count: int, of: int) -> Tensor:
-    """Selects the indices of the `count` highest scores, ascending; of equal scores, and without any, the first."""
+    """Selects the indices of the `count` highest scores, ascending; the first of equal scores, or without scores."""
     import torch
 
     if scores is None or count == of:

@@ -1,4 +1,4 @@
-"""What the cards of all stages say of a training: how long it is, which losses it uses, and who teaches."""
+"""Describes a training for the card: its length, its losses and its teachers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_training(training: Recover | None) -> str:
-    """Describes a training inside of another stage in a few words; empty if there is none."""
+    """Describes a training in another stage in a few words; empty if there is none."""
     if training is None:
         return ""
     losses = " and ".join(f"`{loss.name}`" for loss in training.losses)
@@ -37,5 +37,5 @@ def describe_teachers(options: DistillationOptions) -> str:
 
 
 def shorten_name(name: str) -> str:
-    """Keeps a Hub id or a stage's name, and shortens a path to its last part: the rest means nothing elsewhere."""
+    """Shortens a path to its last part, since the rest means nothing on other machines; other names stay."""
     return name_of(name) if is_local(name) or is_place(name) else name

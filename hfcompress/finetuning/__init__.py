@@ -1,1 +1,1 @@
-"""Fine-tuning: makes the source model that the other stages compress."""
+"""Fine-tuning: trains the source model, which the other stages compress."""

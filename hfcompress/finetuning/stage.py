@@ -1,4 +1,4 @@
-"""Fine-tunes a pre-trained model for the task: this makes the source, if there is none yet."""
+"""The finetune stage: trains a pre-trained model for the task; the result is the source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Finetune(Stage):
-    """Trains the recipe's model on the task's labels; `train: {epochs: 0}` takes a fine-tuned model as it is."""
+    """Trains the recipe's model on the task's labels; `train: {epochs: 0}` keeps a fine-tuned model as it is."""
 
     compresses: ClassVar[bool] = False
     makes_task_head: ClassVar[bool] = True
@@ -31,8 +31,8 @@ class Finetune(Stage):
     train: Train = Train()
     class_weights: ClassWeights = None
     """The weight of each class in the loss, for data in which some classes are rare: `balanced`
-    (`n / (classes · count)`, from the train rows), or a mapping of class names to weights; a class that it does not
-    name has weight 1."""
+    (`n / (classes · count)`, from the train rows), or a mapping of class names to weights; other classes have
+    weight 1."""
 
     def plan(self, shape: Shape) -> Shape:
         return shape
@@ -65,7 +65,7 @@ class Finetune(Stage):
 
     def describe(self) -> Markdown:
         length = f"{describe_length(self.train)} on the task's labels"
-        return Markdown(f"**finetune**: {length if self.train.epochs else 'nothing, the model is taken as it is'}")
+        return Markdown(f"**finetune**: {length if self.train.epochs else 'nothing, the model stays as it is'}")
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         require_trainable(parent, self.kind)

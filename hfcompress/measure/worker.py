@@ -531,20 +531,25 @@ class Worker:
         return {"watt_hours": tracker.final_emissions_data.energy_consumed * 1000, "rows": rows}
 
 
+def answer(worker: Worker, request: str) -> str:
+    """Does what one line of JSON asks for, and answers in another."""
+    asked = json.loads(request)
+    try:
+        found = {"ok": True, **getattr(worker, asked.pop("do"))(**asked)}
+    except Exception as error:
+        # What is said of a model that cannot be used stands for itself; any other error has its type before it.
+        kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
+        found = {"ok": False, "error": f"{kind}{error}", "fix": getattr(error, "fix", "")}
+    return json.dumps(found) + "\n"
+
+
 def main() -> None:
     """Serves until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library that prints must not write into the answers
     worker = Worker()
     for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = {"ok": True, **getattr(worker, request.pop("do"))(**request)}
-        except Exception as error:
-            # What is said of a model that cannot be used stands for itself; any other error has its type before it.
-            kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
-            answer = {"ok": False, "error": f"{kind}{error}", "fix": getattr(error, "fix", "")}
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(answer(worker, line))
         answers.flush()
 
 

@@ -1,1 +1,1 @@
-"""Model directories, architectures and shapes, and what is done inside a model."""
+"""Model directories, architectures and shapes, and changes to the modules of a model."""

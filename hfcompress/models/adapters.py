@@ -35,17 +35,17 @@ def is_adapter(path: Path) -> bool:
 def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callable[[str], Path]) -> None:
     """Writes a LoRA checkpoint and the model it was trained on as one stock model directory.
 
-    It is written beside `directory` and gets its name once it is whole.
+    It is written beside `directory`, and renamed once it is complete.
 
     Args:
-        path: What peft's `save_pretrained` wrote: adapter_config.json and safetensors, a tokenizer perhaps.
-        directory: Where the model goes.
-        auto_class: Such as `AutoModelForSequenceClassification`.
-        resolve: The directory of the base model, by the name that adapter_config.json gives it.
+        path: A directory that peft's `save_pretrained` wrote: adapter_config.json, safetensors, perhaps a tokenizer.
+        directory: The directory to write the model to.
+        auto_class: The class to load it with, such as `AutoModelForSequenceClassification`.
+        resolve: Finds the directory of the base model by the name in adapter_config.json.
 
     Raises:
-        HfcompressError: without peft, for another kind of adapter, pickled weights, a head that was not saved whole,
-            or a base that cannot be had.
+        HfcompressError: if peft is missing, for another kind of adapter, for pickled weights, for an incomplete task
+            head, or for a base model that cannot be found.
     """
     require_peft()
     from peft import PeftModel
@@ -65,10 +65,10 @@ def merge_adapter(path: Path, directory: Path, auto_class: str, resolve: Callabl
 
 
 def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
-    """The directory of the model that a LoRA checkpoint was trained on.
+    """Finds the directory of the model that a LoRA checkpoint was trained on.
 
     Raises:
-        HfcompressError: for another kind of adapter, pickled weights, or a base that cannot be had.
+        HfcompressError: for another kind of adapter, pickled weights, or a base model that cannot be found.
     """
     file = path / "adapter_config.json"
     try:
@@ -80,7 +80,7 @@ def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
         raise HfcompressError(f"{path} is a {kind} adapter", "only LORA adapters can be merged")
     if not (path / WEIGHTS).is_file():
         raise HfcompressError(
-            f"{path} holds no {WEIGHTS}", "save it anew with peft's save_pretrained(PATH, safe_serialization=True)"
+            f"{path} holds no {WEIGHTS}", "save it again with peft's save_pretrained(PATH, safe_serialization=True)"
         )
     fix = f"set base_model_name_or_path in {file} to the directory or Hub id of that model"
     if not name:
@@ -90,19 +90,19 @@ def base_of(path: Path, resolve: Callable[[str], Path]) -> Path:
     except HfcompressError as error:
         reasons = "; ".join(problem.message for problem in error.problems)
         raise HfcompressError(
-            f"the adapter {path} was trained on '{name}', which cannot be had: {reasons}", fix
+            f"the adapter {path} was trained on '{name}', which cannot be found: {reasons}", fix
         ) from error
 
 
 def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights in a file, by name without peft's prefix."""
+    """Reads the shapes of the weights in a file, by their names without peft's prefix."""
     return {name.removeprefix(PEFT_PREFIX): tensor.shape for name, tensor in read_header(file).items()}
 
 
 def _count_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: str) -> int | None:
-    """Outputs of the task head that the adapter holds; None if it holds none.
+    """Counts the outputs of the task head that the adapter holds; None if it holds none.
 
-    Which weight tells is seen on an empty model with a number of labels that no other size can be.
+    An empty model with an unusual number of labels shows which weights have a row for each output.
     """
     import torch
     import transformers
@@ -119,15 +119,15 @@ def _count_labels(saved: Mapping[str, tuple[int, ...]], base: Path, auto_class: 
 
 
 def _require_trained_head(model: PreTrainedModel, saved: Mapping[str, tuple[int, ...]], base: Path, path: Path) -> None:
-    """Requires every weight of the task head in the adapter or its base: peft only saves the modules it is told to."""
+    """Requires every weight of the task head in the adapter or its base: peft saves only the modules it is told to."""
     found = {name for file in weight_files(base) for name in _read_shapes(base / file)} | set(saved)
     head = [name for name, _ in model.named_parameters() if part_of(name, model) == "head"]
     lost = [name for name in head if not {name, name.removeprefix(f"{model.base_model_prefix}.")} & found]
     if lost:
         modules = sorted({name.split(".")[0] for name in lost})
         raise HfcompressError(
-            f"neither the adapter {path} nor {base} holds {', '.join(lost)}: the head is not whole",
-            f"train the adapter anew with modules_to_save={modules} and what it saves now",
+            f"neither the adapter {path} nor {base} holds {', '.join(lost)}: the task head is incomplete",
+            f"train the adapter again with modules_to_save={modules}, besides what it saves now",
         )
 
 
@@ -137,10 +137,10 @@ def missing_modules() -> list[str]:
 
 
 def require_peft() -> None:
-    """Requires peft.
+    """Checks that peft is installed.
 
     Raises:
-        HfcompressError: if it is not installed.
+        HfcompressError: if it is not.
     """
     if missing_modules():
         raise HfcompressError("peft is not installed", f"pip install 'hfcompress[{EXTRA}]'")

@@ -1,7 +1,7 @@
-"""The architectures that hfcompress can take apart: one table, one entry an architecture; no torch is imported.
+"""The architectures that hfcompress can change: one table with one entry for each; no torch is imported.
 
-An entry says what config.json calls the sizes (`ConfigKeys`), what the model calls its parts (`ModulePaths`), and in
-which traits the architecture differs from BERT. To support another architecture, add an entry here and its parts to
+An entry has the names of the sizes in config.json (`ConfigKeys`), the paths of the modules (`ModulePaths`), and the
+traits in which the architecture differs from BERT. To support another architecture, add an entry here and its parts to
 `modeling_pruned.PARTS`, which travels with saved weights and therefore imports nothing from here.
 """
 
@@ -24,27 +24,27 @@ TASK_HEADS: dict[str, str] = {
     "mask": "ForMaskedLM",
     "causal": "ForCausalLM",
 }
-"""The kinds of task head, and how the names of transformers' classes with such a head end."""
+"""The kinds of task head, and the ends of the names of transformers' classes with such a head."""
 PRUNED = "pruned_"
 """Prefix of the `model_type` of a checkpoint whose shape no stock config can express."""
 
 
 class UnsupportedError(HfcompressError):
-    """The model can be measured, but hfcompress cannot take it apart: no shape describes it."""
+    """An error for a model that hfcompress can measure but not change: no shape describes it."""
 
 
 @dataclass(frozen=True)
 class ConfigKeys:
-    """What an architecture's config.json calls the sizes of the model.
+    """The names of the model's sizes in an architecture's config.json.
 
     Attributes:
         token_types: Rows of the token-type table; empty for an architecture without one.
-        embedding: Width of the word embeddings, for an architecture in which it may differ from the hidden width.
-        relative: Buckets of relative positions, for an attention that has them.
-        kv_heads: Key and value heads, for an architecture in which several query heads may share one.
-        head_dim: Width of a head, for a config that says it: the heads then need not fill the hidden width.
-        defaults: The values that transformers takes for keys that config.json leaves out.
-        required: Values that decide which weights there are. A config with another value is refused.
+        embedding: Width of the word embeddings; only for an architecture in which it may differ from the hidden width.
+        relative: Buckets of relative positions; only for an attention that has them.
+        kv_heads: Key and value heads; only for an architecture in which several query heads may share one.
+        head_dim: Width of a head; only for a config that has it. The heads then need not fill the hidden width.
+        defaults: The values that transformers uses for keys that are missing in config.json.
+        required: Values that decide which weights the model has. A config with another value is refused.
     """
 
     layers: str = "num_hidden_layers"
@@ -62,20 +62,20 @@ class ConfigKeys:
 
 @dataclass(frozen=True)
 class ModulePaths:
-    """What a model calls its parts.
+    """The paths of a model's modules.
 
     Attributes:
-        layers: The list of transformer layers, from the base model (without the task head). It has one entry if all
-            layers share their weights.
-        query, key, value: Linear layers, from a transformer layer. A single linear layer that computes all three side
-            by side is named three times. Each head has as many rows as it is wide, one head after the other.
-        attention_output: The linear layer that mixes the outputs of the heads, from a transformer layer. Head `h` feeds
-            its input columns `h*head_dim … (h+1)*head_dim`.
+        layers: The list of transformer layers, as a path from the base model (without the task head). It has one entry
+            if all layers share their weights.
+        query, key, value: Linear layers, as paths from a transformer layer. A single linear layer that computes all
+            three side by side is named three times. The rows of one head come after those of another.
+        attention_output: The linear layer that mixes the outputs of the heads. Head `h` feeds its input columns
+            `h*head_dim … (h+1)*head_dim`.
         ffn_in, ffn_out: The linear layers of the FFN; neuron `j` is row `j` of the first and column `j` of the second.
         ffn_gate: The linear layer that gates the neurons, for a gated FFN; the same as `ffn_in` if a single linear
             layer computes both side by side.
-        task_heads: By kind of task head, the modules of it, pooler included. They stay in full precision when the rest
-            is quantized. A path starts at the base model if it exists there, else at the whole model.
+        task_heads: The modules of each kind of task head, pooler included. They stay in full precision when the rest is
+            quantized. A path starts at the base model if it exists there, else at the model.
     """
 
     layers: str
@@ -90,22 +90,22 @@ class ModulePaths:
 
     @property
     def head_rows(self) -> Mapping[str, int]:
-        """The linear layers whose rows belong to heads, and how many parts (query, key, value) each one holds."""
+        """The linear layers whose rows belong to heads, and the number of parts (query, key, value) in each."""
         return Counter((self.query, self.key, self.value))
 
     @property
     def neuron_rows(self) -> Mapping[str, int]:
-        """The linear layers whose rows belong to FFN neurons, and how many parts (value, gate) each one holds."""
+        """The linear layers whose rows belong to FFN neurons, and the number of parts (value, gate) in each."""
         return Counter(path for path in (self.ffn_in, self.ffn_gate) if path)
 
 
 @dataclass(frozen=True)
 class ArchitectureSpec:
-    """All that hfcompress knows of an architecture. Without traits it is BERT-like.
+    """The description of an architecture. Without traits it is like BERT.
 
     Attributes:
-        keys: What config.json calls the sizes.
-        modules: What the model calls its parts.
+        keys: The names of the sizes in config.json.
+        modules: The paths of the modules.
         position_table: True if each position has an embedding of its own.
         position_offset: Rows of the position table that no token uses (RoBERTa's padding index).
         plain_attention: True if the attention scores are `Q Kᵀ / √d` of the linear layers' outputs: no relative
@@ -360,29 +360,29 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
 }
-"""By `model_type`, without the prefix `PRUNED`."""
+"""The architectures by `model_type`, without the prefix `PRUNED`."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """The `model_type` that a config.json names, without the prefix `PRUNED`; empty if it names none."""
+    """Reads the `model_type` of a config.json, without the prefix `PRUNED`; empty if there is none."""
     return str(config.get("model_type") or "").removeprefix(PRUNED)
 
 
 def spec_of(model: nn.Module) -> ArchitectureSpec:
-    """The architecture of a loaded model."""
+    """Finds the architecture of a loaded model."""
     return ARCHITECTURES[architecture_of({"model_type": model.config.model_type})]  # type: ignore[union-attr]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The transformer layers of a model with or without task head; one where all layers share their weights."""
+    """Lists the transformer layers of a model with or without task head; one if all layers share their weights."""
     base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
     return list(base.get_submodule(spec_of(model).modules.layers))
 
 
 def head_dim_of(config: Any) -> int:
-    """The width of an attention head, from a loaded model's config.
+    """Reads the width of an attention head from a loaded model's config.
 
-    It is what the config says, else the width with which the heads fill the hidden width.
+    If the config does not say it, it is the width with which the heads fill the hidden width.
     """
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
@@ -400,11 +400,11 @@ def unit_counts(model: nn.Module) -> tuple[list[int], list[int]]:
 
 
 def task_head_of(class_name: str) -> str | None:
-    """The kind of task head that a transformers class has, by the class's name; None for a class without one."""
+    """Finds the kind of task head of a transformers class by the class's name; None for a class without one."""
     return next((head for head, ending in TASK_HEADS.items() if class_name.endswith(ending)), None)
 
 
 def class_name_of(config: Mapping[str, Any]) -> str:
-    """The class that a config.json names first in `architectures`; empty if it names none."""
+    """Reads the first class that a config.json names in `architectures`; empty if it names none."""
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""

@@ -1,4 +1,4 @@
-"""A model directory: how it is opened, loaded, saved and told from another."""
+"""Model directories: opens, loads, saves and hashes them."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.jso
 """Files that tokenizers keep their vocabulary in."""
 HALVES = ("float16", "bfloat16")
 STORED_AS = "hfcompress_stored_as"
-"""Key of config.json that says which 16-bit type a `quantize` stage chose; it stays with the model when it is moved."""
+"""The key of config.json with the 16-bit type that a `quantize` stage chose; it stays with the model when it moves."""
 FLOATS = ("float64", "float32", *HALVES)
-"""Stored types that can be trained: they are loaded in float32."""
+"""The stored types that can be trained: they are loaded in float32."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model directory and where it stands in a run.
+    """A model directory and its place in a run.
 
     Attributes:
-        path: The directory; what `from_pretrained`, onnxruntime or OpenVINO loads.
+        path: The directory, which `from_pretrained`, onnxruntime or OpenVINO loads.
         stage: `source`, or the stage that made it, such as `01-distill`.
         kind: `source`, `finetune`, `distill`, `prune`, `quantize` or `model`.
-        shape: Its shape; None for an architecture (or a variant) that hfcompress measures but cannot take apart.
-        runtime: What runs it.
-        dtype: What its weights are stored as.
-        graph: The graph that was named, relative to the directory; empty if `choose` finds the one that is meant.
+        shape: Its shape; None for an architecture (or a variant) that hfcompress can measure but not change.
+        runtime: The library that runs it.
+        dtype: The type that its weights are stored in.
+        graph: The file of the graph that the user named, relative to the directory; empty if `choose` finds it.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Artifact:
 
     @property
     def trainable(self) -> bool:
-        """True if it can be trained or cut. Weights of any float type are loaded in float32 for that."""
+        """True if it can be trained or cut; weights of any float type are then loaded in float32."""
         return self.runtime == "torch" and self.dtype in FLOATS
 
     @property
@@ -94,27 +94,27 @@ class Artifact:
         return sum(p.stat().st_size for p in self.weight_files)
 
     def computed_on(self, device: str) -> str:
-        """The type that it computes in when it is measured.
+        """Finds the type that it computes in when it is measured: the stored one, with one exception.
 
-        As it is stored, but for a 16-bit model on a CPU that no quantize stage made: training computes in float32
-        there, few CPUs have fast kernels for less, and a source that they slow down would flatter what is made of it.
+        On a CPU, a 16-bit model computes in float32 unless a quantize stage made it. Training on a CPU computes in
+        float32 too, few CPUs have fast 16-bit kernels, and speed-ups over a slow source would look too large.
         """
         wide = device == "cpu" and self.kind != "quantize" and self.runtime == "torch" and self.dtype in HALVES
         return "float32" if wide or self.dtype == "float64" else self.dtype
 
 
 def open_artifact(path: Path, stage: str = "source", kind: str | None = None, graph: str = "") -> Artifact:
-    """The artifact in a directory.
+    """Opens the model in a directory, without loading its weights.
 
     Args:
         path: The directory.
-        stage: `source`, or the stage that made it.
+        stage: `source`, or the name of the stage that made it.
         kind: The kind of that stage; by default `quantize` if the directory says so, else `model`.
-        graph: The file of a graph in it, where that one is meant.
+        graph: The file of a graph in it, if the user named one.
 
     Raises:
-        HfcompressError: for a directory without config or weights, with pickled weights only, with files that are cut
-            off, or of a model that takes code of its own.
+        HfcompressError: for a directory without config or weights, with pickled weights only, with incomplete files, or
+            with a model that needs code of its own.
     """
     config = read_config(path)
     choice = choose(names_in(path), str(path), graph)
@@ -138,16 +138,16 @@ def open_artifact(path: Path, stage: str = "source", kind: str | None = None, gr
 
 @cache
 def log_graph_choice(where: str, choice: Choice) -> None:
-    """Says once which of several graphs is used."""
+    """Logs once which of several graphs is used."""
     if choice.others:
         log.info(
-            f"{where} holds {len(choice.others) + 1} graphs, and {choice.file} is the one that is used; "
-            f"another one is named as {where}:{choice.others[0]}"
+            f"{where} holds {len(choice.others) + 1} graphs, and {choice.file} is used; "
+            f"name another one as {where}:{choice.others[0]}"
         )
 
 
 def _read_stage_kind(path: Path) -> str:
-    """The kind of stage that made a directory, as its stage.json says; empty if there is no stage.json."""
+    """Reads the kind of stage that made a directory from its stage.json; empty if there is no stage.json."""
     try:
         return str(json.loads((path / "stage.json").read_text(encoding="utf-8"))["stage"]["kind"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -155,7 +155,7 @@ def _read_stage_kind(path: Path) -> str:
 
 
 def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
-    """Requires a model whose code transformers or hfcompress has."""
+    """Refuses a model whose code is neither in transformers nor in hfcompress."""
     kind = str(config.get("model_type") or "")
     if kind.removeprefix(PRUNED) in ARCHITECTURES:  # transformers takes long to import, and `check` does without it
         return
@@ -165,9 +165,9 @@ def _require_known_code(path: Path, config: Mapping[str, Any]) -> None:
         return
     if config.get("auto_map"):
         raise HfcompressError(
-            f"{path} is a '{kind[:60]}' model, whose code is not transformers' but comes with it, and foreign code is "
+            f"{path} is a '{kind[:60]}' model, whose code comes with it and is not in transformers; foreign code is "
             "not run",
-            "export it to ONNX where you trust it, and name the graph; or use a model that transformers knows",
+            "export it to ONNX if you trust it, and name the graph; or use a model that transformers knows",
         )
     message = f"transformers knows no '{kind[:60]}' model" if kind else f"the config of {path} names no model_type"
     raise HfcompressError(message, "upgrade transformers, or use another model and its complete config.json")
@@ -182,20 +182,20 @@ def _require_plausible(
     claimed = shape.parameters if shape else _count_parameters(path)
     if claimed > 2 * stored * (16 if quantized else 1) + 10_000_000:
         raise HfcompressError(
-            f"{path}: config.json tells of {claimed:,} weights, and the files hold {stored:,}",
+            f"{path}: config.json describes {claimed:,} weights, and the files hold {stored:,}",
             "use the config.json that belongs to the weights, and fetch all of them",
         )
     whole = [n for n, t in tensors.items() if n.endswith(".weight") and t.dtype[0] in "IU" and len(t.shape) < 4]
     if whole and not quantized:
         raise HfcompressError(
-            f"{path} stores {whole[0]} in whole numbers ({tensors[whole[0]].dtype}), and config.json has no "
-            "quantization_config that says what they stand for",
+            f"{path} stores {whole[0]} in integers ({tensors[whole[0]].dtype}), and config.json has no "
+            "quantization_config that says what they mean",
             "use the config.json that was saved with the weights",
         )
 
 
 def _count_parameters(path: Path) -> int:
-    """Weights of the model of a config.json, of an architecture that only transformers knows; none are made."""
+    """Counts the weights of an architecture that only transformers knows, without making them."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -205,14 +205,14 @@ def _count_parameters(path: Path) -> int:
             return sum(p.numel() for p in AutoModel.from_config(config, trust_remote_code=False).parameters())
     except HfcompressError:
         raise
-    except Exception as error:  # a config's values fail where they are used, as whatever that raises
+    except Exception as error:  # a wrong value in a config raises any exception where it is used
         raise HfcompressError(
-            f"{path}: transformers makes no model of its config.json: {_first_line(error)}", "use a complete one"
+            f"{path}: transformers cannot make a model from its config.json: {_first_line(error)}", "use a complete one"
         ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a model directory.
+    """Reads the config.json of a model directory.
 
     Raises:
         HfcompressError: if there is none, or it is not JSON.
@@ -238,10 +238,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
-    """The head's label names and ids; a config with transformers' default names does not spell them.
+    """Reads the label names and ids of the task head; a config leaves transformers' default names out.
 
     Raises:
-        HfcompressError: for names that are not one for each id, or too many.
+        HfcompressError: if the names and the ids do not match one to one, or if there are too many.
     """
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count_labels(config))}
     fix = "`id2label` in config.json gives each output, from 0 on, a name of its own"
@@ -255,7 +255,7 @@ def label_ids(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def weights_hash(path: Path) -> str:
-    """A hash of the weights and config of a model directory, or of the weights of an adapter's."""
+    """Hashes the weights and config of a model directory, or the weights of an adapter directory."""
     names = [name for name in weight_files(path) if not name.startswith(f"{ADAPTER}/")]
     files = [path / name for name in sorted({*names, "config.json"}) if (path / name).is_file()]
     files += sorted((path / ADAPTER).glob("adapter_*"))
@@ -271,24 +271,23 @@ def _name_and_content(file: Path) -> Iterator[str | bytes]:
 
 @cache
 def _log_float32(path: Path, dtype: str) -> None:
-    """Says once that a model's 16-bit weights are made float32."""
+    """Logs once that a model's 16-bit weights are loaded in float32."""
     log.info(
         f"{path} is stored in {dtype}; it is loaded in float32, and `train.precision` says what training computes in"
     )
 
 
 def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
-    """The model of a directory, in float32 and eval mode, for training, cutting or quantizing.
+    """Loads the model of a directory, in float32 and eval mode, for training, cutting or quantizing.
 
     Args:
         path: The directory.
-        auto_class: Such as `AutoModelForSequenceClassification`.
-        fresh_head: Initialise a head that the checkpoint lacks, or that has another size.
+        auto_class: The class to load it with, such as `AutoModelForSequenceClassification`.
+        fresh_head: Initialize a task head that the checkpoint lacks, or that has another size.
         **changes: Config values to set.
 
     Raises:
-        HfcompressError: if it does not load, or if the checkpoint lacks weights other than those of a fresh task
-            head.
+        HfcompressError: if it does not load, or if the checkpoint lacks weights other than those of a fresh task head.
     """
     import torch
     import transformers
@@ -305,22 +304,22 @@ def load_model(path: Path, auto_class: str, fresh_head: bool = False, **changes:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            # What has another size is judged below, by name.
+            # Weights of other sizes are checked below, by name.
             ignore_mismatched_sizes=not config.get("quantization_config"),
             **find_missing_config(path) | changes,
         )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise HfcompressError(f"{path} does not load as {auto_class}: {_first_line(error)}") from error
     require_complete_weights(path, auto_class, loading_report(model, info), config, fresh_head)
-    model.config.architectures = [type(model).__name__]  # of a checkpoint with another head it named that one's class
+    model.config.architectures = [type(model).__name__]  # it named the class of the checkpoint's task head
     return model.eval()
 
 
 def load_finite_model(path: Path, auto_class: str, fresh_head: bool = False, **changes: Any) -> PreTrainedModel:
-    """Loads a model to train it, or to learn from it: `load_model`, and all weights must be numbers.
+    """Loads a model like `load_model`, for training or as a teacher; all its weights must be finite.
 
     Raises:
-        HfcompressError: also where weights are NaN or infinite.
+        HfcompressError: also for weights that are NaN or infinite.
     """
     model = load_model(path, auto_class, fresh_head, **changes)
     require_finite_weights(path, not_finite(model))
@@ -332,24 +331,24 @@ def _first_line(error: Exception) -> str:
 
 
 class TextReader(Protocol):
-    """What texts are read for: a task, as far as a tokenizer is concerned."""
+    """A task, as far as a tokenizer needs to know it."""
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Makes a tokenizer read as the task reads, in place; true if that changed it."""
+        """Sets the tokenizer's options as the task needs them, in place; true if that changed it."""
 
 
 def load_tokenizer(path: Path, task: TextReader | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory, padding as the model there does, and reading as a task reads.
+    """Loads the tokenizer of a directory, with the model's pad token and the options that a task needs.
 
-    Training, measuring and saving go through this one function. What it changes has been through `save_pretrained`
-    and back, so that a saved copy reads as this one does.
+    Training, measuring and saving all use this function. A changed tokenizer is saved and loaded again, so that a saved
+    copy tokenizes in the same way.
 
     Args:
         path: The directory.
-        task: What the texts are read for; None for what is no task's.
+        task: The task that the texts are for; None for texts of no task.
 
     Raises:
-        HfcompressError: if none can be loaded, or no pad token can be found.
+        HfcompressError: if there is no tokenizer that loads, or no pad token.
     """
     tokenizer = _tokenizer_in(path)
     changed = (path / "config.json").is_file() and settle_padding(tokenizer, read_config(path), path)
@@ -380,14 +379,14 @@ def _tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
         raise HfcompressError(f"{path} holds no tokenizer that loads: {_first_line(error)}", fix) from error
-    # Without files transformers makes one up that knows no word; tokenizers of bytes need none.
+    # Without files transformers makes a tokenizer without words; tokenizers of bytes need no files.
     if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and len(tokenizer) < 256:
         raise HfcompressError(f"{path} holds no tokenizer that loads: it has no vocabulary", fix)
     return tokenizer
 
 
 def pad_token_of(path: Path) -> int | None:
-    """The id of a model's pad token: its config's, or its tokenizer's if the config names none."""
+    """Finds the id of a model's pad token: its config's, or its tokenizer's if the config names none."""
     named = pad_in_config(read_config(path))
     return _tokenizer_in(path).pad_token_id if named is None and _has_tokenizer(path) else named
 
@@ -397,19 +396,19 @@ def _has_tokenizer(path: Path) -> bool:
 
 
 def find_missing_config(path: Path) -> dict[str, Any]:
-    """The values that a config lacks and that `from_pretrained` needs: the pad token."""
+    """Finds the values that `from_pretrained` needs and the config lacks: the pad token."""
     pad = pad_token_of(path)
     return {} if pad is None or pad == pad_in_config(read_config(path)) else {"pad_token_id": pad}
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Writes weights (safetensors), config, tokenizer and, for a pruned shape, the modeling file beside them."""
+    """Writes weights (safetensors), config and tokenizer, and the modeling file for a pruned shape."""
     save_weights(model, path)
     tokenizer.save_pretrained(path)
 
 
 def save_weights(model: PreTrainedModel, path: Path) -> None:
-    """`save_model` without the tokenizer."""
+    """Writes the same as `save_model`, except for the tokenizer."""
     name = type(model).__name__
     if str(model.config.model_type).startswith(PRUNED):
         stem = MODELING_FILE.removesuffix(".py")
@@ -425,7 +424,7 @@ def save_weights(model: PreTrainedModel, path: Path) -> None:
 
 
 def note_problem_type(path: Path, problem_type: str | None) -> None:
-    """Writes the `problem_type` of a task into a model's config.json, which a pipeline needs to compute scores."""
+    """Writes the `problem_type` of a task into a model's config.json; a pipeline needs it to compute scores."""
     config = read_config(path)
     if problem_type is None or config.get("problem_type") == problem_type:
         return
@@ -434,5 +433,5 @@ def note_problem_type(path: Path, problem_type: str | None) -> None:
 
 
 def modeling_source() -> Path:
-    """The modeling file that is copied beside a pruned model."""
+    """Finds the modeling file that is copied beside a pruned model."""
     return Path(__file__).with_name("modeling_pruned.py")

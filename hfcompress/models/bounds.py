@@ -19,7 +19,7 @@ LARGEST = {
     "relative": 1 << 16,
     "rounds": 1_000,  # of a schedule: each of them trains
 }
-"""The largest size of each kind that is taken: far above any published model, and small enough to count with."""
+"""The largest allowed size of each kind: far above any published model, and small enough for quick arithmetic."""
 _COUNTS = ((re.compile(r"(^|_)(num|n|encoder|decoder)_.*layers?$|^n_?layers?$|_layers$"), "layers"),
            (re.compile(r"(^|_)(num|n|encoder|decoder)_.*heads?$|^n_?heads?$|_heads$"), "heads"))  # fmt: skip
 
@@ -30,10 +30,10 @@ def is_count(value: Any, low: int = 0) -> bool:
 
 
 def require_bound(name: str, value: int, kind: str) -> None:
-    """Requires a size of at most the largest one of its kind.
+    """Checks that a size is at most the largest one of its kind.
 
     Args:
-        name: What the size is called, such as `num_hidden_layers`.
+        name: The name of the size, such as `num_hidden_layers`.
         value: The size.
         kind: A key of `LARGEST`.
 
@@ -42,16 +42,16 @@ def require_bound(name: str, value: int, kind: str) -> None:
     """
     if value > LARGEST[kind]:
         raise HfcompressError(
-            f"the config says {name}: {shorten(value)}, and at most {LARGEST[kind]:,} are taken",
+            f"the config says {name}: {shorten(value)}, and at most {LARGEST[kind]:,} are allowed",
             "no published model comes near it: use the config.json that belongs to the weights",
         )
 
 
 def require_bounds(config: Mapping[str, Any]) -> None:
-    """Requires possible numbers of layers and heads in the config of any architecture.
+    """Checks the numbers of layers and heads in the config of any architecture.
 
     Raises:
-        HfcompressError: for one that is negative, no whole number, or too large.
+        HfcompressError: for a number that is negative, not whole, or too large.
     """
     for key, value in config.items():
         kind = next((kind for pattern, kind in _COUNTS if pattern.search(str(key))), None)
@@ -66,6 +66,6 @@ def require_bounds(config: Mapping[str, Any]) -> None:
 
 
 def shorten(value: Any) -> str:
-    """Writes a value of a foreign file short enough for a message."""
+    """Shortens a value of a foreign file for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,4 +1,4 @@
-"""Reads the sizes of a config.json and refuses those that no model has. No torch."""
+"""Reads the sizes in a config.json, and refuses impossible ones; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hfcompress.utils.errors import HfcompressError
 
 
 def require_sizes(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> None:
-    """Requires whole numbers that a model may have as the sizes of a config.
+    """Checks that the sizes of a config are whole numbers that a model may have.
 
     Args:
         kind: The architecture, for messages.
-        keys: What the config calls its sizes.
-        sizes: The config, defaults filled in.
+        keys: The names of the sizes in the config.
+        sizes: The config, with defaults.
 
     Raises:
-        HfcompressError: for a size that is missing, no whole number, or too large.
+        HfcompressError: for a size that is missing, not whole, or too large.
     """
     needed = {
         keys.layers: "layers", keys.heads: "heads", keys.hidden: "width", keys.ffn: "width",
@@ -47,7 +47,7 @@ def require_sizes(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> None
 
 
 def read_head_dim(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> int:
-    """Reads the width of a head. A pruned config says it, because its heads may no longer fill the hidden width.
+    """Reads the width of a head; a pruned config has it, because its heads may no longer fill the hidden width.
 
     Raises:
         HfcompressError: for a number of heads that does not divide the hidden width.
@@ -64,7 +64,7 @@ def read_head_dim(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> int:
 
 
 def read_kv_heads(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> int:
-    """Reads the number of key and value heads; the number of heads if the config does not say it.
+    """Reads the number of key and value heads; without it, each head has its own.
 
     Raises:
         HfcompressError: for a number that does not divide the number of heads.
@@ -80,10 +80,10 @@ def read_kv_heads(kind: str, keys: ConfigKeys, sizes: Mapping[str, Any]) -> int:
 
 
 def read_layer_sizes(keys: ConfigKeys, sizes: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Reads `per_layer_config`: the sizes of a layer by its index, for layers that have sizes of their own.
+    """Reads `per_layer_config`: the sizes of the layers with sizes of their own, by index.
 
     Raises:
-        HfcompressError: for anything that a layer cannot be.
+        HfcompressError: for impossible sizes.
     """
     given = sizes.get("per_layer_config") or {}
     if not isinstance(given, Mapping):
@@ -105,18 +105,18 @@ def read_layer_sizes(keys: ConfigKeys, sizes: Mapping[str, Any]) -> dict[int, Ma
 
 def _wrong_layers(found: str) -> HfcompressError:
     return HfcompressError(
-        f"the config's per_layer_config says {found}, which is no size of one of its layers",
+        f"the config's per_layer_config says {found}, which is not a size of one of its layers",
         "use the config.json that was saved with the weights",
     )
 
 
 def refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, Any]) -> None:
-    """Refuses a config with a value that leads to other weights than hfcompress expects of the architecture.
+    """Refuses a config with a value that means other weights than hfcompress expects of the architecture.
 
     Raises:
         UnsupportedError: for such a value.
     """
-    fix = "name another model; this one can be measured, not taken apart"
+    fix = "name another model; this one can be measured, but not changed"
     for key, value in required.items():
         found = sizes.get(key, value)
         if _drop_order(found) != _drop_order(value):
@@ -129,6 +129,6 @@ def refuse_variants(kind: str, sizes: Mapping[str, Any], required: Mapping[str, 
 
 
 def _drop_order(value: Any) -> Any:
-    """A config value without regard to order: `p2c|c2p` and `[c2p, p2c]` mean the same to DeBERTa."""
+    """Sorts the parts of a config value: `p2c|c2p` and `[c2p, p2c]` mean the same to DeBERTa."""
     parts = value.lower().split("|") if isinstance(value, str) else value
     return sorted(str(part).strip() for part in parts) if isinstance(parts, list) else value

@@ -1,4 +1,4 @@
-"""A small padded batch that every model of a config can read, to hold two loads of it against each other."""
+"""Dummy inputs: a small padded batch that every model of a config can read, to compare two copies of a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DummyInputs = Mapping[str, "NDArray[Any]"]
+"""Token arrays `(rows, length)` by the name of the model's input."""
 
 
 def make_dummy_inputs(path: Path, rows: int = 4, length: int = 24) -> DummyInputs:
-    """Token arrays `(rows, length)` for the model in a directory: the same for the same config, most rows padded."""
+    """Makes token arrays `(rows, length)` for the model in a directory: equal for equal configs, most rows padded."""
     import numpy as np
 
     config = read_config(path)
@@ -34,7 +35,7 @@ def make_dummy_inputs(path: Path, rows: int = 4, length: int = 24) -> DummyInput
 
 
 def logits_of(model: Any, dummy_inputs: DummyInputs) -> NDArray[Any]:
-    """A PyTorch model's logits on a dummy_inputs (`Observation.logits`), in eval mode, as float32."""
+    """Computes a PyTorch model's logits on dummy_inputs (`Observation.logits`), in eval mode, as float32."""
     import torch
 
     device = next(model.parameters()).device

@@ -20,17 +20,16 @@ _ROWS = 4096
 def factor_embeddings(model: PreTrainedModel, rank: int, counts: Tensor) -> tuple[PreTrainedModel, float]:
     """Copies a model with word embeddings that are a table `(words, rank)` times a matrix `(rank, width)`.
 
-    Of all such products it is the one with the least `sum over words of n |e - e'|^2`: with `V` the first eigenvectors
-    of `E' diag(n) E`, the table is `E V` and the matrix `V'`. Each word counts by its frequency plus one, so that none
-    is left to chance.
+    The product minimizes `sum over words of n |e - e'|^2`: with `V` the first eigenvectors of `E' diag(n) E`, the table
+    is `E V` and the matrix `V'`. The weight `n` of a word is its frequency plus one, so that every word counts.
 
     Source: weighted low-rank factors, Chen et al. 2018, arXiv:1806.06950, section 3.2; factored embeddings of a text
     classifier, Acharya et al. 2019, arXiv:1811.00641.
 
     Args:
-        model: A model whose head does not share its words; it is left as it was.
+        model: A model whose task head does not share its word embeddings; it is not changed.
         rank: The inner width.
-        counts: How often each token stands in the texts, `(words,)`.
+        counts: The number of times that each token occurs in the texts, `(words,)`.
 
     Returns:
         The model, and the share of `sum of n |e|^2` that the product keeps.
@@ -55,7 +54,7 @@ def factor_embeddings(model: PreTrainedModel, rank: int, counts: Tensor) -> tupl
 
 
 def _table(model: PreTrainedModel) -> tuple[str, Tensor]:
-    """The module of the word embeddings, by its path, and its weights."""
+    """Finds the path of the word embeddings and their weights."""
     words = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is words)
     return name, words.weight.detach()

@@ -19,15 +19,15 @@ PROJECTIONS = ("queries", "keys", "values")
 
 @dataclass(frozen=True)
 class Observation:
-    """One forward pass.
+    """The outputs of one forward pass, and the tensors inside it.
 
     Attributes:
         logits: `(batch, labels)` of a sequence head, `(batch, length, labels)` of a token or mask head, and
             `(batch, length, 2)`, start and end, of a span head.
-        hidden_states: The embeddings' output, then each layer's: `(batch, length, hidden)`; empty unless asked for.
+        hidden_states: The output of the embeddings, then of each layer: `(batch, length, hidden)`; empty by default.
             If a norm follows the last layer (ModernBERT, decoders), the last hidden state is its output.
-        queries, keys, values: By layer, from 1: `(batch, heads, length, head_dim)`; empty unless asked for. Keys and
-            values have a head for each group of queries. They come before any norm or rotation of their own.
+        queries, keys, values: `(batch, heads, length, head_dim)` by layer, from 1; empty by default. Keys and values
+            have a head for each group of queries. They are taken before any norm or rotation.
     """
 
     logits: Tensor
@@ -45,14 +45,14 @@ def observe(
 ) -> Observation:
     """Runs a forward pass with the inputs that the model takes.
 
-    Queries, keys and values are caught at the linear layers that make them, so any attention implementation can stay
-    on (SDPA, flash): no attention map is stored.
+    Queries, keys and values are caught at the linear layers that compute them, so any attention implementation works
+    (SDPA, flash), and no attention map is stored.
 
     Args:
         model: A Hugging Face model with its head.
-        inputs: Token tensors; those the model does not take (token types, for another architecture) are left out.
+        inputs: Token tensors; those that the model does not take, such as token types, are left out.
         needs: Any of `hidden_states`, `queries`, `keys`, `values`.
-        layers: The layers, from 1, whose projections are kept; the default is all of them.
+        layers: The layers, from 1, whose queries, keys and values are kept; by default all.
     """
     with _catch_projections(model, needs, layers) as caught:
         output = model(**select_inputs(model, inputs), output_hidden_states="hidden_states" in needs)
@@ -61,7 +61,7 @@ def observe(
 
 
 def logits_of_output(output: Any) -> Tensor:
-    """A model output's logits; a span head's start and end side by side, `(batch, length, 2)`."""
+    """Returns the logits of a model's output; those of a span head as start and end, `(batch, length, 2)`."""
     if "logits" in output:
         return output.logits
     import torch
@@ -100,9 +100,9 @@ def _catch_projections(
 
 
 class _Catcher:
-    """Takes the projections of each layer, counted by its runs: a layer that serves as several is run that often.
+    """Keeps the queries, keys and values of each layer; a layer that runs several times counts as several layers.
 
-    In a run the first call counts: DeBERTa sends its relative positions through the same linear layers after the text.
+    In each run the first call counts: DeBERTa sends its relative positions through the same linear layers later.
     """
 
     def __init__(self, wanted: Mapping[str, dict[int, Tensor]], layers: frozenset[int] | None, head_dim: int) -> None:
@@ -115,7 +115,7 @@ class _Catcher:
     def catch(self, names: tuple[str, ...], _module: Any, _inputs: Any, output: Tensor) -> None:
         if self.layers is not None and self.layer not in self.layers:
             return
-        # One linear layer may make all three, side by side.
+        # One linear layer may compute all three side by side.
         for name, part in zip(names, output.chunk(len(names), dim=-1), strict=True):
             if name in self.wanted and self.layer not in self.wanted[name]:
                 self.wanted[name][self.layer] = part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Freezes a model for a while: eval mode and no gradients, then all as before."""
+"""Freezes a model for a while: eval mode and no gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def freeze(model: nn.Module, but: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Freezes a model inside a `with` block: eval mode, and gradients only for the weights in `but`."""
+    """Freezes a model while the context lasts: eval mode, and gradients only for the weights in `but`."""
     modes = [(module, module.training) for module in model.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in but}

@@ -1,4 +1,4 @@
-"""The linear modules of a model: what is pruned weight by weight, and what is quantized."""
+"""Finds the linear modules of a model, which are pruned weight by weight, and quantized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Finds all linear modules, also of pooler and task head, by their paths in `model`; shared ones once."""
+    """Finds all linear modules by their paths in `model`, also those of pooler and task head; a shared one once."""
     from torch import nn
 
     return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -26,7 +26,7 @@ def layer_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def planned_linears(shape: Shape, layer: Layer) -> Iterator[tuple[str, int, int]]:
-    """Lists the linear modules that a transformer layer of a shape will have: path, inputs, outputs; no empty ones."""
+    """Yields path, inputs and outputs of each linear module that a transformer layer of a shape will have."""
     modules, heads = ARCHITECTURES[shape.architecture].modules, layer.heads * shape.head_dim
     rows = {modules.query: heads, modules.key: heads // shape.group, modules.value: heads // shape.group}
     rows = {path: rows[path] * parts for path, parts in modules.head_rows.items()}

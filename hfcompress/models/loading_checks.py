@@ -1,4 +1,4 @@
-"""Requires that all weights that a model computes with came from its checkpoint, by the report of loading."""
+"""Checks, by the report of loading, that all weights of a model came from its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hfcompress.models.architectures import TASK_HEADS, class_name_of, task_head
 from hfcompress.utils.errors import HfcompressError
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
-"""Buffers that older versions of transformers stored, and that every version computes by itself."""
+"""Buffers that older versions of transformers stored; every version computes them."""
 _OTHER_HEADS = frozenset(
     {
         "cls", "lm_head", "vocab_transform", "vocab_layer_norm", "vocab_projector", "predictions", "mlm", "head",
@@ -20,26 +20,26 @@ _OTHER_HEADS = frozenset(
         "sequence_summary", "dropout",
     }
 )  # fmt: skip
-"""Modules of task heads that a checkpoint was trained with before: another task head does not read them."""
+"""The modules of earlier task heads in a checkpoint; another task head does not read them."""
 
 
 def require_complete_weights(
     path: Path, auto_class: str, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool = False
 ) -> None:
-    """Requires that every weight that a loaded model computes with came from its checkpoint.
+    """Checks that every weight of a loaded model came from its checkpoint.
 
-    Buffers that the model computes by itself may be missing. The file may hold more: a pooler that the task head does
+    Buffers that the model computes by itself may be missing. The file may also hold a pooler that the task head does
     not read, and the weights of other task heads.
 
     Args:
         path: The model directory, for messages.
-        auto_class: What it was loaded as.
-        report: What `loading_report.loading_report` lists.
+        auto_class: The class that it was loaded with.
+        report: The result of `loading_report.loading_report`.
         config: Its config.json.
         fresh_head: True if the task head will be trained anyway, so it may be missing or have other sizes.
 
     Raises:
-        HfcompressError: for a weight that did not.
+        HfcompressError: for a weight that did not come from it.
     """
     body = _Body(report)
     missing = [name for name in report["missing"] if not _COMPUTED.search(name)]
@@ -47,7 +47,7 @@ def require_complete_weights(
         headless = all(name not in body or ".pooler." in name for name in missing)
         raise HfcompressError(
             f"{path} lacks {_count(missing)} of the weights that {auto_class} needs ({_list_some(missing)}): "
-            + ("its head was never trained" if headless else "they would be random"),
+            + ("its task head was never trained" if headless else "they would be random"),
             "put a `finetune` stage first, or name a model that was fine-tuned for this task"
             if headless
             else "fetch or save the model again; names that differ from transformers' belong to another class",
@@ -62,20 +62,20 @@ def require_complete_weights(
     left = [name for name in report["unexpected"] if not _is_spare(name, body, report, config, fresh_head)]
     if left:
         raise HfcompressError(
-            f"{path} holds {_count(left)} weights that {auto_class} has no place for ({_list_some(left)}), so it would "
-            "answer otherwise than it was trained to",
-            "use the config.json that belongs to the weights; where they are known to do nothing, save the model once "
+            f"{path} holds {_count(left)} weights that {auto_class} has no place for ({_list_some(left)}), so its "
+            "answers would not be those that it was trained to give",
+            "use the config.json that belongs to the weights; if they are known to do nothing, save the model once "
             f"without them: {auto_class}.from_pretrained(OLD).save_pretrained(NEW)",
         )
     _require_own_head(path, auto_class, config, fresh_head)
 
 
 def require_finite_weights(path: Path, not_finite: Sequence[str]) -> None:
-    """Requires weights that are numbers.
+    """Checks that all weights are finite.
 
     Args:
         path: The model directory, for the message.
-        not_finite: What `loading_report.not_finite` lists.
+        not_finite: The result of `loading_report.not_finite`.
 
     Raises:
         HfcompressError: for weights that are NaN or infinite.
@@ -95,13 +95,13 @@ def _require_own_head(path: Path, auto_class: str, config: Mapping[str, Any], fr
         raise HfcompressError(
             f"{path} is a model {TASK_HEADS[trained].removeprefix('For')} and not "
             f"{TASK_HEADS[wanted].removeprefix('For')}: "
-            f"config.json names {class_name_of(config)}, and its head means something else",
+            f"config.json names {class_name_of(config)}, and its task head means something else",
             "put a `finetune` stage first, or name a model that was fine-tuned for this task",
         )
 
 
 class _Body:
-    """The names of the weights that every head of a model reads."""
+    """The names of the weights outside the task head."""
 
     def __init__(self, report: Mapping[str, Any]) -> None:
         self.prefix, self.children = f"{report['prefix']}.", set(report["body"])
@@ -111,7 +111,7 @@ class _Body:
 
 
 def _is_spare(name: str, body: _Body, report: Mapping[str, Any], config: Mapping[str, Any], fresh_head: bool) -> bool:
-    """True if a model answers the same without a weight of its checkpoint."""
+    """True if the model does not use a weight of its checkpoint."""
     if _COMPUTED.search(name) or "pooler" in name.split("."):
         return True
     if config.get("quantization_config") and name in report["beside"]:

@@ -1,4 +1,4 @@
-"""Reports which weights of a model loading found. The worker runs this file by its path, so it imports nothing."""
+"""Reports which weights were found when a model was loaded; the worker runs this file by its path."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Lists the weights that `models/loading_checks.py` judges, as JSON.
+    """Lists, as JSON, the weights that `models/loading_checks.py` checks.
 
     Args:
         model: The loaded `PreTrainedModel`.
-        info: What its `output_loading_info` returned.
+        info: The value that `from_pretrained` returned for `output_loading_info`.
     """
     modules = {name for name, _ in model.named_modules()}
     return {
@@ -19,7 +19,7 @@ def loading_report(model: Any, info: dict[str, Any]) -> dict[str, Any]:
         "mismatched": sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]),
         "prefix": model.base_model_prefix,
         "body": [name for name, _ in model.base_model.named_children()],
-        # Scales and the like, which a quantized layer takes in by itself.
+        # Scales and the like, which a quantized layer loads by itself.
         "beside": sorted(key for key in info["unexpected_keys"] if key.rpartition(".")[0] in modules),
         "not_finite": not_finite(model),
     }

@@ -1,9 +1,9 @@
-"""Models of uneven layers or factored word embeddings, in a file that needs only torch and transformers.
+"""Models with uneven layers or factorized word embeddings, in a file that needs only torch and transformers.
 
 hfcompress copies this file beside the weights of a pruned model, so that it loads with
 `AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)`, or with no flag after
-`import hfcompress`. A class `PrunedX` is the stock class `X`, whose layers get the widths that the config says; it is
-made when it is asked for.
+`import hfcompress`. A class `PrunedX` is the stock class `X`, but its layers have the widths in the config; it is made
+at the first use.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ PARTS: dict[str, dict[str, Any]] = {
     "Qwen2": _LLAMA,
     "Qwen3": _LLAMA,
 }
-"""By the prefix of its class names, what an architecture calls its parts.
+"""The paths of an architecture's modules, by the prefix of its class names.
 
-`config`: the keys for heads and FFN width; `layers`: the list of layers below the base model. From a layer:
-`attention`: the module that knows its own sizes; `heads`: the linear layers that make queries, keys and values, a path
-thrice where one makes all three; `mixed`: the one that reads what the heads give; `neurons`: those that make the FFN's
-neurons (and their gates); `gathered`: the one that reads them.
+`config`: the config keys of heads and FFN width; `layers`: the list of layers, as a path from the base model. The
+others are paths from a layer. `attention`: the module that stores its own sizes; `heads`: the linear layers that
+compute queries, keys and values, one path three times if one layer computes all three; `mixed`: the linear layer that
+reads the outputs of the heads; `neurons`: those that compute the FFN's neurons (and their gates); `gathered`: the one
+that reads them.
 """
 _ENDINGS = (
     "Model",
@@ -101,7 +102,7 @@ _ENDINGS = (
 
 
 def __getattr__(name: str) -> Any:
-    """The class `PrunedX` of a stock class or config `X`; made once."""
+    """Makes the class `PrunedX` of a stock class or config `X`, once."""
     stock = name.removeprefix("Pruned")
     prefixes = [prefix for prefix in PARTS if stock.removeprefix(prefix) in ("Config", *_ENDINGS)]
     if stock == name or not prefixes:
@@ -121,10 +122,10 @@ def _class(name: str) -> Any:
 
 
 class _Told:
-    """A stock config whose `per_layer_config`, as it is written, says the sizes of each layer.
+    """A stock config with the sizes of each layer in `per_layer_config`.
 
-    From transformers 5.14 on that key makes a config refuse to tell its nominal sizes, so it is kept under another one
-    in memory. A cache asks each layer's config for its window; that is no different here.
+    Since transformers 5.14, a config with that key does not give its nominal sizes, so in memory it has another key. A
+    cache reads its window from the config of each layer; here all layers give the same.
     """
 
     layer_sizes: Any = None
@@ -142,26 +143,26 @@ class _Told:
         return told | ({"per_layer_config": told.pop("layer_sizes")} if "layer_sizes" in told else {})
 
     def validate(self) -> None:
-        """What transformers 5 checks before it writes a config, but that the nominal sizes fit each other."""
+        """Checks what transformers 5 checks before it writes a config, except that the nominal sizes fit each other."""
         for check in self.__class_validators__:  # type: ignore[attr-defined]
             if check.__name__ != "validate_architecture":
                 check(self)
 
 
 class _Pruned:
-    """Builds the stock model, then gives each layer the widths that the config says; the weights are loaded after."""
+    """Builds the stock model, then gives each layer its widths from the config; the weights are loaded later."""
 
     parts: dict[str, Any]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers reads it off the file that a class stands in.
+        # transformers reads it in the source file of a class.
         stock: Any = cls.__bases__[-1]
         return bool(stock._can_set_attn_implementation())
 
     def __init__(self, config: Any) -> None:
         if hasattr(config, "num_key_value_heads"):
-            # A decoder's classes ask AutoModel for what stands below the head.
+            # A decoder's classes get the model below the task head from AutoModel.
             below = _class(f"{type(config).__name__.removesuffix('Config')}Model")
             transformers.AutoModel.register(type(config), below, exist_ok=True)
         super().__init__(config)  # type: ignore[call-arg]
@@ -198,7 +199,7 @@ def _narrow(layer: Any, parts: dict[str, Any], config: Any, sizes: dict[str, Any
     _tell(attention, heads, head_dim)
     if hasattr(config, "bias_heads"):
         _read_columns(attention, sizes.get("kept_heads", list(range(heads))))
-    if heads == 0:  # many an attention module cannot reshape what is empty
+    if heads == 0:  # many attention modules cannot reshape an empty tensor
         inner = parts["mixed"].removeprefix(parts["attention"] + ".")
         attention.forward = partial(_without_heads, attention, "" if inner == parts["mixed"] else inner)
 
@@ -213,12 +214,12 @@ def _resize(parent: Any, path: str, *, rows: int | None = None, columns: int | N
 
 
 class _Empty(nn.Module):
-    """A linear layer without inputs or without outputs: no quantizer, exporter or initializer can handle a real one."""
+    """A linear layer without inputs or outputs; quantizers, exporters and initializers cannot handle a real one."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, **place: Any) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        # A process of a distributed run would wait for the gradient of what is never used.
+        # A distributed run would wait for the gradient of a weight that is never used.
         self.weight = nn.Parameter(torch.empty(out_features, in_features, **place), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out_features, **place), requires_grad=out_features > 0) if bias else None
 
@@ -228,7 +229,7 @@ class _Empty(nn.Module):
 
 
 class _Factored(nn.Module):
-    """Word embeddings that are the product of a narrow table and a linear layer."""
+    """Word embeddings as the product of a narrow table and a linear layer."""
 
     def __init__(self, table: nn.Embedding, rank: int) -> None:
         super().__init__()
@@ -241,7 +242,7 @@ class _Factored(nn.Module):
 
 
 def _tell(attention: Any, heads: int, head_dim: int) -> None:
-    """Sets those of its sizes that an attention module keeps; which it does differs by architecture and version."""
+    """Sets the sizes that an attention module stores; their names differ by architecture and version."""
     sizes = {
         **dict.fromkeys(("num_attention_heads", "num_heads", "n_heads"), heads),
         **dict.fromkeys(("all_head_size", "dim"), heads * head_dim),
@@ -254,7 +255,7 @@ def _tell(attention: Any, heads: int, head_dim: int) -> None:
 
 
 def _read_columns(attention: Any, columns: list[int]) -> None:
-    """MPNet: each head reads its own column of the biases that all layers share."""
+    """For MPNet: lets each head read its own column of the biases that all layers share."""
     place = list(inspect.signature(attention.forward).parameters).index("position_bias")
 
     def read(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -264,16 +265,16 @@ def _read_columns(attention: Any, columns: list[int]) -> None:
 
 
 def _without_heads(attention: Any, mixed: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """What an attention module without heads gives, with the linear layer that mixes them where that is a part of it.
+    """Computes the output of an attention module without heads; `mixed` is the path of its output layer, if any.
 
-    ALBERT's also adds it to the stream.
+    ALBERT's module also adds its output to the residual stream.
     """
     stream = next(iter((*args, *kwargs.values())))
     given = stream.new_zeros(*stream.shape[:-1], 0)
     if mixed:
         given = attention.get_submodule(mixed)(given)
     if kwargs.get("past_key_values") is not None:
-        # How much was read is asked of a layer's cache, and one that keeps nothing would not know.
+        # A layer's cache is asked for the number of tokens read, so it must store something.
         told = stream.new_zeros(len(stream), 1, stream.shape[1], 1)
         kwargs["past_key_values"].update(told, told, attention.layer_idx)
     if hasattr(attention, "LayerNorm"):
@@ -282,7 +283,7 @@ def _without_heads(attention: Any, mixed: str, *args: Any, **kwargs: Any) -> tup
 
 
 def _register() -> None:
-    """Teaches the Auto classes these models, so that no flag is needed to load one."""
+    """Registers these models with the Auto classes, so that no flag is needed to load one."""
     for prefix in PARTS:
         config = _class(f"Pruned{prefix}Config")
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Finds weights that a quantization grid stores badly, so that their effect on the answers surprises nobody."""
+"""Finds weights that a quantization grid stores badly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOST = 0.5
-"""An output channel is odd if a larger share of its weights rounds to 0; of normal ones 1% do at 8 bits."""
+"""An output channel is odd if a larger share of its weights rounds to 0; normally 1% do at 8 bits."""
 DESCRIPTIONS = {"zeros": "are all zeros", "outlier": "mostly round to zero, because one weight is much larger"}
 
 
@@ -22,9 +22,9 @@ class OddWeights:
 
     Attributes:
         layer: The layer's path.
-        what: `zeros` are channels without any weight, which stay as they are. An `outlier` is a channel in which more
-            than half of the weights round to 0, because a few much larger ones decide the size of a step.
-        channels: How many there are.
+        what: `zeros` for channels whose weights are all 0, which stay so. `outlier` for channels in which more than
+            half of the weights round to 0, because a few much larger ones decide the size of a step.
+        channels: Their number.
     """
 
     layer: str
@@ -41,11 +41,11 @@ def find_odd_weights(layers: Mapping[str, nn.Linear], fake_quantize: Callable[[T
     """Finds output channels that a grid stores badly.
 
     Args:
-        layers: By path.
+        layers: The layers by path.
         fake_quantize: Quantizes and dequantizes a layer's weights `(out_features, in_features)`.
 
     Returns:
-        At most two entries a layer, one for each of the things that can be odd.
+        At most two entries for each layer: one for zeros, one for outliers.
 
     Raises:
         HfcompressError: for a layer with weights that are not finite, before or after quantization.
@@ -70,10 +70,10 @@ def require_finite(layers: Mapping[str, nn.Linear]) -> None:
     """Checks that all weights of linear layers are finite.
 
     Args:
-        layers: By path.
+        layers: The layers by path.
 
     Raises:
-        HfcompressError: for the first layer in which they are not.
+        HfcompressError: for the first layer with others.
     """
     for path, layer in layers.items():
         broken = int((~layer.weight.isfinite()).any(-1).sum())

@@ -1,8 +1,8 @@
 """Makes a model's config and its tokenizer agree on the pad token.
 
-A decoder that classifies texts reads its answer at the last token that is not its config's `pad_token_id`. Padded with
-any other token, the answer is read off the padding. An encoder is told by the attention mask which tokens are real, so
-any token pads it right.
+A decoder that classifies texts reads its answer at the last token that is not its config's `pad_token_id`. If texts are
+padded with another token, it reads the answer at the padding. An encoder gets an attention mask that marks the real
+tokens, so any pad token is right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMES_ONE = (
 
 
 def pad_in_config(config: Mapping[str, Any]) -> int | None:
-    """The id of the pad token that a config.json names, or the default of its class; None for no token."""
+    """Reads the id of the pad token from a config.json, or the default of its class; None for no token."""
     from transformers import CONFIG_MAPPING
 
     kind = architecture_of(config)
@@ -43,8 +43,8 @@ def reads_last_token(config: Mapping[str, Any]) -> bool:
     return spec is None or spec.decoder
 
 
-def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:
-    """True if the files of a model directory plainly name the same pad token; found without importing torch."""
+def have_same_pad_token(path: Path, config: Mapping[str, Any]) -> bool:
+    """True if the files of a model directory clearly name the same pad token; imports no torch."""
     settings, vocabulary = path / "tokenizer_config.json", path / "tokenizer.json"
     if not settings.is_file() or not vocabulary.is_file():
         return False
@@ -54,27 +54,26 @@ def plainly_agree(path: Path, config: Mapping[str, Any]) -> bool:
         token = json.loads(settings.read_text(encoding="utf-8")).get("pad_token")
         content = token.get("content") if isinstance(token, dict) else token
         own = None if content is None else Tokenizer.from_file(str(vocabulary)).token_to_id(content)
-    except Exception:  # `tokenizers` raises nothing more special; what is damaged is told once it is loaded
+    except Exception:  # `tokenizers` raises plain exceptions; a damaged file is reported when it is loaded
         return False
     return own is not None and own == config.get("pad_token_id")
 
 
 def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any], path: Path) -> bool:
-    """Gives a tokenizer without a pad token the one of its model's config.
+    """Gives a tokenizer the pad token of its model's config if it has none, and sets its padding to the right.
 
-    The other way round, `load_model` gives the tokenizer's to the config. Padding goes to the right, as
-    `Task.batch` puts it.
+    If the config has none, `load_model` gives it the tokenizer's. `Task.batch` pads on the right.
 
     Args:
         tokenizer: The model's; changed in place.
         config: The config.json beside it.
-        path: Where both are; for messages.
+        path: The directory of both, for messages.
 
     Returns:
-        Whether the tokenizer was changed.
+        True if the tokenizer was changed.
 
     Raises:
-        HfcompressError: where neither names a pad token, or the two name different ones and the answer depends on it.
+        HfcompressError: if neither names a pad token, or if they name different ones and the answers depend on it.
     """
     named, own = pad_in_config(config), tokenizer.pad_token_id
     if own is None and named is None:
@@ -92,7 +91,7 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
 
 
 def _find_pad_token(tokenizer: PreTrainedTokenizerBase, named: Any, path: Path) -> str:
-    """The token of an id, if it can be a pad token: no text contains it."""
+    """Finds the token of an id, and checks that it can be a pad token: one that no text contains."""
     token = tokenizer.convert_ids_to_tokens(named) if named < len(tokenizer) else None
     if isinstance(token, str) and (token in tokenizer.get_added_vocab() or re.fullmatch(r"[<\[].*[>\]]", token)):
         return token
@@ -109,7 +108,7 @@ def _require_one_pad_token(tokenizer: PreTrainedTokenizerBase, named: int | None
         if tokenizer("a")["input_ids"][-1:] == [own]:
             raise HfcompressError(
                 f"the config of {path} names no `pad_token_id`, and the tokenizer's {tokenizer.pad_token!r} is also "
-                "the token that its texts end in, which a classifier's answer is read at",
+                "the token at the end of its texts, where a classifier's answer is read",
                 _NAMES_ONE,
             )
         info_once(f"{path}: the config names no `pad_token_id`; it is {own}, as the tokenizer pads")
@@ -124,6 +123,6 @@ def _require_one_pad_token(tokenizer: PreTrainedTokenizerBase, named: int | None
 
 
 def set_option(tokenizer: PreTrainedTokenizerBase, name: str, value: Any) -> None:
-    """Sets an option of a tokenizer so that it is also saved."""
+    """Sets an option of a tokenizer, also in what it saves."""
     setattr(tokenizer, name, value)
     tokenizer.init_kwargs[name] = value

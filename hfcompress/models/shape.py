@@ -1,4 +1,4 @@
-"""The shape of a model and what follows from it: parameters, bytes, MACs. Pure arithmetic, no torch."""
+"""The shape of a model, and its parameters, bytes and MACs by arithmetic; imports no torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Layer:
     """One transformer layer: its attention heads and FFN neurons.
 
     Attributes:
-        bias_columns: MPNet: the columns of the shared table of relative positions that its heads read, ascending; empty
-            if they are the first columns.
+        bias_columns: For MPNet: the columns of the shared table of relative positions that its heads read, ascending;
+            empty if they are the first columns.
     """
 
     heads: int
@@ -52,26 +52,26 @@ class Shape:
 
     Attributes:
         architecture: A key of `ARCHITECTURES`.
-        layers: One entry a layer.
-        hidden: Width of the residual stream.
+        layers: One entry for each layer.
+        hidden: Hidden width, the width of the residual stream.
         head_dim: Width of one attention head.
         vocab: Rows of the word-embedding table.
         positions: Rows of the position table; the longest input for a model without such a table.
         types: Rows of the token-type table (0 without one).
-        labels: Outputs of the task head. A mask or causal head has one for each word of the vocabulary, whatever
-            `labels` says.
+        labels: Outputs of the task head; not used for a mask or causal head, which has one for each token of the
+            vocabulary.
         head: The kind of task head, a key of `TASK_HEADS`.
         embedding: Width of the word embeddings; 0 if it is the hidden width.
         embedding_rank: Inner width of word embeddings that are a product of two matrices; 0 if they are one table.
         relative: Buckets of relative positions (0 for an attention without them).
-        bias_heads: MPNet: columns of the table of relative positions, one for each head of a layer (0 elsewhere).
+        bias_heads: For MPNet: columns of the table of relative positions, one for each head of a layer (0 elsewhere).
         group: Query heads that share a key and value head; 1 if each has its own.
-        tied: True if a mask or causal head computes its words with the weights of the embeddings.
+        tied: True if a mask or causal head shares its weights with the word embeddings.
         linear_bits: Bits of a stored weight of the layers' linear modules.
         embedding_bits: Bits of a stored word-embedding weight.
         head_bits: Bits of a stored weight of the task head's linear modules (pooler, classifier); 0 for `other_bits`.
         other_bits: Bits of any other stored parameter.
-        even: True if `layers` is right layer by layer. False if only its totals are, because a global ranking decides
+        even: True if each entry of `layers` is exact. False if only their sums are, because a global ranking decides
             where to cut.
         estimated: True if sizes are approximate, because a budget or a corpus decides them.
     """
@@ -104,7 +104,7 @@ class Shape:
 
     @property
     def spec(self) -> ArchitectureSpec:
-        """The entry of the architecture in `ARCHITECTURES`."""
+        """The architecture's entry in `ARCHITECTURES`."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -116,9 +116,9 @@ class Shape:
     def stock(self) -> bool:
         """True if a stock config can express the shape.
 
-        For that all layers must be equal and have an FFN, the heads must fill the hidden width, and the word embeddings
-        must be one table. If the config says the width of a head, any number of heads is possible (in Llama, any that
-        divides the hidden width).
+        All layers must be equal and have an FFN, the heads must fill the hidden width, and the word embeddings must be
+        one table. If the config has the width of a head, any number of heads is possible (in Llama, any that divides
+        the hidden width).
         """
         full = all(x.ffn and self._is_stock_head_count(x.heads) for x in self.layers)
         full_bias = not self.bias_heads or self.bias_heads * self.head_dim == self.hidden
@@ -155,7 +155,7 @@ class Shape:
     def head_parameters(self) -> int:
         """Parameters of the task head: pooler and classifier.
 
-        Of a mask head they are the dense layer, its norm and the bias of the words: the words are the embeddings.
+        A mask head has a dense layer, its norm and a bias for each word; its word weights count as embeddings.
         """
         width, outputs, dense = self._head_sizes
         if self.spec.decoder and self.head in ("sequence", "causal"):
@@ -166,12 +166,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters of the model with its task head."""
+        """Parameters of the whole model with its task head."""
         return self.embedding_parameters + self.encoder_parameters + self.head_parameters
 
     @property
     def bytes(self) -> int:
-        """Bytes of the stored weights, without the file's own headers."""
+        """Bytes of the stored weights, without the headers of the files."""
         linear = sum(self._linear_weights(x) for x in self._stored_layers) + self._projection + self._factor
         words = self.vocab * self._word_width
         width, outputs, dense = self._head_sizes
@@ -181,7 +181,7 @@ class Shape:
         return int((stored + rest * self.other_bits) / 8)
 
     def macs(self, length: int) -> int:
-        """Multiply-accumulates of one sequence of `length` tokens.
+        """Counts the multiply-accumulate operations for one sequence of `length` tokens.
 
         A head takes `3 S H d + 2 S² d + S d H` and an FFN neuron `2 S H` (Kwon et al. 2022, arXiv:2204.09656), or
         `3 S H` in a gated FFN. Two thirds of `3 S H d` (keys and values) are shared by the query heads of a group. With
@@ -199,7 +199,7 @@ class Shape:
         return layers + s * (self._projection + self._factor) + read * (dense + width * outputs)
 
     def with_layers(self, layers: int, heads: int, ffn: int) -> Shape:
-        """Returns the shape of the same model with `layers` equal layers."""
+        """Returns the same shape, but with `layers` equal layers."""
         return replace(self, layers=(Layer(heads, ffn),) * layers, bias_heads=heads if self.bias_heads else 0)
 
     @property
@@ -250,15 +250,15 @@ def shape_of(config: Mapping[str, Any], labels: int | None = None, head: str | N
     """Reads the shape that a config.json describes.
 
     Args:
-        config: The content of the file; `per_layer_config` holds the sizes of uneven layers. A key that is missing has
-            the value that transformers takes for it.
+        config: The content of the file; `per_layer_config` holds the sizes of uneven layers. A missing key has
+            transformers' default.
         labels: Outputs of the task head, if the task decides them and not the config.
-        head: The kind of task head, if the task decides it. Else the class that the config names does; a model without
+        head: The kind of task head, if the task decides it; by default that of the class in the config. A model without
             a task head counts as a classifier of sequences.
 
     Raises:
         UnsupportedError: for an architecture, or a variant of one, that is not supported.
-        HfcompressError: for a config without its sizes, or with sizes that no model has.
+        HfcompressError: for missing or impossible sizes.
     """
     kind = architecture_of(config)[:100]
     if not kind:
@@ -299,7 +299,7 @@ def count_labels(config: Mapping[str, Any]) -> int:
     """Counts the outputs of the task head that a config.json describes; 2 if it says nothing.
 
     Raises:
-        HfcompressError: for labels that are no mapping, or a number of them that no task head has.
+        HfcompressError: for labels that are not a mapping, or for an impossible number of them.
     """
     names = config.get("id2label")
     if names is not None and not isinstance(names, Mapping):
@@ -329,14 +329,14 @@ def _layers(spec: ArchitectureSpec, sizes: Mapping[str, Any]) -> Iterator[Layer]
 def config_of(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the config.json of a shape.
 
-    A stock constructor must accept the sizes at the top, so a shape that no stock config can express has nominal ones
-    there: the widest FFN, and as many heads as fill the hidden width (one if none do; the heads of the widest layer if
-    the config says the width of a head). `head_dim` says the width of a head, and `per_layer_config` the true sizes of
-    each layer.
+    A stock constructor must accept the sizes at the top level. A shape that no stock config can express has nominal
+    ones there: the widest FFN, and as many heads as fill the hidden width (1 if no number does; the heads of the widest
+    layer if the config has the width of a head). `head_dim` then is the width of a head, and `per_layer_config` has the
+    true sizes of each layer.
 
     Args:
         shape: The shape.
-        base: The config of a model of the architecture, for all that is not the shape (activations, dropout, labels).
+        base: The config of a model of the architecture, for everything else (activations, dropout, labels).
     """
     keys = shape.spec.keys
     widest = max((layer.ffn for layer in shape.layers), default=0)
@@ -363,7 +363,7 @@ _PRUNED_KEYS = ("per_layer_config", "head_dim", "bias_heads", "embedding_rank", 
 
 
 def _pruned_sizes(shape: Shape) -> dict[str, Any]:
-    """The keys that only the config of a pruned shape has."""
+    """Writes the keys that only the config of a pruned shape has."""
     keys = shape.spec.keys
     layers: dict[str, dict[str, Any]] = {
         str(i): {keys.heads: x.heads, keys.ffn: x.ffn} for i, x in enumerate(shape.layers)
@@ -378,7 +378,7 @@ def _pruned_sizes(shape: Shape) -> dict[str, Any]:
 
 
 def _further_sizes(shape: Shape, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that only some architectures have, and the keys of `base` that have to follow the new sizes."""
+    """Writes the sizes that only some architectures have, and the keys of `base` that depend on the new sizes."""
     keys, kinds = shape.spec.keys, base.get("layer_types") or [""]
     sizes = {
         keys.token_types: shape.types,

@@ -1,4 +1,4 @@
-"""Cuts heads and neurons out: makes a smaller model whose outputs equal those of the gated one."""
+"""Cuts heads and neurons out of a model: the smaller model gives the same outputs as the gated one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BIAS_TABLE = "relative_attention_bias.weight"
-"""The end of the name of MPNet's table of relative positions, `(buckets, heads)`."""
+"""The end of the weight name of MPNet's table of relative positions, `(buckets, heads)`."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Keep:
 
 
 def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
-    """A copy of the model with only the kept heads and neurons; the model itself is left as it was.
+    """Copies a model with only the kept heads and neurons; the model itself is not changed.
 
-    The class is the stock one if a stock config can express the result, else the one of `models/modeling_pruned.py`.
+    The copy has the stock class if a stock config can express its shape, else the class of `models/modeling_pruned.py`.
 
     Args:
         model: A model of one of `ARCHITECTURES`.
@@ -53,9 +53,9 @@ def cut(model: PreTrainedModel, keep: Sequence[Keep]) -> PreTrainedModel:
 
 
 def _cut_shape(shape: Shape, keep: Sequence[Keep]) -> Shape:
-    """The shape of what is left.
+    """Computes the shape after the cut.
 
-    MPNet's table of relative positions loses columns only where all layers read the same ones.
+    MPNet's table of relative positions loses columns only if all layers read the same ones.
     """
     keep = list(keep) * (len(shape.layers) if shape.spec.shared_layers else 1)
     layers = [Layer(len(k.heads) * shape.group, len(k.neurons)) for k in keep]
@@ -74,7 +74,7 @@ def _columns_read(layer: Layer, keep: Keep) -> tuple[int, ...]:
 
 
 def empty_model(class_name: str, shape: Shape, config: Any) -> PreTrainedModel:
-    """A model of `shape` with fresh weights and everything else as in `config`."""
+    """Makes a model of a shape with random weights; everything else is as in `config`."""
     import transformers
 
     from hfcompress.models import modeling_pruned as pruned
@@ -106,7 +106,7 @@ def _cut_layer(modules: ModulePaths, layer: nn.Module, keep: Keep, heads: int, n
 
 
 def _units(weight: Tensor, axis: int, parts: int, units: int, kept: Sequence[int]) -> Tensor:
-    """The kept ones of the units that share an axis: so many parts side by side, in each the units in turn."""
+    """Selects units along an axis, on which `parts` parts lie side by side, each with `units` units in order."""
     if not units:
         return weight
     import torch

@@ -1,4 +1,4 @@
-"""Prunes a vocabulary to the tokens that a corpus uses."""
+"""Prunes a vocabulary to the tokens that occur in a corpus."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ROWS = 4096
 def prune_vocabulary(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """Makes a tokenizer with only the tokens that the texts use and those that it cannot do without.
+    """Makes a tokenizer with only the tokens that occur in the texts and those that it needs.
 
-    The texts are tokenized to the same strings as before. Another text may fall into more pieces; what could be
-    spelled still can, since every single character stays, and whatever holds a character that cannot stand alone.
-    Special and added tokens stay, and the ids keep their order.
+    The texts are split into the same tokens as before. Other texts may be split into more tokens, but into no more
+    unknown ones: all single characters stay, and all tokens with a character that is no token of its own. Special and
+    added tokens stay, and the ids keep their order.
 
     Args:
-        tokenizer: A fast tokenizer of WordPiece, BPE or Unigram; it is left as it was.
+        tokenizer: A fast tokenizer of WordPiece, BPE or Unigram; it is not changed.
         texts: The corpus.
 
     Returns:
-        The tokenizer, and for each of its ids the old one.
+        The tokenizer, and the old id of each new id.
 
     Raises:
         HfcompressError: for a tokenizer of another kind.
@@ -55,12 +55,12 @@ def prune_vocabulary(
 def select_tokens(
     model: PreTrainedModel, kept_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Copies a model with only the given rows of its vocabulary, in the embeddings and in a mask head.
+    """Copies a model with only some tokens of its vocabulary, in the embeddings and in a mask head.
 
     Args:
-        model: An encoder with its head; it is left as it was.
+        model: An encoder with its task head; it is not changed.
         kept_ids: The old ids in their new order, as `prune_vocabulary` gives them.
-        tokenizer: The new one; the config takes the ids of its special tokens.
+        tokenizer: The new tokenizer; the config gets the ids of its special tokens.
     """
     import torch
 
@@ -79,16 +79,16 @@ def select_tokens(
 
 
 def require_cuttable(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Requires a kind of tokenizer that `prune_vocabulary` knows.
+    """Checks that `prune_vocabulary` supports a tokenizer.
 
     Raises:
-        HfcompressError: for another kind.
+        HfcompressError: if it does not.
     """
     _content(tokenizer)
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokenizer.json, of a kind that can be cut."""
+    """Reads the tokenizer.json, and checks that its kind of vocabulary can be cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     model = content["model"]
@@ -97,13 +97,13 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         raise HfcompressError(
             f"the vocabulary of this {type(tokenizer).__name__} cannot be cut: it is no fast tokenizer of WordPiece, "
             "Unigram or BPE without affixes",
-            "say `vocabulary: keep`",
+            "use `vocabulary: keep`",
         )
     return content
 
 
 def _ids(model: Mapping[str, Any]) -> dict[str, int]:
-    """The pieces of tokenizer.json's model and their ids."""
+    """Reads the tokens of tokenizer.json's model and their ids."""
     vocab = model["vocab"]
     return dict(vocab) if isinstance(vocab, dict) else {piece: id_ for id_, (piece, _) in enumerate(vocab)}
 
@@ -116,7 +116,7 @@ def _find_used_ids(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> 
 
 
 def _find_required_ids(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that a setting and not a text asks for."""
+    """Finds the ids that the tokenizer's settings name."""
     model, found = content["model"], {token["id"] for token in content["added_tokens"]}
     found |= {id_ for piece, id_ in _ids(model).items() if piece == model.get("unk_token")}
     found |= {model["unk_id"]} if model.get("unk_id") is not None else set()
@@ -143,19 +143,19 @@ def _select_wordpiece(model: Mapping[str, Any], used: Sequence[str]) -> set[str]
 
 
 def _select_unigram(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
-    """The least likely piece stays too: what an unknown character costs is counted from it."""
+    """Keeps the least likely token too: the score of an unknown character is computed from it."""
     pieces = {piece for piece, _ in model["vocab"]}
     least = min(model["vocab"], key=lambda entry: entry[1])[0]
     return {piece for piece in pieces if _is_needed(list(piece), pieces)} | {least}
 
 
 def _is_needed(letters: Sequence[str], pieces: set[str]) -> bool:
-    """True if a piece is a single character, or holds one that is no piece of its own."""
+    """True if a token is a single character, or has a character that is no token of its own."""
     return len(letters) == 1 or not pieces.issuperset(letters)
 
 
 def _select_bpe(model: Mapping[str, Any], used: Sequence[str]) -> set[str]:
-    """All that the used pieces are merged from, step by step."""
+    """Keeps the tokens that the used ones are merged from, step by step."""
     ranks = {tuple(merge): rank for rank, merge in enumerate(model["merges"])}
     kept = {piece for piece in model["vocab"] if len(piece) == 1}
     for piece in used:
@@ -173,7 +173,7 @@ _SELECT_REQUIRED = {"WordPiece": _select_wordpiece, "Unigram": _select_unigram, 
 def _reload(
     tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], new_ids: Mapping[int, int]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer as it loads from a directory with the new ids."""
+    """Saves the tokenizer with the new ids, and loads it again."""
     with scratch_directory() as folder:
         tokenizer.save_pretrained(folder)
         settings = folder / "tokenizer_config.json"
@@ -204,7 +204,7 @@ def _renumber(content: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, 
 
 
 def _cut(model: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """The model with the pieces that stay, and of a BPE the merges between them."""
+    """Cuts tokenizer.json's model to the tokens that stay; for BPE, also to the merges between them."""
     kept = {piece: new_ids[id_] for piece, id_ in _ids(model).items() if id_ in new_ids}
     if model["type"] == "Unigram":
         vocab = [entry for entry in model["vocab"] if entry[0] in kept]
@@ -216,7 +216,7 @@ def _cut(model: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _change_ids(processor: Any, change: Callable[[int], int]) -> Any:
-    """A post-processor with its ids changed; some are lists of others."""
+    """Copies a post-processor with changed ids; it may be a list of others."""
     if processor is None:
         return None
     changed = dict(processor)

@@ -1,4 +1,4 @@
-"""Finds the meaning of each axis of each weight: residual stream, heads, neurons, vocabulary, …."""
+"""Finds the meaning of each axis of each weight, such as residual stream, heads, neurons or vocabulary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Axis = tuple[str, ...]
-"""The parts that lie side by side along an axis: `residual`, `embedding`, `scores` (the dimensions of the heads in
-queries and keys), `values` (in values and what the heads give), `heads` (one entry each, the same for all layers),
-`neurons`, `vocab`, `positions`, `rank` (the inner width of factored word embeddings); empty for anything
-else."""
+"""The parts that lie side by side along an axis; empty for an axis of anything else.
+
+A part is one of `residual`, `embedding`, `scores` (the dimensions of the heads in queries and keys), `values` (those in
+values and in the outputs of the heads), `heads` (one entry for each, the same in all layers), `neurons`, `vocab`,
+`positions` and `rank` (the inner width of factorized word embeddings)."""
 
 _HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _RANK, _VOCAB, _POSITIONS = 1009, 4, 3001, 1301, 701, 100_003, 20_011
 
@@ -24,8 +25,8 @@ _HEADS, _HEAD_DIM, _FFN, _EMBEDDING, _RANK, _VOCAB, _POSITIONS = 1009, 4, 3001, 
 def axes_of(model: PreTrainedModel) -> dict[str, tuple[Axis, ...]]:
     """Finds the meaning of the axes of each weight, by its name in the state dict.
 
-    They are read from an empty model of the same class in which all sizes differ, so that equal widths in `model` are
-    not confused. Heads fill the residual width there; the architecture's module paths tell the two apart.
+    They are read from an empty model of the same class in which all sizes differ, so that two equal widths in `model`
+    are not confused. Its heads fill the residual width; the architecture's module paths tell these two apart.
     """
     import torch
 
@@ -72,9 +73,9 @@ def _with_heads(name: str, axes: tuple[Axis, ...], modules: ModulePaths) -> tupl
 
 
 def part_of(name: str, model: PreTrainedModel) -> str:
-    """The part of a model that a weight belongs to: `embeddings`, `layer N` (from 1) or `head`.
+    """Finds the part of a model that a weight belongs to: `embeddings`, `layer N` (from 1) or `head`, the task head.
 
-    What the encoder has beside its layers counts as embeddings, its pooler as head.
+    The pooler counts as task head; other weights outside the layers count as embeddings.
     """
     base = f"{model.base_model_prefix}."
     if not name.startswith(base) or name.startswith(f"{base}pooler."):

@@ -1,4 +1,4 @@
-"""Finds the weight files of a model directory and reads their headers; no weights are loaded."""
+"""Finds the weight files of a model directory, and reads their headers without loading weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 Runtime = Literal["torch", "onnx", "openvino"]
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter"
-"""Where a quantized model keeps the adapters that were trained on it, as peft saves them."""
+"""The subdirectory of a quantized model with the adapters that were trained on it, as peft saves them."""
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLES, OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".pkl"), (".h5", ".msgpack")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-"""Names of pickled weights in transformers; `convert --allow-pickle` reads them."""
+"""The names of pickled weights in transformers; `convert --allow-pickle` reads them."""
 _FOLDERS = ("onnx", "openvino")
-"""Folders of a model directory, or of a repository on the Hub, that graphs lie in."""
+"""The folders with graphs in a model directory or in a repository on the Hub."""
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
            "F8_E5M2": "float8_e5m2"}  # fmt: skip
 INDEX_BYTES = 64 << 20
@@ -33,12 +33,12 @@ INDEX_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that a model is loaded from, of all that lie in its directory.
+    """The file that a model is loaded from.
 
     Attributes:
-        runtime: What runs it.
-        file: Its name, relative to the directory.
-        others: Graphs that could have been meant too.
+        runtime: The library that runs it.
+        file: The file, relative to the directory.
+        others: The other graphs in the same folder.
     """
 
     runtime: Runtime
@@ -51,8 +51,8 @@ class Tensor:
     """A stored tensor, as the header of its file describes it.
 
     Attributes:
-        dtype: As safetensors calls it, such as `BF16`.
-        shape: Its axes.
+        dtype: The type, named as in safetensors, such as `BF16`.
+        shape: The sizes of its axes.
     """
 
     dtype: str
@@ -71,7 +71,7 @@ class Tensor:
 
 
 def names_in(path: Path) -> list[str]:
-    """The files of a model directory that weights can be among, relative to it."""
+    """Lists the files of a model directory and of its folders with graphs, relative to it."""
     folders = [path, *(path / name for name in _FOLDERS if (path / name).is_dir())]
     return sorted(
         file.relative_to(path).as_posix() for folder in folders for file in folder.iterdir() if file.is_file()
@@ -79,28 +79,28 @@ def names_in(path: Path) -> list[str]:
 
 
 def choose(names: Collection[str], where: str, graph: str = "") -> Choice:
-    """The file that a model is loaded from, by the names of its files.
+    """Chooses the file that a model is loaded from, by the names of its files.
 
-    A graph that is named; else `model.safetensors`, or the shards of its index; else `model.onnx`, or the only ONNX
-    graph; else `openvino_model.xml`, or the only OpenVINO one. A graph is looked for in the directory, then in its
+    The order is: the graph that the user named; `model.safetensors`, or the index of its shards; `model.onnx`, or the
+    only ONNX graph; `openvino_model.xml`, or the only OpenVINO graph. Graphs are searched in the directory, then in its
     `onnx/` or `openvino/`.
 
     Args:
         names: The files, relative to the directory.
         where: The directory or Hub id, for messages.
-        graph: The file that is named.
+        graph: The file that the user named, if any.
 
     Raises:
-        HfcompressError: if nothing can be loaded, or if it is not clear which file is meant.
+        HfcompressError: if there is nothing to load, or if the choice is not clear.
     """
     graphs = {"onnx": [n for n in names if n.endswith(".onnx")], "openvino": _xml_files(names)}
     if graph:
         return _choose_named(graph, graphs, where)
     if ADAPTER_CONFIG in names:
         raise HfcompressError(
-            f"{where} is a peft adapter, or holds one beside its weights, and what loads would be another model",
+            f"{where} is a peft adapter, or has one beside its weights, which would load as another model",
             "merge it into its base (merge_and_unload(), save_pretrained), or name it as a `teacher` or as a student's "
-            "`from`, where it is merged; delete adapter_config.json where it belongs to nothing",
+            "`from`, which merge it; delete adapter_config.json if it belongs to nothing",
         )
     whole = next((name for name in (WHOLE, INDEX) if name in names), None)
     if whole is not None:
@@ -126,7 +126,7 @@ def _choose_graph(runtime: Runtime, usual: str, found: list[str], where: str) ->
     if len(found) > 1 and usual not in found:
         raise HfcompressError(
             f"{where} holds several graphs, and none is called {usual}: {', '.join(found)}",
-            f"name the one that is meant: {where}:{found[0]}",
+            f"name one of them, such as {where}:{found[0]}",
         )
     file = usual if usual in found else found[0]
     return Choice(runtime, file, tuple(name for name in found if name != file))
@@ -149,8 +149,8 @@ def _no_weights(names: Collection[str], where: str) -> HfcompressError:
         )
     if stray:
         return HfcompressError(
-            f"{where} holds {', '.join(stray)}, and neither {WHOLE} nor {INDEX}: what would load is not said",
-            f"rename the file that holds the whole model to {WHOLE}; put the index beside its shards",
+            f"{where} holds {', '.join(stray)}, and neither {WHOLE} nor {INDEX}: it is not clear which of them to load",
+            f"rename the file with the whole model to {WHOLE}, or put the index beside its shards",
         )
     return HfcompressError(
         f"{where} holds no weights", "a model.safetensors (or model.onnx) belongs beside config.json"
@@ -158,7 +158,7 @@ def _no_weights(names: Collection[str], where: str) -> HfcompressError:
 
 
 def openvino_files(names: Iterable[str]) -> list[str]:
-    """OpenVINO's files among the names: `.xml` graphs and, each beside its own, the raw tensors in a `.bin`."""
+    """Selects OpenVINO's files: each graph in an `.xml` with a `.bin` of its tensors beside it."""
     return [graph.removesuffix(".xml") + end for graph in _xml_files(names) for end in (".bin", ".xml")]
 
 
@@ -168,17 +168,17 @@ def _xml_files(names: Iterable[str]) -> list[str]:
 
 
 def weight_files(path: Path, graph: str = "") -> list[str]:
-    """The files of a model directory that hold the weights of the model that loads, relative to it.
+    """Lists the files with the weights of the model that loads from a directory, relative to it.
 
-    The shards that an index names, and a graph's external data, are among them; other formats, variants, adapters of
-    other models and leftovers are not.
+    The shards of an index and the external data of a graph are included; other formats, variants, adapters of other
+    models and leftovers are not.
 
     Args:
         path: The directory.
-        graph: A graph that is named.
+        graph: The graph that the user named, if any.
 
     Raises:
-        HfcompressError: if nothing can be loaded, or if a part of it is missing.
+        HfcompressError: if there is nothing to load, or if a part is missing.
     """
     if (path / ADAPTER_CONFIG).is_file() and (path / ADAPTER_WEIGHTS).is_file() and not (path / WHOLE).is_file():
         return [ADAPTER_WEIGHTS]
@@ -186,7 +186,7 @@ def weight_files(path: Path, graph: str = "") -> list[str]:
 
 
 def files_of(path: Path, choice: Choice) -> list[str]:
-    """`weight_files` of what was chosen."""
+    """Lists the files with the weights of a choice, relative to the directory."""
     if choice.file == INDEX:
         found = _shards(path)
     elif choice.runtime == "onnx":
@@ -200,10 +200,10 @@ def files_of(path: Path, choice: Choice) -> list[str]:
 
 
 def _shards(path: Path) -> list[str]:
-    """The shards that the index of a model names."""
+    """Lists the shards that the index of a model names."""
     index = path / INDEX
     if index.stat().st_size > INDEX_BYTES:
-        raise HfcompressError(f"{index} has {index.stat().st_size:,} bytes, which no index has")
+        raise HfcompressError(f"{index} has {index.stat().st_size:,} bytes, which is too many for an index")
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         content["metadata"]  # transformers reads it
@@ -220,14 +220,14 @@ def _shards(path: Path) -> list[str]:
     return sorted(names)
 
 
-# What headers tell
+# Reading headers
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """Reads the header of a safetensors file: its tensors by name. No tensor is loaded.
+    """Reads the header of a safetensors file, without loading tensors.
 
     Raises:
-        HfcompressError: for a file that is cut off or damaged.
+        HfcompressError: for an incomplete or damaged file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -237,12 +237,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
             return {name: Tensor(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, ValueError) as error:
         raise HfcompressError(
-            f"{file} is no whole safetensors file: {error}", "fetch or save it again: it was cut off or altered"
+            f"{file} is not a complete safetensors file: {error}", "fetch or save it again: it is incomplete or damaged"
         ) from None
 
 
 def read_headers(path: Path, files: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors of the safetensors among the files, adapters left out."""
+    """Reads the headers of the safetensors files among `files`, without those of adapters."""
     found: dict[str, Tensor] = {}
     for name in files:
         if name.endswith(".safetensors") and "/" not in name:
@@ -251,12 +251,12 @@ def read_headers(path: Path, files: Iterable[str]) -> dict[str, Tensor]:
 
 
 def torch_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The stored type of a PyTorch model: the one of its quantization, else the float type of most weights."""
+    """Finds the stored type of a PyTorch model: that of its quantization, else the float type of most weights."""
     quantization = config.get("quantization_config")
     if isinstance(quantization, Mapping) and quantization:
         if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
             return str(quantization.get("bnb_4bit_quant_type", "fp4"))
-        # GPTQ and AWQ say the bits; torchao spells out a config, data types and all.
+        # GPTQ and AWQ give the bits; torchao writes a whole config with its data types.
         four = quantization.get("bits") == 4 or "'int4'" in str(quantization.get("quant_type"))
         return "int4" if four else "int8"
     counts: Counter[str] = Counter()
@@ -270,7 +270,7 @@ def load_graph(file: Path, outside: bool = False) -> ModelProto:
     """Loads an ONNX graph, and its external data only if `outside` is true.
 
     Raises:
-        HfcompressError: if the file is no ONNX graph, or onnx is not installed.
+        HfcompressError: if the file is not an ONNX graph, or if onnx is not installed.
     """
     try:
         import onnx
@@ -281,22 +281,22 @@ def load_graph(file: Path, outside: bool = False) -> ModelProto:
     try:
         model = onnx.load(str(file), load_external_data=outside)
     except (DecodeError, ValueError, OSError) as error:
-        raise HfcompressError(f"{file} is no whole ONNX graph: {error}", "fetch or export it again") from None
+        raise HfcompressError(f"{file} is not a complete ONNX graph: {error}", "fetch or export it again") from None
     if not model.graph.node or not model.graph.output:
-        raise HfcompressError(f"{file} is no ONNX graph: it computes nothing", "fetch or export it again")
+        raise HfcompressError(f"{file} is not an ONNX graph: it computes nothing", "fetch or export it again")
     return model
 
 
 def external_files(path: Path, graph: str, required: bool = True) -> list[str]:
-    """The files that an ONNX graph keeps tensors in, relative to the directory.
+    """Lists the files with the external tensors of an ONNX graph, relative to the directory.
 
     Args:
         path: The directory.
         graph: The graph's file, relative to it.
-        required: Refuse a file that is missing or too short.
+        required: True to refuse files that are missing or too short.
 
     Raises:
-        HfcompressError: for a place that is outside the graph's own folder, or as `required` says.
+        HfcompressError: for a file outside the graph's own folder, or if `required`, for a missing or short one.
     """
     folder, found = Path(graph).parent, dict[str, None]()
     for tensor in tensors_of(load_graph(path / graph).graph):
@@ -325,7 +325,7 @@ def _require_part(path: Path, graph: str, file: str, place: Mapping[str, str]) -
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
-    """The stored tensors of a graph, those of its constants and inner graphs too."""
+    """Yields the stored tensors of a graph, also those of its constants and inner graphs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -343,14 +343,14 @@ def first_not_finite(file: Path) -> str | None:
 
     for tensor in tensors_of(load_graph(file, outside=True).graph):
         values = numpy_helper.to_array(tensor)
-        # A mask of attention may be minus infinity: that is one number, or of one axis.
+        # An attention mask may be minus infinity; it is a single number, or has one axis.
         if values.dtype.kind == "f" and values.ndim > 1 and not np.isfinite(values).all():
             return str(tensor.name)
     return None
 
 
 def onnx_dtype(file: Path) -> str:
-    """The stored type of the linear layers' weights; of the embedding tables if those are floats."""
+    """Finds the stored type of the linear layers' weights, or of the embedding tables if those weights are floats."""
     model = load_graph(file)
     import onnx
 
@@ -370,10 +370,10 @@ def onnx_dtype(file: Path) -> str:
 
 
 def openvino_dtype(file: Path) -> str:
-    """The fewest bits that a tensor of more than one value is stored in.
+    """Finds the type with the fewest bits among tensors of more than one value.
 
     Raises:
-        HfcompressError: if the file is no graph.
+        HfcompressError: if the file is not a graph.
     """
     from xml.etree import ElementTree
 
@@ -384,6 +384,6 @@ def openvino_dtype(file: Path) -> str:
             if int(data.get("size", 0)) > 8
         }
     except (ElementTree.ParseError, ValueError) as error:
-        raise HfcompressError(f"{file} is no OpenVINO graph: {error}", "fetch or export it again") from None
+        raise HfcompressError(f"{file} is not an OpenVINO graph: {error}", "fetch or export it again") from None
     stored = (("int4", {"i4", "u4", "nf4"}), ("int8", {"i8", "u8"}), ("float16", {"f16"}), ("bfloat16", {"bf16"}))
     return next((dtype for dtype, names in stored if kinds & names), "float32")

@@ -1,6 +1,6 @@
 """Exports a PyTorch model as an ONNX graph.
 
-It uses `torch.onnx.export(dynamo=False)`. The newer exporter (`dynamo=True`) was measured and not taken: it exports
+It uses `torch.onnx.export(dynamo=False)`. The newer exporter (`dynamo=True`) was measured and not chosen: it exports
 five times more slowly, and the int8 graph that comes from it ran 1.1 to 1.2 times more slowly
 (`benchmarks/onnx_export.py`, docs/results.md).
 """
@@ -35,14 +35,14 @@ OPTIMUM_TASKS = {
 
 
 def export(model: PreTrainedModel, path: Path, dummy_inputs: DummyInputs) -> None:
-    """Writes an ONNX graph with dynamic batch size and length; its inputs have the tokenizer's names.
+    """Writes an ONNX graph with dynamic batch size and length; its inputs have the names of the tokenizer's outputs.
 
-    The output `logits` is the same as `Observation.logits`. A span head also has the outputs `start_logits` and
-    `end_logits`, the names that transformers and Optimum know. Linear layers are nodes that `fuse.linears` finds, and
-    attention is one operator wherever the model computes it by `scaled_dot_product_attention`.
+    The output `logits` is the same as `Observation.logits`. A graph with a span head also has the outputs
+    `start_logits` and `end_logits`, the names that transformers and Optimum know. Linear layers are nodes that
+    `fuse.linears` finds, and attention is one operator if the model computes it by `scaled_dot_product_attention`.
 
     Args:
-        model: In eval mode, on the CPU.
+        model: A model in eval mode, on the CPU.
         path: The file to write.
         dummy_inputs: The dummy inputs that the model is traced with.
     """
@@ -116,8 +116,8 @@ def load_and_export(
 def quiet() -> Iterator[None]:
     """Silences the warnings of exporters while the context lasts.
 
-    The tracer warns about every shape that it reads, and the exporter that it is deprecated. `require_same_logits`
-    checks the result instead.
+    The tracer warns about every shape that it reads, and the exporter warns that it is deprecated. Instead of reading
+    warnings, `require_same_logits` checks the result.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Writes the linear layers and the attention of a traced graph as operators that ONNX Runtime runs fast."""
+"""Replaces the linear layers and the attention of a traced graph by operators that ONNX Runtime runs fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 DOMAIN = "hfcompress"
-"""The domain of the operators that `trace` puts into a graph."""
+"""The ONNX domain of the operators that `trace` puts into a graph."""
 PREFIX = "linear:"
 """The start of the names of the nodes that `linears` finds."""
 HEADS_INWARD = [0, 2, 1, 3]
@@ -23,8 +23,8 @@ def linears(model: ModelProto) -> dict[str, tuple[NodeProto, ...]]:
     """Finds the MatMul nodes that compute each `nn.Linear`, in the order of computation.
 
     The second input of a node is an initializer `(in_features, out_features)`; the next node adds the bias. Layers
-    that read the same tensor (queries, keys and values) are one node: their columns stand side by side, in the order
-    of their paths here. A layer that runs several times (ALBERT) is several nodes that share the initializer.
+    that read the same tensor (queries, keys and values) are one node, with their columns side by side in the order of
+    their paths. A layer that runs several times (ALBERT) is several nodes that share the initializer.
 
     Returns:
         The nodes by the layer's path in the torch model.
@@ -86,7 +86,7 @@ class _Rewriter:
         self.made.append(make_node(kind, inputs, outputs, name=name or f"{outputs[0]}/{kind}", **attributes))
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Adds an initializer unless one of this name exists, which is then the same; returns the name."""
+        """Adds an initializer, unless the same one exists already; returns its name."""
         from onnx.numpy_helper import from_array
 
         if name not in self.weights:
@@ -99,8 +99,8 @@ class _Rewriter:
     def _group_by_input(self) -> dict[str, list[NodeProto]]:
         """Groups the linear layers that become one node, by the output of the first of them.
 
-        They belong to one module and read the same tensor. Weights that are used once with others and once alone
-        (DeBERTa's, for the text and for relative positions) stay apart: side by side they would be stored twice.
+        Such layers belong to one module and read the same tensor. Weights that are used both with others and alone (in
+        DeBERTa, for the text and for relative positions) are not joined: they would be stored twice.
         """
         groups: dict[tuple[str, str], list[NodeProto]] = defaultdict(list)
         for node in self.graph.node:
@@ -142,7 +142,7 @@ class _Rewriter:
     def _value(self, name: str) -> NDArray[Any]:
         from onnx.numpy_helper import to_array
 
-        while name not in self.weights:  # the exporter stores equal tensors once, and the others are Identity nodes
+        while name not in self.weights:  # the exporter stores equal tensors once, with Identity nodes for the others
             name = self.producers[name].input[0]
         return to_array(self.weights[name])
 
@@ -159,7 +159,7 @@ class _Rewriter:
         mixed = f"{node.output[0]}/mixed"
         attributes = {key: get_node_attr_value(node, key) for key in ("num_heads", "unidirectional", "scale")}
         self.add("MultiHeadAttention", [*given, *bias], [mixed], domain="com.microsoft", **attributes)
-        # onnx does not know the operator, and quantizers ask it for types.
+        # onnx does not know this operator, but quantizers ask onnx for types.
         width = heads * get_node_attr_value(node, "width")
         self.types.append(make_tensor_value_info(mixed, TensorProto.FLOAT, ["batch", "sequence", width]))
         split = self.constant(f"{heads}.heads", np.array([0, 0, heads, -1], np.int64))
@@ -169,7 +169,7 @@ class _Rewriter:
             linear.input[0] = mixed
 
     def _join_heads(self, name: str, node: NodeProto) -> str:
-        """Returns `(batch, length, heads * width)` for an attention input `(batch, heads, length, width)`."""
+        """Turns an attention input `(batch, heads, length, width)` into `(batch, length, heads * width)`."""
         import numpy as np
 
         outward = self._before(name, "Transpose")
@@ -185,7 +185,9 @@ class _Rewriter:
         return joined
 
     def _before(self, name: str, kind: str) -> str | None:
-        """Returns the input of the node that made `name`, if it is of this kind (a Transpose: of heads)."""
+        """Returns the input of the node that made `name`, if it has this kind; a Transpose must swap heads and
+        length.
+        """
         node = self.producers.get(name)
         if node is None or node.op_type != kind:
             return None
@@ -193,7 +195,7 @@ class _Rewriter:
         return None if otherwise else node.input[0]
 
     def _readers_of_heads(self, name: str, turned: bool = False) -> list[NodeProto]:
-        """Finds the linear layers that read an attention node's output after its heads stand side by side."""
+        """Finds the linear layers that read an attention node's output, after its heads are joined."""
         found = []
         for node in self.readers[name]:
             if node.op_type == "Reshape" and node.input[0] == name:
@@ -205,9 +207,9 @@ class _Rewriter:
         return found
 
     def _keep_norms_apart(self) -> None:
-        """Writes the addition before a layer norm as `Sum`, which ONNX Runtime does not fuse with the norm.
+        """Replaces the addition before a layer norm by `Sum`, which ONNX Runtime does not fuse with the norm.
 
-        The fused operator (SkipLayerNormalization) is several times slower on a CPU than the two alone.
+        On a CPU the fused operator (SkipLayerNormalization) is several times slower than the two separate ones.
         """
         made = {node.output[0]: node for node in self.made}
         for node in self.made:
@@ -233,7 +235,7 @@ class _Rewriter:
 
 
 def _names_read_by(node: NodeProto) -> Iterator[str]:
-    """Yields what a node reads, and what the graphs inside it (of an `If`) read."""
+    """Yields the names that a node reads, and those that the graphs inside it (of an `If`) read."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIMIT = (1 << 31) - (1 << 24)
-"""The most bytes of tensors that go into a graph's own file: protobuf writes less than 2 GB, nodes included."""
+"""The largest size of the tensors in a graph's own file: protobuf writes less than 2 GB, nodes included."""
 EXPORT_TOLERANCE = 1e-4
 """The largest difference of a logit that an export may cause, relative to the largest logit or 1."""
 
@@ -29,9 +29,9 @@ def is_large(graph: onnx.ModelProto) -> bool:
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph; the tensors of a large one go into `NAME_data` beside it, the name that Optimum uses too.
+    """Writes a graph; the tensors of a large one go into `NAME_data` beside it, as in Optimum.
 
-    A large graph cannot be used after it was saved: its tensors are then in the file only.
+    A large graph in memory cannot be used afterwards: its tensors are then only in the file.
     """
     import onnx
 
@@ -65,8 +65,8 @@ def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, dum
 def write_config(config: Any, path: Path) -> None:
     """Writes config.json with all label names and the name of the stock architecture.
 
-    transformers leaves default label names out. A graph needs no modeling code, also that of a pruned model, so the
-    config must not name any.
+    transformers would leave default label names out. A graph needs no modeling code, even that of a pruned model, so
+    the config must not name any.
     """
     config.save_pretrained(path)
     content = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def run_onnx(path: Path, dummy_inputs: DummyInputs) -> NDArray[Any]:
-    """Runs an exported graph on dummy inputs and returns its logits; token types that are missing are zeros."""
+    """Runs an exported graph on dummy inputs, and returns its logits; missing token types are zeros."""
     import numpy as np
     import onnxruntime
 
@@ -106,9 +106,9 @@ def require_same_logits(path: Path, model: PreTrainedModel, dummy_inputs: DummyI
 
 
 def strip_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Copies a graph without its large tensors, which become inputs of the same type and shape.
+    """Copies a graph, with inputs of the same type and shape in place of its large tensors.
 
-    Shape inference refuses a graph of 2 GB and more, and takes this copy.
+    Shape inference refuses a graph of 2 GB or more, but accepts this copy.
     """
     import onnx
     from onnx import helper

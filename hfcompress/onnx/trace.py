@@ -1,4 +1,4 @@
-"""Keeps each linear layer and each attention one node while a model is traced; `fuse` turns the nodes into ONNX."""
+"""Traces each linear layer and each attention of a model as one node; `fuse` turns these nodes into ONNX."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _linear, _attention = functional.linear, functional.scaled_dot_product_attention
 
 @contextmanager
 def keep_layers_whole(model: PreTrainedModel) -> Iterator[None]:
-    """Makes a trace of the model hold `Linear` and `Attention` nodes while the context lasts.
+    """Makes a trace of the model have `Linear` and `Attention` nodes while the context lasts.
 
-    It replaces two functions of torch, and no modules: every family and every release of transformers calls these two
-    in the end. A model that computes attention in another way (DeBERTa, MPNet) keeps its own operators.
+    It replaces two functions of torch instead of modules: all architectures in all releases of transformers call these
+    two. A model that computes attention in another way (DeBERTa, MPNet) keeps its own operators.
     """
     paths = {id(module.weight): path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     masks = _Masks(_reads_all(model))
@@ -59,15 +59,15 @@ def keep_layers_whole(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _reads_all(model: PreTrainedModel) -> bool:
-    """True if each token reads every token but padding, in each layer."""
+    """True if in each layer each token reads all tokens except padding."""
     return spec_of(model).plain_attention and not getattr(model.config, "is_decoder", False)
 
 
 class _Masks:
-    """The additive attention masks, each made once for all layers that share it.
+    """The additive attention masks; each is made once for all layers that share it.
 
-    If each token reads all others, a mask is made from the model's `attention_mask` directly: what transformers makes
-    of it differs by release, and is dozens of operators.
+    If each token reads all others, the mask is made directly from the model's `attention_mask`: transformers' own code
+    for it differs by release, and has dozens of operators.
     """
 
     def __init__(self, from_input: bool) -> None:
@@ -79,12 +79,12 @@ class _Masks:
         self.given = kwargs.get("attention_mask")
 
     def make_additive(self, mask: Tensor | None) -> Tensor | None:
-        """Returns what is make_additive to attention scores, `(batch or 1, heads or 1, length, length)`."""
+        """Makes a mask to add to attention scores, `(batch or 1, heads or 1, length, length)`."""
         if self.from_input:
             mask = self.given
         if mask is None:
             return None
-        if id(mask) not in self.made:  # the mask is kept, so that no other object gets its id
+        if id(mask) not in self.made:  # the mask stays referenced, so that no other object gets its id
             self.made[id(mask)] = mask, _to_additive(mask)
         return self.made[id(mask)][1]
 

@@ -1,1 +1,1 @@
-"""Quantization: after training or while training, by one of several backends."""
+"""Quantization, after or during training, by one of several backends."""

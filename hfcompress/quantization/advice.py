@@ -1,7 +1,7 @@
-"""Sentences of advice that several backends share, and the machines that they are about.
+"""Advice about the speed of backends, and the machines that it is for.
 
-Nothing here forbids anything. A sentence says what was measured and on which kind of machine, or that nothing was
-measured. Figures are ratios of medians of interleaved runs (docs/results.md).
+Advice forbids nothing. A sentence gives a measurement and its kind of machine, or says that nothing was measured. The
+figures are ratios of medians of interleaved runs (docs/results.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence about a backend, and the machines that it is about.
+    """A sentence about a backend on some machines.
 
     Attributes:
-        holds: True for such a machine.
-        sentence: What is slow there, or inaccurate.
+        holds: True for a machine that the sentence is about.
+        sentence: The sentence: what is slow or inaccurate there.
     """
 
     holds: Callable[[Abilities], bool]
@@ -52,7 +52,7 @@ def lacks_bfloat16(machine: Abilities) -> bool:
 
 
 def lacks_tensor_cores(kind: str) -> Note:
-    """Makes the note about GPUs whose tensor cores do not multiply a type."""
+    """Makes the note about GPUs whose tensor cores cannot multiply a type."""
     return Note(
         lambda machine: any(kind not in gpu.multiplies for gpu in machine.gpus),
         f"this GPU has no tensor cores for {kind}; not measured",

@@ -1,8 +1,8 @@
-"""Calibration: finds the ranges of the inputs of linear layers over rows of text, without their padding.
+"""Calibration: finds the ranges of the inputs of linear layers over rows of text without padding.
 
-ONNX Runtime's calibrators were weighed and not taken. They read the tensors of a graph, so that padding counts in the
-ranges. These functions read the model's layers without padding, and give a graph and quantization-aware training the
-same ranges.
+ONNX Runtime's calibrators were tried and not chosen. They read the tensors of a graph, so padding counts in the ranges.
+These functions read the model's layers without padding, and give a graph and quantization-aware training the same
+ranges.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def calibrate(
 ) -> Ranges:
     """Finds the range of each linear layer's input, by the layer's path in the model; a range includes 0.
 
-    Of an input `(batch, length, width)` the positions count whose `attention_mask` is 1; any other input, such as a
-    pooler's `(batch, width)`, counts as a whole. A layer that never runs has no range.
+    In an input `(batch, length, width)`, the positions with an `attention_mask` of 1 count; any other input, such as a
+    pooler's `(batch, width)`, counts completely. A layer that never runs has no range.
 
     - `minmax`: from the smallest to the largest value.
     - `percentile`: the middle `percentile` percent of the values; half of the others are clipped at either end.
@@ -42,7 +42,7 @@ def calibrate(
       to 38).
 
     Args:
-        model: In eval mode, on any device.
+        model: A model in eval mode, on any device.
         batches: Token arrays with their `attention_mask`; all methods but `minmax` read them twice.
         method: The method.
         percentile: The percentage for `percentile`.
@@ -145,7 +145,7 @@ def for_each_input(
 
 
 def find_middle(counts: NDArray[Any], percentile: float) -> tuple[int, int]:
-    """Finds the first and the last bin edge of the middle; the bins that its two ends fall into are within."""
+    """Finds the first and the last bin edge of the middle percentage, with the bins of both ends included."""
     import numpy as np
 
     tail = counts.sum() * (1 - percentile / 100) / 2
@@ -154,7 +154,7 @@ def find_middle(counts: NDArray[Any], percentile: float) -> tuple[int, int]:
 
 
 def find_least_divergent(counts: NDArray[Any]) -> int:
-    """Finds how many bins, at least 128, to keep; values beyond them count in the last one."""
+    """Finds the number of bins to keep, at least 128; values beyond them count in the last one."""
     import numpy as np
 
     best, chosen = float("inf"), BINS

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hfcompress.quantization.stage import Quantize
 
 BATCH = 16
-"""Calibration rows of similar length that are read together."""
+"""The calibration rows in a batch."""
 
 
 def quantize(stage: Quantize, parent: Artifact, context: StageContext) -> StageResult:
@@ -57,7 +57,7 @@ def train_quantization_aware(
     """Trains the float model under fake quantization and saves it.
 
     Returns:
-        The job of quantizing the trained model with the ranges it was trained with, and what the training reports.
+        The job of quantizing the trained model with its ranges, and the facts of the training.
     """
     model = load_model(parent.path, context.task.auto_class).to(process_state().device)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(parent.path, context.task)

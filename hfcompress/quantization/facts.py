@@ -16,7 +16,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """The effect of quantizing one linear layer, or the layers that the backend makes one, and no other.
+    """The effect of quantizing only one linear layer, or only layers that the backend joins.
 
     Attributes:
         layers: Their paths in the model.
@@ -71,7 +71,7 @@ class MixedPrecision:
 
 @dataclass(frozen=True)
 class LoftqError:
-    """How far the quantized weights of the adapted layers are from the float weights, as shares of their norm.
+    """The distance of the quantized weights of the adapted layers from the float weights, as shares of their norm.
 
     Attributes:
         error_without_adapters: `‖W - Q‖ / ‖W‖`.
@@ -87,10 +87,10 @@ class QuantizationFacts:
     """All facts of a quantize stage.
 
     Attributes:
-        training: What the training reports: the model's score on the dev split, and the teacher's.
+        training: The facts of the training: the scores of the model and its teacher on the dev split.
         odd_weights: The layers with output channels that the backend stores badly.
         mixed: The search for layers to leave in float32, under `max_drop`.
-        loftq: How well LoftQ's adapters started, under `init: loftq`.
+        loftq: The error that LoftQ's adapters start with, under `init: loftq`.
         adapter_bytes: The size of the trained adapters.
     """
 
@@ -125,7 +125,9 @@ def _write_mixed(mixed: Mapping[str, Any]) -> list[str]:
     metric, kept = mixed["metric"], mixed["kept"]
     goal = f"The model may lose at most {mixed['max_drop']:g} points of {metric} on the dev split."
     result = (
-        "This one does not lose more" if mixed["holds"] else "Every model that was tried loses more; this one least"
+        "This one does not lose more"
+        if mixed["holds"]
+        else "Every model that was tried loses more; this one loses least"
     )
     left = f"{count(len(kept), 'linear layer')} in float32" if kept else "no linear layer in float32"
     rows = [
@@ -146,7 +148,7 @@ def _write_mixed(mixed: Mapping[str, Any]) -> list[str]:
 
 def _write_odd_weights(found: list[Mapping[str, Any]]) -> list[str]:
     layers = "; ".join(f"{code(x['layer'])}: {x['channels']} that {DESCRIPTIONS[x['what']]}" for x in found)
-    return [f"Output channels that are stored badly in so few bits, by layer: {layers}."]
+    return [f"Output channels that the quantized model stores badly, by layer: {layers}."]
 
 
 def _write_loftq(loftq: Mapping[str, Any]) -> list[str]:

@@ -26,8 +26,8 @@ METHOD = "hfcompress_int8"
 class _Int8(nn.Module):
     """A table of int8 codes with a scale for each row: `w ≈ weight_scale[:, None] * weight[..., 0]`.
 
-    The last axis of size 1 protects a user who forgets to import hfcompress: if the codes had the shape of a float
-    layer's weights, transformers would read them as such, and only warn.
+    The last axis of size 1 protects users who forget to import hfcompress: if the codes had the shape of a float
+    layer's weights, transformers would load them as weights, and only warn.
     """
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
@@ -68,12 +68,12 @@ class Int8Linear(_Int8):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or torch.backends.quantized.engine == "none":
-            # Scaled before they are summed: half precision cannot hold sums of codes.
+            # Codes are scaled before the sum: half precision cannot hold sums of codes.
             weight = self.codes.to(inputs.dtype) * self.weight_scale.to(inputs.dtype).unsqueeze(-1)
             return functional.linear(inputs, weight, None if self.bias is None else self.bias.to(inputs.dtype))
         if self._packed is None:
             self._packed = self._pack()
-        # Without VNNI two products are added in 16 bits, which only inputs of 7 bits do not overflow.
+        # Without VNNI two products are added in 16 bits, which overflow unless inputs have 7 bits.
         output: Tensor = torch.ops.quantized.linear_dynamic(inputs, self._packed, not torch.cpu._is_vnni_supported())
         return output
 
@@ -164,7 +164,7 @@ def _find_layers(model: Any, embeddings: bool, keep: Collection[str]) -> Iterato
 
 
 class _Method(StrEnum):
-    """The method as an enum member: transformers reads its `value`."""
+    """The name of the method as an enum member; transformers reads its `value`."""
 
     INT8 = METHOD
 
@@ -175,7 +175,7 @@ class Int8Config(QuantizationConfigMixin):  # type: ignore[misc]
 
     Attributes:
         embeddings: True if embeddings are int8.
-        keep: Paths of the layers that are not, in the model with its task head.
+        keep: Paths of the layers that stay float, in the model with its task head.
     """
 
     def __init__(self, embeddings: bool = True, keep: Collection[str] = (), quant_method: str = METHOD) -> None:

@@ -1,8 +1,8 @@
-"""LoftQ: starts the adapters of a quantized model at what quantization took from its weights.
+"""LoftQ: starts the adapters of a quantized model at the best fit of the quantization error of its weights.
 
-Source: Li et al. 2023, arXiv:2310.08659. peft's `replace_lora_weights_loftq` was weighed and not taken: it makes one
-turn of Algorithm 1, for 4-bit layers only, on a GPU, and it ignores the adapters' scale `alpha / r`. This one makes any
-number of turns, with the backend's own rounding, on any device.
+Source: Li et al. 2023, arXiv:2310.08659. peft's `replace_lora_weights_loftq` was tried and not chosen: it makes one
+turn of Algorithm 1, for 4-bit layers only, on a GPU, and it ignores the adapters' scale `alpha / r`. This code makes
+any number of turns, with the backend's own rounding, on any device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def approximate(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Finds the best approximation `B A` of rank r of what quantization took from a weight.
+    """Finds the best approximation `B A` of rank r of the quantization error of a weight.
 
     Eq. 8: `B = U √Σ` and `A = √Σ Vᵀ` of the r largest singular values.
 
@@ -29,7 +29,7 @@ def approximate(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
         r: The rank.
 
     Returns:
-        `B`, `(out_features, r)`, and `A`, `(r, in_features)`; zeros fill up a rank that the matrix does not have.
+        `B`, `(out_features, r)`, and `A`, `(r, in_features)`; filled up with zeros if the matrix has a lower rank.
     """
     import torch
 
@@ -42,7 +42,7 @@ def approximate(residual: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def alternate(weight: Tensor, fake_quantize: Callable[[Tensor], Tensor], r: int, iterations: int) -> Tensor:
-    """Finds what to quantize in place of a weight, `W - B A`, so that the adapters can give the rest.
+    """Computes the weight `W - B A` to quantize in place of W, so that the adapters can add the rest.
 
     Algorithm 1: `Q ← q(W - B A)` and `B A ← SVD_r(W - Q)` in turns, from `B A = 0`. The backend quantizes in the last
     turn, and `start_adapters` makes its decomposition.
@@ -61,12 +61,12 @@ def alternate(weight: Tensor, fake_quantize: Callable[[Tensor], Tensor], r: int,
 
 
 def start_adapters(model: PreTrainedModel, weights: Mapping[str, Tensor], options: Lora) -> LoftqError:
-    """Sets the adapters of a quantized model, in place, to what quantization took from its weights.
+    """Sets the adapters of a quantized model, in place, to the best fit of the quantization error of its weights.
 
-    An adapter on a layer that is not quantized stays as it is: nothing was taken.
+    An adapter on a layer that is not quantized stays as it is: there is no error.
 
     Args:
-        model: With adapters.
+        model: A quantized model with adapters.
         weights: The float weights `(out_features, in_features)` of its adapted layers, by path.
         options: The options of the adapters.
 
@@ -95,7 +95,7 @@ def start_adapters(model: PreTrainedModel, weights: Mapping[str, Tensor], option
         size += float(weight.square().sum())
     if not size:
         raise HfcompressError(
-            "`init: loftq` has nothing to start from: none of the layers with adapters is quantized",
+            "`init: loftq` has no error to start from: none of the layers with adapters is quantized",
             "take them out of the backend's `skip`, choose other `targets`, or leave `init` out",
         )
     return LoftqError((without / size) ** 0.5, (with_adapters / size) ** 0.5)

@@ -1,4 +1,4 @@
-"""Mixed precision: leaves as few layers in float32 as an accuracy budget allows, the most sensitive ones."""
+"""Mixed precision: leaves the most sensitive layers in float32, as few as an accuracy budget allows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Search:
         rows: The dev rows that models are judged on.
         float_metric: The float model's metric on them.
         tried: The attempts so far.
-        models: What the backend returned for each of them.
+        models: The quantized model of each attempt.
     """
 
     stage: Quantize
@@ -50,7 +50,7 @@ class Search:
     models: list[QuantizedModel] = field(default_factory=list)
 
     def directory(self, index: int) -> Path:
-        """The directory of an attempt's model until one is chosen."""
+        """Returns the directory of an attempt's model until one is chosen."""
         return self.context.directory / "attempts" / str(index)
 
 
@@ -59,17 +59,17 @@ def search_mixed_precision(
 ) -> tuple[QuantizedModel, MixedPrecision]:
     """Writes the quantized model that stays within the budget with the fewest layers in float32.
 
-    It ranks layers by what quantizing each alone does to the logits. Then it quantizes with 0, 1, 2, 4, … of them in
-    float32 until one attempt stays within the budget, and bisects between the last two. If none does, it writes the
-    model that loses least.
+    It ranks layers by the change of the logits when only one of them is quantized. Then it quantizes models with 0, 1,
+    2, 4, … of the first layers in float32 until one stays within the budget, and bisects between the last two. If none
+    does, it writes the model that loses least.
 
     Args:
         stage: The stage's options, with `max_drop`.
-        job: What to quantize, and where to.
+        job: The model to quantize, and the target directory.
         context: The stage's context.
 
     Returns:
-        The written model, and what was tried.
+        The written model, and the result of the search.
     """
     search = start_search(stage, job, context)
     ranked: list[LayerSensitivity] = []
@@ -101,11 +101,11 @@ def search_mixed_precision(
 
 
 def find_fewest(most: int, is_enough: Callable[[int], bool]) -> None:
-    """Asks about as few counts as possible until the least that is enough was asked; a larger one is enough too.
+    """Searches the smallest count that is enough, with few calls of `is_enough`; larger counts are enough too.
 
     Args:
         most: The largest count; 0 is known to be too few.
-        is_enough: True if so many layers in float32 are enough.
+        is_enough: Returns true if so many layers in float32 are enough.
     """
     low, high = 0, 1
     while high < most and not is_enough(high):
@@ -132,7 +132,7 @@ def stays_within(search: Search, attempt: Attempt) -> bool:
 
 
 def quantize_without(search: Search, keep: Sequence[str]) -> Attempt:
-    """Quantizes all but these layers and measures the model; an attempt that was made is not made again."""
+    """Quantizes all layers except these and measures the model; the same attempt is made only once."""
     known = next((attempt for attempt in search.tried if attempt.keep == tuple(keep)), None)
     if known is not None:
         return known

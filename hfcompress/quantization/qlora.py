@@ -1,4 +1,4 @@
-"""QLoRA: trains adapters on a quantized model whose weights stay as they are.
+"""QLoRA: trains adapters on a quantized model with frozen weights.
 
 Source: Dettmers et al. 2023, arXiv:2305.14314; the start of the adapters: LoftQ, Li et al. 2023, arXiv:2310.08659.
 """
@@ -47,7 +47,7 @@ def train_adapters(
         backend: A backend whose `trains` is `adapters`.
         parent: The float model, which is the default teacher.
         context: The stage's context.
-        job: What to quantize, and where to.
+        job: The model to quantize, and the target directory.
 
     Raises:
         HfcompressError: if the task head is quantized.
@@ -78,17 +78,17 @@ def train_adapters(
 
 
 def _quantize_base(options: Lora, backend: Backend, context: StageContext, job: QuantizationJob) -> QuantizationJob:
-    """Quantizes the model that adapters are trained on; of LoftQ's later turns, what the adapters leave of it.
+    """Quantizes the model that adapters are trained on; in LoftQ's later turns, without the part of the adapters.
 
     Returns:
-        The job that was done.
+        The job whose target has the quantized model.
     """
     base = replace(job, target=context.directory / "base")
     residual = replace(base, source=context.directory / "less")
 
     def write() -> None:
         _quantize(backend, base)
-        if options.iterations > 1:  # of LoftQ alone
+        if options.iterations > 1:  # only for LoftQ
             _save_residual(backend, base, options, residual.source)
             _quantize(backend, residual)
 
@@ -108,7 +108,7 @@ def _save(
 ) -> QuantizedModel:
     """Quantizes the model again, with the trained task head, and writes the adapters beside it.
 
-    transformers cannot save a quantized model that it has loaded. Equal weights are quantized to equal bytes.
+    transformers cannot save a quantized model that it has loaded. Quantizing equal weights again gives equal bytes.
     """
     whole, path = load_model(base.source, job.auto_class), context.directory / "headed"
     for name, parameter in model.named_parameters():
@@ -123,7 +123,7 @@ def _save(
 
 
 def _save_residual(backend: Backend, job: QuantizationJob, options: Lora, path: Path) -> None:
-    """Writes the float model with, in each adapted layer, what LoftQ's adapters leave to quantize."""
+    """Writes the float model, without the part of LoftQ's adapters in each adapted layer."""
     from hfcompress.quantization.loftq import alternate
 
     model, quantized = load_model(job.source, job.auto_class), load_quantized_model(job)
@@ -135,7 +135,7 @@ def _save_residual(backend: Backend, job: QuantizationJob, options: Lora, path: 
 
 
 def load_quantized_model(job: QuantizationJob) -> PreTrainedModel:
-    """Loads the quantized model as a user does, on this process's device."""
+    """Loads the quantized model as a user would, on this process's device."""
     import torch
     import transformers
 
@@ -146,9 +146,9 @@ def load_quantized_model(job: QuantizationJob) -> PreTrainedModel:
 
 
 def disable_packing(model: PreTrainedModel) -> None:
-    """Keeps 4-bit layers on a CPU from packing themselves for inference when dev rows are scored.
+    """Keeps 4-bit layers on a CPU from packing themselves when dev rows are scored.
 
-    No gradient goes through a packed layer, and it stays packed when the training goes on.
+    A packed layer passes no gradient, and stays packed when the training continues.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -156,7 +156,7 @@ def disable_packing(model: PreTrainedModel) -> None:
 
 
 def _start_adapters(model: PreTrainedModel, job: QuantizationJob, options: Lora) -> LoftqError:
-    """Sets the adapters to what quantization took from the weights."""
+    """Sets the adapters to the best fit of the quantization error."""
     from hfcompress.quantization.loftq import start_adapters
 
     whole = load_model(job.source, job.auto_class)

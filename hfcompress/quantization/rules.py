@@ -1,7 +1,7 @@
-"""What a quantize stage refuses because its options contradict each other, as a table.
+"""The rules that a quantize stage's options must not break, as a table.
 
-In a message `{backend}` stands for the backend's name and `{why}` for its own reason; in a fix `{mixed}` and
-`{trainable}` stand for the backends that can do so.
+In a message, `{backend}` stands for the backend's name and `{why}` for its own reason. In a fix, `{mixed}` and
+`{trainable}` stand for the backends that can do this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_contradictions(stage: Quantize) -> list[Problem]:
-    """Returns the problems of a stage's options, whatever model it gets."""
+    """Returns the problems of a stage's options with any model."""
     broken = [rule for rule in RULES if rule.when(stage)]
     if not broken:
         return []
@@ -76,7 +76,7 @@ RULES: tuple[Rule[Quantize], ...] = (
     ),
     Rule(
         when=lambda stage: _trains(stage, "fake_quantization") and _has_lora(stage),
-        message="quantization-aware training is of all weights, without adapters",
+        message="quantization-aware training trains all weights, without adapters",
         fix="leave it out, or use bnb_4bit",
         key=("train", "lora"),
     ),

@@ -39,15 +39,13 @@ class Quantize(Stage):
     kind: Literal["quantize"] = "quantize"
     backend: AnyBackend
     train: QatTraining | None = None
-    """Train too. Most backends that can be trained for take quantization-aware training, before they quantize. With a
-    bitsandbytes backend and `lora` it is QLoRA: adapters are trained on the quantized model. Without it nothing is
-    trained."""
+    """Train too: quantization-aware training before the model is quantized. With a bitsandbytes backend and `lora` it
+    is QLoRA: adapters are trained on the quantized model. By default nothing is trained."""
     max_drop: float | None = Field(default=None, gt=0, le=100)
-    """The points (hundredths) of the metric that the dev split may lose. The most sensitive linear layers stay in
-    float32 until no more is lost. If that is never so, the best attempt is kept. The card lists all attempts."""
+    """The points (hundredths) of the metric that may be lost on the dev split. The most sensitive linear layers stay in
+    float32 until no more is lost. If every attempt loses more, the best one is kept. The card lists all attempts."""
     rows: int = Field(default=512, ge=1)
-    """Dev rows that the sensitivity of each layer is measured on, under `max_drop`; whole models are measured on all
-    of them."""
+    """Dev rows to measure the sensitivity of each layer on, under `max_drop`; models are measured on all dev rows."""
 
     def plan(self, shape: Shape) -> Shape:
         planned = self.backend.plan(shape)
@@ -75,7 +73,7 @@ class Quantize(Stage):
         return [*self._module_problems(start, models), *_under("train", taught)]
 
     def _module_problems(self, start: LocalModel, models: LocalModels) -> list[Problem]:
-        """Returns what the backend says of modules that the recipe names."""
+        """Returns the backend's problems with modules that the recipe names."""
         if not self.backend.says(*({"skip"} & {*type(self.backend).model_fields})):
             return []
         shape = shape_of(read_config(start.directory), head=models.task.head)

@@ -17,7 +17,7 @@ from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
 from hfcompress.models.adapters import is_adapter
 from hfcompress.models.artifact import label_ids, load_tokenizer
-from hfcompress.models.padding import plainly_agree, reads_last_token
+from hfcompress.models.padding import have_same_pad_token, reads_last_token
 from hfcompress.models.shape import Shape, shape_of
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.errors import HfcompressError, Key, Problem, Rule, did_you_mean
@@ -221,7 +221,7 @@ def _padding_problems(recipe: Recipe, download: bool) -> list[Problem]:
             if path is None or is_adapter(path):
                 continue
             config = model_config(spec)
-            if reads_last_token(config) and not plainly_agree(path, config):
+            if reads_last_token(config) and not have_same_pad_token(path, config):
                 load_tokenizer(path)
         except HfcompressError as error:
             found += [replace(p, key=key) for p in error.problems]
@@ -238,7 +238,7 @@ def _source_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]
     named = config.get("architectures")
     if not named or has_task_head(config, recipe.task) or _trains_head(recipe):
         return []
-    message = f"the model is a {named[0]}, it has no head for {recipe.task.type}"
+    message = f"the model is a {named[0]}, which has no task head for {recipe.task.type}"
     there = isinstance(recipe.stages[0], Finetune)
     fix = "train it in its `finetune` stage" if there else "put a `finetune` stage first"
     return [Problem(message, f"{fix}, or name a model that was fine-tuned", ("model",))]

@@ -1,1 +1,1 @@
-"""The one training path, on transformers' Trainer."""
+"""Training, by transformers' Trainer."""

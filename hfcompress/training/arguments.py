@@ -1,4 +1,4 @@
-"""The only place where a `train:` block becomes `transformers.TrainingArguments`."""
+"""Makes `transformers.TrainingArguments` of a `train:` block; no other file does."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def make_arguments(
 
     Args:
         options: The `train:` block.
-        folder: Where checkpoints go.
+        folder: The directory of the checkpoints.
         seed: The seed of the training.
         rows: Train rows; None if their number is not known.
-        metric: The metric that tells which model is the best.
-        greater_is_better: Whether the best model is the one with the highest score.
-        find_unused: True if some parameters get no gradient, for which DDP has to look then.
+        metric: The metric that decides which model is the best.
+        greater_is_better: True if the best model has the highest score.
+        find_unused: True if some parameters get no gradient; DDP then has to look for them.
     """
     steps = options.steps(rows, process_state().num_processes) or 1
     strategy = "no" if options.epochs == 0 else "steps" if options.checkpoint_steps else "epoch"
@@ -49,7 +49,7 @@ def make_arguments(
         remove_unused_columns=False,
         save_strategy=strategy,
         save_steps=options.checkpoint_steps or 500,
-        save_total_limit=None,  # `_save_checkpoint` removes the older ones, once the new one is whole
+        save_total_limit=None,  # `_save_checkpoint` removes the older ones, once the new one is complete
         eval_strategy=strategy if options.keep_best else "no",
         eval_steps=options.checkpoint_steps,
         load_best_model_at_end=options.keep_best and strategy != "no",

@@ -1,4 +1,4 @@
-"""Batches of encoded rows: in which order rows are drawn, and what a batch holds."""
+"""Batches of encoded rows: the order of the rows, and the content of a batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from hfcompress.distillation.teachers import TeacherEnsemble
 
 SHARES = "shares"
-"""The key of a batch for how much it counts in its step: a tensor `(losses,)`, see `weigh_batches`."""
+"""The key of a batch for its weight in the step: a tensor `(losses,)`, see `weigh_batches`."""
 TEACHERS = "teachers"
-"""The key of a batch for what each teacher needs of it: a list of `TeacherBatch`. Without the key, they read the
-student's tokens."""
+"""The key of a batch for the inputs of the teachers: a list of `TeacherBatch`. Without it, teachers read the student's
+tokens."""
 
 
 class SeededLengthSampler(LengthGroupedSampler):
-    """Draws rows of similar length together, in an order that only the seed and the epoch decide.
+    """Draws rows of similar length together, in an order that depends only on the seed and the epoch.
 
-    A resumed run, and one on more processes with an equal global batch, gets the same batches as any other.
+    A resumed run gets the same batches, and so does a run on more processes with the same global batch.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
@@ -35,12 +35,12 @@ class SeededLengthSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Starts an epoch; the data loader calls it."""
+        """Starts an epoch; called by the data loader."""
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class Collator:
-    """Makes a batch of rows, with the cached outputs of teachers, or with their own tokens of these rows."""
+    """Makes a batch of rows, with the cached outputs of the teachers or the tokens of their own tokenizers."""
 
     def __init__(
         self, task: Task, tokenizer: PreTrainedTokenizerBase, teachers: TeacherEnsemble | None, on_gpu: bool

@@ -1,10 +1,10 @@
-"""Scores a model that is in memory, on one process or shared by all of them.
+"""Scores a model in memory, on one process, or on all processes together.
 
-The Trainer's own evaluation loop is not used, for three reasons. It draws other batches on two processes than on one,
-and kernels round differently in other batches: a best model would be chosen by the number of processes. It pads and
-gathers whole logits, which a fill-mask head has for each token of the vocabulary. And a teacher is scored before there
-is a Trainer. Here the batches are the same on any number of processes, each process predicts every n-th of them, and
-the predictions are put together in the order of the batches, so the score is the same to the last bit.
+The Trainer's own evaluation loop is not used, for three reasons. Its batches depend on the number of processes, and
+kernels round differently in other batches, so the choice of the best model would depend on it too. It gathers whole
+logits, and a fill-mask head has one for each token of the vocabulary. And a teacher is scored before there is a
+Trainer. Here the batches are the same on any number of processes, and each process predicts every n-th batch. The
+predictions are joined in the order of the batches, so the score is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 BATCH = 64
-"""Rows a forward pass."""
+"""Rows in a forward pass."""
 
 
 def score(
@@ -51,7 +51,7 @@ def judge(
     *,
     shared: bool = False,
 ) -> tuple[NDArray[Any], NDArray[Any], datasets.Dataset]:
-    """Finds a model's predictions, the references, and the rows in that order; the arguments are those of `predict`."""
+    """Computes predictions and references, and sorts the rows like them; the arguments are those of `predict`."""
     outputs, order = predict(model, rows, tokenizer, task, shared=shared)
     features = rows.select(order)
     return *task.judge(outputs, features), features
@@ -65,18 +65,18 @@ def predict(
     *,
     shared: bool = False,
 ) -> tuple[NDArray[Any], list[int]]:
-    """Runs a model in eval mode over encoded rows; afterwards it is in the mode in which it was.
+    """Runs a model in eval mode over encoded rows; then it is in its old mode again.
 
     Args:
         model: The model.
         rows: Encoded rows.
         tokenizer: The tokenizer that they were encoded with.
         task: The task.
-        shared: True if all processes of a distributed run call this with the same model and rows. Each runs its share
-            of the batches, and all get all outputs. Otherwise this process runs all of them.
+        shared: True if all processes of a distributed run call this with the same model and rows. Each then runs its
+            share of the batches, and all get all outputs. If false, this process runs all batches.
 
     Returns:
-        What `measure.worker.reduced` makes of the logits, and the numbers of the rows in the order of these outputs.
+        The logits as `measure.worker.reduced` reduces them, and the numbers of the rows in the same order.
     """
     state, groups = process_state(), group_by_length(rows, BATCH)
     first, step = (state.process_index, state.num_processes) if shared else (0, 1)
@@ -99,7 +99,7 @@ def predict(
 
 
 def _gather(outputs: dict[int, NDArray[Any]]) -> dict[int, NDArray[Any]]:
-    """Puts together the outputs that the processes have, by the numbers of the batches."""
+    """Collects the outputs of all processes, by the numbers of the batches."""
     from accelerate.utils import gather_object
 
     return dict(gather_object(list(outputs.items())))

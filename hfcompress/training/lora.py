@@ -1,4 +1,4 @@
-"""LoRA: adds adapters to a model, saves them, and merges them into the weights."""
+"""LoRA: adds adapters to a model, saves them, merges them into the weights."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ Target = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_out
 
 
 class Lora(StrictModel):
-    """Trains low-rank adapters: `W x + (alpha / r) B A x` with W frozen; the task head is trained as a whole.
+    """Trains low-rank adapters, `W x + (alpha / r) B A x` with frozen W; all weights of the task head are trained.
 
     Source: LoRA, Hu et al. 2021, arXiv:2106.09685. Needs `hfcompress[peft]`.
     """
 
     r: int = Field(default=8, ge=1, le=LARGEST["width"])
-    """Rank of the adapters."""
+    """The rank of the adapters."""
     alpha: float = Field(default=16.0, gt=0)
+    """The scale of the adapters: their output is multiplied by `alpha / r`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the input of an adapter."""
     targets: list[Target] = Field(default=["query", "value"], min_length=1)
     """The linear layers that get an adapter: any of query, key, value, attention_output, ffn_in, ffn_out. If one linear
     layer computes query, key and value together, one of these names stands for all three."""
     init: Literal["default", "loftq"] = "default"
-    """The start of the adapters: `default` is an update of zero; `loftq` (Li et al. 2023, arXiv:2310.08659) the best
-    low-rank fit of the quantization error, for adapters on a quantized model."""
+    """The start of the adapters: an update of zero (`default`), or the best low-rank fit of the quantization error
+    (`loftq`, Li et al. 2023, arXiv:2310.08659), for adapters on a quantized model."""
     iterations: int = Field(default=1, ge=1)
-    """Rounds of LoftQ: each quantizes what the adapters leave over, and fits the adapters again."""
+    """Rounds of LoftQ: each quantizes the rest that the adapters leave, and fits the adapters again."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> Lora:
@@ -49,17 +50,17 @@ class Lora(StrictModel):
 
 
 def init_problems(options: Lora | None) -> list[Problem]:
-    """Lists why adapters on a float model cannot start as the recipe says; keys inside of `lora:`."""
+    """Reports a start of the adapters that a float model cannot have; the keys are paths inside `lora:`."""
     if options is None or options.init == "default":
         return []
-    message = "`loftq` starts from the quantization error of the weights, and these weights stay in float32"
+    message = "`loftq` starts from the quantization error of the weights, but these weights stay in float32"
     return [Problem(message, "leave it out, or quantize with bnb_4bit and `train: {lora: …}`", ("init",))]
 
 
 def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
-    """Adds adapters to the model, in place; only they and the task head can be trained then.
+    """Adds adapters to the model, in place; then only they and the task head are trained.
 
-    The model keeps its class, its forward and the paths to its parts, and at first computes the same.
+    The model keeps its class, its `forward` and the paths of its modules, and at first computes the same.
 
     Raises:
         HfcompressError: if peft is not installed, or the task head is quantized.
@@ -74,7 +75,7 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
         target_modules=list(find_targets(model, options)),
     )
     inject_adapter_in_model(config, model)
-    # A fill-mask head has the weights of the word embeddings, under another name.
+    # A fill-mask head shares the weights of the word embeddings, under another name.
     names = list(model.named_parameters(remove_duplicate=False))
     body = {id(parameter) for name, parameter in names if part_of(name, model) != "head"}
     for name, parameter in names:
@@ -82,8 +83,9 @@ def add_lora(model: PreTrainedModel, options: Lora) -> PreTrainedModel:
             continue
         if not parameter.is_floating_point():
             raise HfcompressError(
-                f"the head's {name.removesuffix('.weight')} is quantized, and a head is trained whole beside adapters",
-                "leave `skip` out of the backend, or name the head's modules there too",
+                f"the task head's {name.removesuffix('.weight')} is quantized, "
+                "and a task head is trained whole beside adapters",
+                "leave `skip` out of the backend, or name the task head's modules there too",
             )
         parameter.requires_grad_(True)
     return model
@@ -98,7 +100,7 @@ def find_targets(model: PreTrainedModel, options: Lora) -> dict[str, nn.Module]:
 
 
 def save_adapter(model: PreTrainedModel, path: Path) -> None:
-    """Writes a model's adapters as peft does, without the name of the base: base and adapters can be moved together."""
+    """Writes a model's adapters as peft does, but without the name of the base, so that both can be moved together."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -109,7 +111,7 @@ def save_adapter(model: PreTrainedModel, path: Path) -> None:
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Merges the adapters into the weights, in place: the model is stock again, and all of it can be trained."""
+    """Merges the adapters into the weights, in place: the model is stock again, and all its weights can be trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(model.named_modules()):

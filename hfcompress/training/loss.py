@@ -1,4 +1,4 @@
-"""The contract of a training loss."""
+"""The base class of training losses, and the data that they get."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Pairs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss is computed from in one training step.
+    """The data of one training step that a loss is computed from.
 
     Attributes:
-        student: The student's forward pass, with gradients.
-        teacher: The teacher's on the same rows; None if no loss needs a teacher.
+        student: The outputs of the student, with gradients.
+        teacher: The outputs of the teachers for the same rows; None if no loss needs a teacher.
         mask: `(batch, length)`, true at real tokens.
         labels: `(batch,)` of a sequence head; `(batch, length)` of a token or mask head, -100 where a token has no
-            label; `(batch, 2)`, start and end, of a span head. None if the data has none.
+            label; `(batch, 2)`, start and end, of a span head. None if the data has no labels.
         pairs: `(m, g)`: student layer `m` learns from teacher layer `g`, both from 1.
         task: The task: its `head`, and the loss of its labels.
-        dynamic: True if `pairs` are only a start, and hidden states choose their own teacher layers.
-        state: What the loss found in the train rows with its `state_of`.
+        dynamic: True if `pairs` are only a start, and the hidden-state loss chooses its own teacher layers.
+        state: The result of the loss's `state_of`.
     """
 
     student: Observation
@@ -51,14 +51,14 @@ class Step:
     state: Tensor | None = None
 
     def require_teacher(self) -> Observation:
-        """The teacher's forward pass, for a loss that needs a teacher."""
+        """Returns the outputs of the teachers, for a loss that needs them."""
         assert self.teacher is not None
         return self.teacher
 
 
 @dataclass(frozen=True)
 class Units:
-    """Counts of what a loss may be the mean over in a batch; each is a scalar tensor.
+    """The counts that a loss may divide by in a batch; each is a scalar tensor.
 
     Attributes:
         mask: `(batch, length)`, true at real tokens.
@@ -107,7 +107,7 @@ class Ramp(StrictModel):
     start: float = Field(ge=0)
     end: float = Field(ge=0)
     schedule: Literal["linear", "cosine"] = "linear"
-    """`cosine` leaves the start and reaches the end slowly."""
+    """The course between them; `cosine` changes slowly near the start and the end."""
 
     def at(self, progress: float) -> float:
         """Computes the weight when a share `progress` of the steps is done."""
@@ -116,7 +116,7 @@ class Ramp(StrictModel):
 
 
 def _number_or_ramp(value: Any) -> Any:
-    """Reads a weight as a number or as a mapping, so that a mistake is told for one of the two, not for both."""
+    """Reads a weight as a number or as a mapping, so that an error names only one of the two."""
     if isinstance(value, (dict, Ramp)):
         return Ramp.model_validate(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
@@ -131,18 +131,18 @@ class Loss(Component):
     """A term of the training objective."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it is computed from besides logits: `hidden_states`, `queries`, `keys`, `values`."""
+    """The inputs besides logits: any of `hidden_states`, `queries`, `keys`, `values`."""
     needs_logits: ClassVar[bool] = False
     """True if it is computed from the logits."""
     needs_teacher: ClassVar[bool] = True
     """True if it compares student and teacher."""
     uses_layer_map: ClassVar[bool] = True
-    """True if it compares layers pair by pair, as the layer map says; it matters only with `needs`."""
+    """True if it compares the pairs of layers of the layer map; it matters only with `needs`."""
     first_token_only: ClassVar[bool] = False
-    """True if it uses the hidden states of the first token alone."""
+    """True if it uses the hidden states of the first token only."""
 
     weight: Weight = 1.0
-    """The factor of this loss in the sum: a number, or `{start, end, schedule}` over the steps."""
+    """The factor of this loss in the sum: a number, or `{start, end, schedule}` to change it over the steps."""
 
     def weight_at(self, progress: float) -> float:
         """Computes the factor when a share `progress` of the steps is done."""
@@ -153,15 +153,15 @@ class Loss(Component):
         return pairs if self.uses_layer_map else ()
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
-        """Lists why this loss cannot compare these two models."""
+        """Lists the reasons why this loss cannot compare these two models."""
         return []
 
     def map_problems(self, student: Shape, teacher: Shape, pairs: Pairs) -> list[str]:
-        """Lists why this loss cannot be trained with these pairs of layers."""
+        """Lists the reasons why this loss cannot be trained with these pairs of layers."""
         return []
 
     def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
-        """Lists why this loss cannot be used for a task, with key paths inside the loss.
+        """Lists the problems of this loss with a task; their keys are paths inside the loss.
 
         Args:
             task: The task.
@@ -170,7 +170,7 @@ class Loss(Component):
         return []
 
     def state_of(self, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
-        """Finds in the train rows what the loss needs in every step; each `Step` has it as `state`.
+        """Computes from the train rows a tensor that the loss needs in every step; each `Step` has it as `state`.
 
         Args:
             rows: Encoded train rows.
@@ -179,19 +179,19 @@ class Loss(Component):
         return None
 
     def units(self, batch: Units) -> Tensor:
-        """Counts what `compute` divides by: by default the rows.
+        """Counts the units that `compute` takes the mean over: by default rows.
 
-        The batch of a step may be split, into accumulated batches and over processes. The mean over the whole step is
-        the sum of the parts' means, each multiplied by its share of the step's units.
+        The batch of a step may be split into accumulated batches and over processes. The mean over the whole step is
+        the sum of the means of the parts, each multiplied by its share of the step's units.
         """
         return batch.rows
 
     def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
-        """Makes a module that is trained with the student (a projection), or None."""
+        """Makes a module that is trained with the student, such as a projection; None if the loss needs none."""
         return None
 
     def projection_name(self, key: str) -> str:
-        """Names what it learns. Losses that give the same name share one module; the default is its own `key`."""
+        """Names this module; losses that return the same name share one module. The default is the loss's own `key`."""
         return key
 
     def compute(self, step: Step, learned: nn.Module | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training objective: a student, its losses and what they learn, as one module."""
+"""The training objective: a student, its losses and their projections, as one module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """A student, its losses and its training overlay as one module: DDP and checkpoints see all that is learned."""
+    """A student, its losses and its training overlay as one module: DDP and checkpoints see all trained weights."""
 
     accepts_loss_kwargs = False  # the Trainer divides the loss by the accumulated batches
 
@@ -37,7 +37,7 @@ class Objective(nn.Module):
         masks: TrainingOverlay | None = None,
         states: Sequence[Tensor | None] = (),
     ) -> None:
-        """Makes the modules that the losses learn.
+        """Makes the projections of the losses.
 
         Args:
             student: The model to train.
@@ -46,8 +46,8 @@ class Objective(nn.Module):
             teacher: The first teacher's shape; None if no loss needs a teacher.
             pairs: `(m, g)`: student layer `m` learns from teacher layer `g`, both from 1.
             dynamic: True if `pairs` are only a start, see `Step`.
-            masks: What lies over the student while it trains.
-            states: For each loss, what its `state_of` found in the train rows.
+            masks: The overlay of the student while it trains.
+            states: The result of each loss's `state_of`.
         """
         super().__init__()
         self.student = student
@@ -67,7 +67,7 @@ class Objective(nn.Module):
         self.register_load_state_dict_pre_hook(_add_frozen)
 
     def _match(self, student: Shape, teacher: Shape) -> None:
-        """Makes what the losses learn, and finds the layers that they compare."""
+        """Makes the projections of the losses, and finds the layers that they compare."""
         compared = [p for x in self.losses.values() if x.needs for p in x.layers(student, teacher, self.pairs)]
         self.layers, self.teacher_layers = frozenset(m for m, _ in compared), frozenset(g for _, g in compared)
         for key, loss in self.losses.items():
@@ -91,11 +91,11 @@ class Objective(nn.Module):
         """Sums up the weighted losses; the overlay's penalty is the part named `mask`.
 
         Args:
-            labels: As the task's `batch` makes them.
+            labels: The labels, as the task's `batch` makes them.
             teacher: The teachers' outputs for the same batch.
-            progress: Share of the steps that are done, for weights and overlays that change.
-            shares: `(losses,)`: how much the batch's mean of each loss counts in its step, see `weigh_batches`; None if
-                the batch is the whole step.
+            progress: The share of the steps that are done, for weights and overlays that change.
+            shares: `(losses,)`: the weight of the batch in its step for each loss, see `weigh_batches`; None if the
+                batch is the whole step.
             **inputs: Token tensors.
 
         Returns:
@@ -119,24 +119,24 @@ class Objective(nn.Module):
         return {"loss": torch.stack(list(parts.values())).sum(), "parts": parts}
 
     def units(self, batch: Mapping[str, Any]) -> Tensor:
-        """Counts, for each loss, what it is the mean over in a collated batch: `(losses,)`."""
+        """Counts the units of each loss in a collated batch: `(losses,)`."""
         found = Units(batch["attention_mask"].bool(), batch.get("labels"), self.task)
         return torch.stack([loss.units(replace(found, state=self._state(key))) for key, loss in self.losses.items()])
 
     def _state(self, key: str) -> Tensor | None:
-        """What the loss found in the train rows before the training."""
+        """Returns the result of a loss's `state_of`."""
         state: Tensor | None = getattr(self, f"state_of_{key}", None)
         return state
 
     def under_overlay(self, progress: float) -> AbstractContextManager[None]:
-        """Lays the overlay over the student's forward passes inside the context."""
+        """Lays the overlay over the student while the context lasts."""
         return nullcontext() if self.masks is None else self.masks.lay_over(self.student, progress)
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Keeps in a checkpoint only what the training changes, each tensor once: safetensors refuses shared tensors.
+    """Keeps only the trained weights in a checkpoint, each tensor once: safetensors refuses shared tensors.
 
-    A resumed training still has what is frozen, and the state of a quantized layer cannot be loaded back.
+    A resumed training has the frozen weights already, and the state of a quantized layer cannot be loaded.
     """
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     kept = {prefix + name for name in (*trained, *(name for name, _ in module.named_buffers()))}
@@ -145,7 +145,7 @@ def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 
 
 def _add_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Adds to a checkpoint what `_drop_frozen` left out, from the module itself."""
+    """Adds the weights that `_drop_frozen` left out to a checkpoint, from the module itself."""
     again = _second_names(module)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name in again:
@@ -155,7 +155,7 @@ def _add_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def _second_names(module: nn.Module) -> dict[str, str]:
-    """Maps further names of tensors to the first name of each: a fill-mask head has the weights of the embeddings."""
+    """Maps the further names of shared tensors to their first names: a fill-mask head shares the embeddings."""
     first: dict[int, str] = {}
     named = module.named_parameters(remove_duplicate=False)
     return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}

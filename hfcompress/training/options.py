@@ -22,12 +22,12 @@ def row_count(rows: Any) -> int | None:
 
 
 class Train(StrictModel):
-    """How to train. The batch size is per process; the rest means the same as in `transformers.TrainingArguments`."""
+    """The options of a training. `batch_size` is per process; the others are as in `transformers.TrainingArguments`."""
 
     epochs: float = Field(default=3.0, ge=0)
-    """Passes over the train split; with 0 nothing is trained."""
+    """Passes over the train split; 0 trains nothing."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this number of optimizer steps, whatever `epochs` is."""
+    """Stop after this number of optimizer steps; it overrides `epochs`."""
     learning_rate: float = Field(default=5e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
     """Rows of a batch, on each process."""
@@ -46,9 +46,9 @@ class Train(StrictModel):
     keep_best: bool = False
     """Score the dev split after each epoch and keep the best model instead of the last."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
-    """Save a checkpoint after every so many steps; the default is after every epoch."""
+    """The number of steps between two checkpoints; by default, one is saved after each epoch."""
     logging_steps: int = Field(default=50, ge=1)
-    """Log the losses after every so many steps."""
+    """The number of steps between two log lines of the losses."""
     workers: int = Field(default=0, ge=0)
     """Processes that prepare batches."""
     report_to: list[str] = []
@@ -66,18 +66,18 @@ class Train(StrictModel):
         return planned if self.max_steps is None else self.max_steps
 
     def until(self, steps: int) -> Self:
-        """Makes the start of a longer training: it ends after `steps` steps, before the learning rate falls."""
+        """Returns the options of the first `steps` steps, with a constant learning rate after the warm-up."""
         return self.model_copy(update={"max_steps": steps, "schedule": "constant", "keep_best": False})
 
     def problems(self, task: Task) -> list[Problem]:
-        """Lists what cannot work with the task's rows; the key starts with `train`."""
+        """Lists the problems with the task's rows; the keys start with `train`."""
         if not task.is_streamed or self.max_steps is not None:
             return []
         message = "a corpus that is streamed has no known number of rows"
-        return [Problem(message, "say how many steps to take", ("train", "max_steps"))]
+        return [Problem(message, "give the number of steps", ("train", "max_steps"))]
 
     def masked_problems(self) -> list[Problem]:
-        """Lists what cannot work while an overlay changes the model step by step."""
+        """Lists the problems with an overlay that changes the model step by step."""
         if not self.keep_best:
             return []
         message = "the best model while masks close is one of the first, before they have closed"
@@ -85,7 +85,7 @@ class Train(StrictModel):
         return [Problem(message, fix, ("keep_best",))]
 
     def trackers_missing(self, key: Key = ()) -> list[Problem]:
-        """Lists trackers that transformers does not know, or that are not installed.
+        """Lists the trackers that transformers does not know, or that are not installed.
 
         Args:
             key: The path to this block.
@@ -93,7 +93,7 @@ class Train(StrictModel):
         return [replace(p, key=(*key, *p.key)) for p in tracker_problems(self.report_to)] if self.report_to else []
 
     def rows_seen(self, rows: int, processes: int = 1) -> float:
-        """Counts the rows that a training over `rows` rows reads; a row counts each time."""
+        """Counts the rows that a training over `rows` rows reads; a row that is read again counts again."""
         if self.max_steps is None:
             return rows * self.epochs
         return float(self.max_steps * self.batch_size * self.gradient_accumulation * processes)

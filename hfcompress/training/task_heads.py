@@ -1,4 +1,4 @@
-"""The task head: the layer on top of a model that answers the task."""
+"""The task head: the last layers of a model, which give the task's logits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def has_task_head(config: Mapping[str, Any], task: Task) -> bool:
-    """True if a config.json says that the model has the task's kind of head."""
+    """True if a config.json names a class with the task's kind of task head."""
     return class_name_of(config).endswith(TASK_HEADS[task.head])
 
 
 def load_with_task_head(task: Task, artifact: Artifact, fresh: bool, like: Artifact | None = None) -> PreTrainedModel:
-    """Loads a model with the task's head.
+    """Loads a model with the task's kind of task head.
 
     Args:
         task: The task.
         artifact: The model that the weights come from.
-        fresh: Make a new head if it is missing or has other labels; otherwise that is an error.
-        like: A model of the same task whose label names a new head takes; by default the data's names.
+        fresh: True to make a new task head if it is missing or has other labels; if false, that is an error.
+        like: A model of the same task, whose label names the new task head gets; by default those of the data.
     """
     config = read_config(artifact.path)
     if not fresh:
@@ -52,13 +52,13 @@ def label_names(task: Task, config: Mapping[str, Any], like: Mapping[str, Any] |
 
     Args:
         task: The task.
-        config: The config of the model that gets the head.
-        like: The config of a model of the same task whose label names the head takes; by default the data's names.
+        config: The config of the model that gets the task head.
+        like: The config of a model of the same task, whose label names it gets; by default those of the data.
     """
     if like is not None and has_task_head(like, task):
         return names_by_id(label_ids(like))
     names: list[str] = task.label_names()
     own = {str(name): int(index) for index, name in (config.get("id2label") or {}).items()}
-    # A model that already names these labels keeps its names and their order; it also names what the data only counts.
+    # A model that names these labels keeps its names and their order, also if the data has numbers instead of names.
     counted = names == [str(index) for index in range(len(own))] and not any(map(is_integer, own))
     return names_by_id(own) if counted or match_one_to_one(names, own) else names

@@ -8,11 +8,11 @@ from hfcompress.utils.errors import Problem, did_you_mean
 
 _ALL_OR_NONE = ("all", "none")
 _ASKED_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
-"""The names of some trackers in transformers' functions that find out if they are installed."""
+"""The names of some trackers in transformers' functions `is_…_available`."""
 
 
 def tracker_problems(names: Sequence[str]) -> list[Problem]:
-    """Lists names that transformers does not know, and trackers that are not installed; the key is `report_to`."""
+    """Reports unknown names, and trackers that are not installed; the keys start with `report_to`."""
     from transformers.integrations import integration_utils
 
     known, found = list(integration_utils.INTEGRATION_TO_CALLBACK), []
@@ -20,7 +20,7 @@ def tracker_problems(names: Sequence[str]) -> list[Problem]:
         key = ("report_to", index)
         if name in _ALL_OR_NONE:
             if len(names) > 1:
-                found.append(Problem(f"'{name}' says of all trackers what is reported", "name it alone", key))
+                found.append(Problem(f"'{name}' means all trackers or none", "name it alone", key))
         elif name not in known:
             found.append(Problem(f"transformers knows no tracker '{name}'", did_you_mean(name, known), key))
         elif not _is_installed(name):

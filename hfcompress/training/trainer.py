@@ -1,6 +1,6 @@
-"""The one training path: an objective, and perhaps teachers, under `transformers.Trainer`.
+"""Trains an objective, with or without teachers, by `transformers.Trainer`.
 
-Torch is imported with this file, so stages import it when they run, never when they are read.
+This file imports torch, so stages import it when they run, not when a recipe is read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _TellEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the collator which epoch it is, for what is drawn anew in each epoch."""
+    """Tells the collator the number of the epoch, since masks are drawn again in each epoch."""
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
@@ -54,7 +54,7 @@ class _TellStep(TrainerCallback):  # type: ignore[misc]
 
 
 class CompressionTrainer(Trainer):
-    """A Trainer that asks the teachers before each step, and whose model may be under a training overlay."""
+    """A Trainer that asks the teachers before each step, and trains a student under an overlay."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class CompressionTrainer(Trainer):
         self._in_step = 1
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Draws the batches of the next step, and adds to each how much it counts in the step's means.
+        """Draws the batches of the next step, and adds to each its weight in the step's means.
 
-        In a plain mean over the batches, those with few labels or short rows would count as much as the others.
+        In a plain mean, batches with few labels or short rows would count as much as the others.
         """
         samples, count = super().get_batch_samples(*args, **kwargs)
         self._in_step = max(len(samples), 1)
@@ -101,7 +101,7 @@ class CompressionTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Asks the teachers about a batch, and computes the objective's loss on it."""
+        """Asks the teachers about a batch, and computes the objective's loss."""
         objective: Any = self.accelerator.unwrap_model(self.model)
         shares = inputs.get(SHARES)
         outputs = model(progress=self._progress, shares=shares, **ask_teachers(objective, self.teachers, inputs))
@@ -109,9 +109,9 @@ class CompressionTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Computes the student's metric on the dev rows, under its overlay as it would end now.
+        """Computes the student's metric on the dev rows, under its overlay in eval mode.
 
-        All processes share the rows, and all find the same metric; `training.evaluate` says how.
+        All processes share the rows, and all get the same metric; see `training.evaluate`.
         """
         objective: Any = self.accelerator.unwrap_model(self.model).eval()
         with objective.under_overlay(self._progress):
@@ -126,9 +126,9 @@ class CompressionTrainer(Trainer):
         return self.state.global_step / max(self.state.max_steps, 1)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Saves a checkpoint, seals it once every process has written its share, and only then removes older ones."""
+        """Saves a checkpoint, seals it once every process has written its part, and then removes older ones."""
         folder = Path(self.args.output_dir)
-        if not folder.is_dir():  # the Trainer would make it again, in a run directory that was removed
+        if not folder.is_dir():  # if the run directory was removed, the Trainer would make it again
             raise FileNotFoundError(errno.ENOENT, "the directory of the checkpoints is gone", str(folder))
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
@@ -149,7 +149,7 @@ class CompressionTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Makes the learning rate schedule; a parameter group that is `STEADY` keeps its learning rate."""
+        """Makes the learning rate schedule; a parameter group with `STEADY` keeps its learning rate."""
         fresh = self.lr_scheduler is None
         scheduler: Any = super().create_scheduler(*args, **kwargs)
         for index, group in enumerate(scheduler.optimizer.param_groups if fresh else ()):
@@ -159,7 +159,7 @@ class CompressionTrainer(Trainer):
         return scheduler
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Clips the model's gradients alone: those of the overlay would use up the norm that it may have."""
+        """Clips the gradients of the model without those of the overlay, which would use up its norm."""
         super().create_accelerator_and_postprocess()
         clip = self.accelerator.clip_grad_norm_
 
@@ -188,9 +188,9 @@ class CompressionTrainer(Trainer):
         self._steps_counted += 1 / self._in_step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs also the mean of each loss, over the steps since the last log and over all processes.
+        """Logs also the mean of each loss over the steps since the last log, on all processes.
 
-        Only here the losses leave the device.
+        The losses stay on the device until here.
         """
         if self._steps_counted and "loss" in logs and len(self._parts) > 1:
             sums = self.accelerator.reduce(torch.stack(list(self._parts.values())), "mean").tolist()
@@ -202,15 +202,15 @@ class CompressionTrainer(Trainer):
 
 
 def weigh_batches(units: Tensor, of_all: Tensor, batches: int) -> Tensor:
-    """Computes how much each batch counts in its step, whose loss is the mean over its batches.
+    """Computes the weight of each batch in its step, whose loss is the mean over its batches.
 
     Args:
-        units: `(batches of this process, losses)`: what each loss is the mean over, in each batch.
-        of_all: `(losses,)`: the same of the whole step, over all processes.
-        batches: Batches of the step, over all processes.
+        units: `(batches of this process, losses)`: the number of units of each loss in each batch.
+        of_all: `(losses,)`: the number of units in the whole step, on all processes.
+        batches: The number of batches in the step, on all processes.
 
     Returns:
-        `(batches of this process, losses)`: factors of the batches' means.
+        `(batches of this process, losses)`: the factors of the means of the batches.
     """
     return units * batches / of_all.clamp(min=torch.finfo(of_all.dtype).tiny)
 
@@ -220,7 +220,7 @@ def _keep_rate(_step: int) -> float:
 
 
 def ask_teachers(objective: Objective, teachers: TeacherEnsemble | None, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns a collated batch into arguments of the objective, the teachers' outputs among them."""
+    """Turns a collated batch into the arguments of the objective, with the outputs of the teachers."""
     inputs = {name: value for name, value in batch.items() if name not in (SHARES, TEACHERS)}
     if teachers is None:
         return inputs
@@ -240,15 +240,15 @@ def train(
     teachers: TeacherEnsemble | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Trains the objective's student in place; goes on from the last whole checkpoint if there is one.
+    """Trains the objective's student in place, from the last complete checkpoint if there is one.
 
     Args:
         objective: The student, its losses and its overlay.
         options: The `train:` block.
         rows: Encoded rows of `train` and `dev`.
-        tokenizer: The student's.
-        checkpoints: Where the checkpoints are.
-        seed: Decides the batches, the dropout and what the overlay samples.
+        tokenizer: The student's tokenizer.
+        checkpoints: The directory of the checkpoints.
+        seed: The seed of batches, dropout and overlay.
         teachers: The teachers; None if no loss needs one.
         callbacks: `transformers` callbacks.
 
@@ -256,7 +256,7 @@ def train(
         The student's metric on the dev rows, under its overlay.
 
     Raises:
-        HfcompressError: if the best model is to be kept although the overlay changes the model step by step.
+        HfcompressError: for `keep_best` with an overlay that changes the model step by step.
     """
     torch.manual_seed(seed)
     if objective.masks is not None:
@@ -287,7 +287,7 @@ def train(
 
 
 def _find_checkpoint(checkpoints: Path) -> Path | None:
-    """Finds the last whole checkpoint, on the first process, and removes the others."""
+    """Finds the last complete checkpoint, on the first process, and removes the others."""
     found: Path | None = agreed(last_checkpoint(checkpoints) if process_state().is_main_process else None)
     on_main_process(lambda: remove_others(checkpoints, found, best_checkpoint(found) if found else None))
     return found
@@ -296,7 +296,7 @@ def _find_checkpoint(checkpoints: Path) -> Path | None:
 def check_first_step(
     objective: Objective, teachers: TeacherEnsemble | None, rows: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Takes one step on two rows, before any epoch, without an update: a broken loss is found within seconds.
+    """Computes the loss and its gradients on two rows, before any epoch: this finds a broken loss within seconds.
 
     Raises:
         HfcompressError: for a loss that is not finite, or a projection that gets no gradient.
@@ -315,7 +315,7 @@ def check_first_step(
     objective.zero_grad(set_to_none=True)
     if broken:
         raise HfcompressError(
-            f"the loss {broken[0]} is not finite on the first rows", "look for nan in the weights of student or teacher"
+            f"the loss {broken[0]} is not finite on the first rows", "look for NaN in the weights of both models"
         )
     if dead:
         loss = dead[0].partition(".")[0]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfcompress.data import source
-from hfcompress.data.files import data_file, streamed
+from hfcompress.data.files import data_file
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
@@ -178,8 +178,8 @@ def row(sentence: str = '"a"', label: str = "1") -> str:
         ("a.jsonl", row('"\\ud800"'), "half of a surrogate pair"),
         ("a.jsonl", row(label="1, \"x\": " + "[" * 100_000 + "]" * 100_000), "a.jsonl:1 is nested too deeply"),
         ("a.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": "th', "a.jsonl:2 is not JSON"),
-        ("a.jsonl", '{"sentence": "a", "label": 1}\n[1, 2]\n', "a.jsonl:2 is no JSON object: [1, 2]"),
-        ("a.json", '[{"sentence": "a", "label": 1}, 2]', "a.json: entry 1 of the list is no JSON object: 2"),
+        ("a.jsonl", '{"sentence": "a", "label": 1}\n[1, 2]\n', "a.jsonl:2 is not a JSON object: [1, 2]"),
+        ("a.json", '[{"sentence": "a", "label": 1}, 2]', "a.json: entry 1 of the list is not a JSON object: 2"),
         ("a.json", '[\n{"sentence": "a", "label": 1},\n\n{"sen\n]', "a.json:4 is not JSON"),
         ("a.json", '{"data":\n [{"sentence": "a"}]}', "not a list of rows\n    take the list out of 'data'"),
         ("a.json", '{"rows": [{"sentence": "a"}]}', "no column 'sentence'\n    take the list out of 'rows'"),
@@ -289,7 +289,7 @@ def test_a_stream_reads_what_a_file_holds(tmp_path: Path, suffix: str) -> None:
     assert task.problems() == []
     assert task.read("dev")["text"][:] == texts[:2]
     assert [row["text"] for row in task.read("train")] == texts[2:]
-    stream = streamed(data_file(path), {"text": TEXT})
+    stream = data_file(path).stream({"text": TEXT})
     assert stream.features == datasets.Features({"text": datasets.Value("string")})
     assert [row["text"] for row in pickle.loads(pickle.dumps(stream))] == texts  # noqa: S301  # as a worker gets it
 

@@ -108,14 +108,14 @@ def test_names_that_do_not_match_are_told_with_both_lists(tmp_path: Path) -> Non
     told = said(task_on(tmp_path), ids("NEGATIVE", "POSITIVE"))
     assert "row 0 has the label 'pos' in column 'label', outside the model's 2 labels (NEGATIVE, POSITIVE)" in told
     assert "the data names its classes pos, neg" in told
-    assert "same name on both sides" in told
+    assert "give each class the same name in the data and in the model" in told
     assert said(task_on(tmp_path), ids("LABEL_0", "LABEL_1")) == ""
 
 
 def test_a_label_that_several_are_like_is_told(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (tmp_path / f"{split}.csv").write_text("sentence,label\na,POS\nb,neg\n")
-    assert "it is like 2 of them\nspell it as one of them" in said(task_on(tmp_path), ids("Pos", "pos", "neg"))
+    assert "it matches 2 of them\nspell it exactly as one of them" in said(task_on(tmp_path), ids("Pos", "pos", "neg"))
 
 
 def test_classes_that_train_never_shows_are_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +135,7 @@ def test_labels_that_differ_in_spelling_only_are_warned_of(tmp_path: Path, capfd
     for split in ("train", "dev"):
         (tmp_path / f"{split}.csv").write_text("sentence,label\na,pos\nb,Pos \nc,neg\n")
     assert task_on(tmp_path).label_problems(None) == []
-    assert "the labels 'Pos ', 'pos' differ in spelling only" in capfd.readouterr().err
+    assert "the labels 'Pos ', 'pos' differ only in spelling" in capfd.readouterr().err
 
 
 def test_tags_are_matched_by_name_too(tmp_path: Path) -> None:

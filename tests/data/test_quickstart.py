@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -87,10 +85,14 @@ class Parser:
                 yield end, weight * value + score
 
 
-def test_same_seed_same_bytes(data: Path, tmp_path: Path) -> None:
-    assert files(quickstart.write_dataset(tmp_path / "again", sizes=SIZES)) == files(data)
-    assert files(quickstart.write_dataset(tmp_path / "other", seed=1, sizes=SIZES)) != files(data)
-    assert {path.name for path in tmp_path.iterdir()} == {"again", "other"}
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    sizes = {"train": 400, "dev": 50, "test": 100}
+    first, again, other = (
+        files(quickstart.write_dataset(tmp_path / name, seed=seed, sizes=sizes))
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again != other
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "again", "other"}
 
 
 def test_files_hold_what_was_asked(data: Path) -> None:
@@ -245,11 +247,6 @@ def test_model_follows_its_seed(model: Path, tmp_path: Path) -> None:
     weights = (model / "model.safetensors").read_bytes()
     assert (again / "model.safetensors").read_bytes() == weights
     assert (other / "model.safetensors").read_bytes() != weights
-
-
-def test_import_is_light() -> None:
-    code = "import sys, hfcompress.data.quickstart; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hfcompress.data import fill_mask
 from hfcompress.data import task as task_module
 from hfcompress.data.fill_mask import FillMask, draw_uniforms, mask_tokens, pack_documents
 from hfcompress.data.sequence import Regression, TextClassification
@@ -426,7 +427,7 @@ def test_unanswerable_questions_teach_cls_and_are_right_without_an_answer(tmp_pa
     assert task.score(task.answer_blindly(references, features), references) == 0.5
     assert refusal(task) == ""
     strict = task.model_copy(update={"unanswerable": False})
-    assert "train: row 0 has no answer in column 'answers'\nleave it out, or say `unanswerable: true`" in refusal(
+    assert "train: row 0 has no answer in column 'answers'\nleave it out, or set `unanswerable: true`" in refusal(
         strict
     )
 
@@ -720,6 +721,13 @@ def test_the_fingerprint_sees_labels_and_the_dev_split(tmp_path: Path, change: s
     assert task.fingerprint() != before
 
 
+def test_the_fingerprint_sees_how_masks_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = corpus(tmp_path, ["film"] * 300)
+    before = [task.fingerprint(judged) for judged in (False, True)]
+    monkeypatch.setattr(fill_mask, "MASKS", "splitmix64")
+    assert all(task.fingerprint(judged) != known for judged, known in zip((False, True), before, strict=True))
+
+
 def test_the_fingerprint_of_a_stream_sees_what_is_not_read(tmp_path: Path) -> None:
     """Far beyond the dev documents, in a file of the same size."""
     documents = ["film " * 1000] * 40
@@ -775,8 +783,9 @@ def placed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]:
     return task, headed(task, tmp_path / "model")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -> None:
-    """Through the process and its padded batches, against one row at a time in this process."""
+    """Through the worker and its padded batches, against one row at a time."""
     import transformers
     from transformers import AutoTokenizer
 
@@ -802,6 +811,7 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
     assert 0 <= low <= row["quality"][task.metric] <= high <= 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, Path], tmp_path: Path) -> None:
     from hfcompress.measure.verify import verify
     from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
@@ -823,8 +833,10 @@ def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, P
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, runtime: str) -> None:
-    from types import SimpleNamespace
+def test_the_cards_snippet_answers(
+    placed: tuple[Any, Path], tmp_path: Path, runtime: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a fresh process it runs in test_run.py."""
 
     from hfcompress.models.artifact import load_tokenizer, open_artifact
     from hfcompress.models.dummy_inputs import make_dummy_inputs
@@ -837,11 +849,9 @@ def test_the_cards_snippet_answers(placed: tuple[Any, Path], tmp_path: Path, run
         path.mkdir()
         OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, make_dummy_inputs(source)))
         load_tokenizer(source).save_pretrained(path)
-    loaded: Any = SimpleNamespace(recipe=SimpleNamespace(task=task))
-    text = write_snippet(loaded.recipe.task, open_artifact(path), str(path))
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    exec(write_snippet(task, open_artifact(path), str(path)), {})
+    printed = capsys.readouterr().out
     if task.head == "token":
-        assert {line.split()[-1] for line in done.stdout.strip().splitlines()} <= set(task.label_names())
+        assert {line.split()[-1] for line in printed.strip().splitlines()} <= set(task.label_names())
     if task.head == "mask":
-        assert done.stdout.strip() in factories.WORDS
+        assert printed.strip() in factories.WORDS

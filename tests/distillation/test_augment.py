@@ -403,7 +403,7 @@ def test_what_cannot_work_is_told_before_anything_runs(tmp_path: Path) -> None:
     classes, scores = TextClassification.model_validate(CLASSES), Regression.model_validate(SCORES)
     tokens = TokenClassification.model_validate({"type": "token-classification", "dataset": "x", "text": ["words"]})
     assert problems(classes, {"minimum_confidence": 0.5}) == problems(scores, {"tolerance": 0.5}) == []
-    other = "augment rewrites the texts of text-classification and regression, the task is token-classification"
+    other = "augment rewrites texts for text-classification and regression, and the task is token-classification"
     assert problems(tokens, {}) == [(other, "augment")]
     assert problems(classes, {"glove": str(tmp_path / "no.txt")}) == [
         (f"no such file: {tmp_path / 'no.txt'}", "augment.glove")

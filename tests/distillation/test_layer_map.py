@@ -49,9 +49,9 @@ def test_explicit_pairs_stay_as_they_are() -> None:
 
 def test_a_pair_outside_a_model_is_told_with_its_place() -> None:
     first, second = layer_map_problems([[1, 2], [3, 13]], 2, 12)
-    assert "the student has 2 layers, there is no layer 3" in first.message
+    assert "the student has 2 layers, so there is no layer 3" in first.message
     assert first.key == ("layer_map", 1, 0)
-    assert "the teacher has 12 layers, there is no layer 13" in second.message
+    assert "the teacher has 12 layers, so there is no layer 13" in second.message
     assert second.key == ("layer_map", 1, 1)
 
 

@@ -435,7 +435,7 @@ def test_attention_that_knows_positions_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["minilm", "minilm_v2"])
 def test_a_teacher_layer_that_is_not_there_is_refused(name: str) -> None:
     found = loss(name, teacher_layer=5).problems(shape(), shape(layers=4))
-    assert found == [f"{name} looks at the teacher's layer 5, and it has 4; lower `teacher_layer`"]
+    assert found == [f"{name} uses the teacher's layer 5, and it has only 4; lower `teacher_layer`"]
     assert loss(name, teacher_layer=3).layers(shape(), shape(layers=4), UNIFORM) == ((2, 3),)
     assert loss(name).layers(shape(), shape(layers=4), UNIFORM) == ((2, 4),)
 
@@ -545,6 +545,6 @@ def test_relation_heads_fit_whatever_a_cut_leaves() -> None:
     whole = replace(shape(hidden=64, heads=4), head_dim=16)
     ranked = replace(whole.with_layers(2, 3, 8), even=False)
     (found,) = loss("minilm_v2", relation_heads=12).problems(ranked, whole)
-    assert "not known before it" in found
+    assert "is not known yet" in found
     assert "one of 1, 2, 4, 8, 16" in found
     assert loss("minilm_v2", relation_heads=16).problems(ranked, whole) == []

@@ -530,7 +530,7 @@ def test_layers_are_chosen_as_the_recipe_says(chosen: Any, expected: list[int]) 
         ({"positions": 64}, ("positions",), ("max_length is 128", "(64)")),
         ({"positions": 600}, ("positions",), ("has 512 positions", "cannot copy 600")),
         ({"layers": 2, "layers_from": [1]}, ("layers_from",), ("1 layers are named and the student has 2",)),
-        ({"layers": 2, "layers_from": [1, 13]}, ("layers_from", 1), ("has 12 layers, there is no layer 13",)),
+        ({"layers": 2, "layers_from": [1, 13]}, ("layers_from", 1), ("has 12 layers, so there is no layer 13",)),
         ({"layers": 14, "layers_from": "top"}, ("layers_from",), ("the student has 14 layers", "uniform")),
         ({"init": "random", "width": "activation"}, ("width",), ("no dimensions to choose",)),
         ({"init": "random", "layers_from": "top"}, ("layers_from",), ("no layers to choose",)),

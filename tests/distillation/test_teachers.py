@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from hfcompress.context import StageContext
-from hfcompress.data.reading import split_alike
 from hfcompress.data.sequence import TextClassification
+from hfcompress.data.tokenizer_state import split_alike
 from hfcompress.distillation.fill_cache import fill_teacher_cache
 from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.distillation.teacher_checks import same_behaviour, same_inputs
@@ -197,8 +197,8 @@ def test_layers_are_learnt_from_the_cache(tmp_path: Path, teacher: Path, data: P
     ("losses", "cache", "why"),
     [
         (["attention_scores"], "hidden_states", "a loss uses keys, queries, which are never kept"),
-        (["hidden_states"], "logits", "a loss uses hidden states, and logits alone are kept"),
-        (["hidden_states"], "cls", "hidden_states uses every token, and the first alone is kept"),
+        (["hidden_states"], "logits", "a loss uses hidden states, but only logits are kept"),
+        (["hidden_states"], "cls", "hidden_states uses every token, but only the first is kept"),
     ],
 )
 def test_what_the_cache_does_not_hold_is_refused(
@@ -245,7 +245,7 @@ def test_a_narrow_student_of_a_stream_is_ranked_on_its_first_documents(tmp_path:
     )
     assert "by activation" in record["student"]["embeddings"]
     cut = {**stage, "student": {"vocabulary": "corpus"}}
-    with pytest.raises(HfcompressError, match="streamed is not read in advance"):
+    with pytest.raises(HfcompressError, match="a streamed corpus is not read in advance"):
         check(load(factories.recipe(tmp_path / "v.yaml", tmp_path / "own", corpus, task=task, stages=[cut])))
 
 

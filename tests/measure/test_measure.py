@@ -32,27 +32,20 @@ AUTO = "AutoModelForSequenceClassification"
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An ONNX classifier that answers (number of real tokens, first token id): quick to load, easy to predict."""
     import onnx
-    from onnx import TensorProto, helper
 
     path = tmp_path_factory.mktemp("graph")
-    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")]
-    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])
-    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [value]) for name, value in (("zero", 0), ("one", 1))]
-    nodes = [
-        helper.make_node("ReduceSum", ["attention_mask", "one"], ["count"], keepdims=1),
-        helper.make_node("Slice", ["input_ids", "zero", "one", "one"], ["first"]),
-        helper.make_node("Concat", ["count", "first"], ["both"], axis=1),
-        helper.make_node("Cast", ["both"], ["logits"], to=TensorProto.FLOAT),
-    ]
-    made = helper.make_model(
-        helper.make_graph(nodes, "tiny", inputs, [output], constants),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
+    made = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        tiny (int64[b, s] input_ids, int64[b, s] attention_mask) => (float[b, 2] logits)
+        <int64[1] zero = {0}, int64[1] one = {1}> {
+            count = ReduceSum <keepdims = 1> (attention_mask, one)
+            first = Slice (input_ids, zero, one, one)
+            both = Concat <axis = 1> (count, first)
+            logits = Cast <to = 1> (both)
+        }
+    """)
     onnx.save(made, path / "model.onnx")
-    config = {"model_type": "bert", "vocab_size": len(factories.WORDS), "hidden_size": 32, "num_hidden_layers": 1,
-              "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
-    (path / "config.json").write_text(json.dumps(config))
+    factories.model(layers=1).config.save_pretrained(path)
     factories.tokenizer().save_pretrained(path)
     return open_artifact(path, "graph")
 
@@ -236,14 +229,7 @@ def megatron(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         intermediate_size=64, max_position_embeddings=40,
     )  # fmt: skip
     model = t.MegatronBertForSequenceClassification(config)
-    lines = [line.split("\t") for line in (data / "train.tsv").read_text().splitlines()[1:]]
-    batch = tokenizer([text for text, _ in lines], padding=True, return_tensors="pt")
-    labels = torch.tensor([int(label) for _, label in lines])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
-        model(**batch, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    factories.teach(model, tokenizer, data)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,28 +19,12 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
-from hfcompress.measure.worker import Worker
 from hfcompress.models.artifact import label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
 from tests import factories
+from tests.in_process import InThisProcess
 
 TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
-
-
-class Here:
-    """What a `ModelProcess` does, in this process."""
-
-    def __init__(self, path: Path, auto_class: str) -> None:
-        self.artifact, self.worker = open_artifact(path), Worker()
-        options = {"device": "cpu", "threads": 1, "trust": False, "register": None, "changes": {}}
-        self.worker.load("torch", path=str(path), auto_class=auto_class, **options)
-
-    def read(self, texts: Any, task: Any, pipeline: str | None) -> dict[str, Any]:
-        path = str(self.artifact.path)
-        return json.loads(json.dumps(self.worker.read(path, texts, task.truncation, task.max_length, pipeline)))
-
-    def logits(self, batches: Iterable[Any]) -> Any:
-        return np.concatenate([self.worker._reduced(dict(batch)) for batch in batches])
 
 
 def rows_of(kind: str, folder: Path) -> dict[str, Any]:
@@ -63,7 +47,6 @@ def rows_of(kind: str, folder: Path) -> dict[str, Any]:
 
 KINDS = {"text-classification": TextClassification, "regression": Regression, "question-answering": QuestionAnswering,
          "token-classification": TokenClassification, "fill-mask": FillMask}  # fmt: skip
-READ = {"text-classification", "pairs", "regression", "token-classification", "question-answering", "fill-mask"}
 
 
 @dataclass
@@ -103,11 +86,12 @@ def saved(folder: Path, kind: str, tokens: str) -> Saved:
 
 
 def checked(made: Saved) -> dict[str, float]:
-    return read_alike(Here(made.directory, made.context.task.auto_class), made.reading)  # type: ignore[arg-type]
+    with InThisProcess(open_artifact(made.directory), made.context.task.auto_class, threads=1) as process:
+        return read_alike(process, made.reading)
 
 
 @pytest.mark.parametrize("tokens", ["wordpiece", "byte level"])
-@pytest.mark.parametrize("kind", sorted(READ))
+@pytest.mark.parametrize("kind", sorted([*KINDS, "pairs"]))
 def test_a_saved_model_answers_plain_texts_as_it_was_measured(tmp_path: Path, kind: str, tokens: str) -> None:
     made = saved(tmp_path, kind, tokens)
     texts = made.reading.texts()
@@ -184,8 +168,9 @@ def test_rows_that_are_no_plain_text_are_left_out(tmp_path: Path) -> None:
     assert len(reading.texts()) == 3
 
 
-@pytest.mark.parametrize("tokens", ["wordpiece", "byte level"])
-@pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [("text-classification", "wordpiece"), ("token-classification", "byte level")]
+)
 def test_a_stock_pipeline_scores_what_the_stage_noted(tmp_path: Path, kind: str, tokens: str) -> None:
     """A stage, its directory, and transformers alone on the texts of the dev split."""
     source = saved(tmp_path, kind, tokens).context.source.path

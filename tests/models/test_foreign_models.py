@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from hfcompress.data.source import model_directory, open_model, split_graph, stored_dtype
@@ -24,6 +25,7 @@ from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.factories import run_cli
+from tests.in_process import InThisProcess
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -50,7 +52,7 @@ def model(teacher: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def said(recipe: Path, capsys: pytest.CaptureFixture[str], in_process: None) -> Any:
     """What a command says of a model that it refuses; it ends with 2 and without a traceback."""
 
     def run(command: str, path: Path | str) -> str:
@@ -98,7 +100,7 @@ def spoil(path: Path, how: str) -> None:
         ("narrow", r"1 weights of other sizes than its config.json says \(bert.encoder.layer.1.output.dense.weight\)"),
         ("another layer", r"no place for \(bert.encoder.layer.2.attention"),
         ("another module", r"no place for \(extra.dense.weight\)"),
-        ("whole numbers", r"stores bert.encoder.layer.1.output.dense.weight in whole numbers \(I8\)"),
+        ("whole numbers", r"stores bert.encoder.layer.1.output.dense.weight in integers \(I8\)"),
     ],
 )
 def test_weights_that_do_not_belong_to_the_model_are_refused(model: Path, how: str, why: str) -> None:
@@ -112,8 +114,8 @@ def test_weights_that_do_not_belong_to_the_model_are_refused(model: Path, how: s
 
 @pytest.fixture(scope="module")
 def worker(teacher: Path) -> Iterator[ModelProcess]:
-    """A process that loads one model after the other."""
-    with ModelProcess(open_artifact(teacher), AUTO, threads=1) as process:
+    """What loads one model after the other."""
+    with InThisProcess(open_artifact(teacher), AUTO, threads=1) as process:
         yield process
 
 
@@ -207,13 +209,8 @@ def test_what_is_weighed_and_hashed_is_what_loads(model: Path) -> None:
 
 def sharded(model: Path) -> Path:
     tensors = load_file(model / "model.safetensors")
-    names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, model / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
     (model / "model.safetensors").unlink()
+    save_torch_state_dict(tensors, model, max_shard_size="60KB")
     return model
 
 
@@ -303,7 +300,7 @@ SUMS = [11 + 10 * 2, 7 + 10 * 1]
 
 
 def answers(path: Path | str, auto_class: str = AUTO, batch: Any = BATCH) -> Any:
-    with ModelProcess(open_model(str(path)), auto_class, threads=1) as process:
+    with InThisProcess(open_model(str(path)), auto_class, threads=1) as process:
         return process.logits([batch])
 
 
@@ -313,7 +310,7 @@ def test_one_graph_of_several_is_named_or_the_usual_one(tmp_path: Path, capsys: 
     usual = open_model(str(path))
     assert [file.name for file in usual.weight_files] == ["model.onnx"]
     told = capsys.readouterr().err
-    assert f"{path} holds 2 graphs, and model.onnx is the one that is used" in told
+    assert f"{path} holds 2 graphs, and model.onnx is used" in told
     assert f"{path}:model_quantized.onnx" in told
     named = open_model(f"{path}:model_quantized.onnx")
     assert [file.name for file in named.weight_files] == ["model_quantized.onnx"]
@@ -321,7 +318,7 @@ def test_one_graph_of_several_is_named_or_the_usual_one(tmp_path: Path, capsys: 
     assert answers(f"{path}:model_quantized.onnx")[0, 0] == SUMS[0] + 1
     with pytest.raises(HfcompressError, match=r"holds no graph 'model_int8.onnx'"):
         open_model(f"{path}:model_int8.onnx")
-    with pytest.raises(HfcompressError, match="names a graph, which can be measured and not trained"):
+    with pytest.raises(HfcompressError, match="names a graph, which can be measured, but not trained"):
         model_directory(f"{path}:model.onnx")
 
 
@@ -495,6 +492,7 @@ def test_tensors_outside_a_graph_must_be_there_and_in_its_folder(tmp_path: Path)
     ["onnx_int8", {"use": "onnx_int8", "mode": "static"}, "onnx_int4", "onnx_fp16"],
     ids=["dynamic", "static", "int4", "fp16"],
 )
+@pytest.mark.usefixtures("in_process")
 def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
     teacher: Path, tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,7 +618,7 @@ def test_what_a_half_precision_stage_stored_says_so_itself(teacher: Path, tmp_pa
 
 def test_quantized_weights_are_not_trained(model: Path, said: Any) -> None:
     with_config(model, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "can be measured and not trained or cut (torch int4)" in said("check", model)
+    assert "can be measured, but not trained or cut (torch int4)" in said("check", model)
 
 
 # --- what a config claims
@@ -677,19 +675,19 @@ def test_no_command_allocates_what_a_config_claims(
     with_config(model, **{key: 10**9})
     arguments = {"doctor": [model], "evaluate": [model, "--task", recipe], "convert": [model, tmp_path / "new"]}
     assert run_cli(command, *arguments.get(command, [recipe, "--set", f"model={model}"])) == 2
-    assert f"{key}: 1000000000, and at most 4,096 are taken" in capsys.readouterr().err
+    assert f"{key}: 1000000000, and at most 4,096 are allowed" in capsys.readouterr().err
 
 
 def test_a_config_within_bounds_that_its_weights_belie_is_refused(model: Path, said: Any) -> None:
     with_config(model, vocab_size=10_000_000)
-    assert "config.json tells of" in said("evaluate", model)
+    assert "config.json describes" in said("evaluate", model)
 
 
 def test_a_config_of_an_unknown_architecture_has_bounds_too(model: Path, said: Any) -> None:
     with_config(model, model_type="megatron-bert", num_hidden_layers=10**8)
     assert "num_hidden_layers: 100000000" in said("evaluate", model)
     with_config(model, num_hidden_layers=2, intermediate_size=10**9)
-    assert "config.json tells of 130,0" in said("evaluate", model)
+    assert "config.json describes 130,0" in said("evaluate", model)
 
 
 @pytest.mark.parametrize(
@@ -747,13 +745,13 @@ def test_a_config_that_cannot_be_read(model: Path, content: bytes, why: str, sai
 )
 def test_a_safetensors_header_that_lies(model: Path, header: bytes, said: Any) -> None:
     (model / "model.safetensors").write_bytes(header)
-    with pytest.raises(HfcompressError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(HfcompressError, match=r"model\.safetensors is not a complete safetensors file"):
         load_model(model, AUTO)
     for command in ("evaluate", "check", "convert"):
         if command == "convert":
             assert run_cli("convert", model, model / "new") == 2
         else:
-            assert "model.safetensors is no whole safetensors file" in said(command, model)
+            assert "model.safetensors is not a complete safetensors file" in said(command, model)
 
 
 def test_code_that_comes_with_a_model_is_not_run(model: Path, tmp_path: Path, said: Any) -> None:

@@ -100,6 +100,7 @@ def recipe(tmp_path: Path, **stage: Any) -> Any:
     return load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=[{"kind": "prune", **stage}]))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
     from hfcompress.run.runner import run
 

@@ -14,12 +14,12 @@ from hfcompress.data.tasks import TextClassification
 from hfcompress.distillation.teacher_checks import same_inputs
 from hfcompress.distillation.teachers import Member, TeacherEnsemble, Teachers
 from hfcompress.measure.measure import Rows, require_padding_unread
-from hfcompress.measure.process import ModelProcess
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
 from hfcompress.models.forward import observe
 from hfcompress.training.batches import make_batches
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
+from tests.in_process import InThisProcess
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 UNSAID: Any = object()
@@ -104,7 +104,7 @@ def test_a_tokenizer_that_pads_left_is_saved_padding_right(tmp_path: Path, task:
     [
         (3, "[UNK]", False, r"pads with the id 3 \('\[SEP\]'\), its tokenizer with 1 \('\[UNK\]'\)"),
         (None, None, False, "neither the config nor the tokenizer of .* names a pad token"),
-        (None, "[SEP]", True, r"'\[SEP\]' is also the token that its texts end in"),
+        (None, "[SEP]", True, r"'\[SEP\]' is also the token at the end of its texts"),
         (9, None, False, "an ordinary token there, 'bad'"),
         (900, None, False, "no token of that id"),
         (-1, None, False, "neither the config nor the tokenizer"),
@@ -155,7 +155,7 @@ def test_a_model_is_measured_with_its_tokenizers_pad_token_and_not_off_padding(t
     path = saved(tmp_path / "model", pad=None, token="[SEP]")
     alone, _ = alone_and_together(path, task)
     tokenizer, labels = load_tokenizer(path, task), label_ids(read_config(path))
-    with ModelProcess(open_artifact(path), CLASSIFIER) as process:
+    with InThisProcess(open_artifact(path), CLASSIFIER) as process:
         rows = Rows(task, tokenizer, task.read("dev"), labels)
         assert np.abs(process.logits(rows.batches([range(48)])) - alone.numpy()).max() < 1e-4
         require_padding_unread(process, rows)
@@ -168,5 +168,5 @@ def test_rows_are_padded_with_nothing_made_up(task: Any) -> None:
     tokenizer = factories.tokenizer()
     tokenizer.pad_token = None
     rows = task.encode(task.read("dev"), tokenizer, {"0": 0, "1": 1})
-    with pytest.raises(HfcompressError, match="names no pad token"):
+    with pytest.raises(HfcompressError, match="has no pad token"):
         list(make_batches(rows, tokenizer, task))

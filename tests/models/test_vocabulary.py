@@ -197,7 +197,7 @@ def test_bytes_stay_where_unknown_characters_fall_back_on_them() -> None:
 def test_another_kind_of_tokenizer_is_refused(inner: Tokenizer) -> None:
     with pytest.raises(HfcompressError, match="cannot be cut") as refused:
         prune_vocabulary(PreTrainedTokenizerFast(tokenizer_object=inner), CORPUS)
-    assert refused.value.problems[0].fix == "say `vocabulary: keep`"
+    assert refused.value.problems[0].fix == "use `vocabulary: keep`"
 
 
 @pytest.mark.parametrize("name", ["Bert", "DistilBert", "MPNet", "Roberta", "XLMRoberta", "DebertaV2"])

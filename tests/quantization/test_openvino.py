@@ -53,8 +53,8 @@ def test_the_plan_stores_every_matrix_in_8_bits() -> None:
 @pytest.mark.parametrize(
     ("config", "head", "why"),
     [
-        ({"model_type": "modernbert"}, None, "exports no modernbert model; onnx_int8 does"),
-        ({"model_type": "llama"}, "causal", "this model has a causal task head"),
+        ({"model_type": "modernbert"}, None, "cannot export a modernbert model; onnx_int8 can"),
+        ({"model_type": "llama"}, "causal", "cannot export a causal task head"),
         ({"model_type": "roberta"}, "span", ""),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_optimum_intel_cannot_export_is_refused(config: dict[str, Any], hea
 
 
 def test_rows_for_weights_alone_are_refused() -> None:
-    with pytest.raises(ValueError, match="`weights_only` does not quantize these"):
+    with pytest.raises(ValueError, match="`weights_only` does not quantize them"):
         backend(weights_only=True, rows=8)
     assert backend(weights_only=True).weights_only
     assert backend(rows=8).rows == 8

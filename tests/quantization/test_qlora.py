@@ -236,7 +236,9 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(backend: s
 
 
 def test_a_quantized_head_is_not_trained_as_if_it_were_not(run: Run) -> None:
-    with pytest.raises(HfcompressError, match=r"head's bert\.pooler\.dense is quantized, and a head is trained whole"):
+    with pytest.raises(
+        HfcompressError, match=r"head's bert\.pooler\.dense is quantized, and a task head is trained whole"
+    ):
         run({"use": "bnb_4bit", "skip": ["classifier"]})
 
 

@@ -24,7 +24,7 @@ from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.test_recipes_run import InThisProcess
+from tests.in_process import InThisProcess
 
 
 class Coarse(Backend):
@@ -168,7 +168,7 @@ def test_simulating_leaves_the_model_as_it_was() -> None:
         (
             {"backend": {"use": "onnx_int8", "mode": "static"}, "train": {"lora": {"r": 4}}},
             ("train", "lora"),
-            "of all weights",
+            "trains all weights",
         ),
         (
             {"backend": "bnb_4bit", "train": {"lora": {"r": 4}}, "max_drop": 1.0},

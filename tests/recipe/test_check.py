@@ -116,7 +116,11 @@ def test_a_fine_tuned_source_has_the_labels_of_the_data(tmp_path: Path, teacher:
 def test_a_teacher_without_the_head_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
     base = factories.save(factories.model(head="mask"), tmp_path / "base")
     only(found(tmp_path, teacher, data, {**DISTIL, "teacher": str(base)}), "stages.0.teacher", "is a BertForMaskedLM")
-    only(found(tmp_path, base, data, DISTIL), "model", "is a BertForMaskedLM, it has no head for text-classification")
+    only(
+        found(tmp_path, base, data, DISTIL),
+        "model",
+        "is a BertForMaskedLM, which has no task head for text-classification",
+    )
     assert found(tmp_path, base, data, {"kind": "finetune"}, DISTIL) == []
 
 
@@ -189,7 +193,7 @@ def test_an_augmenting_model_that_fills_no_masks_is_told(tmp_path: Path, teacher
     problems = found(tmp_path, teacher, data, {**DISTIL, "augment": {"model": str(unmasked(tmp_path / "plain"))}})
     assert [key for key, _ in problems] == ["stages.0.augment.model"] * 2
     assert "has no mask token" in problems[0][1]
-    assert "which fills in no masks" in problems[1][1]
+    assert "which cannot fill in masks" in problems[1][1]
     masks = factories.save(factories.model(head="mask"), tmp_path / "masks")
     assert found(tmp_path, teacher, data, {**DISTIL, "augment": {"model": str(masks)}}) == []
 

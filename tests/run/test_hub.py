@@ -273,7 +273,7 @@ def test_a_graph_of_a_repository_is_named_or_found_in_its_folder(
     assert found.choice.file == "onnx/model_quantized.onnx"
     with pytest.raises(HfcompressError, match=r"holds no graph 'onnx/model_int8.onnx'"):
         source.open_model("user/graphs:onnx/model_int8.onnx")
-    with pytest.raises(HfcompressError, match="can be measured and not trained"):
+    with pytest.raises(HfcompressError, match="can be measured, but not trained"):
         source.require_weights("user/one")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert source.open_model("user/one").path == found.path
@@ -395,7 +395,7 @@ def test_a_configuration_that_a_data_set_lacks(hub: LoopbackHub, data: Path) -> 
 
 def test_a_data_set_that_is_a_script(hub: LoopbackHub, task: TextClassification) -> None:
     hub.add("user/tiny-data", {"README.md": b"", "tiny-data.py": b"raise SystemExit"}, kind="dataset")
-    with pytest.raises(HfcompressError, match="is a script, which can run any code, so it is not loaded"):
+    with pytest.raises(HfcompressError, match="is a script; it could run any code, so it is not loaded"):
         task.read("train")
 
 
@@ -452,7 +452,7 @@ def test_a_repository_without_weights_says_so(
 
 @pytest.mark.parametrize("command", ["plan", "check", "run"])
 def test_an_unknown_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, command: str) -> None:
-    message = "model 'user/tiny-teacher': it is neither a directory here nor a repository that the Hub shows you"
+    message = "model 'user/tiny-teacher': it is neither a local directory nor a repository that you can read"
     assert message in refused(main, local_data_recipe, command)
 
 

@@ -664,7 +664,9 @@ def test_zero_epochs_take_a_fine_tuned_model_as_it_is(swift: Swift, teacher: Pat
 
 def test_zero_epochs_of_a_model_without_a_head_are_refused(swift: Swift, tmp_path: Path) -> None:
     swift.teacher = factories.save(factories.model().bert, tmp_path / "base")
-    with pytest.raises(HfcompressError, match="is a BertModel, it has no head for text-classification") as error:
+    with pytest.raises(
+        HfcompressError, match="is a BertModel, which has no task head for text-classification"
+    ) as error:
         swift(stages=[{"kind": "finetune", "train": {"epochs": 0}}])
     assert "train it in its `finetune` stage" in str(error.value)
 

@@ -253,7 +253,7 @@ def test_a_finetune_stage_and_hard_labels_take_class_weights(tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("value", "why"),
-    [("even", "`balanced`, or a mapping"), ({}, "`balanced`, or a mapping"), ({"a": 0}, "number above 0"),
+    [("even", "`balanced` or a mapping"), ({}, "`balanced` or a mapping"), ({"a": 0}, "number above 0"),
      ({"a": True}, "number above 0"), ({True: 2.0}, "put it in quotes")],
 )  # fmt: skip
 def test_class_weights_that_mean_nothing_are_refused(value: Any, why: str) -> None:

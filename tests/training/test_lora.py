@@ -220,7 +220,7 @@ def test_a_base_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     def resolve(name: str) -> Path:
         raise HfcompressError(f"no such model directory: {name}", "check the path")
 
-    with pytest.raises(HfcompressError, match=r"was trained on '.*base', which cannot be had: no such") as refused:
+    with pytest.raises(HfcompressError, match=r"was trained on '.*base', which cannot be found: no such") as refused:
         merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, resolve)
     assert "set base_model_name_or_path in" in refused.value.problems[0].fix
     assert not (tmp_path / "out").exists()
@@ -269,7 +269,7 @@ def test_a_head_that_nobody_trained_is_an_error(tmp_path: Path) -> None:
     kept = {name: t for name, t in load_file(weights).items() if "lora_" in name}
     save_file(kept, weights)
     edit(tmp_path / "adapter", modules_to_save=None, task_type=None)
-    with pytest.raises(HfcompressError, match="its head was never trained"):
+    with pytest.raises(HfcompressError, match="its task head was never trained"):
         merge_adapter(tmp_path / "adapter", tmp_path / "out", CLASSIFIER, Path)
 
 

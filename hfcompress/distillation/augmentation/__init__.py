@@ -1,1 +1,1 @@
-"""TinyBERT's data augmentation."""
+"""Data augmentation, as in TinyBERT."""

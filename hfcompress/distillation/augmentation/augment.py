@@ -1,4 +1,4 @@
-"""Augmentation: writes a data set of the rows and of copies in which words are replaced.
+"""Augmentation: writes a data set of the rows, and of copies with replaced words.
 
 Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 ORIGIN = "augmented_from"
-"""The column with the number of the row that a new row was made from; empty for the original rows."""
+"""The column with the number of the original row of each new row; empty for original rows."""
 DATA, RECORD = "train.parquet", "lineage.json"
 DRAWS = 5
-"""How many texts are drawn for each wanted copy, at most: short texts have few variants."""
+"""The most texts to draw for each wanted copy: short texts have few variants."""
 ROWS_AT_ONCE = 4096
 
 Keep = Callable[["datasets.Dataset"], Sequence[bool]]
@@ -46,28 +46,28 @@ def augment(
     device: str = "cpu",
     bfloat16: bool = False,
 ) -> dict[str, int]:
-    """Writes the rows and the new ones, unless the directory has them already, whole and made from the same.
+    """Writes the rows and the new ones, unless the directory has the complete result already.
 
     The directory gets `train.parquet` (the rows, then the new ones, with `augmented_from`) and `lineage.json`.
 
     Args:
         rows: Raw rows.
-        columns: The text column, or the two of a pair: each is rewritten while the other stays as it was.
+        columns: The text column, or the two of a pair: one of them is rewritten at a time.
         options: An `Augment` block.
-        seed: Decides the replacements, row by row: they depend neither on the batch size nor on the other rows.
-        directory: Where they go; written beside and renamed.
-        identity: What the result depends on, as JSON: options, weights, data, seed, versions.
+        seed: The seed of the replacements: those of a row depend neither on the batch size nor on other rows.
+        directory: The directory to write; it is written beside its place and renamed.
+        identity: All that the result depends on, as JSON: options, weights, data, seed, versions.
         mlm: A directory with the masked-language model.
-        keep: Decides which of some new rows are kept; by default all are.
-        device: Where the masked-language model runs.
+        keep: Returns for some new rows which of them to keep; by default all are kept.
+        device: The device of the masked-language model.
         bfloat16: True if it computes in bfloat16.
 
     Returns:
-        Counts: `originals`, `generated` (and kept), `dropped` by `keep`, and `duplicates`, which are missing copies
-        of rows that have too few words to replace.
+        Counts: `originals`, `generated` (and kept), `dropped` by `keep`, and `duplicates`, the missing copies of rows
+        with too few words to replace.
 
     Raises:
-        HfcompressError: for a model that fills in no masks, a damaged file of word vectors, or augmented rows.
+        HfcompressError: for a model that cannot fill in masks, a damaged file of word vectors, or augmented rows.
     """
     require_fresh(rows)
     fault = find_fault(directory, identity)
@@ -76,7 +76,7 @@ def augment(
         log.info(f"augmentation: {_summary(counts)}, read from {directory}")
         return counts
     if directory.exists():
-        log.info(f"augmentation: {directory} is made again: {fault}")
+        log.info(f"augmentation: {directory} is made again, because {fault}")
         remove(directory)
     model = MaskedWords(mlm, options.top_k, device, bfloat16)
     texts = {column: [str(text) for text in rows[column]] for column in columns}
@@ -91,7 +91,7 @@ def augment(
 
 
 def require_fresh(rows: datasets.Dataset) -> None:
-    """Refuses rows that are augmented already.
+    """Checks that rows are not augmented already.
 
     Raises:
         HfcompressError: if they are.
@@ -176,9 +176,9 @@ def rewrite(text: str, slots: Slots, copies: int, probability: float, draw: rand
     Args:
         text: The old text.
         slots: The places of its words, and the candidates for each.
-        copies: How many new texts are wanted.
+        copies: The number of new texts that are wanted.
         probability: The probability that a word is replaced.
-        draw: Draws the words and their replacements.
+        draw: The random generator for words and replacements.
     """
     places = [(span, words) for span, words in sorted(slots.items()) if words]
     made: dict[str, None] = {}
@@ -197,7 +197,7 @@ def rewrite(text: str, slots: Slots, copies: int, probability: float, draw: rand
 
 
 def _match_case(word: str, old: str) -> str:
-    """Gives a word the capitals of the old one; a name keeps its own."""
+    """Gives a word the capitals of the old one; other capitals stay."""
     if len(old) > 1 and old.isupper():
         return word.upper()
     return word[0].upper() + word[1:] if old[0].isupper() else word
@@ -206,7 +206,7 @@ def _match_case(word: str, old: str) -> str:
 def _copy_rows(
     table: pyarrow.Table, texts: Mapping[str, list[str]], new: list[tuple[int, str, str]], features: Any
 ) -> pyarrow.Table:
-    """Copies the rows that new ones are made from, with the new texts in place of the old."""
+    """Copies the rows that new ones are made from, and replaces their texts."""
     import pyarrow
 
     numbers = pyarrow.array([number for number, _, _ in new], pyarrow.int64())

@@ -1,4 +1,4 @@
-"""The `augment:` block of a stage: new rows, and the filter by the teacher."""
+"""The `augment:` block of a stage: makes new rows, and filters them by a teacher."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 
 class Augment(StrictModel):
-    """Adds rows whose words are replaced by what a masked-language model expects in their place.
+    """Adds copies of the rows, in which a masked-language model replaces words.
 
     Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351, Algorithm 1.
     """
 
     copies: int = Field(default=20, ge=1)
-    """New rows for each row; for a pair of texts, so many for each text."""
+    """The new rows for each row; for a pair of texts, the new rows for each text."""
     model: str = Field(default="google-bert/bert-base-uncased", min_length=1)
     """The masked-language model: a directory, a Hub id, or `model`, the recipe's own."""
     probability: float = Field(default=0.4, ge=0, le=1)
     """The probability that a word is replaced."""
     top_k: int = Field(default=15, ge=1)
-    """Candidates for a word, from which the replacement is drawn."""
+    """The candidates for each replacement."""
     glove: str | None = None
-    """A text file of word vectors (`word v1 v2 …`) for words of several tokens; without it they are not replaced."""
+    """A text file of word vectors (`word v1 v2 …`) for words of several tokens; without it these are not replaced."""
     minimum_confidence: float | None = Field(default=None, ge=0, le=1)
     """Keep a new row only if the (first) teacher predicts its label, with at least this probability."""
     tolerance: float | None = Field(default=None, gt=0)
     """Keep a new row of a regression only if the (first) teacher's score is this close to its score."""
     batch_size: int = Field(default=256, ge=1)
-    """Masked texts in a forward pass."""
+    """The masked texts in a forward pass."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """The precision of the masked-language model; `auto` is bfloat16 on a GPU or processor that computes with it, else
     float32."""
@@ -61,7 +61,7 @@ class Augment(StrictModel):
         return self.minimum_confidence is not None or self.tolerance is not None
 
     def problems(self, task: Task, has_teacher: bool = True) -> list[Problem]:
-        """Lists what cannot work, with key paths inside the stage.
+        """Lists the problems of the block; their keys are paths inside the stage.
 
         Args:
             task: The stage's task.
@@ -69,7 +69,7 @@ class Augment(StrictModel):
         """
         found = []
         if task.head != "sequence":
-            message = f"augment rewrites the texts of text-classification and regression, the task is {task.type}"
+            message = f"augment rewrites texts for text-classification and regression, and the task is {task.type}"
             found.append(Problem(message, "leave it out", ("augment",)))
         elif self.minimum_confidence is not None and task.type == "regression":
             message, fix = "a regression has no classes to be confident of", "use `tolerance`, in units of the score"
@@ -88,7 +88,7 @@ class Augment(StrictModel):
 
 
 def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
-    """Lists what a run would refuse about the masked-language model and the rows, if they are on this machine."""
+    """Lists the problems of the masked-language model and the rows, if they are on this machine."""
     from hfcompress.data.local_models import collect_problems
     from hfcompress.distillation.augmentation.augment import require_fresh
     from hfcompress.distillation.augmentation.replacements import require_masks
@@ -97,7 +97,7 @@ def augment_problems(options: Augment, models: LocalModels) -> list[Problem]:
     if model is not None:
         found += collect_problems(lambda: require_masks(models.tokenizer(model), model.directory), ("augment", "model"))
     if model is not None and model.config is not None and not _fills_masks(model.config):
-        message = f"the model {options.model} is a {model.config['architectures'][0]}, which fills in no masks"
+        message = f"the model {options.model} is a {model.config['architectures'][0]}, which cannot fill in masks"
         fix = "name a masked-language model, such as google-bert/bert-base-uncased"
         found.append(Problem(message, fix, ("augment", "model")))
     if models.readable:
@@ -113,12 +113,12 @@ def _fills_masks(config: Mapping[str, Any]) -> bool:
 def augment_rows(
     options: Augment, taught: DistillationOptions, parent: Artifact, context: StageContext
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """Adds new rows to the train split. The first process makes them, once for all runs that need the same.
+    """Adds new rows to the train split. The first process makes them, once for all runs with the same options.
 
     Args:
         options: The block.
-        taught: The stage, whose first teacher filters the new rows if the block says so.
-        parent: The model that `teacher: parent` names.
+        taught: The stage; its first teacher filters the new rows if the block has a filter.
+        parent: The model that `teacher: parent` means.
         context: The stage's context.
 
     Returns:
@@ -174,7 +174,7 @@ def computes_in_bfloat16(precision: str, device: str) -> bool:
 
 
 def make_label_filter(options: Augment, teacher: Artifact, task: Task) -> Keep:
-    """Makes the label-consistency filter: it keeps the raw rows whose label the teacher predicts."""
+    """Makes the filter that keeps the rows whose label the teacher predicts."""
     import numpy as np
     import torch
 
@@ -197,7 +197,7 @@ def make_label_filter(options: Augment, teacher: Artifact, task: Task) -> Keep:
 
 
 def _agrees(logits: Tensor, labels: Tensor, options: Augment) -> Tensor:
-    """Compares logits `(batch, labels)` with labels `(batch,)`: `(batch,)`, true where they agree."""
+    """Compares logits `(batch, labels)` with labels `(batch,)`; returns `(batch,)`, true for rows that agree."""
     if options.tolerance is not None:
         return (logits.squeeze(-1) - labels).abs() <= options.tolerance
     confidence, answers = logits.softmax(-1).max(-1)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Slots = dict[tuple[int, int], tuple[str, ...]]
-"""The words of a text that may be replaced, by their places (`text[start:end]`), and the candidates for each."""
+"""The words of a text that may be replaced, as `(start, end)` in the text, and the candidates for each."""
 
 GLOVE_WORDS = 100_000
-"""Lines of a file of word vectors that are read; such files list frequent words first."""
+"""The lines to read of a file of word vectors; such files list frequent words first."""
 TEXTS_AT_ONCE = 4096
 WORDS_AT_ONCE = 256
 
@@ -39,26 +39,26 @@ STOP_WORDS = frozenset(
     yourself yourselves
     """.split()  # noqa: SIM905
 )
-"""English function words, among them the negations, which carry a label."""
+"""English function words. Negations are among them, because they decide labels."""
 
 
 def find_words(text: str) -> list[tuple[int, int]]:
-    """Finds the places of the words that may be replaced: words of letters alone, except stop words.
+    """Finds the places of the words that may be replaced: words of letters only, except stop words.
 
-    A contraction is one word, and is never replaced because of its apostrophe; a word before `'s` is a word of its own.
+    A contraction is one word, which is not replaced because of its apostrophe. A word before `'s` is a separate word.
     """
     found = _WORD.finditer(text)
     return [word.span() for word in found if word[0].isalpha() and word[0].lower() not in STOP_WORDS]
 
 
 def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_size: int) -> dict[str, Slots]:
-    """Finds the slots of each text; equal texts are processed once.
+    """Finds the replaceable words of each text, with their candidates; equal texts are processed once.
 
     Args:
         texts: Any number of texts, in any order.
         model: Predicts the words that are one token.
         glove: A file of word vectors, for words of several tokens; without it these are not replaced.
-        batch_size: Masked texts a forward pass.
+        batch_size: The masked texts in a forward pass.
     """
     from rich.progress import track
 
@@ -76,20 +76,20 @@ def propose(texts: Iterable[str], model: MaskedWords, glove: Path | None, batch_
 
 
 def require_masks(tokenizer: Any, path: Path) -> None:
-    """Refuses a tokenizer with which words cannot be masked.
+    """Checks that words can be masked with a tokenizer.
 
     Raises:
-        HfcompressError: if it has no mask token, or cannot tell which characters a token stands for.
+        HfcompressError: if it has no mask token, or cannot give the characters of a token.
     """
     if tokenizer.mask_token_id is None or not tokenizer.is_fast:
-        raise HfcompressError(f"the tokenizer of {path} has no mask token, or is a slow one", _ANOTHER)
+        raise HfcompressError(f"the tokenizer of {path} has no mask token, or is not a fast tokenizer", _ANOTHER)
 
 
 class MaskedWords:
     """A masked-language model that predicts one masked word of each text, for many texts at once.
 
     Attributes:
-        top_k: Candidates a word.
+        top_k: The candidates for each word.
     """
 
     def __init__(self, path: Path, top_k: int, device: str = "cpu", bfloat16: bool = False) -> None:
@@ -105,11 +105,11 @@ class MaskedWords:
         self._allowed = torch.zeros(len(decoder.weight), dtype=torch.bool, device=device)
         self._allowed[list(self.words)] = True
         if bfloat16:
-            # The head stays in float32: bfloat16 logits tie, and a tie at the last candidate is broken by chance.
+            # The head stays in float32: logits in bfloat16 are often equal, and chance would choose the last candidate.
             decoder.weight = torch.nn.Parameter(decoder.weight.detach().clone())
             base.to(torch.bfloat16)
         base.register_forward_hook(self._narrow_output)
-        # Only the masked token of the last layer is used: in BERT-like models its FFN can skip the others.
+        # Of the last layer only the masked token is used: in models like BERT its FFN can skip the others.
         spec = ARCHITECTURES.get(str(self.model.config.model_type))
         if spec is not None and (spec.modules.ffn_in, spec.modules.ffn_out) == ("intermediate.dense", "output.dense"):
             last = layers_of(self.model)[-1]
@@ -118,11 +118,11 @@ class MaskedWords:
         self._positions: Tensor | None = None
 
     def _narrow_output(self, _module: Any, _inputs: Any, output: Any) -> None:
-        """Gives the head the masked token of each row alone, so that it makes `(batch, 1, vocab)`."""
+        """Gives the head only the masked token of each row, so that the logits are `(batch, 1, vocab)`."""
         output["last_hidden_state"] = self._select_masked(output[0]).float()
 
     def _select_masked(self, states: Tensor) -> Tensor:
-        """Selects the masked token of each row, `(batch, 1, hidden)`, unless that was done before."""
+        """Selects the masked token of each row, `(batch, 1, hidden)`, unless it is selected already."""
         import torch
 
         if states.shape[1] == 1:
@@ -130,7 +130,7 @@ class MaskedWords:
         return states[torch.arange(len(states), device=states.device), self._positions].unsqueeze(1)
 
     def slots(self, texts: Sequence[str], batch_size: int) -> list[Slots]:
-        """Finds the slots of each text; words that are not one token get no candidates.
+        """Finds the replaceable words of each text; words of several tokens get no candidates.
 
         A word is masked in the first half of the pair (text, text), as in TinyBERT's Algorithm 1. Words beyond the
         model's longest input get no candidates either.
@@ -154,7 +154,9 @@ class MaskedWords:
         return found
 
     def _predict_words(self, encoded: Mapping[str, Any], numbers: list[int], positions: list[int]) -> list[list[int]]:
-        """Predicts the likeliest whole words at one position of each text: `(batch, top_k + 1)`, one to spare."""
+        """Predicts the most likely whole words at one position of each text, one more than needed: `(batch, top_k +
+        1)`.
+        """
         import torch
 
         length = max(len(encoded["input_ids"][number]) for number in numbers)
@@ -173,7 +175,9 @@ class MaskedWords:
         return top.indices.tolist()
 
     def _drop_word(self, word: str, top: list[int]) -> tuple[str, ...]:
-        """Removes the word itself from its candidates, and sorts them: near ties may swap, the set stays."""
+        """Removes the word itself from its candidates, and sorts them: the order of near ties depends on the
+        machine.
+        """
         words = [self.words[index] for index in top]
         return tuple(sorted([other for other in words if other.casefold() != word.casefold()][: self.top_k]))
 
@@ -196,7 +200,7 @@ def _longest_input(config: Any, tokenizer: Any) -> int:
 
 
 def list_whole_words(tokenizer: Any) -> dict[int, str]:
-    """Lists the tokens that are a whole word of letters: id to word."""
+    """Lists the tokens that are a whole word of letters: the word by its id."""
     vocabulary = tokenizer.get_vocab()
     pieces = any(token.startswith("##") for token in vocabulary)
     marks = [mark for mark in ("Ġ", "▁") if any(token.startswith(mark) for token in vocabulary)]
@@ -212,21 +216,21 @@ def list_whole_words(tokenizer: Any) -> dict[int, str]:
 
 
 def _match_tokens(text: str, encoded: Any, number: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Yields the place of each token of the first half in the text, and its position in the input."""
+    """Yields each token of the first half: its `(start, end)` in the text, and its position in the input."""
     offsets = encoded["offset_mapping"][number]
     for position, (part, (start, end)) in enumerate(zip(encoded.sequence_ids(number), offsets, strict=True)):
         if part == 0:
-            # Some tokenizers count the space before a word as the word's.
+            # Some tokenizers count the space before a word as a part of it.
             yield (end - len(text[start:end].lstrip()), end), position
 
 
 def find_neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[str, ...]]:
-    """Finds the `top_k` words nearest to each word by the cosine of their vectors; none for a word without a vector.
+    """Finds the `top_k` nearest words of each word, by the cosine of their vectors; words without a vector get none.
 
     Args:
-        path: A text file, a word and its vector a line (`word v1 v2 …`).
-        words: In lower case.
-        top_k: Neighbours of each word.
+        path: A text file, with a word and its vector in each line (`word v1 v2 …`).
+        words: The words, in lower case.
+        top_k: The number of neighbours.
     """
     import torch
 
@@ -243,7 +247,7 @@ def find_neighbours(path: Path, words: set[str], top_k: int) -> dict[str, tuple[
 
 
 def read_vectors(path: Path) -> tuple[list[str], Tensor]:
-    """Reads a file of word vectors: the words of letters, in lower case, and vectors of length 1, `(words, width)`.
+    """Reads a file of word vectors: words of letters, in lower case, and vectors of norm 1, `(words, width)`.
 
     Raises:
         HfcompressError: for a file without vectors.
@@ -272,4 +276,4 @@ def read_vectors(path: Path) -> tuple[list[str], Tensor]:
     return list(found), F.normalize(torch.from_numpy(np.stack(list(found.values()))), dim=-1)
 
 
-_FORMAT = "a text file with a word and its vector a line is needed, such as glove.6B.300d.txt"
+_FORMAT = "give a text file with a word and its vector in each line, such as glove.6B.300d.txt"

@@ -17,15 +17,15 @@ class AttentionScores(Loss):
 
     For long inputs no attention map is made: `‖A^S - A^T‖²` is computed from d x d products of queries and of keys.
     This is a difference of large numbers. If the scores differ by a thousandth of their size, the value is accurate to
-    a few percent; if they differ by less, it may fall below zero. The gradient is accurate to 0.02 % even there.
+    a few percent; if they differ by less, it may be below zero. Even then the gradient is accurate to 0.02 %.
     """
 
     source: ClassVar[str] = "TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 7"
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "keys"})
 
     tinybert_compat: bool = False
-    """Computes the loss as TinyBERT's code of 2019 does: the mean is over all pairs of tokens, padded queries too; the
-    scores of padded keys, and scores of -100 or less, count as 0. Attention maps are made."""
+    """Compute the loss as TinyBERT's code of 2019: the mean is over all pairs of tokens, with padded queries; the
+    scores of padded keys, and scores of -100 or less, count as 0. This makes attention maps."""
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         return attention_problems(self.name, student, teacher, all_heads(student, teacher))
@@ -53,7 +53,7 @@ def _mean_square(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, mask: Tenso
 
 
 def _zero_padding(tensor: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
-    """`(batch * heads, length, d)` in float32, zeros at padding: a padded token's score is 0 on both sides."""
+    """Sets padding to zero, in float32, `(batch * heads, length, d)`: the scores of padded tokens are then 0."""
     return (tensor.float() * (mask[:, None, :, None] * scale)).contiguous().flatten(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""What distillation losses share: the registry, relations between tokens, means over real tokens."""
+"""The registry of distillation losses, and functions that they share: relations between tokens, masked means."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LastLayer(Loss):
     uses_layer_map: ClassVar[bool] = False
 
     teacher_layer: int | None = Field(default=None, ge=1)
-    """The teacher's layer, from 1; by default its last with attention heads."""
+    """The teacher's layer, from 1; by default the last one with attention heads."""
 
     def layers(self, student: Shape, teacher: Shape, pairs: Pairs) -> Pairs:
         return ((_last_with_heads(student), self.teacher_layer or _last_with_heads(teacher)),)
@@ -31,16 +31,16 @@ class LastLayer(Loss):
     def problems(self, student: Shape, teacher: Shape) -> list[str]:
         have, layer = len(teacher.layers), self.teacher_layer or 1
         if layer > have:
-            return [f"{self.name} looks at the teacher's layer {layer}, and it has {have}; lower `teacher_layer`"]
+            return [f"{self.name} uses the teacher's layer {layer}, and it has only {have}; lower `teacher_layer`"]
         for whose, shape, number in (("student", student, 0), ("teacher", teacher, self.teacher_layer or 0)):
             heads = shape.layers[number - 1].heads if number else _last_with_heads(shape)
             if not heads:
                 place = f"in layer {number}" if number else "left"
-                return [f"{self.name} looks at attention, and the {whose} has no heads {place}; use hidden_states"]
+                return [f"{self.name} uses attention, and the {whose} has no heads {place}; use hidden_states"]
         return []
 
     def pair_of(self, step: Step) -> tuple[int, int]:
-        """Names the two layers that are compared, from 1."""
+        """Returns the student layer and the teacher layer to compare, from 1."""
         return max(step.student.queries), self.teacher_layer or max(step.require_teacher().queries)
 
 
@@ -56,24 +56,24 @@ AnyLoss = Annotated[SerializeAsAny[Loss], BeforeValidator(LOSSES.parse)]
 TINYBERT_PROJECTION = "tinybert_projection"
 """The name of the projection that the losses with `tinybert_compat` share."""
 _AT_ONCE = 2**25
-"""Entries of a tensor that `by_rows` lets a function make at once."""
+"""The most entries of a tensor in one part of `by_rows`."""
 NOTHING = -1e9
-"""Stands for minus infinity before a softmax, and makes no NaN."""
+"""A value for masked entries before a softmax; minus infinity could give NaN."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Computes in float32 the mean of the entries that `mask` (0 or 1, of the same shape) keeps; 0 if it keeps none."""
+    """Computes the mean of the entries where `mask` is 1, in float32; 0 if it is 1 nowhere."""
     weights = mask.float()
     return (values.float() * weights).sum() / weights.sum().clamp(min=1)
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Computes in float32 the mean squared difference of `(…, width)` tensors over the width."""
+    """Computes the mean squared difference of `(…, width)` tensors over the width, in float32."""
     return (student.float() - teacher.float()).pow(2).mean(-1)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Computes in float32 `1 - cos` of `(…, width)` tensors."""
+    """Computes `1 - cos` of `(…, width)` tensors, in float32."""
     from torch.nn import functional as F
 
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
@@ -83,7 +83,7 @@ def make_projection_layer(student: Shape, teacher: Shape, tinybert: bool = False
     """Makes a linear map from the student's width to the teacher's; None if they are equal.
 
     Args:
-        tinybert: Make it as TinyBERT's code does: with a bias, and also for equal widths.
+        tinybert: True for a map as in TinyBERT's code: with a bias, and also for equal widths.
     """
     from torch import nn
 
@@ -93,19 +93,19 @@ def make_projection_layer(student: Shape, teacher: Shape, tinybert: bool = False
 
 
 def in_float32(like: Tensor) -> AbstractContextManager[Any]:
-    """Turns autocast off: matrix products of float32 tensors stay in float32."""
+    """Turns autocast off, so that matrix products of float32 tensors stay in float32."""
     import torch
 
     return torch.autocast(like.device.type, enabled=False)
 
 
 def by_rows(function: Callable[..., Tensor], entries: int, *tensors: Tensor) -> Tensor:
-    """Applies a function to some rows at a time, if it makes large tensors on the way.
+    """Applies a function that makes large tensors to some rows at a time.
 
-    The backward pass makes these tensors again, part by part, so those of one part alone are in memory.
+    The backward pass makes these tensors again, part by part, so only those of one part are in memory.
 
     Args:
-        function: From tensors to one whose first axis is rows, like theirs.
+        function: A function whose arguments and result have rows as their first axis.
         entries: Entries of the largest tensor that it makes, for each row.
         *tensors: Its arguments.
     """
@@ -127,10 +127,10 @@ def relation_distance(
     Args:
         student, teacher: `X` and `Y`, `(batch, heads, length, d)`; `d` may differ.
         mask: `(batch, length)`.
-        squares: Use `Σ (R_T - R_S)²` instead of `KL(R_T ‖ R_S)`.
+        squares: True for `Σ (R_T - R_S)²` instead of `KL(R_T ‖ R_S)`.
 
     Returns:
-        `(batch,)`: the sum over a row's real tokens (each a distribution), the mean over heads.
+        `(batch,)`: the sum over the real tokens of a row, each with a distribution, and the mean over heads.
     """
     heads, length = student[0].shape[1:3]
     distance = _squared_relations if squares else _relation_divergence
@@ -157,12 +157,12 @@ def _log_relations(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int]) -> list[str]:
-    """Lists why a loss that compares attention head by head cannot compare two models.
+    """Lists the reasons why a loss that compares attention head by head cannot compare two models.
 
     Args:
         loss: The name of the loss.
         student, teacher: The shapes of the models.
-        heads: The numbers of heads of the layers that are compared.
+        heads: The different numbers of heads in the compared layers.
     """
     for whose, shape in (("student", student), ("teacher", teacher)):
         if not shape.spec.plain_attention:
@@ -177,5 +177,5 @@ def attention_problems(loss: str, student: Shape, teacher: Shape, heads: set[int
 
 
 def all_heads(student: Shape, teacher: Shape) -> set[int]:
-    """Lists the different numbers of heads that layers of the two have."""
+    """Lists the different numbers of heads in the layers of both models."""
     return {layer.heads for layer in (*student.layers, *teacher.layers)}

@@ -25,8 +25,8 @@ class Embeddings(Loss):
     uses_layer_map: ClassVar[bool] = False
 
     tinybert_compat: bool = False
-    """Computes the loss as TinyBERT's code of 2019 does: padded tokens count, and one projection with a bias is shared
-    with `hidden_states`."""
+    """Compute the loss as TinyBERT's code of 2019: padded tokens count, and one projection with a bias is shared with
+    `hidden_states`."""
 
     def make_projection(self, student: Shape, teacher: Shape) -> nn.Module | None:
         return make_projection_layer(student, teacher, self.tinybert_compat)

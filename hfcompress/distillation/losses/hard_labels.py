@@ -27,7 +27,7 @@ class HardLabels(Loss):
 
     class_weights: ClassWeights = None
     """The weight of each class, for data in which some classes are rare: `balanced` (`n / (classes · count)`, from the
-    train rows), or a mapping of class names to weights; a class that it does not name has weight 1."""
+    train rows), or a mapping of class names to weights; other classes have weight 1."""
 
     def task_problems(self, task: Task, labels: Mapping[str, int] | None = None) -> list[Problem]:
         return class_weight_problems(self.class_weights, task, labels)

@@ -31,12 +31,12 @@ class HiddenStates(Loss):
     needs: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
 
     distance: Literal["mse", "cosine"] = "mse"
-    """How two hidden states are compared: mean squared error, or `cosine`, which is `1 - cos`."""
+    """The distance of two hidden states: mean squared error, or `cosine`, which is `1 - cos`."""
     projection: Literal["shared", "per_layer"] = "shared"
     """`shared`: one `W_h` for all layers, as in the paper; `per_layer`: one for each layer."""
     tinybert_compat: bool = False
-    """Computes the loss as TinyBERT's code of 2019 does: padded tokens count, and one projection with a bias is shared
-    with `embeddings`."""
+    """Compute the loss as TinyBERT's code of 2019: padded tokens count, and one projection with a bias is shared with
+    `embeddings`."""
 
     @model_validator(mode="after")
     def _check_compat(self) -> HiddenStates:
@@ -88,7 +88,7 @@ class HiddenStates(Loss):
         return values.mean() if self.tinybert_compat else masked_mean(values, mask)
 
     def _nearest(self, student: list[Tensor], teacher: Tensor, mask: Tensor) -> list[Tensor]:
-        """Selects for each student layer the states, of `(layers, batch, length, hidden)`, that it is aligned to."""
+        """Selects the aligned teacher states of each student layer from `(layers, batch, length, hidden)`."""
         import torch
 
         with torch.no_grad():
@@ -98,13 +98,13 @@ class HiddenStates(Loss):
 
 
 def align_layers(costs: Tensor) -> Tensor:
-    """Chooses a column for each row, strictly increasing, so that the sum is the smallest; it stays on the device.
+    """Chooses a column for each row, strictly increasing, with the smallest sum of costs, all on the device.
 
     Args:
-        costs: `(rows, columns)`, no more rows than columns.
+        costs: `(rows, columns)`, with no more rows than columns.
 
     Returns:
-        `(rows,)` columns from 0.
+        `(rows,)`: the columns, from 0.
     """
     import torch
 
@@ -117,5 +117,5 @@ def align_layers(costs: Tensor) -> Tensor:
     chosen = []
     for column in reversed(ends):
         chosen.append(column.gather(0, last))
-        last = (chosen[-1] - 1).clamp(min=0)  # below 0 only where costs are nan
+        last = (chosen[-1] - 1).clamp(min=0)  # below 0 only if costs are NaN
     return torch.cat(chosen[::-1])

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class MiniLMv2(LastLayer):
     """`L = Σ_X α_X KL(R^T_X ‖ R^S_X)`, `R_X = softmax(X Xᵀ / √d_r)` for `X` = queries, keys, values of the last layer.
 
-    All heads side by side are split again into relation heads of width `d_r`, so the student may have any number of
-    heads. The mean is over the relation heads and real tokens of a row, then over rows. For a large teacher of 24
-    layers the paper uses layer 21.
+    All heads together are split again into relation heads of width `d_r`, so the student may have any number of heads.
+    The mean is over the relation heads and real tokens of a row, then over rows. For a large teacher of 24 layers the
+    paper uses layer 21.
     """
 
     source: ClassVar[str] = "MiniLMv2, Wang et al. 2021, arXiv:2012.15828, section 3.1"
@@ -41,8 +41,9 @@ class MiniLMv2(LastLayer):
             return found
         ((m, g),) = self.layers(student, teacher, ())
         heads = self.relation_heads or teacher.layers[g - 1].heads
-        # What divides the width of keys and values divides that of the queries, which come in groups. How many heads a
-        # ranking over all layers will leave in the last one is not known: what divides one head's width divides theirs.
+        # A divisor of the width of keys and values also divides the width of queries, which come in groups. If a
+        # ranking over all layers cuts, the number of heads in the last one is not known: use a divisor of one head's
+        # width.
         widths = [
             (s.layers[i - 1].heads // s.group if s.even else 1) * s.head_dim for s, i in ((student, m), (teacher, g))
         ]
@@ -52,7 +53,7 @@ class MiniLMv2(LastLayer):
         fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
         if not (student.even and teacher.even):
             return [
-                f"how many heads the cut leaves is not known before it, and {heads} relation heads do not divide the "
+                f"the number of heads after the cut is not known yet, and {heads} relation heads do not divide the "
                 f"width of one head; set `relation_heads` to one of {fitting}"
             ]
         return [

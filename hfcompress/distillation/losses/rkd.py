@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class RKD(Loss):
     """`L = λ_d Σ huber(ψ_d^S, ψ_d^T) + λ_a Σ huber(ψ_a^S, ψ_a^T)` over the last hidden states of a batch's rows.
 
-    `ψ_d(i, j) = ‖x_i - x_j‖ / μ` with their mean μ, over pairs; `ψ_a(i, j, k)`, the cosine of the angle at `x_j`, over
-    triplets, of distinct rows; both sums are means here. Widths may differ. The rows of one batch on one process are
-    compared, not those of a whole accumulated step; a batch of one row has nothing to compare.
+    `ψ_d(i, j) = ‖x_i - x_j‖ / μ` of pairs of distinct rows, with the mean distance μ; `ψ_a(i, j, k)` of triplets is the
+    cosine of the angle at `x_j`. Both sums are means here. Widths may differ. Only rows of one batch on one process are
+    compared, not those of other batches of the same step; a batch of one row gives 0.
     """
 
     source: ClassVar[str] = "Relational KD, Park et al. 2019, arXiv:1904.05068, eq. 5 to 8"
@@ -26,7 +26,7 @@ class RKD(Loss):
     uses_layer_map: ClassVar[bool] = False
 
     of: Literal["cls", "mean"] = "cls"
-    """What stands for a row: its first token, or the mean of its real tokens."""
+    """The hidden state of a row: that of its first token, or the mean of its real tokens."""
     distance_weight: float = Field(default=1.0, ge=0)
     """The weight `λ_d` of the distances; the paper uses 25."""
     angle_weight: float = Field(default=2.0, ge=0)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class SoftLabels(Loss):
     """`L = T² KL(softmax(z_T / T) ‖ softmax(z_S / T))`; for a single output, the squared difference.
 
-    The mean is over rows; for a token head over labelled tokens; for a fill-mask head over real tokens; for a span head
-    over starts and ends, whose distributions are over the real tokens. T² keeps the size of the gradient the same at
-    every temperature.
+    The mean is over rows; for a token head, over labelled tokens; for a fill-mask head, over real tokens; for a span
+    head, over starts and ends, whose distributions are over the real tokens. T² keeps the size of the gradient the same
+    at every temperature.
     """
 
     source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531, section 2.1"
@@ -28,14 +28,14 @@ class SoftLabels(Loss):
     loss: Literal["kl", "cross_entropy", "mse"] = "kl"
     """`cross_entropy` has the same gradient as `kl`; `mse` is the mean squared difference of the logits."""
     temperature: float = Field(default=1.0, gt=0)
-    """T: above 1 the target distribution is softer. `mse` does not use it."""
+    """The temperature T: above 1 the target distribution is softer. `mse` does not use it."""
     squared_temperature: bool = True
     """Multiply by T²."""
     masked_only: bool = False
-    """For a fill-mask head: use the masked tokens alone."""
+    """Use only the masked tokens, for a fill-mask head."""
     tinybert_compat: bool = False
-    """Computes the loss as TinyBERT's code of 2019 does: cross-entropy without T², with the mean also over classes. The
-    classifier of that code also had a ReLU, which no stock head has."""
+    """Compute the loss as TinyBERT's code of 2019: cross-entropy without T², with the mean also over classes. The
+    classifier of that code also had a ReLU, which no stock task head has."""
 
     @model_validator(mode="after")
     def _check_compat(self) -> SoftLabels:
@@ -65,13 +65,13 @@ class SoftLabels(Loss):
         return masked_mean(values, self._mark_tokens(step)) if head in ("token", "mask") else values.mean()
 
     def _mark_tokens(self, step: Step | Units) -> Tensor:
-        """Marks the tokens that count: `(batch, length)`."""
+        """Returns a mask of the tokens that count: `(batch, length)`."""
         if step.labels is not None and (step.task.head == "token" or self.masked_only):
             return step.labels != -100
         return step.mask
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Computes the divergence of each distribution over the last axis, from logits."""
+        """Computes the divergence of the distributions over the last axis, from logits."""
         from torch.nn import functional as F
 
         t = self.temperature

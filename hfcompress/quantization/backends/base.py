@@ -1,4 +1,4 @@
-"""The base class of quantization backends, what they get and what they return."""
+"""The base class of quantization backends, with the job that they get and the model that they return."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class QuantizationJob:
         target: An empty directory.
         auto_class: The class that loads the model, such as `AutoModelForSequenceClassification`.
         dummy_inputs: A padded batch.
-        rows: Gives at most so many rows of the train split, in padded batches of similar length: arrays by input name,
-            with their `attention_mask`. They do not depend on the number of processes.
+        rows: Returns at most so many rows of the train split, in padded batches of similar length: arrays by input
+            name, with their `attention_mask`. They do not depend on the number of processes.
         keep: Paths of the linear layers that stay in float32.
-        ranges: The ranges that were found already, by `calibrate` or by quantization-aware training; else None.
+        ranges: The ranges that `calibrate` or quantization-aware training found; None if they are not known yet.
     """
 
     source: Path
@@ -78,11 +78,12 @@ class Backend(Component):
     keeps_layers: ClassVar[bool] = False
     """True if it can leave the layers of `QuantizationJob.keep` in float32. It then has `fake_quantize`."""
     fuses: ClassVar[bool] = False
-    """True if it makes one layer of those that read the same tensor (queries, keys and values; an FFN and its gate)."""
+    """True if it joins layers that read the same tensor (queries, keys and values; an FFN and its gate)."""
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
-    """What can be trained: all weights under `training_overlay`, LoRA adapters on the quantized model, or nothing."""
+    """The training that it supports: of all weights under `training_overlay`, of LoRA adapters on the quantized model,
+    or none."""
     notes: ClassVar[tuple[Note, ...]] = ()
-    """What to know about its speed and accuracy, by machine; none if it was measured to be faster than float32."""
+    """Advice about its speed and accuracy, by machine; empty if it was measured to be faster than float32."""
 
     @property
     def rounds_by_batch(self) -> bool:
@@ -95,7 +96,7 @@ class Backend(Component):
         return ()
 
     def untrainable(self) -> str:
-        """Returns why the model cannot be trained with these options; empty if it can, or if no options allow it."""
+        """Returns the reason why these options rule out a training that `trains` allows; empty if they do not."""
         return ""
 
     def plan(self, shape: Shape) -> Shape:
@@ -103,31 +104,31 @@ class Backend(Component):
         raise NotImplementedError
 
     def problems(self, shape: Shape) -> list[str]:
-        """Returns why a model of this shape cannot be quantized; asked before anything runs."""
+        """Returns the reasons why a model of this shape cannot be quantized; called before anything runs."""
         return []
 
     def module_problems(self, model: nn.Module, head_modules: Sequence[str]) -> list[Problem]:
-        """Returns why these options do not fit a model of this class, with key paths inside the backend.
+        """Returns the problems of these options with a model of this class; their keys are paths inside the backend.
 
         Args:
             model: A model without weights, on the meta device.
-            head_modules: The modules of its task head, if they are trained whole beside adapters; else none.
+            head_modules: The modules of its task head, if they are trained beside adapters; else empty.
         """
         return []
 
     def unavailable(self) -> tuple[str, str] | None:
-        """Returns why the backend cannot run here, and how to fix it; None if it can run."""
+        """Returns the reason why the backend cannot run here, and a fix; None if it can run."""
         missing = self.missing_modules()
         return (
             (f"{', '.join(missing)} is not installed", f"pip install 'hfcompress[{self.extra}]'") if missing else None
         )
 
     def advice(self, machine: Abilities) -> list[str]:
-        """Returns what is slow or inaccurate on such a machine, a sentence each."""
+        """Returns a sentence for each thing that is slow or inaccurate on such a machine."""
         return [note.sentence for note in self.notes if note.holds(machine)]
 
     def calibrate(self, job: QuantizationJob) -> Ranges | None:
-        """Finds what all quantizations of one source share; mixed precision asks for it once, then quantizes often."""
+        """Finds the ranges that all quantizations of one source share: mixed precision calibrates only once."""
         return job.ranges
 
     def quantize(self, job: QuantizationJob) -> QuantizedModel:
@@ -143,7 +144,7 @@ class Backend(Component):
 
         Args:
             layers: Linear layers by path.
-            job: Its `keep` is left out.
+            job: The layers in its `keep` are skipped.
 
         Raises:
             HfcompressError: for a layer with weights that are not finite.
@@ -161,7 +162,7 @@ class Backend(Component):
 
     @contextmanager
     def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
-        """Makes the linear layers at these paths answer as if quantized, while the context lasts."""
+        """Makes the linear layers at these paths compute as if quantized, while the context lasts."""
         layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
         with swap_weights(layers, {path: self.fake_quantize(layer.weight.data) for path, layer in layers.items()}):
             yield

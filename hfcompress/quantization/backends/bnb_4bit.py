@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INPUTS, OUTPUTS = 64, 32
-"""The block that a CPU with AVX512-BF16 packs 4-bit layers in; it must divide their widths."""
+"""The blocks in which a CPU with AVX512-BF16 packs 4-bit layers; they must divide the widths."""
 
 
 class Bnb4Bit(Bnb8Bit):
     """Stores linear layers in blocks of 64 4-bit weights with a scale each; it saves memory, not time.
 
-    Pooler, classifier and embeddings stay in float32. A block always has 64 weights: transformers offers no other
-    size. A CPU with AVX512-BF16 computes products in bfloat16, whatever `compute_dtype` says.
+    Pooler, classifier and embeddings stay in float32. A block always has 64 weights, because transformers offers no
+    other size. A CPU with AVX512-BF16 computes products in bfloat16, whatever `compute_dtype` says.
     """
 
     source: ClassVar[str] = "QLoRA, Dettmers et al. 2023, arXiv:2305.14314"

@@ -1,4 +1,4 @@
-"""GPTQ: 4-bit weights for decoders on GPUs, rounded one after the other so that later ones make up for earlier ones."""
+"""GPTQ: 4-bit weights for decoders on GPUs, rounded in turn so that later weights correct the error of earlier ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
 
 PACKED = 32
-"""Weights are packed into integers of so many bits; a width must be a multiple of it."""
+"""The bits of the integers that weights are packed into; widths must be multiples of it."""
 
 
 class Gptq(Backend):
     """Stores a decoder's linear layers in 4 bits by second-order rounding, and the rest in float16; for GPUs.
 
-    Optimum rounds, GPTQModel packs and multiplies. It was tried with tiny models on a CPU, where GPTQModel has plain
-    kernels. It was never run on a GPU, and neither its speed nor its quality was measured.
+    Optimum rounds the weights; GPTQModel packs and multiplies them. It was tried with tiny models on a CPU, for which
+    GPTQModel has plain kernels. It was never run on a GPU, and neither its speed nor its quality was measured.
     """
 
     source: ClassVar[str] = "GPTQ, Frantar et al. 2023, arXiv:2210.17323"
@@ -37,16 +37,16 @@ class Gptq(Backend):
     desc_act: bool = False
     """Round the inputs with the largest activations first: closer to the float model, and slower to run."""
     rows: int = Field(default=128, ge=1)
-    """The number of rows of the train split that the rounding is fitted to."""
+    """The number of train rows that the rounding is fitted to."""
 
     @model_validator(mode="after")
-    def _groups_are_packed(self) -> Gptq:
+    def _require_packed_groups(self) -> Gptq:
         if self.group_size % PACKED:
             raise ValueError(f"`group_size` is {self.group_size}, and weights are packed by {PACKED}: give a multiple")
         return self
 
     def plan(self, shape: Shape) -> Shape:
-        # A float16 scale and a 4-bit zero point a group.
+        # Each group has a float16 scale and a 4-bit zero point.
         bits = 4 + (16 + 4) / self.group_size
         return replace(shape, linear_bits=bits, head_bits=16, embedding_bits=16, other_bits=16)
 
@@ -86,7 +86,7 @@ class Gptq(Backend):
             local_files_only=True,
             **find_missing_config(job.source),
         )
-        # The config would carry rows of the train split to wherever the model goes.
+        # The config would publish rows of the train split with the model.
         model.config.quantization_config.dataset = None
         save_weights(model.eval(), job.target)
         return QuantizedModel(logits_of(model, job.dummy_inputs))

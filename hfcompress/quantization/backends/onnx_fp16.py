@@ -20,7 +20,7 @@ LARGEST = 65504.0
 
 
 class OnnxFp16(Backend):
-    """Exports to ONNX, all in half precision: half the file. GPUs compute in it; most CPUs convert to float32 again."""
+    """Exports to ONNX in half precision: half the file. GPUs compute in it; most CPUs convert it to float32."""
 
     source: ClassVar[str] = "https://onnxruntime.ai/docs/performance/model-optimizations/float16.html"
     extra: ClassVar[str] = "onnx"
@@ -35,9 +35,9 @@ class OnnxFp16(Backend):
     def quantize(self, job: QuantizationJob) -> QuantizedModel:
         """Converts the graph by ONNX Runtime's own converter, which leaves the logits in float32.
 
-        The lowest float32, which an attention mask adds to the scores of padding, becomes the lowest float16. ONNX
-        Runtime has no float16 kernels for x86 processors: it converts to float32 around each operator, and is at best
-        as fast as with the float32 graph.
+        An attention mask adds the lowest float32 to the scores of padding; it becomes the lowest float16. ONNX Runtime
+        has no float16 kernels for x86 processors: it converts to float32 around each operator, and is at best as fast
+        as the float32 graph.
 
         Raises:
             HfcompressError: for weights or logits that are too large for float16.

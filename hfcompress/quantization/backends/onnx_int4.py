@@ -36,15 +36,16 @@ class OnnxInt4(Backend):
     )
 
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    """The number of weights of an output channel that share a scale. Small blocks are closer to the float model; large
-    ones take less space (a scale has 32 bits) and are a little faster. The width of a layer need not be a multiple."""
+    """The number of weights of an output channel that share a scale. Small blocks are closer to the float model. Large
+    blocks take less space (a scale has 32 bits) and are a little faster. The width of a layer need not be a
+    multiple."""
     compute: Literal["int8", "float32"] = "int8"
-    """The type of products: `int8` rounds a layer's inputs too, in blocks of the same size; `float32` is closer to the
+    """The type of products. `int8` rounds a layer's inputs too, in blocks of the same size. `float32` is closer to the
     float model, and as slow."""
     embeddings: bool = True
-    """Quantize the embedding tables too: in a small encoder they are most of the file."""
+    """Quantize the embedding tables too, which are most of the file of a small encoder."""
     embedding_bits: Literal[8, 4] = 4
-    """Bits of the word embeddings; positions and token types have 8."""
+    """The bits of the word embeddings; positions and token types have 8."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> OnnxInt4:

@@ -46,25 +46,25 @@ class OnnxInt8(Backend):
     )
 
     mode: Literal["dynamic", "static"] = "dynamic"
-    """Where the range of a layer's inputs comes from. `dynamic`: from each batch, padding included. `static`: it is
-    calibrated once on rows of the train split, without padding, so that an answer does not depend on the other rows of
-    the batch. Quantization-aware training rounds weights; with `static` it rounds the inputs too."""
+    """The source of the range of a layer's inputs. `dynamic`: each batch, with its padding. `static`: a calibration on
+    train rows without padding, so that an answer does not depend on the other rows of the batch. Quantization-aware
+    training rounds weights; with `static` it rounds the inputs too."""
     per_channel: bool = True
     """One scale for each output channel instead of one for the matrix."""
     reduce_range: bool = False
-    """Weights of 7 bits, for x86 processors without VNNI (before Cascade Lake, 2019, and Zen 4, 2022): these add two
-    products in 16 bits, which overflow with 8-bit weights."""
+    """Use weights of 7 bits, for x86 processors without VNNI (before Cascade Lake, 2019, and Zen 4, 2022). These add
+    two products in 16 bits, which overflow with 8-bit weights."""
     embeddings: bool = True
-    """Quantize the embedding tables too: in a small encoder they are most of the file."""
+    """Quantize the embedding tables too, which are most of the file of a small encoder."""
     embedding_bits: Literal[8, 4] = 8
-    """Bits of the word embeddings."""
+    """The bits of the word embeddings."""
     calibration: Method = "minmax"
-    """How a static range is found: `minmax` takes the smallest and largest value, `percentile` cuts both ends, and
-    `entropy` cuts where the least information is lost."""
+    """The method for static ranges: `minmax` takes the smallest and largest value, `percentile` cuts both ends, and
+    `entropy` cuts at the value that loses the least information."""
     percentile: float = Field(default=99.999, gt=50, le=100)
-    """The percentage of the inputs that `percentile` leaves within the range."""
+    """The percentage of the inputs that `percentile` keeps within the range."""
     rows: int = Field(default=512, ge=1)
-    """The number of rows of the train split that are read to calibrate."""
+    """The number of train rows for the calibration."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> OnnxInt8:
@@ -124,7 +124,7 @@ class OnnxInt8(Backend):
         return self._complete_ranges(load_model(job.source, job.auto_class), job)
 
     def _complete_ranges(self, model: PreTrainedModel, job: QuantizationJob) -> Ranges:
-        """Returns the ranges and weight scales of all linear layers: the job's, or calibrated ones."""
+        """Returns the ranges and weight scales of all linear layers: those of the job, or calibrated ones."""
         ranges = job.ranges or calibrate(model, job.rows(self.rows), self.calibration, self.percentile)
         scales = {path: self._scales(layer.weight) for path, layer in linears(model).items()}
         return Ranges(ranges.inputs, {**scales, **ranges.scales})
@@ -134,7 +134,7 @@ class OnnxInt8(Backend):
 
     @contextmanager
     def simulate(self, model: PreTrainedModel, paths: Collection[str], job: QuantizationJob) -> Iterator[None]:
-        """Rounds inputs too, by the range of each batch or by the calibrated one."""
+        """Rounds weights and inputs; inputs by the range of each batch or by the calibrated one."""
         import torch
 
         ranges = self._complete_ranges(model, job) if self.mode == "static" else None

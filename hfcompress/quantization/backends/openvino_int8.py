@@ -36,7 +36,7 @@ ENVIRONMENT = (
 class OpenvinoInt8(Backend):
     """Exports to OpenVINO by Optimum Intel, with weights and activations in int8, or only the weights.
 
-    OpenVINO computes what stays float in bfloat16 on a CPU that has it, else in float32.
+    OpenVINO computes the float operators in bfloat16 on a CPU that has it, else in float32.
     """
 
     source: ClassVar[str] = "https://huggingface.co/docs/optimum-intel/openvino/optimization"
@@ -54,13 +54,13 @@ class OpenvinoInt8(Backend):
     weights_only: bool = False
     """Quantize only the weights; nothing is calibrated."""
     rows: int = Field(default=300, ge=1)
-    """The number of train rows that the ranges of activations are found on, each row alone, so without padding."""
+    """The number of train rows for the ranges of activations; each is read alone, without padding."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> OpenvinoInt8:
         if self.weights_only and self.says("rows"):
             raise ValueError(
-                "`rows` calibrate activations, and `weights_only` does not quantize these: give one of them"
+                "`rows` calibrate activations, and `weights_only` does not quantize them: give only one of the two"
             )
         return self
 
@@ -69,11 +69,9 @@ class OpenvinoInt8(Backend):
 
     def problems(self, shape: Shape) -> list[str]:
         if shape.architecture == "modernbert":
-            return ["optimum-intel exports no modernbert model; onnx_int8 does"]
+            return ["optimum-intel cannot export a modernbert model; onnx_int8 can"]
         if shape.head not in OPTIMUM_TASKS:
-            return [
-                f"openvino_int8 takes task heads that read a text at once, and this model has a {shape.head} task head"
-            ]
+            return [f"openvino_int8 cannot export a {shape.head} task head; use a model that reads a text at once"]
         return []
 
     def unavailable(self) -> tuple[str, str] | None:
@@ -86,7 +84,7 @@ class OpenvinoInt8(Backend):
         if _release(found) >= TRANSFORMERS:
             return f"optimum-intel needs transformers<5.6, and {found} is installed", ENVIRONMENT
         if _foreign_torchvision():
-            what = "the registry's torchvision, which optimum-intel asks for, breaks transformers beside a CPU torch"
+            what = "optimum-intel needs the registry's torchvision, which breaks transformers beside a CPU torch"
             return what, "pip uninstall -y torchvision"
         return None
 
@@ -104,7 +102,7 @@ class OpenvinoInt8(Backend):
                 task = OPTIMUM_TASKS[task_head_of(job.auto_class) or "sequence"]
                 export_from_model(model, folder, task=task, preprocessors=[])
             auto = getattr(optimum.intel, job.auto_class.replace("Auto", "OV", 1))
-            with quiet():  # the exporter undid the first
+            with quiet():  # the exporter ends the first
                 exported = auto.from_pretrained(folder, compile=False, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
                 _require_same(exported, model, job.dummy_inputs)
                 quantizer = optimum.intel.OVQuantizer.from_pretrained(exported)
@@ -157,7 +155,7 @@ def _foreign_torchvision() -> bool:
 
 @contextmanager
 def _with_stock_type(model: Any) -> Iterator[None]:
-    """Gives a pruned model the stock `model_type` for a while: the exporter looks up by it how to call the model."""
+    """Gives a pruned model the stock `model_type` while the context lasts; the exporter finds its settings by it."""
     kind = model.config.model_type
     model.config.model_type = str(kind).removeprefix(PRUNED)
     try:

@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime, exported and quantized by Optimum."""
+"""int8 for ONNX Runtime, by Optimum's exporter and quantizer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hfcompress.measure.process import Batch
 
 LINEAR, TABLES = ["MatMul", "Gemm"], ["Gather"]
-"""The operators to quantize. Optimum's default is each operator that onnxruntime has an int8 kernel for; calibration
-by percentile or entropy then fails on the graph's small integers."""
+"""The operators to quantize. Optimum's default is every operator with an int8 kernel in onnxruntime; calibration by
+percentile or entropy then fails on the graph's small integers."""
 
 
 class OptimumOnnx(Backend):
@@ -40,19 +40,19 @@ class OptimumOnnx(Backend):
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     mode: Literal["dynamic", "static"] = "dynamic"
-    """Where the ranges of activations come from: from each batch (`dynamic`), or from train rows (`static`)."""
+    """The source of the ranges of activations: each batch (`dynamic`), or train rows (`static`)."""
     instructions: Literal["auto", "avx2", "avx512", "avx512_vnni", "arm64"] = "auto"
-    """Optimum's configuration for a kind of processor; `auto` takes this machine's. With avx2 the weights are uint8."""
+    """Optimum's configuration for a processor; `auto` chooses that of this machine. With avx2 weights are uint8."""
     per_channel: bool = True
     """One scale for each output channel instead of one for the matrix."""
     embeddings: bool = True
     """Quantize the embedding tables too."""
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
-    """How static ranges are found."""
+    """The method for static ranges, as in `onnx_int8`."""
     percentile: float = Field(default=99.999, gt=50, le=100)
-    """The percentage of the values that `calibration: percentile` leaves within the range."""
+    """The percentage of the values that `calibration: percentile` keeps within the range."""
     rows: int = Field(default=128, ge=1)
-    """The number of rows that static ranges are found on."""
+    """The number of train rows for static ranges."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> OptimumOnnx:
@@ -78,7 +78,7 @@ class OptimumOnnx(Backend):
             ]
         if shape.head in OPTIMUM_TASKS:
             return []
-        return [f"optimum exports a model with a {shape.head} task head so that it needs a cache: use onnx_int8"]
+        return [f"optimum exports a model with a {shape.head} task head only with a cache: use onnx_int8"]
 
     def unavailable(self) -> tuple[str, str] | None:
         version = importlib.metadata.version("transformers")
@@ -98,7 +98,7 @@ class OptimumOnnx(Backend):
             _export(model, job.auto_class, graph)
             require_same_logits(graph, model, job.dummy_inputs)
             if self.embeddings:
-                # In a dynamic pass of their own: a static table would be dequantized whole at each run.
+                # In a separate dynamic pass: a whole static table would be dequantized in each run.
                 graph = self._quantize(graph, folder / "tables", TABLES)
             ranges = self._calibrate(graph, job.rows(self.rows)) if self.mode == "static" else None
             self._quantize(graph, job.target, LINEAR, ranges)
@@ -106,7 +106,7 @@ class OptimumOnnx(Backend):
         return QuantizedModel(run_onnx(job.target / "model.onnx", job.dummy_inputs))
 
     def _quantize(self, graph: Path, target: Path, operators: list[str], ranges: Any = None) -> Path:
-        """Writes the graph with these operators in int8; they are static if ranges are given."""
+        """Writes the graph with these operators in int8, static if ranges are given."""
         from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
         kind = detect_instructions() if self.instructions == "auto" else self.instructions
@@ -124,8 +124,8 @@ class OptimumOnnx(Backend):
     def _calibrate(self, graph: Path, batches: Sequence[Batch]) -> Any:
         """Finds the range of each linear layer's activations over rows without padding.
 
-        It calls the calibrator behind `ORTQuantizer.fit` with one row after the other: `fit` itself reads rows of one
-        length, so that padding would count, and holds the activations of all rows at once.
+        It calls the calibrator behind `ORTQuantizer.fit` with one row after the other: `fit` itself reads rows of equal
+        length, so that padding would count, and keeps the activations of all rows in memory.
         """
         from onnxruntime.quantization import CalibrationMethod
         from optimum.onnxruntime.configuration import CalibrationConfig

@@ -1,4 +1,4 @@
-"""int8 in plain PyTorch, needs nothing but hfcompress to load."""
+"""int8 in plain PyTorch; only hfcompress is needed to load it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TorchInt8(Backend):
     keeps_layers: ClassVar[bool] = True
 
     embeddings: bool = True
-    """Quantize the embedding tables too: in a small encoder they are most of the file."""
+    """Quantize the embedding tables too, which are most of the file of a small encoder."""
 
     @property
     def rounds_by_batch(self) -> bool:
@@ -74,7 +74,7 @@ def _tables(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
 def find_uncalled_tables(model: PreTrainedModel, dummy_inputs: DummyInputs) -> set[str]:
     """Finds embedding tables that must stay float, because the model reads their weights without calling them.
 
-    Such are DeBERTa's relative positions. A table of numbers for attention heads (MPNet) stays float too.
+    These are DeBERTa's relative positions, and MPNet's table of numbers for attention heads.
     """
     called: set[int] = set()
     hooks = [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TorchaoInt4(TorchaoInt8WeightOnly):
-    """Stores linear layers in groups of 4-bit weights, for export to ExecuTorch; in the file each still takes a byte.
+    """Stores linear layers in groups of 4-bit weights, for export to ExecuTorch; each weight takes a byte in the file.
 
     It is slower than float32 on a CPU, and larger than int8. onnx_int4 gives a small and fast file.
     """
@@ -72,7 +72,7 @@ class TorchaoInt4(TorchaoInt8WeightOnly):
             if layer.in_features % self.group_size:
                 raise HfcompressError(
                     f"{path} has {layer.in_features} inputs, which groups of {self.group_size} do not divide",
-                    "prune to multiples of the group, or use onnx_int4",
+                    "prune to multiples of the group size, or use onnx_int4",
                 )
         return found
 

@@ -1,4 +1,4 @@
-"""int8 weights by torchao, multiplied as floats: a smaller file, no faster model."""
+"""int8 weights by torchao, multiplied as floats: a smaller file, but no faster model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TorchaoInt8WeightOnly(Backend):
-    """Stores linear layers of transformer layers in int8 and multiplies floats: a smaller file, no faster model.
+    """Stores linear layers of transformer layers in int8 and multiplies floats: a smaller file, but no faster model.
 
     Embeddings and task head stay in float32. Stock `from_pretrained` loads the model if torchao is installed.
     """
@@ -54,7 +54,7 @@ class TorchaoInt8WeightOnly(Backend):
         return super().unavailable()
 
     def config(self) -> Any:
-        """Returns what torchao is to do to a linear layer."""
+        """Returns torchao's configuration for a linear layer."""
         from torchao.quantization import Int8WeightOnlyConfig
 
         return Int8WeightOnlyConfig()

@@ -1,4 +1,4 @@
-"""Quantizes the embedding tables of a graph; only the gathered rows are dequantized, never the whole table."""
+"""Quantizes the embedding tables of a graph; it then dequantizes gathered rows only, never a whole table."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def quantize_embeddings(graph: onnx.ModelProto, bits: Literal[8, 4]) -> None:
 
 
 def tie_embeddings(graph: onnx.ModelProto) -> None:
-    """Stores a table once that is gathered from and, transposed, multiplied with (a mask head), in place.
+    """Stores the word embeddings once if a mask head multiplies with the same table, transposed; in place.
 
     ONNX Runtime transposes the table when it loads the graph.
 
     Args:
-        graph: A float graph, see `fuse.linears`. A linear layer whose weights are a table is none for it afterwards.
+        graph: A float graph, see `fuse.linears`. It no longer finds a linear layer whose weights are a table.
     """
     import numpy as np
     from onnx import helper, numpy_helper
@@ -72,7 +72,7 @@ def tie_embeddings(graph: onnx.ModelProto) -> None:
 
 
 def count_stored_bits(bits: Literal[8, 4], width: int) -> float:
-    """Returns the bits that a weight of a word takes, with its share of the scale, in rows of `width` weights."""
+    """Computes the bits of a weight of the word embeddings, with its share of the scales, in rows of `width`."""
     return bits + 32 * (-(-width // BLOCK) if bits == 4 else 1) / width
 
 
@@ -90,7 +90,7 @@ def find_embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodePr
     }
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
-        # A table that is tied to a task head may have that name.
+        # A table that is tied to a task head may have the name of that.
         if (
             node.op_type == "Gather"
             and node.input[0] in tables
@@ -101,7 +101,7 @@ def find_embedding_gathers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodePr
 
 
 def _of_words(graph: onnx.ModelProto, gather: onnx.NodeProto) -> bool:
-    """True if rows are gathered by the tokens' ids, whatever integer type these were cast to."""
+    """True if rows are gathered by token ids, in any integer type."""
     casts = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "Cast"}
     name = gather.input[1]
     while name in casts:

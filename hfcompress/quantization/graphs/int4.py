@@ -20,10 +20,10 @@ INT8 = 4
 def quantize_linears(
     graph: onnx.ModelProto, size: int, compute: Literal["int8", "float32"], keep: Collection[str] = ()
 ) -> None:
-    """Makes linear layers `MatMulNBits` nodes with the codes of `grids.blockwise.quantize_blockwise`, in place.
+    """Replaces linear layers by `MatMulNBits` nodes with the codes of `quantize_blockwise`, in place.
 
-    onnxruntime's own quantizer writes the same bytes and was not taken: it needs a package that onnxruntime does not
-    install, configures the root logger when it is imported, and writes the weights of a layer that runs twice twice.
+    onnxruntime's own quantizer writes the same bytes, but was not chosen: it needs a package that onnxruntime does not
+    install, configures the root logger when it is imported, and stores the weights of a layer that runs twice twice.
 
     Args:
         graph: A float graph, see `fuse.linears`.

@@ -27,7 +27,7 @@ def find_linear_nodes(graph: onnx.ModelProto, keep: Collection[str]) -> list[onn
 def quantize_dynamic(
     graph: onnx.ModelProto, keep: Collection[str] = (), per_channel: bool = True, reduce_range: bool = False
 ) -> onnx.ModelProto:
-    """Returns the graph with int8 weights, and with uint8 inputs whose range is that of each batch, with its padding.
+    """Returns the graph with int8 weights, and with uint8 inputs in the range of each batch, padding included.
 
     It calls ONNX Runtime's `quantize_dynamic`.
 
@@ -60,19 +60,19 @@ def quantize_dynamic(
 def quantize_static(graph: onnx.ModelProto, ranges: Ranges, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Returns the graph with int8 weights, and with uint8 inputs in fixed ranges: a QDQ graph.
 
-    The input of each layer passes QuantizeLinear and DequantizeLinear, and its weights DequantizeLinear; its output is
-    a float. ONNX Runtime makes one product of integers of the three nodes (`MatMulIntegerToFloat`, `QGemm`). It does
-    not take the bias into `MatMulIntegerToFloat`, as it does into a dynamic product, which costs about as much time as
-    the fixed range saves.
+    The input of each layer passes QuantizeLinear and DequantizeLinear, and its weights pass DequantizeLinear; its
+    output is a float. ONNX Runtime joins the three nodes to one product of integers (`MatMulIntegerToFloat`, `QGemm`).
+    Unlike a dynamic product, `MatMulIntegerToFloat` does not include the bias, which costs about as much time as the
+    fixed range saves.
 
-    onnxruntime's `quantize_static` was weighed and not taken. It calibrates and quantizes tensors, where this function
-    gets ranges by layer: those of training, and those that `calibration` finds without padding. The weight scales of a
-    trained model can only be given to it as overrides by tensor name.
+    onnxruntime's `quantize_static` was tried and not chosen. It calibrates and quantizes tensors; this function gets
+    ranges by layer, from training or from `calibration` without padding. `quantize_static` takes the weight scales of a
+    trained model only as overrides by tensor name.
 
     Args:
         graph: A float graph, see `fuse.linears`.
-        ranges: The ranges of inputs and the scales of weights of all layers but the kept ones. Layers that are one
-            node (queries, keys and values) read in the widest of their ranges.
+        ranges: The ranges of inputs and the scales of weights of all layers except the kept ones. Layers that are one
+            node (queries, keys and values) use a range that covers all of theirs.
         keep: Paths of the layers that stay in float32.
     """
     import onnx
@@ -98,7 +98,7 @@ class _QdqBuilder:
         self.nodes: list[onnx.NodeProto] = []
 
     def quantize(self, names: Collection[str]) -> None:
-        """Quantizes the nodes of these names, and removes what no node reads any more."""
+        """Quantizes the nodes of these names, and removes tensors that no node reads any more."""
         within: set[str] = set()
         for node in self.graph.node:
             if node.name in names:
@@ -112,7 +112,7 @@ class _QdqBuilder:
         self.graph.initializer.extend(initializers)
 
     def add_product(self, node: onnx.NodeProto, bias: onnx.NodeProto | None) -> Collection[str]:
-        """Adds a linear layer; one of matrices with its bias, or ONNX Runtime would make a float Gemm of the two.
+        """Adds a linear layer, with its bias if it is a product of matrices: ONNX Runtime would make both a float Gemm.
 
         Returns:
             The names of its outputs.
@@ -143,7 +143,7 @@ class _QdqBuilder:
     def enlarge_for_bias(self, scales: NDArray[Any], weight: str, bias: NDArray[Any]) -> NDArray[Any]:
         """Enlarges the scales of columns whose bias would not fit into 31 bits; weights and bias share them.
 
-        That is so for a bias that is much larger than its weights, or if there are no weights.
+        This happens if a bias is much larger than its weights, or if all of these are 0.
 
         Args:
             scales: The scales of the columns.

@@ -1,1 +1,1 @@
-"""Quantization grids: the scales and codes that PyTorch and ONNX Runtime share."""
+"""Quantization grids: scales and codes that are the same in PyTorch and ONNX Runtime."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 32
-"""The number of neighbours that share a scale, by default."""
+"""The default number of neighbours that share a scale."""
 LOWEST, HIGHEST = -8, 7
 """The smallest and the largest code."""
 
@@ -16,9 +16,10 @@ LOWEST, HIGHEST = -8, 7
 def quantize_blockwise(weight: Tensor, size: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Quantizes a matrix to codes -8 … 7, with a scale for each block of `size` neighbours in a row: `w ≈ scale q`.
 
-    The scale is `m / -8`, where `m` is the block's value of the largest magnitude, with its sign. So `m` gets the code
-    -8, which is larger than 7, and is stored exactly. Zeros stay zeros. An outlier makes the steps of its own block
-    larger, and of no other. Quantizing twice gives the same as once. ONNX Runtime's quantizer gives the same bits.
+    The scale is `m / -8`, where `m` is the block's value with the largest magnitude, with its sign. So `m` gets the
+    code -8, whose magnitude is larger than that of 7, and is stored exactly. Zeros stay zeros. An outlier makes only
+    the steps of its own block larger. Quantizing twice gives the same as once. ONNX Runtime's quantizer gives the same
+    bits.
 
     Args:
         weight: Floats `(rows, columns)`; a shorter last block is filled up with zeros.
@@ -34,7 +35,7 @@ def quantize_blockwise(weight: Tensor, size: int = BLOCK) -> tuple[Tensor, Tenso
     low, high = blocks.aminmax(dim=-1, keepdim=True)
     scales = high.where(high.abs() > low.abs(), low) / LOWEST
     steps = (1 / scales).nan_to_num(posinf=0, neginf=0)
-    # Halves go up, whatever the sign: the kernel adds 8 before it rounds halves away from zero.
+    # Halves are rounded up for both signs: the kernel adds 8 before it rounds halves away from zero.
     codes = (blocks * steps + 0.5 - LOWEST).floor().add(LOWEST).clamp(LOWEST, HIGHEST)
     return codes.reshape(rows, -1)[:, :columns].char(), scales.squeeze(-1)
 

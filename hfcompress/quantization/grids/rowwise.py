@@ -15,7 +15,7 @@ def quantize_rowwise(table: Tensor, bits: Literal[8, 4]) -> tuple[Tensor, Tensor
     """Quantizes a table row by row: `w ≈ scale q`.
 
     At 8 bits each row has the scale `max |w| / 127`; at 4 bits each block of 32 neighbours in a row has its own, see
-    `quantize_blockwise`. Zeros stay zeros. An outlier makes the steps of its own row (block) larger, and of no other.
+    `quantize_blockwise`. Zeros stay zeros. An outlier makes only the steps of its own row (block) larger.
 
     Args:
         table: Floats `(rows, width)`.

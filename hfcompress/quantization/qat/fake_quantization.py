@@ -1,4 +1,4 @@
-"""Fake quantization: a float model rounds as the quantized model will, while it trains."""
+"""Fake quantization: while it trains, a float model rounds like the quantized model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 class FakeQuantization(TrainingOverlay):
-    """Makes linear layers compute with the weights that a backend would store, and embeddings give the stored rows.
+    """Makes linear layers compute with the weights that a backend would store, and embeddings return the stored rows.
 
     Gradients pass the rounding unchanged (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432). In eval
     mode the model computes what the exported graph will. Subclasses that also round the linear layers' inputs override
@@ -32,7 +32,7 @@ class FakeQuantization(TrainingOverlay):
     """
 
     def __init__(self, weights: Rounding, table_bits: Literal[8, 4] | None = None) -> None:
-        """Keeps the options; the model is not changed yet.
+        """Keeps the options, without changing a model.
 
         Args:
             weights: Quantizes and dequantizes a linear layer's weights `(out_features, in_features)`.
@@ -46,7 +46,7 @@ class FakeQuantization(TrainingOverlay):
         return {path: round_straight_through(layer.weight, self.weights) for path, layer in linears(model).items()}
 
     def input_roundings(self, progress: float) -> Mapping[str, Rounding]:
-        """Returns how linear layers round their inputs, by their paths."""
+        """Returns the rounding of the inputs of linear layers, by their paths."""
         return {}
 
     def ranges(self) -> Ranges | None:
@@ -78,10 +78,10 @@ class FakeQuantization(TrainingOverlay):
                 _replace_weight(layers[path], weight)
 
     def _before_forward(self, _model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
-        """Sees the inputs before each forward pass."""
+        """Reads the inputs before each forward pass."""
 
     def settle(self, model: PreTrainedModel) -> None:
-        """Replaces the weights by what will be stored of them."""
+        """Replaces the weights by the ones that will be stored."""
         with torch.no_grad():
             rounded = self.round_weights(model)
             for path, layer in linears(model).items():
@@ -92,7 +92,7 @@ class FakeQuantization(TrainingOverlay):
                     table.weight.copy_(rounding(table.weight))
 
     def _tables(self, model: PreTrainedModel) -> list[tuple[nn.Embedding, Rounding]]:
-        """Returns the embedding tables that `graphs.embeddings` quantizes, and how it rounds their rows."""
+        """Returns the embedding tables that `graphs.embeddings` quantizes, and the rounding of their rows."""
         if self.table_bits is None:
             return []
         # Tables inside of an encoder hold relative positions, and stay as they are.

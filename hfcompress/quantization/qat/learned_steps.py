@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RATE = 1e-3
-"""The learning rate of the logarithms of step sizes: about the share of itself that a step size changes by at once."""
+"""The learning rate of the logarithms of step sizes: about the relative change of a step size in one update."""
 
 
 class LearnedStepSizes(FakeQuantization):
@@ -29,9 +29,9 @@ class LearnedStepSizes(FakeQuantization):
 
     Attributes:
         read: The index into `log_inputs`, by the paths of the linear layers whose inputs are rounded.
-        log_inputs: log s of the inputs, one for all layers that start from the same range: they read the same tensor.
+        log_inputs: log s of the inputs, one for all layers with the same start range: they read the same tensor.
         log_weights: log s of the output channels of all linear layers, `(Σ out_features,)`.
-        held: Both, as of the last step before they froze.
+        held: Both, as they were at the last step before they froze.
     """
 
     held: Tensor
@@ -43,7 +43,7 @@ class LearnedStepSizes(FakeQuantization):
         freeze: float,
         table_bits: Literal[8, 4] | None = None,
     ) -> None:
-        """Starts from calibrated ranges, and from step sizes that reach the largest weights.
+        """Starts from calibrated ranges, and from step sizes that cover the largest weights.
 
         Args:
             model: The model that it lies over.
@@ -84,7 +84,7 @@ class LearnedStepSizes(FakeQuantization):
         if (step - 1) / steps < self.freeze:
             self.held.copy_(self._flat())
             return
-        # DDP needs a gradient of them, and Adam would move them by momentum even without one.
+        # DDP needs their gradients, and Adam's momentum would move them even without one.
         inputs, weights = self.held.split([len(self.log_inputs), len(self.log_weights)])
         with torch.no_grad():
             self.log_inputs.copy_(inputs)
@@ -110,7 +110,7 @@ def _round_to_step(values: Tensor, step: Tensor, first: int, last: int) -> Tenso
 class _RoundToStep(torch.autograd.Function):
     """Rounds by `v̂ = s clamp(round(v / s), first, last)` with LSQ's gradients, that of s scaled.
 
-    A value that rounds to the first or last step counts as inside: at the start the largest weight of a channel does.
+    A value that rounds to the first or last step counts as inside, as the largest weight of a channel does at first.
     """
 
     @staticmethod

@@ -23,8 +23,8 @@ MOMENTUM = 0.99
 class MovingAverageRanges(FakeQuantization):
     """Rounds the inputs of linear layers to uint8, in ranges that follow those of the batches.
 
-    Jacob et al. 2018, arXiv:1712.05877, section 3.1: a moving average of the lowest and the highest value of a step's
-    batches, on all processes and without padding. Inputs beyond a range get no gradient.
+    Jacob et al. 2018, arXiv:1712.05877, section 3.1: each range is a moving average of the lowest and the highest value
+    in the batches of a step, on all processes and without padding. Inputs beyond a range get no gradient.
 
     Attributes:
         read: Paths of the linear layers whose inputs are rounded.

@@ -11,13 +11,13 @@ from hfcompress.utils.errors import Problem
 
 
 class QatTraining(Recover):
-    """A `train:` block with losses and a teacher; the default teacher is the float model that the stage gets."""
+    """A `train:` block with losses and a teacher; the default teacher is the stage's float model."""
 
     ranges: Literal["ema", "learned"] = "ema"
-    """How the ranges of int8 activations are found while the model trains: `ema` follows the batches by a moving
-    average (Jacob et al. 2018), `learned` trains the step sizes of activations and weights (LSQ)."""
+    """The method for the ranges of int8 activations in training: `ema` follows the batches by a moving average (Jacob
+    et al. 2018), `learned` trains the step sizes of activations and weights (LSQ)."""
     freeze: float = Field(default=0.5, gt=0, le=1)
     """The share of the steps after which the ranges no longer change, so that the weights can adapt to them."""
 
     def _adapter_problems(self) -> list[Problem]:
-        return []  # the weights below are quantized
+        return []  # the weights under the adapters are quantized

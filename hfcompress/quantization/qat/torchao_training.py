@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class TorchaoTraining(FakeQuantization):
-    """Puts torchao's modules into the model from the start to `settle`, around the same weights.
+    """Puts torchao's modules into the model until `settle`, around the same weights.
 
-    They round in training mode and in eval mode, so that `lay_over` has nothing to do.
+    They round in training mode and in eval mode, so `lay_over` does nothing.
     """
 
     def __init__(self, model: PreTrainedModel, config: Any, layers: Collection[str]) -> None:
@@ -25,7 +25,7 @@ class TorchaoTraining(FakeQuantization):
 
         Args:
             model: The float model.
-            config: What torchao will make of a linear layer; one that it can train for.
+            config: torchao's configuration for linear layers, of a kind that torchao can train for.
             layers: Paths of the linear layers.
         """
         from torchao.quantization import quantize_
@@ -39,7 +39,7 @@ class TorchaoTraining(FakeQuantization):
         yield
 
     def settle(self, model: PreTrainedModel) -> None:
-        """Makes plain linear layers again, with the trained weights; the backend then rounds them in the same way."""
+        """Restores plain linear layers with the trained weights; the backend then rounds them in the same way."""
         from torchao.quantization import quantize_
         from torchao.quantization.qat import QATConfig
 

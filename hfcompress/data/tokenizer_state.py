@@ -1,12 +1,13 @@
-"""How a tokenizer reads texts, and whether another one reads them in the same way."""
+"""Describes how a tokenizer reads texts, and compares it with other tokenizers."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.task import IN_A_BATCH
+from hfcompress.utils.hashing import hash_pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 _SET_BY_EACH_CALL = ("padding", "truncation")
 _PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
-"""What a tokenizer was loaded from; it changes nothing of what it does."""
+"""The options that name the files of a tokenizer; they do not change what it does."""
 
 
 def vocabulary_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What each id stands for: the vocabulary, the special tokens, and what padding looks like."""
+    """Returns the meaning of each id: the vocabulary, the special tokens and the padding."""
     return {
         "vocabulary": tokenizer.get_vocab(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -27,7 +28,7 @@ def vocabulary_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def splitting_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that decides which ids a tokenizer gives a text."""
+    """Returns everything that decides which ids a tokenizer gives a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         options = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
@@ -38,34 +39,36 @@ def splitting_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def input_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that decides what a model with this tokenizer is fed of a text, as JSON."""
+    """Returns, as JSON, everything that decides which inputs a model with this tokenizer gets."""
     return {**splitting_state(tokenizer), "inputs": list(tokenizer.model_input_names)}
 
 
 def hash_inputs(rows: datasets.Dataset) -> str:
-    """A hash of all that a model is fed of encoded rows, column by column, and of their order; not of their labels."""
+    """Hashes the inputs of a model in encoded rows, column by column, in their order; labels are left out."""
+    return hash_pieces(_spell_out(rows))
+
+
+def _spell_out(rows: datasets.Dataset) -> Iterator[str | bytes]:
     import numpy as np
     import pyarrow as pa
 
-    digest = hashlib.sha256()
     for name in sorted({*rows.column_names} & {*IN_A_BATCH} - {"labels"}):
-        digest.update(f"{name}\x1f".encode())
+        yield f"{name}\x1f"
         for table in rows.select_columns([name]).with_format("arrow").iter(4096):
             for chunk in table.column(name).chunks:
                 nested = pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)
                 values = (chunk.flatten() if nested else chunk).to_numpy(zero_copy_only=False)
-                digest.update(values.astype(np.int64).tobytes())
-    return digest.hexdigest()
+                yield values.astype(np.int64).tobytes()
 
 
 def split_alike(
     one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, rows: datasets.Dataset, others: datasets.Dataset
 ) -> bool:
-    """Whether two tokenizers split the same rows into the same tokens, whatever ids they give them.
+    """True if two tokenizers split the same rows into the same tokens; their ids may differ.
 
     Args:
         one, other: The tokenizers.
-        rows, others: The same rows, encoded with each.
+        rows, others: The same rows, encoded with each tokenizer.
     """
     import numpy as np
 
