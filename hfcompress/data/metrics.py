@@ -6,7 +6,7 @@ bootstrap computes each unit once and then only adds. `evaluate.load(MODULE, …
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,14 @@ class RowMetric:
         rows: Computes the numbers to add, `(units, k)`, from predictions and references.
         total: Computes the metric from their sums, `(k,)`.
         library: Computes the same metric of all units by a library; None if no library has it.
+        right_or_wrong: True if it is the share of units that are right; `rows` begins with 1 for these, else with 0.
     """
 
     says: str
     rows: Callable[[Array, Array], Array]
     total: Callable[[Array], float]
     library: Callable[[Array, Array], float] | None = None
+    right_or_wrong: bool = False
 
     def __call__(self, predictions: Array, references: Array) -> float:
         if self.library is not None:
@@ -154,7 +156,7 @@ def _perplexity(sums: Array) -> float:
 
 
 CLASSIFICATION: dict[str, Metric] = {
-    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: ratio(*s)),
+    "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: ratio(*s), right_or_wrong=True),
     "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1, _f1),
     "matthews_correlation": RowMetric(
         "Matthews' correlation coefficient for any number of classes; 0 where it is undefined.",
@@ -181,7 +183,7 @@ TOKENS: dict[str, Metric] = {
 SPANS: dict[str, Metric] = {
     "f1": RowMetric("SQuAD's F1 of words, the mean over questions.", squad.score_overlap, lambda s: ratio(*s)),
     "exact_match": RowMetric(
-        "The share of answers that are one of those given.", squad.score_match, lambda s: ratio(*s)
+        "The share of answers that are one of those given.", squad.score_match, lambda s: ratio(*s), right_or_wrong=True
     ),
 }
 MASKED: dict[str, Metric] = {
@@ -236,7 +238,7 @@ def bootstrap_interval(
     """
     import numpy as np
 
-    low, high = np.quantile(_resample(function, predictions, references, samples, seed), [0.025, 0.975])
+    low, high = np.quantile(resample(function, predictions, references, samples, seed), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -254,18 +256,40 @@ def bootstrap_differences(
     Returns:
         `(samples,)`.
     """
-    one, other = (_resample(function, answers, references, samples, seed) for answers in (predictions, others))
+    one, other = (resample(function, answers, references, samples, seed) for answers in (predictions, others))
     return one - other
 
 
-def _resample(function: Metric, predictions: Array, references: Array, samples: int, seed: int) -> Array:
-    """Computes the metric of many draws of the units, `(samples,)`."""
+def resample(
+    function: Metric,
+    predictions: Array,
+    references: Array,
+    samples: int = 1000,
+    seed: int = 0,
+    clusters: Sequence[Any] | Array | None = None,
+) -> Array:
+    """Computes a metric of units that are drawn anew, with replacement.
+
+    Args:
+        function, predictions, references, samples, seed: Those of `bootstrap_interval`.
+        clusters: What each unit belongs to, such as a question's document. Units of one cluster resemble one another,
+            so whole clusters are drawn (Davison and Hinkley 1997, section 3.8). None: each unit is drawn by itself.
+
+    Returns:
+        `(samples,)`.
+    """
     import numpy as np
 
-    count = len(references)
+    numbers = np.arange(len(references)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    count = int(numbers.max()) + 1
     generator = np.random.default_rng(seed)
     draws = (generator.integers(0, count, count) for _ in range(samples))
     if isinstance(function, RowMetric):
         rows = function.rows(predictions, references)
+        if clusters is not None:
+            rows = np.stack([np.bincount(numbers, weights=column, minlength=count) for column in rows.T], axis=1)
         return np.array([function.total(np.bincount(draw, minlength=count) @ rows) for draw in draws])
+    if clusters is not None:
+        members = [np.flatnonzero(numbers == number) for number in range(count)]
+        draws = (np.concatenate([members[number] for number in draw]) for draw in draws)
     return np.array([function(predictions[draw], references[draw]) for draw in draws])
