@@ -6,7 +6,7 @@ bootstrap computes each unit once and then only adds. `evaluate.load(MODULE, …
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,18 +260,36 @@ def bootstrap_differences(
     return one - other
 
 
-def resample(function: Metric, predictions: Array, references: Array, samples: int = 1000, seed: int = 0) -> Array:
-    """Computes a metric of units that are drawn anew, with replacement; arguments as of `bootstrap_interval`.
+def resample(
+    function: Metric,
+    predictions: Array,
+    references: Array,
+    samples: int = 1000,
+    seed: int = 0,
+    clusters: Sequence[Any] | Array | None = None,
+) -> Array:
+    """Computes a metric of units that are drawn anew, with replacement.
+
+    Args:
+        function, predictions, references, samples, seed: Those of `bootstrap_interval`.
+        clusters: What each unit belongs to, such as a question's document. Units of one cluster resemble one another,
+            so whole clusters are drawn (Davison and Hinkley 1997, section 3.8). None: each unit is drawn by itself.
 
     Returns:
         `(samples,)`.
     """
     import numpy as np
 
-    count = len(references)
+    numbers = np.arange(len(references)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    count = int(numbers.max()) + 1
     generator = np.random.default_rng(seed)
     draws = (generator.integers(0, count, count) for _ in range(samples))
     if isinstance(function, RowMetric):
         rows = function.rows(predictions, references)
+        if clusters is not None:
+            rows = np.stack([np.bincount(numbers, weights=column, minlength=count) for column in rows.T], axis=1)
         return np.array([function.total(np.bincount(draw, minlength=count) @ rows) for draw in draws])
+    if clusters is not None:
+        members = [np.flatnonzero(numbers == number) for number in range(count)]
+        draws = (np.concatenate([members[number] for number in draw]) for draw in draws)
     return np.array([function(predictions[draw], references[draw]) for draw in draws])

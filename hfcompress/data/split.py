@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.files import ParquetFile, TextFile, data_file
+from hfcompress.data.files import TextFile, data_file
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.files import write_text
 
@@ -76,7 +76,7 @@ def write_splits(file: Path, numbers: dict[str, list[int]], folder: Path, encodi
         The files.
     """
     source = data_file(file, encoding)
-    if isinstance(source, ParquetFile):
+    if not isinstance(source, TextFile):
         return _write_parquet(file, numbers, folder)
     head, rows = _spelled_rows(source)
     suffix = ".jsonl" if file.suffix == ".json" else file.suffix

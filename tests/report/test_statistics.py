@@ -45,6 +45,7 @@ from hfcompress.report.statistics.several import Seeds, holm, summarize_seeds
 from hfcompress.report.statistics.slices import bin_lengths, compare_slices, group_column
 from hfcompress.utils.margin import Margin
 
+QUICK = settings(derandomize=True, deadline=None, database=None)
 COUNTS = st.integers(0, 40)
 PAIRS = st.builds(Pairs, COUNTS, COUNTS, COUNTS, st.integers(1, 40))
 SIGNED = st.floats(-0.9, 0.9)
@@ -79,8 +80,10 @@ HIV_SCREENING = published(446, 5, 16, 690)
 )
 def test_mcnemar_s_exact_test(broken: int, repaired: int, p_value: float) -> None:
     assert mcnemar_exact(broken, repaired) == pytest.approx(p_value, rel=1e-3)
+    assert mcnemar_exact(broken, repaired) == pytest.approx(scipy.stats.binomtest(broken, broken + repaired).pvalue)
 
 
+@QUICK
 @given(COUNTS, COUNTS)
 def test_mcnemar_is_symmetric_and_sees_nothing_in_equal_counts(broken: int, repaired: int) -> None:
     assert mcnemar_exact(broken, repaired) == pytest.approx(mcnemar_exact(repaired, broken))
@@ -146,6 +149,7 @@ def test_at_no_difference_both_score_tests_are_mcnemar_s() -> None:
     assert score_of_ratio(COMPLETE_RESPONSE, 1.0) == pytest.approx(-2.132, abs=5e-4)
 
 
+@QUICK
 @given(PAIRS, SIGNED)
 def test_swapped_models_change_the_sign(pairs: Pairs, change: float) -> None:
     swapped = Pairs(pairs.both, pairs.repaired, pairs.broken, pairs.neither)
@@ -154,8 +158,8 @@ def test_swapped_models_change_the_sign(pairs: Pairs, change: float) -> None:
     assert swapped.p_above(-change) == pytest.approx(pairs.p_below(change), abs=1e-9)
 
 
-@given(PAIRS.filter(lambda pairs: pairs.both > 0), st.booleans())
-@settings(deadline=None)
+@QUICK
+@given(PAIRS.filter(lambda pairs: pairs.source > 0), st.booleans())
 def test_an_interval_holds_what_its_test_does_not_reject(pairs: Pairs, relative: bool) -> None:
     low, high = pairs.interval(0.9, relative)
     assert low <= pairs.change(relative) <= high
@@ -166,6 +170,7 @@ def test_an_interval_holds_what_its_test_does_not_reject(pairs: Pairs, relative:
         assert pairs.p_below(high, relative) == pytest.approx(0.05, abs=1e-4)
 
 
+@QUICK
 @given(COUNTS.filter(bool))
 def test_an_interval_has_a_width_where_no_row_flips(rows: int) -> None:
     # the closed form: z² / (n + z²), as of Wilson's interval of no event in n
@@ -292,14 +297,18 @@ def test_the_bootstrap_covers_the_truth_in_about_95_of_100_cases() -> None:
     assert 0.90 <= inside / 200 <= 0.98
 
 
+def _objects(*values: Any) -> Any:
+    return object_array([*values] * 9)
+
+
 @pytest.mark.parametrize(
     ("metric", "source", "result", "references"),
     [
         (CLASSIFICATION["f1"], np.array([0, 1, 2] * 10), np.array([0, 1, 1] * 10), np.array([0, 1, 2] * 10)),
-        (TOKENS["f1"], *map(object_array, ([["B-X"]] * 9, [["O"], ["B-X"], ["B-X"]] * 3, [["B-X"]] * 9))),
-        (SPANS["f1"], *map(object_array, (["a cat"] * 8, ["a cat", "a cat sat"] * 4, [["cat"]] * 8))),
+        (TOKENS["f1"], _objects(["B-X"], ["B-X"]), _objects(["O"], ["B-X"]), _objects(["B-X"], ["B-X"])),
+        (SPANS["f1"], _objects("a cat", "a cat"), _objects("a cat", "a cat sat"), _objects(["cat"], ["cat"])),
     ],
-)  # fmt: skip
+)
 def test_units_may_be_rows_sentences_or_questions(metric: Any, source: Any, result: Any, references: Any) -> None:
     evidence = compare_answers(metric, source, result, references)
     assert isinstance(evidence, Draws)
@@ -307,7 +316,46 @@ def test_units_may_be_rows_sentences_or_questions(metric: Any, source: Any, resu
     assert (evidence.source, evidence.result) == (metric(source, references), metric(result, references))
     assert paired_difference(evidence).reading == "worse"
     same = paired_difference(compare_answers(metric, source, source, references))
-    assert (same.change, same.low, same.high, same.reading) == (0, 0, 0, "within noise")
+    assert (same.change, same.reading) == (0, "within noise")
+
+
+def test_a_bootstrap_of_equal_answers_is_not_certain() -> None:
+    truth = np.tile([0, 1, 1], 40)
+    answers = np.where(np.arange(120) % 5, truth, 1 - truth)
+    evidence = compare_answers(CLASSIFICATION["f1"], answers, answers, truth)
+    assert evidence.interval() == Pairs(120, 0, 0, 0).interval()
+    assert evidence.p_above(-0.01) == pytest.approx(1 - evidence.p_below(-0.01))
+    verdicts = [non_inferiority(evidence, Margin(value, relative=False)) for value in (0.01, 0.03)]
+    assert [each.verdict for each in verdicts] == ["not shown", "shown"]
+    assert verdicts[0].test == "score test, Tango 1998: no draw differs"
+    assert find_power(evidence, Margin(0.01, relative=False)).needed == rows_needed(0.0, 0.01)
+    far = compare_answers(REGRESSION["mse"], 500 * answers, 500 * answers, truth, lower_is_better=True)
+    assert find_power(far, Margin(0.01, relative=True)).sentence == "120 rows can show 2.3%, not 1%; 268 rows could"
+
+
+@pytest.mark.parametrize("name", ["mse", "pearson"])
+def test_clusters_are_drawn_whole(name: str) -> None:
+    source, result, truth = _scored(60)
+    alone = compare_answers(REGRESSION[name], source, result, truth, samples=200)
+    each = compare_answers(REGRESSION[name], source, result, truth, samples=200, clusters=np.arange(60))
+    assert each.interval() == pytest.approx(alone.interval())
+    # every unit twice tells no more than once
+    documents = [f"document {number:02}" for number in range(60) for _ in range(2)]
+    twice = [np.repeat(values, 2) for values in (source, result, truth)]
+    clustered = compare_answers(REGRESSION[name], *twice, samples=200, clusters=documents)
+    assert clustered.interval() == pytest.approx(alone.interval())
+    assert clustered.units == 60
+    low, high = compare_answers(REGRESSION[name], *twice, samples=200).interval()
+    assert high - low < 0.85 * (clustered.interval()[1] - clustered.interval()[0])
+    with pytest.raises(ValueError, match="60 units, 3 clusters"):
+        compare_answers(REGRESSION[name], source, result, truth, clusters=[0, 1, 2])
+
+
+def test_right_and_wrong_answers_of_clusters_are_drawn_and_not_counted() -> None:
+    truth = np.zeros(8, int)
+    found = compare_answers(CLASSIFICATION["accuracy"], truth, truth, truth, clusters=[0, 0, 1, 1, 2, 2, 3, 3])
+    assert isinstance(found, Draws)
+    assert (found.units, found.source) == (4, 1.0)
 
 
 @pytest.mark.parametrize("metric", [CLASSIFICATION["accuracy"], SPANS["exact_match"]])
@@ -459,8 +507,8 @@ def test_the_rows_that_are_needed_give_the_power_that_is_asked_for(discordance: 
     assert shown == pytest.approx(0.8, abs=0.01)
 
 
+@QUICK
 @given(st.floats(0, 0.5), st.floats(0.005, 0.3))
-@settings(deadline=None)
 def test_the_smallest_margin_is_the_inverse_of_the_rows(discordance: float, margin: float) -> None:
     rows = rows_needed(discordance, margin)
     assert smallest_margin(rows, discordance) <= margin * 1.0001
@@ -536,6 +584,7 @@ def test_holm(p_values: list[float], adjusted: list[float]) -> None:
     assert holm(p_values) == pytest.approx(adjusted)
 
 
+@QUICK
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_keeps_the_order_and_lies_between_the_values_and_bonferroni_s(p_values: list[float]) -> None:
     adjusted = holm(p_values)
@@ -757,6 +806,7 @@ def test_lengths_are_divided_at_quantiles() -> None:
         bin_lengths(np.array([]))
 
 
+@QUICK
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 6))
 def test_each_row_is_in_one_range_that_holds_its_length(lengths: list[int], bins: int) -> None:
     masks = bin_lengths(np.array(lengths), bins)
@@ -793,5 +843,7 @@ def test_slices_are_scored_as_their_rows_alone(name: str) -> None:
     few = (low <= lengths) & (lengths <= high)
     assert slices[0].source == metric(source[few], truth[few])
     assert slices[0].difference.change == pytest.approx(metric(result[few], truth[few]) - slices[0].source)
+    pairs = compare_slices(metric, source, result, truth, {"few": few}, clusters=np.arange(200) // 2, samples=200)
+    assert pairs[0].difference.units == len(set((np.arange(200) // 2)[few]))
     with pytest.raises(ValueError, match="there are 200 units, and 3 in the division 'x'"):
         compare_slices(metric, source, result, truth, {"x": np.ones(3, bool)})

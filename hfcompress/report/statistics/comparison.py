@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ def compare_answers(
     references: Array,
     *,
     lower_is_better: bool = False,
+    clusters: Sequence[Any] | Array | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> Evidence:
@@ -36,6 +38,8 @@ def compare_answers(
         source, result: Their predictions, one a unit.
         references: What is right, one a unit.
         lower_is_better: True for an error.
+        clusters: What each unit belongs to, such as a question's document; clusters are then drawn anew, whole, also
+            for right and wrong answers, whose tests take rows to be independent.
         samples: Draws of the bootstrap.
         seed: Decides the draws.
     """
@@ -44,12 +48,15 @@ def compare_answers(
             f"both models answer the same units: {len(source)} answers of the source, {len(result)} of the result and "
             f"{len(references)} references"
         )
-    if isinstance(metric, RowMetric) and metric.right_or_wrong:
+    if clusters is not None and len(clusters) != len(references):
+        raise ValueError(f"each unit is in a cluster: {len(references)} units, {len(clusters)} clusters")
+    if isinstance(metric, RowMetric) and metric.right_or_wrong and clusters is None:
         ours, theirs = (metric.rows(answers, references)[:, 0] for answers in (source, result))
         return count_pairs(ours, theirs)
-    ours, theirs = (resample(metric, answers, references, samples, seed) for answers in (source, result))
+    ours, theirs = (resample(metric, answers, references, samples, seed, clusters) for answers in (source, result))
     scores = metric(source, references), metric(result, references)
-    return Draws(*scores, ours, theirs, len(references), lower_is_better)
+    units = len(references) if clusters is None else len(set(clusters))
+    return Draws(*scores, ours, theirs, units, lower_is_better)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfcompress.report.statistics.proportions import Pairs
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,10 +26,13 @@ class Draws:
     (paired bootstrap: Efron and Tibshirani 1993, chapter 13; Davison and Hinkley 1997). The units are what the metric
     judges: a row, a question, a sentence, a document.
 
+    If both models score alike in every draw, the bootstrap would be certain that they always do. Then the score test of
+    as many rows, of which none flips, takes its place (`proportions.Pairs`).
+
     Attributes:
         source, result: The metric of all units.
         source_draws, result_draws: `(samples,)`, the metric of each draw.
-        units: Number of units.
+        units: Number of units, or of clusters where these were drawn.
         lower_is_better: True for an error, such as `mse`.
     """
 
@@ -47,6 +52,8 @@ class Draws:
 
     def test_name(self, relative: bool) -> str:
         """Names the test behind `interval` and `p_above`."""
+        if self._none_flips is not None:
+            return f"{self._none_flips.test_name(relative)}: no draw differs"
         return f"paired bootstrap, {len(self.source_draws):,} draws"
 
     def change(self, relative: bool = False) -> float:
@@ -66,6 +73,8 @@ class Draws:
         `k = ⌊(1 - level) / 2 (samples + 1)⌋`, at least 1 (Davison and Hinkley 1997, section 5.3.1), so that it agrees
         with `p_above` and `p_below`.
         """
+        if self._none_flips is not None:
+            return self._none_flips.interval(level, relative)
         drawn = np.sort(self._changes(relative))
         k = max(1, math.floor((1 - level) / 2 * (len(drawn) + 1) + 1e-9))
         return float(drawn[k - 1]), float(drawn[-k])
@@ -75,11 +84,19 @@ class Draws:
 
         `(1 + draws at or below) / (1 + draws)` (Davison and Hinkley 1997, equation 4.11), never 0.
         """
+        if self._none_flips is not None:
+            return self._none_flips.p_above(change, relative)
         return self._share(self._changes(relative) <= change)
 
     def p_below(self, change: float, relative: bool = False) -> float:
         """The one-sided p-value of "the true change is at least `change`"; small if it is shown to be below."""
+        if self._none_flips is not None:
+            return self._none_flips.p_below(change, relative)
         return self._share(self._changes(relative) >= change)
+
+    @property
+    def _none_flips(self) -> Pairs | None:
+        return Pairs(self.units, 0, 0, 0) if np.array_equal(self.source_draws, self.result_draws) else None
 
     def _changes(self, relative: bool) -> Array:
         self.change(relative)  # refuses a source of 0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from hfcompress.report.statistics.comparison import ALPHA, Evidence
 from hfcompress.report.statistics.proportions import Pairs, null_variance
@@ -43,13 +43,16 @@ def find_power(evidence: Evidence, margin: Margin, unit: str = "row") -> Power:
     units, accepted = evidence.units, margin.of(evidence.source)
     if not accepted:
         raise ValueError("the source scores 0, so no drop relative to it is defined; use an absolute one")
+    scale = margin.value / accepted
     if isinstance(evidence, Pairs):
         needed = rows_needed(evidence.discordance, accepted)
-        smallest = smallest_margin(units, evidence.discordance)
-    else:
+        smallest = scale * smallest_margin(units, evidence.discordance)
+    elif evidence.error:
         deviation = evidence.error * math.sqrt(units)
-        needed, smallest = units_needed(deviation, accepted), smallest_margin_of_deviation(units, deviation)
-    smallest *= margin.value / accepted
+        needed = units_needed(deviation, accepted)
+        smallest = scale * smallest_margin_of_deviation(units, deviation)
+    else:  # no draw differs: as rows of which none flips
+        needed, smallest = rows_needed(0.0, margin.value), smallest_margin(units, 0.0)
     return Power(units, needed, smallest, describe_power(units, needed, smallest, margin, unit))
 
 
@@ -82,7 +85,7 @@ def smallest_margin(rows: int, discordance: float, power: float = POWER, alpha: 
 
 
 def _rows(discordance: float, margin: float, power: float, alpha: float) -> float:
-    half, z_alpha, z_power = discordance / 2, norm.isf(alpha), norm.ppf(power)
+    half, z_alpha, z_power = discordance / 2, -ndtri(alpha), ndtri(power)
     at_margin = max(0.0, null_variance(half, half, -margin))
     return float(((z_alpha * math.sqrt(at_margin) + z_power * math.sqrt(discordance)) / margin) ** 2)
 
@@ -108,7 +111,7 @@ def smallest_margin_of_deviation(units: int, deviation: float, power: float = PO
 
 
 def _quantiles(power: float, alpha: float) -> float:
-    return float(norm.isf(alpha) + norm.ppf(power))
+    return float(ndtri(power) - ndtri(alpha))
 
 
 def describe_power(units: int, needed: int, smallest: float, margin: Margin, unit: str = "row") -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.special import bdtr, ndtr, ndtri
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +77,7 @@ class Pairs:
 
         It solves `Z(change) = ±z` (Tango 1998; Tang et al. 2003 for the ratio), so it has a width even if no row flips.
         """
-        z = float(norm.ppf((1 + level) / 2))
+        z = float(ndtri((1 + level) / 2))
         statistic, change = self._statistic(relative), self.change(relative)
         least, most = (_NEAR_0 - 1, (2 + change) * 100 * self.units) if relative else (-1.0, 1.0)
         low = _solve(lambda at: statistic(at) - z, least, change)
@@ -89,11 +89,11 @@ class Pairs:
 
     def p_above(self, change: float, relative: bool = False) -> float:
         """The one-sided p-value of "the true change is at most `change`"; small if it is shown to be above."""
-        return float(norm.sf(self._statistic(relative)(change)))
+        return float(ndtr(-self._statistic(relative)(change)))
 
     def p_below(self, change: float, relative: bool = False) -> float:
         """The one-sided p-value of "the true change is at least `change`"; small if it is shown to be below."""
-        return float(norm.cdf(self._statistic(relative)(change)))
+        return float(ndtr(self._statistic(relative)(change)))
 
     def _statistic(self, relative: bool) -> Callable[[float], float]:
         if relative:
@@ -134,8 +134,7 @@ def mcnemar_exact(broken: int, repaired: int) -> float:
     """
     if broken < 0 or repaired < 0:
         raise ValueError(f"flipped rows are counts of 0 or more, not {broken} and {repaired}")
-    flipped = broken + repaired
-    return float(binomtest(broken, flipped, 0.5).pvalue) if flipped else 1.0
+    return min(1.0, 2 * float(bdtr(min(broken, repaired), broken + repaired, 0.5)))
 
 
 def score_of_difference(pairs: Pairs, difference: float) -> float:
@@ -190,7 +189,9 @@ def _standardize(distance: float, variance: float, rows: int) -> float:
 def _solve(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a decreasing function; the end beyond which it would lie, if there is none between."""
     inner = low + _EDGE, high - _EDGE
-    if inner[0] >= inner[1] or function(inner[0]) <= 0:
+    if inner[0] >= inner[1]:
+        return min(low, high)
+    if function(inner[0]) <= 0:
         return low
     if function(inner[1]) >= 0:
         return high

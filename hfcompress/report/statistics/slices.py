@@ -69,18 +69,26 @@ def group_column(values: Sequence[Any]) -> dict[str, Array]:
 
 
 def compare_slices(
-    metric: Metric, source: Array, result: Array, references: Array, masks: Mapping[str, Array], **options: Any
+    metric: Metric,
+    source: Array,
+    result: Array,
+    references: Array,
+    masks: Mapping[str, Array],
+    *,
+    clusters: Sequence[Any] | Array | None = None,
+    **options: Any,
 ) -> list[Slice]:
     """Compares two models in each part of the units.
 
     Args:
-        metric, source, result, references, options: Those of `compare_answers`.
+        metric, source, result, references, clusters, options: Those of `compare_answers`.
         masks: What `bin_lengths` or `group_column` gives.
     """
     slices = []
     for name, mask in masks.items():
         if len(mask) != len(references):
             raise ValueError(f"there are {len(references)} units, and {len(mask)} in the division '{name}'")
-        evidence = compare_answers(metric, source[mask], result[mask], references[mask], **options)
+        within = None if clusters is None else np.asarray(clusters)[mask]
+        evidence = compare_answers(metric, source[mask], result[mask], references[mask], clusters=within, **options)
         slices.append(Slice(name, evidence.source, evidence.result, paired_difference(evidence)))
     return slices
