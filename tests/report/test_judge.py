@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hfcompress.report.gate import Check, Limits, check_limits
 from hfcompress.report.judge import OTHER_UNITS, add_comparisons
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.margin import Margin
+from tests import factories
 
 ROWS = 200
 
@@ -175,3 +177,37 @@ def test_a_gate_names_what_the_report_lacks(task: TextClassification) -> None:
         check_limits(old, Limits(max_drop=Margin(0.01, relative=True)))
     with pytest.raises(HfcompressError, match="no model beside the source"):
         check_limits({**content, "rows": content["rows"][:1]}, Limits(max_mb=1.0))
+
+
+@pytest.mark.parametrize(("limits", "status"), [(["--max-mb", "30"], 0), (["--max-mb", "29", "--max-drop", "1%"], 3)])
+def test_the_gate_command_ends_with_its_verdict(
+    limits: list[str], status: int, task: TextClassification, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(_report(task, _answer(set()), _answer(set(range(60))))))
+    for place in (path, tmp_path):
+        assert factories.run_cli("gate", place, *limits) == status
+        said = capsys.readouterr()
+        verdict = json.loads(said.out)
+        assert verdict["passed"] == (status == 0)
+        assert [check["verdict"] for check in verdict["checks"]] == (["fail", "fail"] if status else ["pass"])
+        assert all(check["sentence"] in said.err.replace("\n", " ") for check in verdict["checks"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [([], "no limit is given"), (["--max-drop", "1"], "--max-drop: a margin of 1 is ambiguous"),
+     (["--max-mb", "1", "--model", "09-x"], "no model '09-x'")],
+)  # fmt: skip
+def test_a_gate_that_cannot_judge_is_a_mistake(
+    limits: list[str], message: str, task: TextClassification, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(_report(task, _answer(set()), _answer(set()))))
+    assert factories.run_cli("gate", tmp_path, *limits) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_report_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text("[]")
+    assert factories.run_cli("gate", tmp_path / "other.json", "--max-mb", "1") == 2
+    assert "is no report" in capsys.readouterr().err
