@@ -68,7 +68,7 @@ def train_student(
     from hfcompress.training.objective import Objective
 
     labels = dict(student.config.label2id or {})
-    rows = {"train": context.encoded("train", tokenizer, labels, raw), "dev": context.encoded("dev", tokenizer, labels)}
+    rows = {"train": context.encode("train", tokenizer, labels, raw), "dev": context.encode("dev", tokenizer, labels)}
     teachers, first, pairs, facts = None, None, list[tuple[int, int]](), dict[str, Any]()
     if options.needs_teacher:
         artifacts = [context.artifact(name, parent) for name in options.teacher.models]
@@ -141,8 +141,8 @@ def _load_teachers(
         member, theirs = Member(artifact.stage, model, load_tokenizer(artifact.path, context.task)), rows
         if not same_behaviour(tokenizer, member.tokenizer):
             theirs = {
-                "train": context.encoded("train", member.tokenizer, labels, raw),
-                "dev": context.encoded("dev", member.tokenizer, labels),
+                "train": context.encode("train", member.tokenizer, labels, raw),
+                "dev": context.encode("dev", member.tokenizer, labels),
             }
         if not same_inputs(tokenizer, member.tokenizer, rows, theirs):
             compared = rows["train"], theirs["train"], options, context.task.head, index == 0

@@ -197,7 +197,7 @@ def train(
     model = state.model
     if masks is None and run.options.weights:
         masks = KeptZeros(model)
-    context = run.context.at(name) if name else run.context
+    context = run.context.nest(name) if name else run.context
     if training.lora:
         add_lora(model, training.lora)
     found = train_student(model, training, training, run.parent, context, state.tokenizer, masks=masks)

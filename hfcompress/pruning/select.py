@@ -197,7 +197,7 @@ def _find_sensitivity(run: PruningRun, model: PreTrainedModel, scores: Scores) -
 
     def measure() -> dict[str, Any]:
         tokenizer, labels = load_tokenizer(run.parent.path, context.task), label_ids(read_config(run.parent.path))
-        rows = context.encoded("dev", tokenizer, labels).shuffle(seed=context.seed)
+        rows = context.encode("dev", tokenizer, labels).shuffle(seed=context.seed)
         rows = rows.select(range(min(wanted.rows, len(rows))))
         group = options.multiple_of if options.ffn or options.budget else 1
         return measure_sensitivity(model, scores, rows, tokenizer, context.task, wanted.shares, group)

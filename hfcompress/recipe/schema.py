@@ -77,6 +77,11 @@ class Recipe(StrictModel):
     hub: Hub = Hub()
     seed: int = Field(default=42, ge=0, lt=2**32)
 
+    @property
+    def trains_source_head(self) -> bool:
+        """True if a stage trains the task head of the source, so that the model needs none."""
+        return any(stage.trains_source_head for stage in self.stages)
+
     def stage_names(self) -> list[str]:
         """Names the directories of the stages: `01-distill`, `02-prune`, …."""
         return [f"{index:02d}-{stage.kind}" for index, stage in enumerate(self.stages, start=1)]

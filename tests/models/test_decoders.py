@@ -392,4 +392,4 @@ def test_a_stage_with_a_task_of_its_own_needs_a_head_that_a_decoder_can_have(
                "losses": ["hidden_states"]}  # fmt: skip
     recipe = factories.recipe(tmp_path / "r.yaml", model, data, stages=[general, {"kind": "finetune"}])
     assert factories.run_cli("check", recipe) != 0
-    assert "no llama model has a head for fill-mask" in " ".join(capsys.readouterr().err.split())
+    assert "no llama model has a task head for fill-mask" in " ".join(capsys.readouterr().err.split())

@@ -110,7 +110,7 @@ def test_a_layer_s_sensitivity_is_the_effect_of_rounding_it_alone(context: Stage
 
     worst = facts["layers"][0]
     model = load_model(context.source.path, context.task.auto_class)
-    rows = context.encoded("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
+    rows = context.encode("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
     before, _ = predict(model, rows, factories.tokenizer(), context.task)
     layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()

@@ -138,9 +138,7 @@ def test_a_teacher_or_student_with_too_few_positions_is_told(tmp_path: Path, tea
     short = str(factories.save(factories.model(max_position_embeddings=12), tmp_path / "short"))
     only(found(tmp_path, teacher, data, {**DISTIL, "teacher": short}), "stages.0.teacher", "reads at most 12 tokens")
     student = {**DISTIL, "student": {"from": short}}
-    only(
-        found(tmp_path, teacher, data, student), "task.max_length", "wider than the model's position table allows (12)"
-    )
+    only(found(tmp_path, teacher, data, student), "task.max_length", "more than the model's position table allows (12)")
 
 
 def corpus(tmp_path: Path) -> dict[str, Any]:

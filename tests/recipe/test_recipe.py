@@ -165,7 +165,7 @@ def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
         (["stages.1.multiple_of=24"], "stages.1.multiple_of", "the FFN width 64 is not a multiple of 24"),
         (["stages.1.heads=0", "stages.1.ffn=0"], "stages.1.heads", "nothing is pruned"),
         (["stages.0={kind: quantize, backend: float16}"], "stages.1", "prune cannot follow quantize"),
-        (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it comes first"),
+        (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it must come first"),
         (["stages.0.augment={model: ./gone}"], "stages.0.augment.model", "no such model directory: ./gone"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_student_deeper_than_its_teacher_may_learn_from_its_answers(recipe: Pa
 
 def test_a_regression_needs_a_head_with_one_output(recipe: Path, data: Path) -> None:
     task = f"task={{type: regression, text: [sentence], label: label, max_length: 16, dataset: {data}}}"
-    assert "the model's head has 2 outputs, a regression task needs 1" in message(recipe, task)
+    assert "the model's task head has 2 outputs, a regression task needs 1" in message(recipe, task)
     assert check(load(recipe, [task, "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"]))[1].labels == 1
 
 
