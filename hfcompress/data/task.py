@@ -554,10 +554,10 @@ def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
 
     flat, given = logits.float().flatten(0, 1), labels.flatten()
     summed = F.cross_entropy(flat, given, weight=weights, ignore_index=IGNORED, reduction="sum")
-    asked = given != IGNORED
+    labelled = given != IGNORED
     if weights is None:
-        return summed / asked.sum().clamp(min=1)
-    return summed / weights[given[asked]].sum() if bool(asked.any()) else summed
+        return summed / labelled.sum().clamp(min=1)
+    return summed / weights[given[labelled]].sum() if bool(labelled.any()) else summed
 
 
 def row_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
