@@ -736,14 +736,14 @@ def test_a_transfer_that_goes_on_is_not_cut_off() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.monotonic", lambda: now[0])
         for _ in range(1000):
-            with meter.waiting():
+            with meter.count_waiting():
                 now[0] += 5.0
             meter.earn(5 * hub_client.BYTES_PER_SECOND)
-        assert meter.left() == 10.0
-        with meter.waiting():
+        assert meter.seconds_left() == 10.0
+        with meter.count_waiting():
             now[0] += 10.0
         with pytest.raises(hub_client.HubTimeoutError):
-            meter.left()
+            meter.seconds_left()
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "0", "nan", "inf"])
