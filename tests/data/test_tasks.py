@@ -120,16 +120,6 @@ def test_a_score_is_judged_against_the_mean(tmp_path: Path) -> None:
     assert task.score(task.answer_blindly(references, encoded), references) == pytest.approx((4 + 1 + 9) / 3)
 
 
-def test_where_the_data_names_its_ids_names_count(tmp_path: Path) -> None:
-    import datasets
-
-    rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]})
-    rows = rows.cast_column("label", datasets.ClassLabel(names=["bad", "good"]))
-    task = TextClassification(type="text-classification", dataset="user/data", text=["sentence"])
-    assert task.targets(rows, {"good": 0, "bad": 1}) == [1, 0]
-    assert task.targets(rows, {"LABEL_0": 0, "LABEL_1": 1}) == [0, 1]
-
-
 # --- tokens
 
 
@@ -244,14 +234,10 @@ def test_tag_names_come_from_the_train_split_with_o_first(tmp_path: Path) -> Non
     assert numbers.label_names() == ["0", "2", "10"]
 
 
-def test_tags_may_be_ids_of_the_head_or_of_the_data(tmp_path: Path) -> None:
-    import datasets
-
+def test_tags_may_be_ids_of_the_head(tmp_path: Path) -> None:
+    """Those of the data, which have names, are in test_labels.py."""
     task = tagged(tmp_path, ("the good", [3, 1]))
     assert task.targets(task.read("train"), TAGS) == [[3, 1]]
-    feature = datasets.Sequence(datasets.ClassLabel(names=["B-LOC", "O"]))
-    named = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}).cast_column("ner_tags", feature)
-    assert task.targets(named, TAGS) == [[3, 0]]
 
 
 @pytest.mark.parametrize(
