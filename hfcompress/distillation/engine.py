@@ -182,7 +182,7 @@ def _log_steps_and_memory(
     live = [m.model for m in teachers.members if m.model is not None] if teachers is not None else []
     needed = estimate_memory(objective, live, train.batch_size, max(lengths))
     log.info(
-        f"ahead: {steps:,} steps of {train.batch_size * train.gradient_accumulation} rows a process, up to "
+        f"training: {steps:,} steps of {train.batch_size * train.gradient_accumulation} rows on each process, up to "
         f"{max(lengths)} tokens, about {needed / 1e9:.1f} GB of memory"
     )
 

@@ -72,10 +72,13 @@ class Augment(StrictModel):
             message = f"augment rewrites texts for text-classification and regression, and the task is {task.type}"
             found.append(Problem(message, "leave it out", ("augment",)))
         elif self.minimum_confidence is not None and task.type == "regression":
-            message, fix = "a regression has no classes to be confident of", "use `tolerance`, in units of the score"
+            message, fix = (
+                "a regression has no classes, so there is no confidence",
+                "use `tolerance`, in units of the score",
+            )
             found.append(Problem(message, fix, ("augment", "minimum_confidence")))
         elif self.tolerance is not None and task.type != "regression":
-            message, fix = "a classification has no score to be near to", "use `minimum_confidence`"
+            message, fix = "a classification has no scores to compare", "use `minimum_confidence`"
             found.append(Problem(message, fix, ("augment", "tolerance")))
         elif self.filters and not has_teacher:
             key = "tolerance" if self.minimum_confidence is None else "minimum_confidence"
