@@ -19,7 +19,7 @@ from hfcompress.models.surgery import cut
 from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, target_of
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
-from hfcompress.pruning.latency_table import Setting, measure_table, predict, timed
+from hfcompress.pruning.latency_table import Setting, measure_table, predict, time_models
 
 SHAPES = {
     "full": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -49,7 +49,7 @@ def main() -> None:
     for budget in (Budget(macs=0.5), Budget(latency=0.5)):
         target = target_of(budget, shape, shape, GROUP, LENGTH, table)
         smalls.append(cut(model, keep_best_sum(scores, target, normalise=True)))
-    source, by_macs, by_latency = timed([model, *smalls], setting)
+    source, by_macs, by_latency = time_models([model, *smalls], setting)
     print(f"{setting.device_name}, {setting.threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}")
     print(f"table: the whole model {predict(table, shape) * 1e3:.0f} ms, measured {source * 1e3:.0f} ms")
     print(f"half of the MACs: {described(smalls[0])}")

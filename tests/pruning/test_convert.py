@@ -17,11 +17,11 @@ from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.pruning.convert.convert import Conversion, convert, rebuild_pruned, summarize
 from hfcompress.pruning.convert.pickles import read_tensors
-from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gates import apply_gates
 from hfcompress.pruning.hidden_dimensions import cut_hidden
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.hidden_gates import hidden_gated
+from tests.hidden_gates import apply_hidden_gates
 
 AUTO = "AutoModelForSequenceClassification"
 KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
@@ -37,7 +37,7 @@ def masked(model: Any, kept: Any = KEPT) -> torch.Tensor:
     """Logits of the full model with what goes masked."""
     heads = [torch.zeros(4).index_fill(0, torch.tensor(list(h), dtype=torch.long), 1.0) for h, _ in kept]
     neurons = [torch.zeros(64).index_fill(0, torch.tensor(list(n), dtype=torch.long), 1.0) for _, n in kept]
-    with gated(model, heads, neurons):
+    with apply_gates(model, heads, neurons):
         return logits(model)
 
 
@@ -200,7 +200,7 @@ def test_cofi_dimensions_that_are_cut(tmp_path: Path) -> None:
         weights[name] = tensor
     old = write(tmp_path / "old", model, weights)
     found, done = read(old)
-    with hidden_gated(model, dims):
+    with apply_hidden_gates(model, dims):
         expected = logits(model)
     assert done.shape.hidden == 29
     assert torch.allclose(found, expected, atol=1e-5)
@@ -226,7 +226,7 @@ def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_boun
 
     full = torch.nn.Linear(30, 32)
     full.weight.data, full.bias.data = dense.weight.detach()[:, dims], dense.bias.detach()
-    with hidden_gated(model, dims), torch.no_grad():
+    with apply_hidden_gates(model, dims), torch.no_grad():
         stream = model.base_model(**factories.batch()).last_hidden_state[:, 0][:, dims]
     exact = (full(stream).tanh() @ reader.weight.T + reader.bias).detach()
     assert done.bound == pytest.approx(float(reader.weight.detach()[:, [3, 11]].abs().sum(1).max()))

@@ -22,7 +22,7 @@ from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.allocation import count_by_layer, count_kept, keep_share
 from hfcompress.pruning.criteria.base import CRITERIA, GRANULARITIES, Calibration, Criterion
-from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gates import apply_gates
 from hfcompress.pruning.gradients import stream_gradients, unit_gradients
 from hfcompress.pruning.hidden_dimensions import cut_hidden
 from tests import factories
@@ -99,7 +99,7 @@ def literal_units(model: Any, of: Callable[[Tensor], Tensor]) -> list[Tensor]:
     gates = [[torch.ones(n, requires_grad=True) for n in units] for units in counts]
     flat = [gate for units in gates for gate in units]
     sums = [torch.zeros(len(gate)) for gate in flat]
-    with gated(model, *gates):
+    with apply_gates(model, *gates):
         for loss in row_losses(model, ALONE):
             gradients = torch.autograd.grad(loss, flat, allow_unused=True)
             for total, gradient in zip(sums, gradients, strict=True):

@@ -20,7 +20,7 @@ from hfcompress.pruning.masks.hard_concrete import HardConcrete
 from hfcompress.pruning.masks.units import GradualUnits
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.schedules import GrowthTimes
-from hfcompress.pruning.sparsity_pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import SparsityPattern
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
 from tests.training.test_training import Interrupt
@@ -173,7 +173,9 @@ def movement(model: Any, kind: str, **options: Any) -> Any:
     criterion: Any = CRITERIA.parse({"use": "movement", **options})
     if kind == "units":
         return criterion.masks(model, masked.target(0.5, least=(0, 0)))
-    return criterion.weight_masks(model, Pattern(share=0.5, block=(2, 4)) if kind == "blocks" else Pattern(share=0.5))
+    return criterion.weight_masks(
+        model, SparsityPattern(share=0.5, block=(2, 4)) if kind == "blocks" else SparsityPattern(share=0.5)
+    )
 
 
 def scored(masks: Any, seed: int = 0) -> Any:
@@ -255,7 +257,7 @@ def test_movement_follows_the_cubic_law_and_keeps_within_the_budget() -> None:
         spent += 64 * sum(z.sum().item() for z in neurons)
         assert wanted - 64 < spent <= wanted + 1e-6
     weights = scored(movement(factories.model(), "weights"))
-    masks_now = weights.covers(factories.model(), 0.3)
+    masks_now = weights.make_masks(factories.model(), 0.3)
     done = 1 - (1 - 0.2 / 0.7) ** 3
     assert all(int((m == 0).sum()) == round(m.numel() * 0.5 * done) for m in masks_now)
 
@@ -266,7 +268,7 @@ def test_the_threshold_and_its_penalty_grow_together() -> None:
         done = 1 - (1 - min(max((progress - 0.1) / 0.7, 0), 1)) ** 3
         means = [float((1 / (1 + torch.exp(-s.detach()))).mean()) for s in masks.scores]
         assert masks.penalty(progress).item() == pytest.approx(20 * done * sum(means) / 12, rel=1e-5)
-        for mask, s in zip(masks.covers(factories.model(), progress), masks.scores, strict=True):
+        for mask, s in zip(masks.make_masks(factories.model(), progress), masks.scores, strict=True):
             assert torch.equal(mask > 0, s.sigmoid() > 0.3 * done)
     assert movement(factories.model(), "weights").penalty(0.5) is None
 
@@ -275,8 +277,8 @@ def test_the_threshold_and_its_penalty_grow_together() -> None:
     ("options", "message"),
     [
         ({"begin": 0.5, "end": 0.5}, r"`end` \(0.5\) must come after `begin` \(0.5\)"),
-        ({"penalty": 3.0}, "`penalty` is for `mode: threshold`"),
-        ({"threshold": 0.2}, "`threshold` is for `mode: threshold`"),
+        ({"penalty": 3.0}, "`penalty` is only for `mode: threshold`"),
+        ({"threshold": 0.2}, "`threshold` is only for `mode: threshold`"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(options: Any, message: str) -> None:
@@ -320,7 +322,7 @@ def _gradual_weights(model: Any) -> TrainingOverlay:
     def magnitudes(scored: Any) -> dict[str, Tensor]:
         return {name: scored.get_parameter(name).abs() for name in masks.names}
 
-    masks = GradualWeights(model, Pattern(share=0.5), magnitudes, GrowthTimes(0.0, 0.8, 2, "cubic"))
+    masks = GradualWeights(model, SparsityPattern(share=0.5), magnitudes, GrowthTimes(0.0, 0.8, 2, "cubic"))
     return masks
 
 

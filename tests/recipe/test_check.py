@@ -209,7 +209,7 @@ def test_modules_to_skip_are_looked_for(tmp_path: Path, teacher: Path, data: Pat
 
 def test_a_pattern_that_does_not_tile_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
     stage = {"kind": "prune", "criterion": "magnitude", "weights": {"n_of_m": [2, 5]}}
-    only(found(tmp_path, teacher, data, stage), "stages.0.weights", "groups of 5 along the input do not tile")
+    only(found(tmp_path, teacher, data, stage), "stages.0.weights", "groups of 5 along the input do not divide")
     assert found(tmp_path, teacher, data, {**stage, "weights": {"n_of_m": [2, 4]}}) == []
 
 
