@@ -28,7 +28,7 @@ class Rows:
 
     is_streamed, head, max_length, metric = False, "sequence", 16, "accuracy"
 
-    def rows(self) -> int:
+    def count_rows(self) -> int:
         return 96
 
 
