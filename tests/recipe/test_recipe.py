@@ -357,7 +357,7 @@ def test_a_regression_recipe_plans_a_head_with_one_output(tmp_path: Path) -> Non
         ("hub.license=proprietary", "hub.license", "write `other` for a licence that is not on the Hub's list"),
         ("hub.license=apache2.0", "hub.license", "did you mean 'apache-2.0'?"),
         ("hub.license=MIT", "hub.license", "did you mean 'mit'?"),
-        ("hub.license_name=my-licence", "hub.license_name", "it belongs to `license: other`"),
+        ("hub.license_name=my-licence", "hub.license_name", "use it only with `license: other`"),
         ("hub={license: other, license_name: My Licence}", "hub.license_name", "should match pattern"),
         ("hub={license: other, license_link: LICENSE}", "hub.license_link", "should match pattern"),
         ("hub.language=[no]", "hub.language.0", 'quote it: "no" is Norwegian'),
