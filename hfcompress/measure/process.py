@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.machine import Turn
-from hfcompress.models.architectures import PRUNED, task_head_of
+from hfcompress.models.architectures import task_head_of
 from hfcompress.models.artifact import MODELING_FILE, Artifact, find_missing_config, modeling_source, read_config
 from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.shape import count_labels
@@ -257,24 +257,11 @@ def _told(error: str) -> str:
     return "\n    ".join(lines[:4])[:1000]
 
 
-def is_pruned(artifact: Artifact) -> bool:
-    """Whether a model is of a shape that no stock config can express, and so of code that is not transformers'."""
-    return artifact.runtime == "torch" and str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED)
-
-
-def has_int8_layers(artifact: Artifact) -> bool:
-    """Whether a model's layers are those of `model/int8_layers.py`, which travel with no checkpoint."""
-    if artifact.runtime != "torch":
-        return False
-    quantization = read_config(artifact.path).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == "hfcompress_int8")
-
-
 def code_for(artifact: Artifact) -> Mapping[str, Any]:
     """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
-    if has_int8_layers(artifact):
+    if artifact.needs_import:
         return OWN_CODE
-    if not is_pruned(artifact):
+    if not artifact.is_pruned:
         return {"trust": False, "register": None}
     beside = artifact.path / MODELING_FILE
     ours = beside.is_file() and beside.read_bytes() == modeling_source().read_bytes()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
-from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
+from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for
 from hfcompress.models.artifact import Artifact, load_model
 from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.export import export, quiet
@@ -47,7 +47,7 @@ def verify(
     Raises:
         ReloadError: where one is beyond what rounding explains.
     """
-    if is_pruned(artifact) and not has_int8_layers(artifact) and code_for(artifact)["register"] is not None:
+    if artifact.is_pruned and not artifact.needs_import and code_for(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
     probe, tolerance = make_dummy_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
     with ModelProcess(artifact, auto_class, device, as_stored=True) as process:
@@ -55,14 +55,14 @@ def verify(
         def difference(way: str, tolerance: float) -> float:
             return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
 
-        way = "hfcompress" if has_int8_layers(artifact) else "transformers"
+        way = "hfcompress" if artifact.needs_import else "transformers"
         way = way if artifact.runtime == "torch" else artifact.runtime
         found = {way: difference(way, tolerance)}
         if reading is not None:
             found |= read_alike(process, reading)
         if way != "transformers":
             return found
-        if is_pruned(artifact):
+        if artifact.is_pruned:
             process.load(artifact, **OWN_CODE)
             found["hfcompress"] = difference("hfcompress", tolerance)
             with _exported(artifact, auto_class) as graph:
