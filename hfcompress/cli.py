@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, require_directory
-from hfcompress.utils.launch import lost_process
+from hfcompress.utils.launch import is_lost_process
 from hfcompress.utils.logging import err, guard_terminal, log, log_to_terminal, out, print_table, print_traceback
 from hfcompress.utils.stop import stoppable
 
@@ -213,13 +213,13 @@ def doctor(
 ) -> None:
     """Show which backends run well on this machine; or what of a MODEL can be cut, and how the result loads."""
     from hfcompress.data.source import model_config
-    from hfcompress.measure.hardware import abilities, described
-    from hfcompress.measure.machine import just_now
+    from hfcompress.measure.hardware import abilities, describe_abilities
+    from hfcompress.measure.machine import watch_machine
     from hfcompress.report.doctor import examine, render_findings
     from hfcompress.report.listing import render_backends
 
     diagnosis = examine(model_config(model)) if model is not None else None
-    facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
+    facts = {**describe_abilities(abilities()), **(diagnosis.facts if diagnosis else {"just now": watch_machine()})}
     for name, value in facts.items():
         out().print(f"{name:16} {value}")
     print_table(render_findings(diagnosis) if diagnosis else render_backends())
@@ -319,8 +319,8 @@ def push(
     """
     from hfcompress.run import push as push_
 
-    files = push_.uploads(run_directory)
-    repo, private = push_.target(run_directory, repo, private)
+    files = push_.list_uploads(run_directory)
+    repo, private = push_.choose_repository(run_directory, repo, private)
     for file in files:
         out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
     out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
@@ -373,7 +373,7 @@ def _fail(error: BaseException) -> None:
     if problem is not None:
         _complain([str(Problem(problem, FREE_SPACE))])
         sys.exit(2)
-    if lost_process(error):
+    if is_lost_process(error):
         _complain([f"another process of this run ended or no longer answers; {AGAIN}"], everywhere=True)
         sys.exit(1)
     sys.excepthook = print_traceback

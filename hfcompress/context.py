@@ -17,7 +17,7 @@ from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
 from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
@@ -172,7 +172,7 @@ class StageContext:
                 write_text(path, json.dumps(find()))
 
         on_main_process(find_once)
-        return agreed(read() if process_state().is_main_process else None)
+        return broadcast(read() if process_state().is_main_process else None)
 
     def finish(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]

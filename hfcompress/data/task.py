@@ -451,7 +451,7 @@ class Task(StrictModel):
         """Turns a model's outputs into predictions and references; the first axis of both is the judged unit.
 
         Args:
-            outputs: The logits, as `measure.worker.reduced` reduces them, batch after batch.
+            outputs: The logits, as `measure.worker.reduce_logits` reduces them, batch after batch.
             features: The encoded rows, in the same order.
         """
         raise NotImplementedError

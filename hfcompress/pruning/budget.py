@@ -145,9 +145,9 @@ def compare_latency(
     The table predicts a share of the source's time, so that the current speed of the machine changes both alike.
     """
     setting = replace(budget.setting, threads=table.threads or budget.threads)
-    start = machine.moment()
+    start = machine.read_counters()
     before, after = time_models([source, pruned], setting)
-    busy = bool(table.busy or machine.other_work(start)) and setting.device == "cpu"
+    busy = bool(table.busy or machine.find_other_work(start)) and setting.device == "cpu"
     predicted = [predict(table, shape_of(model.config.to_dict())) for model in (source, pruned)]
     return {
         "device": setting.device_name,

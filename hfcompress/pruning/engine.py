@@ -25,7 +25,7 @@ from hfcompress.pruning.schedules import Gradual, GrowthTimes, Iterative, Lotter
 from hfcompress.pruning.select import cut_model, select_units, target_at
 from hfcompress.pruning.state import PruningRun, PruningState
 from hfcompress.training.checkpoints import is_sealed, seal
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.files import new_directory
 from hfcompress.utils.logging import log
 
@@ -208,7 +208,7 @@ def train(
 def has_step(run: PruningRun, name: str) -> bool:
     """True if the step was saved before; the first process looks, so that all processes do the same."""
     place = run.context.directory / name
-    return bool(agreed(is_sealed(place) and (place / FACTS).is_file()))
+    return bool(broadcast(is_sealed(place) and (place / FACTS).is_file()))
 
 
 def load_step(run: PruningRun, name: str) -> PruningState:

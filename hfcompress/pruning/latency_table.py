@@ -162,9 +162,9 @@ def find_table(model: PreTrainedModel, setting: Setting) -> LatencyTable:
     found = _read(path, identity)
     if found is None:
         log.info(f"timing heads and FFN widths on {setting.device_name}, once for this kind of model")
-        before = machine.moment()
+        before = machine.read_counters()
         found = measure_table(model, shape, setting)
-        found = replace(found, busy=machine.other_work(before) if setting.device == "cpu" else "")
+        found = replace(found, busy=machine.find_other_work(before) if setting.device == "cpu" else "")
         _write(path, identity, found)
     if found.busy:  # a busy table is cached too: a run that was interrupted must continue with the same table
         log.info(f"these timings were made on a busy machine ({found.busy}): delete {path} to measure again")

@@ -22,7 +22,7 @@ from hfcompress.training.evaluate import score
 from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train, row_count
 from hfcompress.training.overlay import STEADY
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
@@ -288,7 +288,7 @@ def train(
 
 def _find_checkpoint(checkpoints: Path) -> Path | None:
     """Finds the last complete checkpoint, on the first process, and removes the others."""
-    found: Path | None = agreed(last_checkpoint(checkpoints) if process_state().is_main_process else None)
+    found: Path | None = broadcast(last_checkpoint(checkpoints) if process_state().is_main_process else None)
     on_main_process(lambda: remove_others(checkpoints, found, best_checkpoint(found) if found else None))
     return found
 

@@ -19,7 +19,7 @@ from hfcompress.data.fill_mask import FillMask, draw_uniforms, mask_tokens, pack
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering, find_best_span
 from hfcompress.data.tokens import TokenClassification, put_spaces_before_words
-from hfcompress.measure.worker import reduced
+from hfcompress.measure.worker import reduce_logits
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.quantization.backends.base import QuantizationJob
 from hfcompress.utils.errors import HfcompressError
@@ -43,13 +43,11 @@ def refusal(task: Any, head: dict[str, int] | None = None) -> str:
 
 def outputs_of(task: Any, features: Any, logits: list[Any]) -> Any:
     """What `judge` is given, of one array of logits a feature."""
-    mask = {"attention_mask": np.ones((1, 1))}
-    parts = [
-        reduced(np.array(row)[None], {"attention_mask": np.ones((1, len(row)))} if task.head != "sequence" else mask,
-                task.head)
-        for row in logits
-    ]  # fmt: skip
-    return np.concatenate(parts)
+    mask = np.ones((1, 1))
+    batches = [{"attention_mask": mask if task.head == "sequence" else np.ones((1, len(row)))} for row in logits]
+    return np.concatenate(
+        [reduce_logits(np.array(row)[None], batch, task.head) for row, batch in zip(logits, batches, strict=True)]
+    )
 
 
 # --- sequence
@@ -637,11 +635,11 @@ def test_masked_tokens_are_judged_by_block(tmp_path: Path) -> None:
     batch = {k: v.numpy() for k, v in task.batch(list(features), factories.tokenizer()).items()}
     rows, width = len(features), len(factories.WORDS)
     right = np.eye(width)[np.where(batch["labels"] == -100, 0, batch["labels"])] * 20
-    predictions, references = task.judge(reduced(right, batch, "mask"), features)
+    predictions, references = task.judge(reduce_logits(right, batch, "mask"), features)
     assert len(predictions) == len(references) == rows
     assert references.sum() == (batch["labels"] != -100).sum() > 0
     assert task.score(predictions, references) == 1
-    uniform = task.judge(reduced(np.zeros((*batch["labels"].shape, width)), batch, "mask"), features)
+    uniform = task.judge(reduce_logits(np.zeros((*batch["labels"].shape, width)), batch, "mask"), features)
     perplexity = task.model_copy(update={"metric": "perplexity"})
     assert perplexity.score(*uniform) == pytest.approx(width)
 
@@ -790,7 +788,7 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
         batch = task.batch([feature], tokenizer)
         with torch.inference_mode():
             logits = observe(model, {k: v for k, v in batch.items() if k != "labels"}).logits
-        parts.append(reduced(logits.numpy(), {k: v.numpy() for k, v in batch.items()}, task.head))
+        parts.append(reduce_logits(logits.numpy(), {k: v.numpy() for k, v in batch.items()}, task.head))
     predictions, references = task.judge(np.concatenate(parts), features)
     assert row["quality"] == {task.metric: pytest.approx(task.score(predictions, references)), "n": len(references)}
     low, high = row["quality_interval"]

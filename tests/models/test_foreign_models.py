@@ -378,15 +378,15 @@ def test_positions_are_made_as_the_family_counts_them(tmp_path: Path, config: An
     [
         (
             {"inputs": ("input_ids", "attention_mask", "past_key_values.0.key")},
-            "wants the input 'past_key_values.0.key'",
+            "has an unknown input 'past_key_values.0.key'",
         ),
-        ({"inputs": ("input_ids", "attention_mask", "visual_feats")}, "wants the input 'visual_feats'"),
+        ({"inputs": ("input_ids", "attention_mask", "visual_feats")}, "has an unknown input 'visual_feats'"),
         ({"inputs": ("input_ids",)}, "takes no 'attention_mask', so padding would be read as text"),
         ({"axes": (1, 128)}, "input 'input_ids' is 1 x 128"),
-        ({"outputs": ("first", "second")}, "outputs are first, second, and none of them is said to be logits"),
+        ({"outputs": ("first", "second")}, "outputs are first, second, and none of them is named logits"),
         ({"outputs": ("last_hidden_state",)}, "outputs are last_hidden_state"),
-        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "answers with 2 x 2 numbers, where .* answers with 2 x 3"),
-        ({"per_token": True}, "answers with 2 x 3 numbers, where a model ForSequenceClassification"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "answers with 2 x 2 numbers, but .* answers with 2 x 3"),
+        ({"per_token": True}, "answers with 2 x 3 numbers, but a model ForSequenceClassification"),
     ],
     ids=["cache", "unknown input", "no mask", "fixed axes", "unknown outputs", "hidden", "labels", "axes"],
 )
@@ -774,5 +774,5 @@ def test_a_worker_that_the_system_killed_is_told_as_that(tmp_path: Path) -> None
     path = graph(tmp_path / "g")
     with ModelProcess(open_artifact(path), AUTO, threads=1) as process:
         process._process.kill()
-        with pytest.raises(WorkerError, match=r"died: it was killed, as a system does that runs out of memory"):
+        with pytest.raises(WorkerError, match=r"died: it was killed, as systems do when they run out of memory"):
             process.time()

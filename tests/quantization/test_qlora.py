@@ -31,7 +31,7 @@ from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.loftq import alternate, approximate, start_adapters
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
-from hfcompress.run.push import uploads
+from hfcompress.run.push import list_uploads
 from hfcompress.training.lora import Lora, add_lora
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -254,7 +254,7 @@ def test_the_adapter_counts_as_weights_and_is_pushed(trained: Done, tmp_path: Pa
     assert artifact.disk_bytes == sum(sizes.values())
     assert trained.result.facts["adapter"] == {"bytes": sizes[file.name]}
     (tmp_path / "final" / "README.md").write_text("a card")
-    names = {upload.name for upload in uploads(tmp_path)}
+    names = {upload.name for upload in list_uploads(tmp_path)}
     assert {"model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
     before = weights_hash(tmp_path / "final")
     file.write_bytes(file.read_bytes()[:-1] + b"\1")

@@ -242,7 +242,7 @@ def test_a_lock_that_cannot_be_read_is_refused_to_other_recipes_and_written_anew
     other.write_text(recipe.read_text() + "seed: 7\n")
     said = refused(recipe_file=other)
     assert why in said
-    assert "the same `hfcompress run` as before writes it anew" in said
+    assert "the same `hfcompress run` as before writes it again" in said
     opened(load(recipe), runs)
     assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
     assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["name"] == "tiny"

@@ -497,7 +497,7 @@ def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
 
 
 def test_only_model_card_recipe_and_plot_are_sent(finished: Path) -> None:
-    names = {file.name for file in push_.uploads(finished)}
+    names = {file.name for file in push_.list_uploads(finished)}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} < names
     assert {"README.md", "recipe.yaml", "tradeoff.png"} < names
     assert not names & {"stage.json", "training_args.bin", "optimizer.pt", ".env", ".cache.json", "modeling.py"}
@@ -520,7 +520,7 @@ def test_push_makes_the_repository_and_sends_all_in_one_commit(hub: LoopbackHub,
     assert f"{hub.url}/user/tiny/commit/{repo.refs['main']}" in printed
     assert not repo.private
     sent = repo.commits[repo.refs["main"]]
-    files = {file.name: file.path.read_bytes() for file in push_.uploads(finished)}
+    files = {file.name: file.path.read_bytes() for file in push_.list_uploads(finished)}
     card = files["README.md"].replace(b"PATH_OR_REPO", b"user/tiny")
     assert b'path = "user/tiny"' in card, "the snippet names the repository that the card now stands in"
     assert sent == files | {"README.md": card}
@@ -720,7 +720,7 @@ def test_weights_beside_a_graph_are_sent(finished: Path) -> None:
     names = {"model.onnx", "model.onnx_data", "model.onnx.data", "model.onnx_data_1", "bpe.codes"}
     for name in names | {"notes.onnx_database", "model.data"}:
         (finished / "final" / name).write_bytes(b"x")
-    sent = {file.name for file in push_.uploads(finished)}
+    sent = {file.name for file in push_.list_uploads(finished)}
     assert names < sent
     assert not {"notes.onnx_database", "model.data"} & sent
 
@@ -746,7 +746,7 @@ def test_a_file_that_is_not_the_one_that_was_listed(
 
 
 def test_a_file_that_vanishes_before_it_is_read(hub: LoopbackHub, finished: Path) -> None:
-    files = push_.uploads(finished)
+    files = push_.list_uploads(finished)
     (finished / "final" / "model.safetensors").unlink()
     with pytest.raises(HfcompressError, match="vanished"):
-        push_._operations(files, "user/tiny")
+        push_._make_operations(files, "user/tiny")

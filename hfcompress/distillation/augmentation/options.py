@@ -15,7 +15,7 @@ from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
 from hfcompress.models.forward import observe
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.hashing import hash_file, hash_json
 from hfcompress.utils.places import is_file, local_path
@@ -162,7 +162,7 @@ def augment_rows(
 
     facts = dict[str, Any]()
     on_main_process(make)
-    return read_augmented(directory), agreed(facts)
+    return read_augmented(directory), broadcast(facts)
 
 
 def computes_in_bfloat16(precision: str, device: str) -> bool:
