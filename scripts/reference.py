@@ -49,7 +49,7 @@ def write_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def find_models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Finds the classes of options in a type, and in the types of their keys, each once; components are left out."""
     found: dict[type[BaseModel], None] = {}
 
@@ -68,7 +68,7 @@ def find_models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _find_options(component: type[Component]) -> Iterator[type[BaseModel]]:
     for field in component.model_fields.values():
-        yield from find_models(field.annotation)
+        yield from models_in(field.annotation)
 
 
 def _write_block(model: type[BaseModel], shown: list[type[BaseModel]]) -> str:

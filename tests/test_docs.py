@@ -46,7 +46,7 @@ def test_every_key_that_a_recipe_can_have_has_a_row() -> None:
         inherited = re.findall(r"`(\w+)`", also.group(1)) if also else []
         return set(re.findall(r"^\| `([^`]+)` \|", block, re.MULTILINE)).union(*map(rows, inherited))
 
-    for model in reference.find_models(Recipe):
+    for model in reference.models_in(Recipe):
         assert rows(model.__name__) == {field.alias or name for name, field in model.model_fields.items()}
     for title, registry in reference.REGISTRIES.items():
         for name in registry.names():

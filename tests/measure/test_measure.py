@@ -140,7 +140,7 @@ def test_of_a_mask_head_counts_and_likelihoods_stay() -> None:
 
 def test_compression_is_a_ratio_to_the_source_and_the_speedup_is_the_first_batch_sizes() -> None:
     row = {"latency": [{"speedup": 4.5}, {"speedup": 2.5}], "disk_bytes": 250}
-    found = m._against(row, {"disk_bytes": 1000})
+    found = m._compare(row, {"disk_bytes": 1000})
     assert found == {**row, "speedup": 4.5, "compression": 4.0}
 
 
@@ -167,7 +167,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
         return np.eye(2)[answers]
 
     process: Any = SimpleNamespace(artifact=artifact, logits=logits)
-    quality, (low, high) = m._quality(process, rows, 400, 0)
+    quality, (low, high) = m._judge_quality(process, rows, 400, 0)
     assert quality == {"accuracy": 45 / 48, "n": 48}
     # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
     half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
@@ -178,7 +178,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
 def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
     process: Any = SimpleNamespace(artifact=open_artifact(teacher), logits=lambda _: np.full((48, 2), np.nan))
     with pytest.raises(HfcompressError, match="values that are not finite"):
-        m._quality(process, read(task, teacher), 100, 0)
+        m._judge_quality(process, read(task, teacher), 100, 0)
 
 
 def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path) -> None:

@@ -352,7 +352,9 @@ def test_a_graph_for_which_there_is_no_room_is_not_one_that_cannot_be_exported(
 
     monkeypatch.setattr(verify, "export", full)
     with pytest.raises(OSError, match="No space left"):
-        verify._exported(open_artifact(teacher, "02-prune", "prune"), "AutoModelForSequenceClassification").__enter__()
+        verify._export_graph(
+            open_artifact(teacher, "02-prune", "prune"), "AutoModelForSequenceClassification"
+        ).__enter__()
 
 
 def test_shutils_error_of_a_full_disk_is_told(tmp_path: Path) -> None:
