@@ -20,7 +20,7 @@ from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member, TeacherEnsemble
 from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, load_tokenizer, read_config, weights_hash
 from hfcompress.models.shape import Shape, shape_of
-from hfcompress.training.options import Train, row_count
+from hfcompress.training.options import Train, count_rows
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError, Problem
@@ -132,7 +132,7 @@ def _load_teachers(
     """Loads and checks the teachers, and fills their caches; returns the ensemble and the dev scores."""
     from hfcompress.distillation.fill_cache import fill_teacher_cache
 
-    cached = options.cache_content(train, context.task.head, row_count(rows["train"]), process_state().num_processes)
+    cached = options.cache_content(train, context.task.head, count_rows(rows["train"]), process_state().num_processes)
     fingerprint = context.fingerprint(raw)
     members, scores = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
@@ -176,7 +176,7 @@ def _log_steps_and_memory(
     objective: Any, teachers: TeacherEnsemble | None, train: Train, rows: Any, context: StageContext
 ) -> None:
     """Logs the number of steps and the memory that they need, before any epoch."""
-    count = row_count(rows)
+    count = count_rows(rows)
     steps = train.steps(count, process_state().num_processes)
     lengths = rows["length"][:] if count is not None else [context.task.max_length]
     live = [m.model for m in teachers.members if m.model is not None] if teachers is not None else []

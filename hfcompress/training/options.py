@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 
-def row_count(rows: Any) -> int | None:
+def count_rows(rows: Any) -> int | None:
     """Counts encoded rows; None for a stream."""
     return len(rows) if hasattr(rows, "__len__") else None
 

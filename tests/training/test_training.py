@@ -139,7 +139,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     with pytest.raises(KeyboardInterrupt):
         distil("parts", more=[Interrupt(10)], **options)
     folder = tmp_path / "parts" / "checkpoints"
-    assert checkpoints.last_checkpoint(folder) == folder / "checkpoint-8"
+    assert checkpoints.find_last_checkpoint(folder) == folder / "checkpoint-8"
     (folder / "checkpoint-12").mkdir()  # one that was being written when the power went
     watch.steps = 0
     distil("parts", **options)
@@ -174,12 +174,12 @@ def checkpoint(folder: Path, step: int, best: str | None = None) -> Path:
 
 
 def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path) -> None:
-    assert checkpoints.last_checkpoint(tmp_path / "nothing") is None
+    assert checkpoints.find_last_checkpoint(tmp_path / "nothing") is None
     for step in (9, 10):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()
     (tmp_path / "checkpoint-11" / "trainer_state.json").write_text("{}")
-    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoints.find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "torn", "changed"])
@@ -195,21 +195,21 @@ def test_a_checkpoint_with_a_damaged_file_is_passed_over(tmp_path: Path, name: s
     else:
         left = {"empty": b"", "torn": content[: len(content) // 2], "changed": content[:-3] + b"\0" + content[-2:]}
         damaged.write_bytes(left[how])
-    assert checkpoints.last_checkpoint(tmp_path) == before
+    assert checkpoints.find_last_checkpoint(tmp_path) == before
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(tmp_path: Path) -> None:
     best = checkpoint(tmp_path, 4)
     checkpoint(tmp_path, 8, str(best))
-    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert checkpoints.find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     (best / "model.safetensors").write_bytes(b"")
-    assert checkpoints.last_checkpoint(tmp_path) is None
+    assert checkpoints.find_last_checkpoint(tmp_path) is None
 
 
 def test_the_best_checkpoint_is_found_again_in_a_directory_that_was_moved(tmp_path: Path) -> None:
     checkpoint(tmp_path / "here", 8, str(checkpoint(tmp_path / "here", 4)))
     (tmp_path / "here").rename(tmp_path / "there")
-    last = checkpoints.last_checkpoint(tmp_path / "there")
+    last = checkpoints.find_last_checkpoint(tmp_path / "there")
     assert last == tmp_path / "there" / "checkpoint-8"
     state = json.loads((last / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "there" / "checkpoint-4")
