@@ -169,12 +169,7 @@ def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, 
     for index, blocks in gone.items():
         layer = model.base_model.encoder.layer[index]
         for block in blocks:
-            parts = (
-                ("attention.self", "attention.output.dense")
-                if block == "attention"
-                else ("intermediate", "output.dense")
-            )
-            for part in parts:
+            for part in BLOCKS[block]:
                 start = f"{layer_name(model, index)}{part}."
                 weights = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
             owner = layer.attention if block == "attention" else layer
@@ -402,6 +397,7 @@ def pickled(path: Path, model: Any, weights: dict[str, torch.Tensor], **changes:
     return path
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = factories.model()
     old = pickled(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1, 3], "1": [0]})
@@ -413,6 +409,7 @@ def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pyt
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pickle_of_which_nothing_was_pruned_becomes_safetensors(tmp_path: Path) -> None:
     model = factories.model(head="mask")
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))
@@ -439,6 +436,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("new*"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_which_pickle_is_the_model_must_be_clear(tmp_path: Path) -> None:
     model = factories.model()
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))

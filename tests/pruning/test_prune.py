@@ -356,6 +356,7 @@ def test_recovery_by_lora_leaves_a_plain_model(things: tuple[Path, Path], tmp_pa
     assert not [name for name in load_model(made, AUTO).state_dict() if "lora" in name]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_notes_what_stayed_and_reports_it(things: tuple[Path, Path], tmp_path: Path) -> None:
     stages = [{"kind": "prune", "heads": 0.5, "criterion": "magnitude", "recover": TRAIN}]
     path = factories.recipe(tmp_path / "recipe.yaml", *things, stages=stages)
