@@ -11,7 +11,7 @@ from unittest import mock
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import Worker, answer
 
-USERS = ("measure.measure", "measure.verify", "quantization.mixed_precision")
+USERS = ("measure.measure", "measure.verify", "quantization.mixed_precision", "pruning.convert.convert")
 
 
 class _Served:
