@@ -77,7 +77,7 @@ def _label_bar(bar: Any, label: str) -> None:
 
 
 def draw_sensitivity(sensitivity: Mapping[str, Any]) -> Drawing:
-    """Draws the metric against the share that one layer alone loses: a line for each layer, a panel for each unit.
+    """Draws the metric against the share that one layer alone loses: one line for each layer, in two panels.
 
     Args:
         sensitivity: The facts of `pruning/sensitivity.py`.

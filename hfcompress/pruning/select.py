@@ -54,13 +54,13 @@ def cut_model(run: PruningRun, state: PruningState, share: float) -> tuple[Pruni
 
 
 def _select_layers(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.layer_dropping import drop_layers, must_stay
+    from hfcompress.pruning.layer_dropping import drop_layers, find_required_layers
 
     if not run.options.layers:
         return state, None
     count = len(run.shape.layers) - round(run.options.layers * share)
     scores = run.options.criterion.layer_scores(state.model, run.calibration)
-    bound = must_stay(shape_of(state.model.config.to_dict()))
+    bound = find_required_layers(shape_of(state.model.config.to_dict()))
     kept = sorted(sorted(range(len(scores)), key=lambda i: (i not in bound, -scores[i], i))[:count])
     return replace(state, layers=tuple(state.layers[i] for i in kept)), partial(drop_layers, kept=kept)
 

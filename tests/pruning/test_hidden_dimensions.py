@@ -14,7 +14,7 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.hidden_dimensions import cut_hidden
-from hfcompress.pruning.layer_dropping import drop_layers, must_stay
+from hfcompress.pruning.layer_dropping import drop_layers, find_required_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 from tests.hidden_gates import apply_hidden_gates
@@ -191,8 +191,8 @@ def test_modernberts_layers_are_refused_where_only_their_place_tells_their_kind(
 
 def test_modernberts_first_layer_must_stay() -> None:
     model = factories.model("modernbert")
-    assert must_stay(shape_of(model.config.to_dict())) == (0,)
-    assert must_stay(shape_of(factories.model().config.to_dict())) == ()
+    assert find_required_layers(shape_of(model.config.to_dict())) == (0,)
+    assert find_required_layers(shape_of(factories.model().config.to_dict())) == ()
     with pytest.raises(HfcompressError, match="layer 1 of modernbert must stay"):
         drop_layers(model, (1,))
 
