@@ -94,7 +94,7 @@ class Prune(Stage):
     train: Recover | None = None
     """Training under masks, or of each lottery ticket."""
     recover: Recover | None = None
-    """Training after the cut, or after each round of `iterative`; without it nothing is trained."""
+    """Training after the cut, or after each round of `iterative`; by default there is none."""
     sensitivity: Sensitivity | None = None
     """Draw the metric when each block loses units; costs a pass over the rows for each layer, block and share."""
 
