@@ -1,8 +1,8 @@
 """`attention_scores` from Gram matrices against the same loss from attention maps: forward and backward of one layer.
 
-Both sides: 8 x 512 tokens (a row in four half padded), 12 heads of 64, student and teacher alike. Memory is the peak of
-a fresh process above what it held before, with a malloc that gives back what is freed: the peak of what is in use. Time
-is taken in one process, in turns. `--quick` runs fewer rounds.
+Both sides: 8 x 512 tokens (every fourth row half padded), 12 heads of 64, student and teacher. Memory is the peak of a
+fresh process less its memory before, with a malloc that returns freed memory at once. Times are taken in one process,
+in turns. `--quick` runs fewer rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIME_TARGET, MEMORY_TARGET = 0.60, 0.25
 
 
 def step(length: int = LENGTH) -> Step:
-    """Random queries and keys with a model's strides; the student's take a gradient."""
+    """Makes random queries and keys with a model's strides; those of the student have gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def heads(student: bool) -> dict[int, Tensor]:
@@ -45,12 +45,12 @@ def step(length: int = LENGTH) -> Step:
 
 
 def gram(seen: Step) -> Tensor:
-    """As hfcompress computes it."""
+    """Computes the loss from Gram matrices, as hfcompress does."""
     return AttentionScores().compute(seen, None)
 
 
 def maps(seen: Step) -> Tensor:
-    """As the formula reads, over pairs of real tokens."""
+    """Computes the loss by its formula, over pairs of real tokens."""
     student, teacher = (
         observed.queries[1] @ observed.keys[1].transpose(-1, -2) / WIDTH**0.5
         for observed in (seen.student, seen.require_teacher())
@@ -63,15 +63,15 @@ SIDES = {"gram": gram, "maps": maps}
 
 
 def seconds(side: str, seen: Step) -> float:
-    """One forward and backward pass."""
+    """Times one forward and backward pass."""
     start = time.perf_counter()
     SIDES[side](seen).backward()
     return time.perf_counter() - start
 
 
 def peak(side: str) -> int:
-    """Bytes that a side takes at most, measured in this process."""
-    seconds(side, step(16))  # what the libraries keep for themselves
+    """Measures the peak memory of a side in this process, in bytes."""
+    seconds(side, step(16))  # the first step also allocates what the libraries keep
     seen = step()
     before = psutil.Process().memory_info().rss
     seconds(side, seen)
@@ -79,14 +79,14 @@ def peak(side: str) -> int:
 
 
 def peak_of_its_own(side: str) -> int:
-    """`peak` in a fresh process."""
+    """Runs `peak` in a fresh process."""
     command, giving_back = [sys.executable, __file__, "--peak", side], {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | giving_back)
     return int(done.stdout)
 
 
 def main() -> None:
-    """Prints both sides, the ratio of the times and that of the peaks."""
+    """Prints both sides, and the ratios of their times and peaks."""
     if "--peak" in sys.argv:
         print(peak(sys.argv[-1]))
         return

@@ -1,11 +1,11 @@
-"""Augmentation in batches against the reference's way: one sentence and one word at a time.
+"""Augmentation in batches against the reference, which takes one sentence and one word at a time.
 
-The reference's way, re-implemented: for each word the sentence is tokenized anew, a forward pass of batch 1 in float32
+The reference, re-implemented: for each word the sentence is tokenized again, a forward pass of batch 1 in float32
 with autograd gives logits for every token, and the whole vocabulary is sorted. Both sides: the same random BERT (6
-layers of 384, 30,522 words), the same sentences with SST-2's lengths (9.4 words on average, sd 8.1; none twice), 20
+layers of 384, 30,522 words), the same sentences with SST-2's lengths (9.4 words on average, sd 8.1; all different), 20
 copies each, interleaved: the reference gets a part at a time, the batches (32 on a processor, 256 on a GPU) are made
-of all. The ratio is that of the default `precision: auto`: bfloat16 where the hardware multiplies it. With one thread
-it is processor time that counts, so that a busy machine can measure too. `--quick` looks at fewer sentences.
+of all. The ratio is for the default `precision: auto`: bfloat16 if the hardware multiplies it. With one thread
+processor time counts, so that a busy machine can measure too. `--quick` takes fewer sentences.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def vocabulary() -> list[str]:
-    """Special tokens, words and, one in five, pieces of words."""
+    """Makes special tokens, words, and pieces of words (every fifth token)."""
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = ["".join(parts) for parts in itertools.islice(itertools.product(syllables, repeat=3), VOCABULARY)]
     pieces = VOCABULARY // 5
@@ -43,7 +43,7 @@ def vocabulary() -> list[str]:
 
 
 def sentences(count: int, known: list[str]) -> list[str]:
-    """Sentences of SST-2's lengths."""
+    """Makes sentences with SST-2's lengths."""
     draw = random.Random(0)
     words = [word for word in known if word.isalpha()]
     lengths = [min(1 + int(draw.gammavariate(1.1, 8.1)), 52) for _ in range(count)]
@@ -51,7 +51,7 @@ def sentences(count: int, known: list[str]) -> list[str]:
 
 
 def save_model(folder: Path, known: list[str]) -> None:
-    """Random weights: only speed is measured."""
+    """Saves a model of random weights: only speed is measured."""
     torch.manual_seed(0)
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     BertForMaskedLM(config).save_pretrained(folder)
@@ -65,7 +65,7 @@ def save_model(folder: Path, known: list[str]) -> None:
 
 
 def reference(folder: Path, device: str) -> Callable[[list[str]], None]:
-    """One sentence and one word at a time."""
+    """Augments one sentence and one word at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager").to(device).eval()
 
@@ -95,7 +95,7 @@ def reference(folder: Path, device: str) -> Callable[[list[str]], None]:
 
 
 def batched(folder: Path, device: str, bfloat16: bool) -> Callable[[list[str]], None]:
-    """As a recipe does it."""
+    """Augments in batches, as a recipe does."""
     model = MaskedWords(folder, OPTIONS.top_k, device, bfloat16)
 
     def augment(texts: list[str]) -> None:
@@ -107,7 +107,7 @@ def batched(folder: Path, device: str, bfloat16: bool) -> Callable[[list[str]], 
 
 
 def main() -> None:
-    """Prints the words a second of each side, and the ratio."""
+    """Prints the words per second of each side, and the ratio."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     rounds, device = 2 if "--quick" in sys.argv else 4, "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
-"""Eight budgets against one, from one scoring: choosing and cutting are what each further budget costs.
+"""Eight budgets against one, all from the same scores: each further budget costs only the choice and the cut.
 
-Fisher scores of random rows; every budget ends in a cut model. BERT-base's shape and 2,048 rows of length 64; `--quick`
-takes MiniLM-L6's and 256 rows. The ratio is the time of all eight budgets over that of the first, the scoring in both.
+Fisher scores of random rows; each budget ends in a cut model. BERT-base's shape and 2,048 rows of length 64; `--quick`
+takes MiniLM-L6's shape and 256 rows. The ratio is the time of all eight budgets to that of the first, with scoring.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH, LENGTH, TARGET = 32, 64, 1.3
 
 
 def batches(count: int) -> Iterator[dict[str, Any]]:
-    """Random tokens and labels."""
+    """Makes batches of random tokens and labels."""
     generator = torch.Generator().manual_seed(0)
     for start in range(0, count, BATCH):
         ids = torch.randint(1000, 30000, (min(BATCH, count - start), LENGTH), generator=generator)
@@ -35,12 +35,12 @@ def batches(count: int) -> Iterator[dict[str, Any]]:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """The mean loss over rows."""
+    """Computes the mean loss over rows."""
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
 def main() -> None:
-    """Prints the seconds of the scoring and of each budget, and the ratio."""
+    """Prints the seconds of scoring and of each budget, and the ratio."""
     warnings.simplefilter("ignore")
     size, rows = ("quick", 256) if "--quick" in sys.argv else ("full", 2048)
     torch.manual_seed(0)

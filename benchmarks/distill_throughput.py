@@ -1,12 +1,11 @@
-"""Samples per second of an intermediate-phase step, teacher included: this project's training path against the way of
-TinyBERT's published loop.
+"""Samples per second of a step on hidden states and attention, teacher included: hfcompress against TinyBERT's loop.
 
-The reference side does what `task_distill.py` does (a re-implementation): rows padded to the maximum length when they
+The reference re-implements TinyBERT's `task_distill.py`: rows padded to the maximum length when they
 are tokenized, float32, eager attention, the teacher with an autograd graph, hidden states and score maps of all layers
 of both, one shared projection with bias, losses read back each step. Both sides: the same two models, rows, batch
 size, threads, losses and optimizer, in turns, ten steps each.
 
-`--quick` takes smaller models; `--device cuda` runs on a GPU, where ours is in bfloat16 and BERT-base reads 128 tokens.
+`--quick` takes smaller models; `--device cuda` runs on a GPU, with hfcompress in bfloat16 and BERT-base on 128 tokens.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ SIZES = {
 
 
 def bert(layers: int, hidden: int, heads: int, ffn: int) -> Any:
-    """Random weights: only speed is measured."""
+    """Builds a BERT of random weights: only speed is measured."""
     config = BertConfig(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=ffn)
     return BertForSequenceClassification(config)
 
 
 def rows(count: int, longest: int) -> datasets.Dataset:
-    """Encoded rows whose lengths are distributed as SST-2's, stretched to `longest`."""
+    """Makes encoded rows with the distribution of SST-2's lengths, stretched to `longest`."""
     draw = np.random.default_rng(0)
     lengths = np.interp(draw.uniform(0, 20, count), range(21), SST2).round().astype(int) * longest // 64
     lengths = np.maximum(lengths, 3)
@@ -71,7 +70,7 @@ def rows(count: int, longest: int) -> datasets.Dataset:
 def scores_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Any:
-    """Eager attention that gives its scores away, as the published modeling file does."""
+    """Eager attention that also returns its scores, as the published modeling file does."""
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores + mask[..., : key.shape[-2]].clamp(min=-10000)
@@ -80,7 +79,7 @@ def scores_attention(
 
 
 class Reference:
-    """The published loop."""
+    """The training loop of TinyBERT."""
 
     def __init__(
         self, teacher: Any, student: Any, data: datasets.Dataset, longest: int, batch: int, device: str
@@ -105,7 +104,7 @@ class Reference:
                     yield {name: value[index.to(value.device)] for name, value in padded.items()}
 
     def step(self) -> float:
-        """One step; its loss."""
+        """Takes one step and returns its loss."""
         batch = next(self.batches)
         show = {"output_hidden_states": True, "output_attentions": True}
         student, teacher = self.student(**batch, **show), self.teacher(**batch, **show)
@@ -124,7 +123,7 @@ class Reference:
 
 
 class Ours:
-    """This project's training path, a step at a time."""
+    """The training path of hfcompress, one step at a time."""
 
     def __init__(
         self,
@@ -162,7 +161,7 @@ class Ours:
             yield from self.trainer.get_train_dataloader()
 
     def step(self) -> None:
-        """One step as the Trainer takes it."""
+        """Takes one step as the Trainer does."""
         self.trainer.training_step(self.objective, next(self.batches))
         nn.utils.clip_grad_norm_(self.objective.parameters(), 1.0)
         self.optimizer.step()
@@ -170,7 +169,7 @@ class Ours:
 
 
 def in_turns(sides: list[Any], turns: int, device: str = "cpu") -> list[float]:
-    """The median seconds that each side takes for `TURN` steps; the first turn warms up."""
+    """Times `TURN` steps of each side in turns; returns the median seconds. The first turn warms up."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(turns):
         for side, kept in zip(sides, seconds, strict=True):
@@ -215,7 +214,7 @@ def main() -> None:
 
 
 def padding_tokenizer() -> Any:
-    """A tokenizer that only pads."""
+    """Makes a tokenizer that only pads."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

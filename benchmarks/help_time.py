@@ -1,4 +1,4 @@
-"""How long `hfcompress --help` takes: target 0.5 s on an idle core. `--quick` runs it fewer times."""
+"""The time of `hfcompress --help`: target 0.5 s on an idle core. `--quick` runs it fewer times."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ TARGET = 0.5
 
 
 def seconds() -> float:
-    """One run, as a whole process."""
+    """Times one run, as a whole process."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "hfcompress", "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints the median and how it stands to the target."""
+    """Prints the median and its ratio to the target."""
     seconds()  # writes the byte code
     runs = [seconds() for _ in range(5 if "--quick" in sys.argv else 15)]
     median = statistics.median(runs)

@@ -27,13 +27,13 @@ TARGET = 1.0
 
 
 def model() -> Any:
-    """Random weights: only speed is measured."""
+    """Builds a model of random weights: only speed is measured."""
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     return BertForSequenceClassification(config).eval()
 
 
 def batch(rows: int, length: int) -> dict[str, Any]:
-    """Token ids with the last row half padded."""
+    """Makes token ids; the last row is half padded."""
     ids = np.random.default_rng(0).integers(1000, 30000, (rows, length))
     mask = np.ones_like(ids)
     mask[-1, length // 2 :] = 0
@@ -41,7 +41,7 @@ def batch(rows: int, length: int) -> dict[str, Any]:
 
 
 def dynamo(source: Any, path: Path, probe: dict[str, Any]) -> None:
-    """Torch's exporter, with SDPA, as its documentation shows it."""
+    """Exports with torch's exporter and SDPA, as its documentation shows."""
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
     inputs = {name: torch.from_numpy(value) for name, value in probe.items()}
     torch.onnx.export(
@@ -51,7 +51,7 @@ def dynamo(source: Any, path: Path, probe: dict[str, Any]) -> None:
 
 
 def session(source: Any, exporter: Callable[..., None], folder: Path) -> onnxruntime.InferenceSession:
-    """Exports, quantizes and loads; prints how long the export took."""
+    """Exports, quantizes and loads a model; prints the time of the export."""
     start = time.perf_counter()
     exporter(source, folder / "float.onnx", batch(2, 16))
     seconds = time.perf_counter() - start
@@ -71,7 +71,7 @@ def session(source: Any, exporter: Callable[..., None], folder: Path) -> onnxrun
 
 
 def main() -> None:
-    """Prints both sides at each shape, and the ratio of the last one."""
+    """Prints both sides at each shape, and the ratio for the last shape."""
     warnings.simplefilter("ignore")
     source, rounds = model(), 20 if "--quick" in sys.argv else 100
     with TemporaryDirectory() as one, TemporaryDirectory() as two:

@@ -1,8 +1,8 @@
-"""PyTorch eager float32 against the exported graph in float32 and in int8, dynamic and static: a process each.
+"""PyTorch eager float32 against the exported graph in float32, dynamic int8 and static int8, each in its process.
 
 All take turns on the same batches: one row of 16 tokens and of 64, 32 full rows of 32, and 256 rows of lengths like
 SST-2's, sorted and cut into batches of 32. MiniLM-L6-H384's shape with random weights, or `--model DIR`; `--quick`
-takes fewer rounds, `--threads N` so many threads.
+takes fewer rounds, `--threads N` sets the number of threads.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ DRAW = np.random.default_rng(0)
 
 
 def rows(lengths: Any, vocabulary: int) -> Batch:
-    """Random tokens, padded to the longest row."""
+    """Makes random tokens, padded to the longest row."""
     mask = (np.arange(max(lengths)) < np.asarray(lengths)[:, None]).astype(np.int64)
     ids = DRAW.integers(min(1000, vocabulary // 2), vocabulary, mask.shape) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 def batches(vocabulary: int) -> dict[str, list[Batch]]:
-    """The batches of each setting."""
+    """Makes the batches of each setting."""
     lengths = np.sort(np.clip(DRAW.lognormal(3.1, 0.5, 256), 4, 64).astype(int))
     return {
         "1 x 16": [rows([16], vocabulary)],
@@ -54,8 +54,8 @@ def batches(vocabulary: int) -> dict[str, list[Batch]]:
     }
 
 
-def made(source: Path, folder: Path) -> dict[str, Path]:
-    """A directory for each variant, PyTorch's first."""
+def make_variants(source: Path, folder: Path) -> dict[str, Path]:
+    """Writes a directory for each variant, PyTorch's first."""
     probe, vocabulary = make_dummy_inputs(source), read_config(source)["vocab_size"]
     model, graph = load_and_export(source, AUTO, probe)
     found = {"torch": source, "onnx float32": folder / "float32"}
@@ -73,8 +73,8 @@ def made(source: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def timed(processes: Mapping[str, ModelProcess], given: list[Batch], rounds: int) -> dict[str, float]:
-    """Median seconds of all batches, for each process; PyTorch's at the thread count at which it is fastest."""
+def time_variants(processes: Mapping[str, ModelProcess], given: list[Batch], rounds: int) -> dict[str, float]:
+    """Times all batches in each process, PyTorch at its fastest thread count; returns the median seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in processes}
     for process in processes.values():
         process.prepare(given)
@@ -86,7 +86,7 @@ def timed(processes: Mapping[str, ModelProcess], given: list[Batch], rounds: int
 
 
 def main() -> None:
-    """Prints each variant's time and how many times faster than PyTorch it is; the last line is dynamic int8's."""
+    """Prints each variant's time and its speed-up over PyTorch; the last line is for dynamic int8."""
     warnings.simplefilter("ignore")
     arguments = sys.argv[1:]
     threads = int(arguments[arguments.index("--threads") + 1]) if "--threads" in arguments else default_threads()
@@ -97,7 +97,7 @@ def main() -> None:
         else:
             source = folder / "source"
             BertForSequenceClassification(BertConfig(**SHAPE)).save_pretrained(source)
-        variants = made(source, folder)
+        variants = make_variants(source, folder)
         processes = {
             name: stack.enter_context(ModelProcess(open_artifact(path), AUTO, threads=threads))
             for name, path in variants.items()
@@ -106,7 +106,9 @@ def main() -> None:
         ratios = {}
         for setting, given in batches(read_config(source)["vocab_size"]).items():
             tokens = sum(batch["input_ids"].size for batch in given)
-            seconds = timed(processes, given, max(5, (3000 if "--quick" in arguments else 20_000) // (100 + tokens)))
+            seconds = time_variants(
+                processes, given, max(5, (3000 if "--quick" in arguments else 20_000) // (100 + tokens))
+            )
             ratios[setting] = {name: seconds["torch"] / value for name, value in seconds.items()}
             found = ", ".join(f"{name} {seconds[name] * 1e3:.2f} ms {ratios[setting][name]:.2f}x" for name in seconds)
             print(f"{setting}: {found} (target of int8 {TARGETS[setting]:g})")

@@ -1,10 +1,10 @@
-"""onnx_int8 against `optimum-cli onnxruntime quantize` of the same model: a process each, taking turns.
+"""onnx_int8 against `optimum-cli onnxruntime quantize` of the same model, each in its process, in turns.
 
-Runs where Optimum's ONNX half is: `make test-optimum` builds `.venv-optimum`. The peer is asked for this processor's
-configuration, as it is by default (one scale a matrix) and `--per_channel`; a second peer is `optimum-cli onnxruntime
-optimize` at -O2 and -O3 before it, where onnxruntime can quantize what comes out. MiniLM-L6-H384's shape with random
-weights, or `--model DIR`; `--quick` takes fewer rounds, `--threads N` so many threads. The ratio is the peer's time
-through ours, the worst of all.
+It needs Optimum's ONNX part: `make test-optimum` builds `.venv-optimum`. The peer uses its configuration for this
+processor, by default (one scale a matrix) and with `--per_channel`; a second peer runs `optimum-cli onnxruntime
+optimize` at -O2 and -O3 before, if onnxruntime can quantize the result. MiniLM-L6-H384's shape with random
+weights, or `--model DIR`; `--quick` takes fewer rounds, `--threads N` sets the number of threads. The ratio is the
+peer's time divided by ours, the worst of all.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ def optimum(*arguments: object) -> None:
         raise PeerError(done.stderr.strip().splitlines()[-1])
 
 
-def made(source: Path, folder: Path) -> dict[str, Path]:
-    """A directory for each variant: ours first, then the peer's."""
+def make_variants(source: Path, folder: Path) -> dict[str, Path]:
+    """Writes a directory for each variant: ours first, then the peer's."""
     ours, exported = folder / "onnx_int8", folder / "float"
     ours.mkdir()
     BACKENDS.parse("onnx_int8").quantize(QuantizationJob(source, ours, AUTO, make_dummy_inputs(source)))
     optimum("export", "onnx", "--model", source, "--task", "text-classification", exported)
-    found = {"onnx_int8": ours, **quantized(exported, "")}
+    found = {"onnx_int8": ours, **quantize_with_peer(exported, "")}
     for level in ("-O2", "-O3"):
         first = f"optimize {level}, "
         try:
             optimum("onnxruntime", "optimize", "--onnx_model", exported, level, "-o", folder / level)
-            found |= quantized(folder / level, first)
+            found |= quantize_with_peer(folder / level, first)
         except PeerError as error:
             print(f"{first}quantize fails: {str(error).partition('. ')[0]}")
     return found
 
 
-def quantized(graph: Path, first: str) -> dict[str, Path]:
-    """What the peer makes of a float graph, with one scale a matrix and with one a channel."""
+def quantize_with_peer(graph: Path, first: str) -> dict[str, Path]:
+    """Quantizes a float graph with the peer, with one scale a matrix and with one a channel."""
     found = {}
     for option in ("", "--per_channel"):
         target = graph.with_name(f"{graph.name}{option}-int8")
@@ -76,8 +76,8 @@ def quantized(graph: Path, first: str) -> dict[str, Path]:
     return found
 
 
-def timed(processes: Mapping[str, ModelProcess], batch: Any, rounds: int) -> dict[str, float]:
-    """Median seconds of one batch, for each process; they take turns."""
+def time_variants(processes: Mapping[str, ModelProcess], batch: Any, rounds: int) -> dict[str, float]:
+    """Times one batch in each process, in turns; returns the median seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in processes}
     for process in processes.values():
         process.prepare([batch] * 4)
@@ -87,8 +87,8 @@ def timed(processes: Mapping[str, ModelProcess], batch: Any, rounds: int) -> dic
     return {name: median(values) for name, values in seconds.items()}
 
 
-def built(folder: Path) -> Path:
-    """MiniLM-L6-H384's shape, with random weights."""
+def build_model(folder: Path) -> Path:
+    """Builds a model of MiniLM-L6-H384's shape with random weights."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -99,7 +99,7 @@ def built(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Prints milliseconds of each variant in each setting, and how the peer's are to ours."""
+    """Prints the milliseconds of each variant in each setting, and the ratio of the peer's to ours."""
     import numpy as np
 
     why = OptimumOnnx().unavailable()
@@ -111,8 +111,8 @@ def main() -> None:
     worst: dict[bool, float] = {}
     with TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        source = Path(options["--model"]) if "--model" in options else built(folder / "source")
-        variants = made(source, folder)
+        source = Path(options["--model"]) if "--model" in options else build_model(folder / "source")
+        variants = make_variants(source, folder)
         print(f"{cpu_name()}, {threads} threads, {source.name}; optimum-cli quantize --{detect_instructions()}")
         processes = {
             name: stack.enter_context(ModelProcess(open_artifact(path), AUTO, threads=threads))
@@ -121,7 +121,7 @@ def main() -> None:
         for rows, length in SETTINGS:
             ids = np.random.default_rng(0).integers(1000, 2000, (rows, length))
             batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            found = timed(processes, batch, rounds)
+            found = time_variants(processes, batch, rounds)
             for name, seconds in found.items():
                 ratio = seconds / found["onnx_int8"]
                 print(f"{rows:>2}x{length}  {seconds * 1e3:8.2f} ms  {ratio:5.2f}  {name}")

@@ -1,9 +1,9 @@
-"""Post-training pruning to half of the MACs, in seconds for 1,000 row-tokens, and how much of it is the models' own.
+"""Post-training pruning to half of the MACs, in seconds for 1,000 row-tokens, against the bare passes of the models.
 
-The whole of it: each row's gradients by the gates (Fisher scores come from the same pass), the choice under the
-budget, rearrangement, mask tuning, folding and the cut. The models' own part is what cannot be left out: a forward and
-a backward pass of the whole model over the rows, and a forward pass of the whole and of the cut one, timed bare. Two
-numbers of rows tell that the time is linear in them; the ratio is of the larger. Of two turns the faster counts.
+Pruning: each row's gradients by the gates (which also give the Fisher scores), the choice under the budget,
+rearrangement, mask tuning, folding and the cut. The bare passes are the part that nothing can save: a forward and a
+backward pass of the whole model over the rows, and a forward pass of the whole and of the cut model. Two numbers of
+rows show that the time is linear in them; the ratio is for the larger. The faster of two turns counts.
 
 A BERT-base-shaped model and rows of 64 tokens. `--quick` takes a smaller model and fewer rows; `--device cuda` takes
 1,024 and 2,048 rows, on a GPU.
@@ -38,7 +38,7 @@ ROWS = {"quick": (128, 256), "full": (128, 256), "cuda": (1024, 2048)}
 
 
 def main() -> None:
-    """Prints seconds for 1,000 row-tokens at both numbers of rows, and the share of the bare passes."""
+    """Prints the seconds for 1,000 row-tokens at both numbers of rows, and the share of the bare passes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
@@ -47,13 +47,14 @@ def main() -> None:
     size = SIZES["quick" if args.quick else "full"][0]
     rows = ROWS["quick" if args.quick else "cuda" if args.device == "cuda" else "full"]
     model = bert(*size).eval().to(args.device)
-    prune(copy.deepcopy(model), batches(BATCH, args.device))  # what is only done once
+    prune(copy.deepcopy(model), batches(BATCH, args.device))  # the first call does work that is done only once
     print(f"{torch.get_num_threads()} threads, {args.device}, {size}, rows of {LENGTH} tokens")
     share = 0.0
     for count in rows:
         own = batches(count, args.device)
         turns = [
-            (bare(model, own), timed(partial(prune, copy.deepcopy(model), own), args.device)) for _ in range(TURNS)
+            (bare(model, own), measure_seconds(partial(prune, copy.deepcopy(model), own), args.device))
+            for _ in range(TURNS)
         ]
         passes, whole = (min(times) for times in zip(*turns, strict=True))
         share = passes / whole
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def batches(rows: int, device: str) -> list[dict[str, Tensor]]:
-    """Rows of random words and labels."""
+    """Makes batches of random words and labels."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 30000, (rows, LENGTH), generator=draw).to(device)
     labels = torch.randint(2, (rows,), generator=draw).to(device)
@@ -72,29 +73,29 @@ def batches(rows: int, device: str) -> list[dict[str, Tensor]]:
 
 
 def loss(logits: Tensor, labels: Tensor, _mask: Tensor) -> Tensor:
-    """The mean over rows."""
+    """Computes the mean loss over rows."""
     return cross_entropy(logits, labels)
 
 
 def prune(model: Any, rows: list[dict[str, Tensor]]) -> Any:
-    """A model of half the MACs; the gates are folded into the model that it is cut from."""
+    """Prunes a model to half the MACs; folds the gates into the given model."""
     seen = list(unit_gradients(model, rows, loss))
     heads, neurons = ([torch.cat(layer) for layer in zip(*side, strict=True)] for side in zip(*seen, strict=True))
     scores = Scores(*([g.square().mean(0) for g in side] for side in (heads, neurons)))
-    keep = rearrange_masks(chosen(model, scores), (heads, neurons))
+    keep = rearrange_masks(choose_units(model, scores), (heads, neurons))
     gates = tune_masks(model, keep, rows)
     fold_gates(model, gates.heads, gates.neurons)
     return cut(model, keep)
 
 
-def chosen(model: Any, scores: Scores) -> list[Keep]:
-    """What half of the MACs allows."""
+def choose_units(model: Any, scores: Scores) -> list[Keep]:
+    """Chooses the units that half of the MACs allows."""
     shape = shape_of(model.config.to_dict())
     return keep_best_sum(scores, target_of(Budget(macs=0.5), shape, shape, 8, LENGTH), normalise=False)
 
 
 def bare(model: Any, rows: list[dict[str, Tensor]]) -> float:
-    """Seconds of the passes that cannot be left out."""
+    """Times the bare passes."""
     shape = shape_of(model.config.to_dict())
     half = [Keep(tuple(range(x.heads // 2)), tuple(range(x.ffn // 2))) for x in shape.layers]
     small = cut(model, half)
@@ -112,11 +113,11 @@ def bare(model: Any, rows: list[dict[str, Tensor]]) -> float:
                 for one in (model, small):
                     one(**batch)
 
-    return sum(timed(passes, str(model.device)) for passes in (backward, forward))
+    return sum(measure_seconds(passes, str(model.device)) for passes in (backward, forward))
 
 
-def timed(work: Callable[[], Any], device: str) -> float:
-    """Seconds until it is done on the device too."""
+def measure_seconds(work: Callable[[], Any], device: str) -> float:
+    """Times a function until the device is done too."""
     start = time.perf_counter()
     work()
     if device.startswith("cuda"):

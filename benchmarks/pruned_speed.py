@@ -1,7 +1,7 @@
 """A model at half of its layers' MACs against the whole one, and a model cut to a latency against that target.
 
-On a CPU, batch 32 of 128 tokens, all models taking turns. What is cut is decided by the L2 norm of random weights: only
-speed is measured. BERT-base's shape; `--quick` takes MiniLM-L6's, `--threads N` so many threads.
+On a CPU, batches of 32 rows of 128 tokens, all models in turns. The L2 norm of random weights decides what is cut: only
+speed is measured. BERT-base's shape; `--quick` takes MiniLM-L6's shape, `--threads N` sets the number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hfcompress.models.surgery import cut
 from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, target_of
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
-from hfcompress.pruning.latency_table import Setting, measure_table, predict, timed
+from hfcompress.pruning.latency_table import Setting, measure_table, predict, time_models
 
 SHAPES = {
     "full": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -28,13 +28,13 @@ SHAPES = {
 GROUP, LENGTH, TARGET = 8, 128, 1.7
 
 
-def described(small: Any) -> str:
-    """Heads and neurons of each layer."""
+def describe_shape(small: Any) -> str:
+    """Lists the heads and neurons of each layer."""
     return " ".join(f"{layer.heads}x{layer.ffn}" for layer in shape_of(small.config.to_dict()).layers)
 
 
 def main() -> None:
-    """Prints the speed-up at half of the MACs, and how near a latency comes to its target."""
+    """Prints the speed-up at half of the MACs, and the ratio of a latency to its target."""
     warnings.simplefilter("ignore")
     size = "quick" if "--quick" in sys.argv else "full"
     threads = int(sys.argv[sys.argv.index("--threads") + 1]) if "--threads" in sys.argv else None
@@ -49,11 +49,11 @@ def main() -> None:
     for budget in (Budget(macs=0.5), Budget(latency=0.5)):
         target = target_of(budget, shape, shape, GROUP, LENGTH, table)
         smalls.append(cut(model, keep_best_sum(scores, target, normalise=True)))
-    source, by_macs, by_latency = timed([model, *smalls], setting)
+    source, by_macs, by_latency = time_models([model, *smalls], setting)
     print(f"{setting.device_name}, {setting.threads} threads, batch {setting.batch_size} x {LENGTH}, {SHAPES[size]}")
     print(f"table: the whole model {predict(table, shape) * 1e3:.0f} ms, measured {source * 1e3:.0f} ms")
-    print(f"half of the MACs: {described(smalls[0])}")
-    print(f"half of the time: {described(smalls[1])}")
+    print(f"half of the MACs: {describe_shape(smalls[0])}")
+    print(f"half of the time: {describe_shape(smalls[1])}")
     off = by_latency / source * 200 - 100
     print(f"                  {by_latency * 1e3:.0f} ms, target {source * 500:.0f} ms: {off:+.1f}%")
     print(f"half of the MACs: {by_macs * 1e3:.0f} ms against {source * 1e3:.0f} ms")

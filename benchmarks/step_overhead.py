@@ -1,4 +1,4 @@
-"""What of a training step at batch 32 is not the model: drawing, padding, hooks, bookkeeping, as the Trainer does them.
+"""The share of a training step at batch 32 that is not the model: drawing, padding, hooks, bookkeeping.
 
 The whole of `Trainer.train` is timed, and inside it the objective's forward, the teacher's forward, the backward pass,
 the clipping of the gradients and the optimizer. The ratio is the share of the time that is none of these. `--quick`
@@ -23,16 +23,16 @@ BATCH, LENGTH, TARGET = 32, 64, 0.05
 
 
 class Stopwatch:
-    """The time spent inside some functions, nested calls counted once."""
+    """Adds up the time inside some functions; nested calls count once."""
 
     def __init__(self) -> None:
         self.total, self.depth = 0.0, 0
 
     def around(self, owner: Any, name: str) -> None:
-        """Times a method of an object from now on."""
+        """Starts to time a method of an object."""
         inner: Callable[..., Any] = getattr(owner, name)
 
-        @wraps(inner)  # a model's forward is asked for the names of its inputs
+        @wraps(inner)  # the Trainer reads the names of the inputs from a model's forward
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.depth += 1
             start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Steps of the prediction phase with the teacher's answers from the cache against a live teacher, 12 to 4 layers.
+"""Steps on the teacher's logits from the cache against steps with a live teacher, 12 to 4 layers.
 
-Both sides are this project's own training path on the same rows, in turns of ten steps. The time to fill the cache once
-is printed beside. `--quick` takes fewer turns.
+Both sides are the training path of hfcompress on the same rows, in turns of ten steps. It also prints the time to fill
+the cache once. `--quick` takes fewer turns.
 """
 
 from __future__ import annotations

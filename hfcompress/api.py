@@ -1,7 +1,7 @@
 """The Python API: recipes without a file; models, tokenizers and data sets as objects.
 
-`Recipe(...).run()` does what `hfcompress run` does with a YAML file. `distill`, `prune` and `quantize` do one stage and
-return the model; `evaluate` measures models side by side.
+`Recipe(...).run()` does the same as `hfcompress run` with a YAML file. `distill`, `prune` and `quantize` run one stage
+and return its model. `evaluate` measures models side by side.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        directory: The run directory: a directory a stage, `final/`, the report, the plots.
+        directory: The run directory: one directory for each stage, `final/`, the report and the plots.
         report: The measurements; a notebook shows them as a table.
         auto_class: The class of transformers that loads the models, such as `AutoModelForSequenceClassification`.
     """
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def model_directory(self) -> Path:
-        """The directory of the last stage's model, with its card: what `push` uploads."""
+        """The directory of the last stage's model and its card, which `push` uploads."""
         return self.directory / "final"
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -67,7 +67,7 @@ class Run:
 
 
 class Recipe:
-    """A model, its task, and the stages that make it smaller: a recipe file as Python objects."""
+    """A recipe as Python objects: a model, its task, and the stages that make it smaller."""
 
     def __init__(
         self,
@@ -84,15 +84,15 @@ class Recipe:
         """Validates the recipe; nothing is downloaded or trained.
 
         Args:
-            model: A Hub id, a directory, or a model in memory, which needs its `tokenizer`.
-            task: Such as `TextClassification(dataset=…, text=["sentence"])`; `dataset` is a Hub id, a directory, or a
-                `Dataset` or `DatasetDict` of the `datasets` library.
-            stages: `Finetune`, `Distill`, `Prune` and `Quantize`, in their order.
+            model: A Hub id, a directory, or a model in memory together with its `tokenizer`.
+            task: A task, such as `TextClassification(dataset=…, text=["sentence"])`. Its `dataset` is a Hub id, a
+                directory, or a `Dataset` or `DatasetDict` of the `datasets` library.
+            stages: Objects of `Finetune`, `Distill`, `Prune` and `Quantize`, in the order in which they run.
             tokenizer: The tokenizer of a model in memory.
-            name: Names the run directory, and the model in its card.
+            name: The name of the run directory, and of the model in its card.
             measure: A `Measure`; the default measures as a recipe file without `measure:` does.
-            hub: A `Hub`: what the card says, and where `push` uploads to.
-            seed: Seed of everything that is drawn.
+            hub: A `Hub`, with metadata for the card and the repository for `push`.
+            seed: The seed of everything random.
 
         Raises:
             pydantic.ValidationError: for an option that does not exist or has a wrong value.
@@ -111,25 +111,33 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path, *overrides: str) -> Recipe:
-        """Reads a recipe file, or a shipped recipe by its name; `overrides` are `KEY.PATH=VALUE`, as after `--set`."""
-        made = cls.__new__(cls)
-        made.loaded = loader.load(loader.find(str(path)), list(overrides))
-        return made
+        """Reads a recipe file, or a shipped recipe by its name.
+
+        Args:
+            path: The file or the name.
+            *overrides: `KEY.PATH=VALUE` assignments, as after `--set`.
+
+        Raises:
+            HfcompressError: with every mistake in the recipe.
+        """
+        recipe = cls.__new__(cls)
+        recipe.loaded = loader.load(loader.find(str(path)), list(overrides))
+        return recipe
 
     def to_yaml(self) -> str:
-        """The recipe as a file, with every default spelled out."""
+        """Writes the recipe as YAML, with every default."""
         return dump_yaml(schema.spell_out(self.loaded.recipe))
 
     def check(self) -> None:
-        """Looks for everything that cannot work, before anything is trained.
+        """Checks for everything that cannot work, before anything is trained.
 
         Raises:
-            HfcompressError: with all that was found.
+            HfcompressError: with all problems at once.
         """
         check(self.loaded)
 
     def plan(self) -> list[Shape]:
-        """Computes the shape of the model and after each stage, without loading weights."""
+        """Computes the shape of the model and the shape after each stage, without loading weights."""
         return check(self.loaded, weights=False)
 
     def run(
@@ -139,15 +147,15 @@ class Recipe:
         fresh: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> Run:
-        """Runs the stages, measures every model and writes report and card. Called again, it resumes.
+        """Runs the stages, measures every model, and writes the report and the card. The same call again resumes.
 
         Args:
             directory: The run directory, by default `runs/<name>`.
-            fresh: Start over.
+            fresh: True to start over instead of resuming.
             callbacks: `transformers` callbacks for every training.
 
         Raises:
-            HfcompressError: for whatever the user can fix.
+            HfcompressError: for everything that the user can fix.
         """
         from hfcompress.run.runner import run
 
@@ -161,6 +169,10 @@ class Recipe:
 def _load_objects(content: dict[str, Any]) -> loader.Loaded:
     recipe = schema.Recipe.model_validate(content)
     return loader.Loaded(recipe, loader.parse(dump_yaml(schema.spell_out(recipe)), Path("recipe.yaml")))
+
+
+# The three functions below repeat their arguments: editors and notebooks complete and explain only what a signature
+# spells out.
 
 
 def distill(
@@ -178,11 +190,11 @@ def distill(
 
     Args:
         model: The teacher: a model in memory, a directory or a Hub id.
-        tokenizer: The tokenizer of a model in memory, else None.
+        tokenizer: The tokenizer of a model in memory; None for a directory or a Hub id.
         dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`.
-        task: The task, if it cannot be told from the model and the columns of the data.
+        task: The task; needed if the model and the columns of the data leave a choice.
         output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
-        seed: Seed of everything that is drawn.
+        seed: The seed of everything random.
         callbacks: `transformers` callbacks for the training.
         **options: Options of `Distill` (`losses`, `layer_map`, …); of `Student`: `layers`, `hidden`, `heads`, `ffn`,
             `preset`; of `Train`: `epochs`, `max_steps`, `learning_rate`, `batch_size`.
@@ -192,12 +204,12 @@ def distill(
     """
     from hfcompress.distillation.stage import Distill
 
-    student, train = _taken(options, _SHAPE), _taken(options, _TRAIN)
+    student, train = _pop_options(options, _SHAPE), _pop_options(options, _TRAIN)
     options = {"losses": ["soft_labels"], **options}
     options |= {"student": student} if student else {}
     options |= {"train": train} if train else {}
     stage = Distill(**options)
-    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
+    return _run_stage(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
 def prune(
@@ -215,28 +227,29 @@ def prune(
 
     Args:
         model: A model in memory, a directory or a Hub id.
-        tokenizer: The tokenizer of a model in memory, else None.
+        tokenizer: The tokenizer of a model in memory; None for a directory or a Hub id.
         dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`.
-        task: The task, if it cannot be told from the model and the columns of the data.
+        task: The task; needed if the model and the columns of the data leave a choice.
         output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
-        seed: Seed of everything that is drawn.
+        seed: The seed of everything random.
         callbacks: `transformers` callbacks for the training.
-        **options: Options of `Prune` (`criterion`, `heads`, `ffn`, `recover`, …); `macs`, `parameters`, `bytes` and
-            `latency` of its `Budget`: the share that may stay.
+        **options: Options of `Prune` (`criterion`, `heads`, `ffn`, `recover`, …); of its `Budget`, the share that may
+            stay: `macs`, `parameters`, `bytes`, `latency`.
 
     Returns:
         The pruned model, in eval mode.
     """
     from hfcompress.pruning.stage import Prune
 
-    budget = _taken(options, _BUDGETS)
+    budget = _pop_options(options, _BUDGETS)
     options |= {"budget": budget} if budget else {}
     if options.get("vocabulary", "keep") != "keep" and output is None:
         raise HfcompressError(
-            "`vocabulary` also changes the tokenizer", "give `output`, a directory, and load both from there"
+            "`vocabulary` also changes the tokenizer",
+            "give `output`, a directory, and load model and tokenizer from it",
         )
     stage = Prune(**options)
-    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
+    return _run_stage(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
 def quantize(
@@ -255,25 +268,25 @@ def quantize(
 
     Args:
         model: A model in memory, a directory or a Hub id.
-        tokenizer: The tokenizer of a model in memory, else None.
+        tokenizer: The tokenizer of a model in memory; None for a directory or a Hub id.
         dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; calibration rows come from it.
         backend: A backend's name, `{"use": NAME, …}`, or a backend.
-        task: The task, if it cannot be told from the model and the columns of the data.
+        task: The task; needed if the model and the columns of the data leave a choice.
         output: A directory for the model, its tokenizer and `stage.json`; it must not exist yet.
-        seed: Seed of everything that is drawn.
+        seed: The seed of everything random.
         callbacks: `transformers` callbacks for a training.
         **options: Options of `Quantize` (`train`, `max_drop`, `rows`).
 
     Returns:
-        The quantized model, in eval mode; of a backend that writes an ONNX or OpenVINO graph, `output`.
+        The quantized model, in eval mode; for a backend that writes an ONNX or OpenVINO graph, the path `output`.
 
     Raises:
-        HfcompressError: if such a backend is given no `output`.
+        HfcompressError: if a backend writes a graph and there is no `output`.
     """
     from hfcompress.quantization.stage import Quantize
 
     stage = Quantize(backend=backend, **options)
-    return _make(stage, model, tokenizer, dataset, task, output, seed, callbacks)
+    return _run_stage(stage, model, tokenizer, dataset, task, output, seed, callbacks)
 
 
 def evaluate(
@@ -288,12 +301,12 @@ def evaluate(
     """Measures models side by side, on the same rows: quality, size, speed, memory.
 
     Args:
-        models: Directories, Hub ids, or models in memory; the first is what the others are compared with.
-        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; in place of `task`.
-        task: The task, if it cannot be told from the first model and the columns of the data.
+        models: Directories, Hub ids, or models in memory. The others are compared with the first.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; not needed beside `task`.
+        task: The task; needed if the first model and the columns of the data leave a choice.
         tokenizer: The tokenizer of the models in memory.
-        measure: A `Measure`.
-        seed: Seed of everything that is drawn.
+        measure: A `Measure`; by default that of a recipe file without `measure:`.
+        seed: The seed of everything random.
     """
     from hfcompress.quantization.backends.base import BACKENDS
     from hfcompress.quantization.stage import Quantize
@@ -303,7 +316,7 @@ def evaluate(
         raise HfcompressError("there is no model to measure", "name at least one")
     names = [name_model(model, tokenizer) for model in models]
     task = task if task is not None else infer_task(models[0], dataset)
-    stages = [Quantize(backend=BACKENDS.parse("float16"))]  # a recipe has a stage; this one is not run
+    stages = [Quantize(backend=BACKENDS.parse("float16"))]  # a recipe needs a stage; this one does not run
     recipe = Recipe(names[0], task, stages, measure=measure, seed=seed)
     return Report(compare(names, recipe.loaded)[0])
 
@@ -314,7 +327,7 @@ def push(run: str | Path | Run, repo: str | None = None, *, private: bool = Fals
     Args:
         run: A run, or its directory.
         repo: `user/name`; by default `hub.repo` of the recipe.
-        private: For a repository that is created now.
+        private: True to create the repository as a private one.
 
     Returns:
         The address of the commit.
@@ -325,7 +338,7 @@ def push(run: str | Path | Run, repo: str | None = None, *, private: bool = Fals
 
 
 def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """The name by which a recipe knows a model; a model in memory is written to a directory first.
+    """Returns the path or Hub id of a model; a model in memory is first saved to a directory.
 
     Raises:
         HfcompressError: for a model in memory without its tokenizer.
@@ -338,22 +351,22 @@ def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
 
 
 def infer_task(model: Any, dataset: Any) -> Task:
-    """Tells the task from the class of a model and the columns of its data.
+    """Infers the task from the class of a model and the columns of its data.
 
     Raises:
-        HfcompressError: if they leave a choice, with what to give.
+        HfcompressError: if they leave a choice; it says what to give.
     """
     from hfcompress.data.source import model_config
 
     if dataset is None:
         raise HfcompressError("there is no data", "give `dataset=` or `task=`")
-    config = model_config(str(model)) if isinstance(model, (str, Path)) else _config_of(model)
+    config = model_config(str(model)) if isinstance(model, (str, Path)) else _make_config(model)
     name = class_name_of(config)
     head = task_head_of(name)
     if head != "sequence":
-        told = f"{name} ends in {TASK_HEADS[head]}" if head else f"{name} has no task head"
+        reason = f"{name} ends in {TASK_HEADS[head]}" if head else f"{name} has no task head"
         fix = "give `task=`, such as TokenClassification(dataset=…)"
-        raise HfcompressError(f"the task cannot be told: {told}", fix)
+        raise HfcompressError(f"the task cannot be inferred: {reason}", fix)
     kind = Regression if count_labels(config) == 1 else TextClassification
     path = dataset if isinstance(dataset, (str, Path)) else save_dataset(dataset)
     positions = shape_of(config).usable_positions
@@ -361,35 +374,35 @@ def infer_task(model: Any, dataset: Any) -> Task:
     return kind.model_validate(
         {
             "dataset": str(path),
-            "text": _text_columns(dataset, kind.model_fields["label"].default),
+            "text": _find_text_columns(dataset, kind.model_fields["label"].default),
             "max_length": min(default, positions),
         }
     )
 
 
-def _config_of(model: PreTrainedModel) -> dict[str, Any]:
+def _make_config(model: PreTrainedModel) -> dict[str, Any]:
     return {**model.config.to_dict(), "architectures": [type(model).__name__]}
 
 
-def _text_columns(dataset: Any, label: str) -> list[str]:
-    """The columns with text of a data set in memory, the label's left out."""
+def _find_text_columns(dataset: Any, label: str) -> list[str]:
+    """Finds the columns with text of a data set in memory, without the label's."""
     fix = 'give `task=`, such as TextClassification(dataset=…, text=["sentence"], label="label")'
     if isinstance(dataset, (str, Path)):
-        raise HfcompressError("the columns with the text cannot be told of a data set that is named", fix)
+        raise HfcompressError("the text columns of a data set on disk or on the Hub cannot be inferred", fix)
     features = (next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset).features
     kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items() if name != label}
     texts = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
     if label not in features or not 1 <= len(texts) <= 2:
-        raise HfcompressError(f"the task cannot be told from the columns {', '.join(features)}", fix)
+        raise HfcompressError(f"the task cannot be inferred from the columns {', '.join(features)}", fix)
     return texts
 
 
-def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Takes those of the options that are named, out of the mapping."""
+def _pop_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Removes the named options from a mapping, and returns them."""
     return {name: options.pop(name) for name in names if name in options}
 
 
-def _make(
+def _run_stage(
     stage: Stage,
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -399,7 +412,7 @@ def _make(
     seed: int,
     callbacks: Sequence[TrainerCallback],
 ) -> Any:
-    """Runs one stage without measuring, and loads what it made."""
+    """Runs one stage without measuring, and loads its model."""
     from hfcompress.run.runner import make_models
 
     if output is not None and Path(output).exists():
@@ -407,19 +420,22 @@ def _make(
     task = task if task is not None else infer_task(model, dataset)
     recipe = Recipe(model, task, [stage], tokenizer=tokenizer, seed=seed)
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as directory:
-        made = make_models(recipe.loaded, Path(directory) / "run", callbacks)[-1]
-        if made.runtime != "torch" and output is None:
+        artifact = make_models(recipe.loaded, Path(directory) / "run", callbacks)[-1]
+        if artifact.runtime != "torch" and output is None:
             raise HfcompressError(
-                f"{made.path.name} is an {made.runtime} graph, not a PyTorch model", "give `output`, a directory for it"
+                f"{artifact.path.name} is an {artifact.runtime} graph, not a PyTorch model",
+                "give `output`, a directory for the graph",
             )
         if output is not None:
-            shutil.copytree(made.path, output)
-        if made.runtime != "torch":
+            shutil.copytree(artifact.path, output)
+        if artifact.runtime != "torch":
             return Path(str(output))
-        return _load_torch(made, recipe.loaded.recipe.task.auto_class)
+        return _load_torch(artifact, recipe.loaded.recipe.task.auto_class)
 
 
-def _load_torch(made: Artifact, auto_class: str) -> PreTrainedModel:
-    if made.runtime != "torch":
-        raise HfcompressError(f"{made.path} holds an {made.runtime} graph", "load it with onnxruntime or Optimum")
-    return load_model(made.path, auto_class).eval()
+def _load_torch(artifact: Artifact, auto_class: str) -> PreTrainedModel:
+    if artifact.runtime != "torch":
+        raise HfcompressError(
+            f"{artifact.path} holds an {artifact.runtime} graph", "load it with onnxruntime or Optimum"
+        )
+    return load_model(artifact.path, auto_class).eval()

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported until a command needs it."""
+"""The command line. A heavy module is imported only when a command needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, require_directory
-from hfcompress.utils.launch import lost_process
+from hfcompress.utils.launch import is_lost_process
 from hfcompress.utils.logging import err, guard_terminal, log, log_to_terminal, out, print_table, print_traceback
 from hfcompress.utils.stop import stoppable
 
@@ -46,20 +46,20 @@ def _load(recipe: str, overrides: list[str] | None) -> Any:
 def list_(
     what: Annotated[str, typer.Argument(help="recipes, losses, criteria, backends or metrics; all if left out")] = "",
 ) -> None:
-    """Shipped recipes and everything a recipe can name."""
+    """List the shipped recipes, and everything that a recipe can name."""
     from hfcompress.report.listing import SECTIONS, render_section
 
     if what and what not in SECTIONS:
         from hfcompress.utils.errors import did_you_mean
 
-        raise HfcompressError(f"nothing to list by the name '{what}'", did_you_mean(what, SECTIONS))
+        raise HfcompressError(f"there is no list of '{what}'", did_you_mean(what, SECTIONS))
     for name in [what] if what else SECTIONS:
         out().print(render_section(name))
 
 
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) -> None:
-    """Print a recipe; with --full every default is spelled out."""
+    """Print a recipe; --full adds every default."""
     from hfcompress.recipe.schema import spell_out
     from hfcompress.recipe.yaml_text import dump_yaml
 
@@ -71,16 +71,18 @@ def show(recipe: RecipeFile, overrides: Overrides = None, full: bool = False) ->
 @app.command()
 def copy(
     recipe: RecipeFile,
-    target: Annotated[Path | None, typer.Argument(help="File or directory; default: here, under its own name.")] = None,
+    target: Annotated[
+        Path | None, typer.Argument(help="A file or directory; default: this directory, with the same name.")
+    ] = None,
 ) -> None:
-    """Copy a shipped recipe, to edit it; a file that is there is never overwritten."""
+    """Copy a shipped recipe so that you can edit it; no file is overwritten."""
     from hfcompress.recipe.loader import find, read
 
     source = read(find(recipe))
     path = target or Path(source.path.name)
     path = path / source.path.name if path.is_dir() else path
     if path.exists():
-        raise HfcompressError(f"{path} exists, and is left as it is", "give another name")
+        raise HfcompressError(f"{path} exists already", "give another name")
     require_directory(path.parent, "the directory to copy into")
     path.write_text(source.text, encoding="utf-8")
     out().print(f"{path}: edit it, then `hfcompress check {path}`")
@@ -123,7 +125,7 @@ def init(
 
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Find every mistake of a recipe, before anything is trained."""
+    """Find every mistake in a recipe, before anything is trained."""
     from hfcompress.recipe.validate import check as check_
     from hfcompress.report.doctor import list_warnings
 
@@ -131,14 +133,14 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     check_(loaded)
     for warning in list_warnings(loaded.recipe):
         log.warning(warning)
-    out().print(f"{loaded.document.path} is sound: {', '.join(loaded.recipe.stage_names())}")
+    out().print(f"{loaded.document.path} is correct: {', '.join(loaded.recipe.stage_names())}")
 
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Show what each stage will make: shape, parameters, bytes, MACs, steps; no weights are loaded.
+    """Show the shape, parameters, bytes, MACs and steps of each stage, without loading weights.
 
-    Exact, but for what a budget or a corpus decides: that is marked with ~.
+    The figures are exact, except those with ~, which depend on a budget or a corpus.
     """
     from hfcompress.recipe.plan import plan as plan_
     from hfcompress.report.listing import render_plan
@@ -157,7 +159,7 @@ def run(
     only: Annotated[str | None, typer.Option(help="Run only the stages of this kind.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
 ) -> None:
-    """Run a recipe; the same command resumes at the first unfinished stage."""
+    """Run a recipe. The same command again resumes at the first unfinished stage."""
     from hfcompress.utils.launch import hand_over_to_torchrun
 
     hand_over_to_torchrun()
@@ -165,22 +167,22 @@ def run(
     if only is not None and only not in KINDS:
         from hfcompress.utils.errors import did_you_mean
 
-        raise HfcompressError(f"--only {only}: no such kind of stage", did_you_mean(only, KINDS))
+        raise HfcompressError(f"--only {only}: there is no such kind of stage", did_you_mean(only, KINDS))
     from hfcompress.run.runner import run as run_
 
-    _only_our_progress()
+    _hide_foreign_progress()
     finished = run_(loaded, output or Path("runs") / loaded.recipe.name, only, fresh)
     if finished is not None:
-        _show(finished.report, finished.directory)
+        _print_run(finished.report, finished.directory)
 
 
-def _only_our_progress() -> None:
-    """A bar for each training run is of use; one for each file that is read or written is not."""
+def _hide_foreign_progress() -> None:
+    """Hides the progress bars of files that libraries read and write; the bars of trainings stay."""
     import logging as standard
 
     from transformers.utils import logging
 
-    for name in ("bitsandbytes", "torchao"):  # they warn of kernels that they could download, or that are for GPUs
+    for name in ("bitsandbytes", "torchao"):  # they warn about kernels for GPUs, or kernels that they could download
         standard.getLogger(name).setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -201,12 +203,12 @@ def _print_report(content: dict[str, Any], wide: bool = False) -> None:
     out().print(describe_conditions(content))
 
 
-def _show(content: dict[str, Any], directory: Path, wide: bool = False) -> None:
+def _print_run(content: dict[str, Any], directory: Path, wide: bool = False) -> None:
     from hfcompress.report.conditions import was_busy
 
     _print_report(content, wide)
     if was_busy(content):
-        out().print(f"busy   time anew: hfcompress report {directory} --measure")
+        out().print(f"busy   to time the models again: hfcompress report {directory} --measure")
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
         ("report", directory / "report.md"),
@@ -285,9 +287,11 @@ def gate(
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Directories or Hub ids, the source first."),
+        typer.Argument(metavar="MODEL...", help="Directories or Hub ids; the others are compared with the first."),
     ],
-    task: Annotated[str, typer.Option("--task", metavar="RECIPE", help="The recipe whose task and measure are used.")],
+    task: Annotated[
+        str, typer.Option("--task", metavar="RECIPE", help="The recipe with the task and the options of `measure`.")
+    ],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report into this directory.")] = None,
     wide: Wide = False,
@@ -298,7 +302,7 @@ def evaluate(
     by_estimate: ByEstimate = False,
     model: Model = None,
 ) -> None:
-    """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx names one graph of several.
+    """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx picks one of several graphs.
 
     With limits it ends as `gate` does: exit 3 if the last model does not keep to them.
     """
@@ -311,9 +315,9 @@ def evaluate(
     if output is not None and output.exists() and not output.is_dir():
         raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
     if output is not None and (output / "recipe.lock.json").exists():
-        raise HfcompressError(f"{output} is a run, with a report of its own", "choose another one with --output")
+        raise HfcompressError(f"{output} is a run directory and has its own report", "choose another one with --output")
     limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
-    _only_our_progress()
+    _hide_foreign_progress()
     content, answers = compare(models, _load(task, overrides))
     _print_report(content, wide)
     if output is not None:
@@ -335,15 +339,15 @@ def doctor(
         str | None, typer.Argument(metavar="[MODEL]", help="A directory or Hub id; only its config is read.")
     ] = None,
 ) -> None:
-    """Say what this machine can do for each backend, or what of a model can be cut and how the result will load."""
+    """Show which backends run well on this machine; or what of a MODEL can be cut, and how the result loads."""
     from hfcompress.data.source import model_config
-    from hfcompress.measure.hardware import abilities, described
-    from hfcompress.measure.machine import just_now
+    from hfcompress.measure.hardware import abilities, describe_abilities
+    from hfcompress.measure.machine import watch_machine
     from hfcompress.report.doctor import examine, render_findings
     from hfcompress.report.listing import render_backends
 
     diagnosis = examine(model_config(model)) if model is not None else None
-    facts = {**described(abilities()), **(diagnosis.facts if diagnosis else {"just now": just_now()})}
+    facts = {**describe_abilities(abilities()), **(diagnosis.facts if diagnosis else {"just now": watch_machine()})}
     for name, value in facts.items():
         out().print(f"{name:16} {value}")
     print_table(render_findings(diagnosis) if diagnosis else render_backends())
@@ -354,18 +358,19 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A pruned checkpoint: a directory or Hub id.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The directory to write; it must not exist.")],
     base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL", help="Has the config and tokenizer that SOURCE lacks.")
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="A model with the config and tokenizer that SOURCE lacks."),
     ] = None,
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", help="Read pickled weights: their tensors, and no code in them."),
+        typer.Option("--allow-pickle", help="Read pickled weights: only tensors, and no code."),
     ] = False,
 ) -> None:
-    """Make a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning into one that loads again."""
+    """Convert a pruned checkpoint of transformers 4, TextPruner, CoFi or nn_pruning so that it loads again."""
     from hfcompress.pruning.convert.convert import convert as convert_
     from hfcompress.pruning.convert.convert import summarize
 
-    _only_our_progress()
+    _hide_foreign_progress()
     for line in summarize(convert_(source, target, base, allow_pickle)):
         out().print(line)
     out().print(f"model {target}")
@@ -378,31 +383,31 @@ RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directo
 def report(
     run_directory: RunDirectory,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time the models anew, and nothing else; report, plots and card follow.")
+        bool, typer.Option("--measure", help="Time the models again, then write the report, plots and card.")
     ] = False,
     wide: Wide = False,
 ) -> None:
-    """Print the report of a run again, and draw its plot anew."""
+    """Print the report of a run again, and redraw its plots."""
     from hfcompress.report.report import read, write
     from hfcompress.run.directory import exclusive
 
     if measure:
         from hfcompress.run.again import measure_again
 
-        _only_our_progress()
+        _hide_foreign_progress()
         content = measure_again(run_directory)
     else:
         read(run_directory)
         with exclusive(run_directory):
             content = read(run_directory)
             write(content, run_directory)
-    _show(content, run_directory, wide)
+    _print_run(content, run_directory, wide)
 
 
 @app.command()
 def card(
     run_directory: RunDirectory,
-    write_: Annotated[bool, typer.Option("--write", help="Write it into final/ instead of printing it.")] = False,
+    write_: Annotated[bool, typer.Option("--write", help="Write the card into final/ instead of printing it.")] = False,
 ) -> None:
     """Render the model card of a run from its report."""
     from hfcompress.run.directory import exclusive, open_finished
@@ -410,7 +415,7 @@ def card(
 
     open_finished(run_directory)
     with exclusive(run_directory) if write_ else nullcontext():
-        text = _card(run_directory)
+        text = _render_card(run_directory)
         if write_:
             write_text(run_directory / "final" / "README.md", text)
     if write_:
@@ -419,7 +424,7 @@ def card(
         out().print(text, end="")
 
 
-def _card(run_directory: Path) -> str:
+def _render_card(run_directory: Path) -> str:
     from hfcompress.models.artifact import open_artifact
     from hfcompress.report.card import render
     from hfcompress.run.directory import open_finished
@@ -434,17 +439,17 @@ def push(
     repo: Annotated[
         str | None, typer.Option("--repo", metavar="USER/NAME", help="The repository; default: the recipe's hub.repo.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create it as a private one.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, and send nothing.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, but send nothing.")] = False,
 ) -> None:
     """Publish a run's model and card in one commit.
 
-    A Hub with which nothing moves for a minute is given up; HFCOMPRESS_HUB_TIMEOUT sets another number of seconds.
+    The command gives up if the Hub does not answer for a minute; HFCOMPRESS_HUB_TIMEOUT sets another number of seconds.
     """
     from hfcompress.run import push as push_
 
-    files = push_.uploads(run_directory)
-    repo, private = push_.target(run_directory, repo, private)
+    files = push_.list_uploads(run_directory)
+    repo, private = push_.choose_repository(run_directory, repo, private)
     for file in files:
         out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
     out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
@@ -453,10 +458,10 @@ def push(
 
 
 def main() -> None:
-    """Runs the command line: exit 0 done, 2 the user's mistake, 1 a failure, 130 or 143 interrupted."""
+    """Runs the command line. Exit status: 0 done, 1 a failure, 2 the user's mistake, 130 or 143 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry is a warning; what came of them is told once
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each retry; we report the result once
     guard_terminal()
     with log_to_terminal(), stoppable() as stop:
         try:
@@ -465,14 +470,14 @@ def main() -> None:
             _complain([str(problem) for problem in error.problems])
             sys.exit(2)
         except BaseException as error:
-            # Typer turns an interrupt into an error or an exit code; a library may turn it into an error of its own.
+            # Typer turns an interrupt into an error or an exit code; a library may turn it into its own error.
             interrupted = isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort"
             if stop.signal or interrupted or getattr(error, "code", None) == 130:
                 _complain([INTERRUPTED])
                 sys.exit(128 + (stop.signal or signal.SIGINT))
             if isinstance(error, SystemExit):
                 raise
-            if (usage := _usage(error)) is not None:
+            if (usage := _format_usage(error)) is not None:
                 err().print(usage)
                 sys.exit(2)
             _fail(error)
@@ -482,9 +487,9 @@ def main() -> None:
     sys.exit(status or 0)
 
 
-def _usage(error: BaseException) -> str | None:
-    """What Typer's parser says of a command that is spelled wrong; None for any other error."""
-    if not (hasattr(error, "exit_code") and hasattr(error, "show")):  # click's own, or the copy inside of Typer
+def _format_usage(error: BaseException) -> str | None:
+    """Formats the message of Typer's parser for a wrong command; None for any other error."""
+    if not (hasattr(error, "exit_code") and hasattr(error, "show")):  # click's errors, or those of its copy in Typer
         return None
     text = io.StringIO()
     error.show(file=text)
@@ -492,12 +497,12 @@ def _usage(error: BaseException) -> str | None:
 
 
 def _fail(error: BaseException) -> None:
-    """Tells a failure that the machine has caused, and goes on raising any other."""
+    """Reports a failure that the machine caused, and raises any other again."""
     problem = disk_problem(error)
     if problem is not None:
         _complain([str(Problem(problem, FREE_SPACE))])
         sys.exit(2)
-    if lost_process(error):
+    if is_lost_process(error):
         _complain([f"another process of this run ended or no longer answers; {AGAIN}"], everywhere=True)
         sys.exit(1)
     sys.excepthook = print_traceback
@@ -507,13 +512,13 @@ def _fail(error: BaseException) -> None:
 AGAIN = "the same command goes on from here"
 INTERRUPTED = f"interrupted; {AGAIN}"
 FREE_SPACE = (
-    "free some space; --output, HFCOMPRESS_HOME, HF_DATASETS_CACHE and TMPDIR say where runs, caches and temporary "
-    "files go"
+    "free some space; --output, HFCOMPRESS_HOME, HF_DATASETS_CACHE and TMPDIR set the places of runs, caches and "
+    "temporary files"
 )
 
 
 def _end_progress_bars() -> None:
-    """Ends the line on which a training that was cut off shows its progress."""
+    """Closes the progress bars of an interrupted training, so that an error starts on a new line."""
     tqdm = sys.modules.get("tqdm")
     for bar in list(getattr(tqdm and tqdm.tqdm, "_instances", ())):
         bar.close()
@@ -521,7 +526,7 @@ def _end_progress_bars() -> None:
 
 def _complain(messages: list[str], everywhere: bool = False) -> None:
     if os.environ.get("RANK", "0") != "0" and not everywhere:
-        return  # the first process of a distributed run says it
+        return  # the first process of a distributed run reports it
     _end_progress_bars()
     for message in messages:
         err().print(f"error: {message}", style="red")

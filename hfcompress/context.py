@@ -17,7 +17,7 @@ from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
 from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.shape import Shape
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from hfcompress.data.local_models import LocalModels
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.measure.hardware import Abilities
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage made.
+    """The result of a stage.
 
     Attributes:
         directory: The model directory.
-        facts: What stage.json, report and card tell of it, as JSON.
-        logits: The model's logits on its dummy inputs, in this process; the saved model must give the same. None on
-            all processes but the first.
-        reading: How the stage read its texts; whoever loads the saved model must read them alike. None as well.
+        facts: The facts of the stage for stage.json, report and card, as JSON.
+        logits: The model's logits on its dummy inputs, in this process; the saved model must give the same logits. None
+            on every process but the first.
+        reading: The plain texts as the stage read them; a pipeline with the saved model must read them alike. None on
+            every process but the first.
     """
 
     directory: Path
@@ -54,15 +55,15 @@ class StageResult:
 
 @dataclass
 class StageContext:
-    """What a stage works with: the task, the models made so far, a directory of its own.
+    """The context that a stage runs in: the task, the models made so far, a directory of its own.
 
     Attributes:
         task: The recipe's task.
         seed: The recipe's seed.
         source: The model as it enters the first compressing stage; the default teacher.
-        made: The artifacts so far, by stage name, and the recipe's own `model`.
-        directory: Where the stage writes; renamed to its final name once the stage is done.
-        callbacks: `transformers` callbacks that every training run takes on.
+        made: The models made so far, by stage name, and the recipe's own `model`.
+        directory: The directory that the stage writes to; it gets its final name once the stage is done.
+        callbacks: `transformers` callbacks for every training.
     """
 
     task: Task
@@ -74,27 +75,27 @@ class StageContext:
 
     @property
     def model_directory(self) -> Path:
-        """Where the stage's model goes."""
+        """The directory for the stage's model."""
         return self.directory / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """Where a training run keeps the state that it resumes from."""
+        """The directory for the checkpoints that a training resumes from."""
         return self.directory / "checkpoints"
 
-    def at(self, name: str) -> StageContext:
-        """The same bench in a directory of its own below this one, for one of several trainings of a stage."""
+    def nest(self, name: str) -> StageContext:
+        """Makes a context with a directory below this one, for one of several trainings of a stage."""
         inner = copy(self)
         inner.directory = self.directory / name
         return inner
 
     def artifact(self, spec: str, parent: Artifact) -> Artifact:
-        """The artifact that a `teacher:` or a student's `from:` names."""
+        """Opens the model that a `teacher:` or a student's `from:` names; an adapter is merged into its base."""
         here = {"source": self.source, "parent": parent, **self.made}
         if spec in here:
             return here[spec]
         path = model_directory(spec)
-        return open_artifact(_merged(path, self.task.auto_class) if is_adapter(path) else path, spec)
+        return open_artifact(_merge_adapter(path, self.task.auto_class) if is_adapter(path) else path, spec)
 
     def stage_of(self, artifact: Artifact) -> str | None:
         """Finds the stage of this recipe that made a model, by its name; None for a model that came from elsewhere."""
@@ -110,25 +111,29 @@ class StageContext:
         return str(self.task.fingerprint())
 
     def rows(self, split: Split) -> datasets.Dataset:
-        """The raw rows of `train` or `dev`."""
+        """Returns the raw rows of `train` or `dev`."""
         return self._raw[split]
 
-    def encoded(
+    def encode(
         self,
         split: Split,
         tokenizer: PreTrainedTokenizerBase,
         labels: Mapping[str, int],
         raw: datasets.Dataset | None = None,
     ) -> datasets.Dataset:
-        """The tokenized rows of `train` or `dev`, or of `raw` in their place."""
+        """Tokenizes the rows of `train` or `dev`, or `raw` in their place."""
         return self.task.encode(self._raw[split] if raw is None else raw, tokenizer, labels)
 
     def sample(
         self, count: int, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int], seed: int | None = None
     ) -> datasets.Dataset:
-        """At most so many tokenized rows of `train`, of a stream from as many first documents.
+        """Draws and tokenizes at most `count` rows of `train`; a stream gives its first documents.
 
-        They are drawn by the seed, by default the recipe's.
+        Args:
+            count: The number of rows.
+            tokenizer: The tokenizer.
+            labels: The label names and ids.
+            seed: The seed of the draw, by default the recipe's.
         """
         if self.task.is_streamed:
             import datasets
@@ -137,21 +142,21 @@ class StageContext:
         else:
             whole = self._raw["train"]
             raw = whole.shuffle(seed=self.seed if seed is None else seed).select(range(min(count, len(whole))))
-        rows = self.encoded("train", tokenizer, labels, raw)
+        rows = self.encode("train", tokenizer, labels, raw)
         return rows.select(range(min(count, len(rows))))
 
     def fingerprint(self, raw: datasets.Dataset | None = None) -> str:
-        """A hash of the data that the stage sees, or of `raw` in the train split's place."""
+        """Hashes the data that the stage sees, or `raw` in place of the train split."""
         if raw is None:
             return self._fingerprint
         return hash_json([raw[column][:] for column in self.task.columns])
 
     def remember(self, name: str, find: Callable[[], Any]) -> Any:
-        """Finds a JSON value once, and gives all processes the same one, also after the run was killed.
+        """Finds a JSON value once; all processes get the same value, also if the run was killed and resumed.
 
         Args:
-            name: The file under `facts/` that keeps it.
-            find: Finds it; called on the first process alone.
+            name: The name of the file under `facts/` that keeps the value.
+            find: Finds the value; it is called only on the first process.
         """
         path = self.directory / "facts" / f"{name}.json"
 
@@ -167,17 +172,17 @@ class StageContext:
                 write_text(path, json.dumps(find()))
 
         on_main_process(find_once)
-        return agreed(read() if process_state().is_main_process else None)
+        return broadcast(read() if process_state().is_main_process else None)
 
     def finish(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> StageResult:
-        """Saves the stage's model, and says what the saved one must answer.
+        """Saves the stage's model, with the logits that the saved model must give.
 
         Args:
             model: The model.
             tokenizer: Its tokenizer.
-            facts: What stage.json, report and card tell of it.
+            facts: The facts of the stage for stage.json, report and card.
         """
         found = list[StageResult]()
 
@@ -191,14 +196,14 @@ class StageContext:
         return found[0] if found else StageResult(self.model_directory, facts)
 
     def save_reading(self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> Reading:
-        """Puts beside the stage's model what a pipeline needs to answer as was measured: tokenizer, kind of problem."""
+        """Saves the tokenizer and the problem type, so that a pipeline answers as the measured model did."""
         tokenizer.save_pretrained(self.model_directory)
         note_problem_type(self.model_directory, self.task.problem_type)
         return Reading(self.task, tokenizer, labels, self.rows("dev"))
 
 
-def _merged(adapter: Path, auto_class: str) -> Path:
-    """A peft adapter and its base as one model, made once and kept."""
+def _merge_adapter(adapter: Path, auto_class: str) -> Path:
+    """Merges a peft adapter into its base, and keeps the merged model in the cache."""
     base = base_of(adapter, model_directory)
     directory = cache_home() / "merged" / hash_json([weights_hash(adapter), weights_hash(base), auto_class])
 
@@ -210,13 +215,13 @@ def _merged(adapter: Path, auto_class: str) -> Path:
     return directory
 
 
-def uninstalled(modules: Sequence[str], extra: str) -> list[Problem]:
-    """That modules are not installed, and the extra that brings them; nothing where there are none."""
+def report_missing(modules: Sequence[str], extra: str) -> list[Problem]:
+    """Returns a problem if modules are not installed, with the extra that installs them."""
     return [Problem(f"{', '.join(modules)} is not installed", f"pip install 'hfcompress[{extra}]'")] if modules else []
 
 
 class Stage(StrictModel):
-    """One step of a recipe; it is its own configuration.
+    """A step of a recipe; it is its own configuration.
 
     `plan` and `problems` read shapes only: no weights, no torch.
     """
@@ -224,15 +229,15 @@ class Stage(StrictModel):
     compresses: ClassVar[bool] = True
     """False for a stage that makes the source itself."""
     makes_task_head: ClassVar[bool] = False
-    """True for a stage that can put the head of its task on any model."""
+    """True for a stage that can put the task head of its task on any model."""
     ends_recipe: ClassVar[bool] = False
-    """True for a stage whose model no other stage can work on."""
+    """True for a stage after which no other stage can follow."""
     tag: ClassVar[str] = ""
-    """The tag of its models on the Hub."""
+    """A tag for its models on the Hub."""
     relation: ClassVar[str] = "finetune"
-    """How its model relates to the base model on the Hub (`base_model_relation` in the card)."""
+    """The relation of its model to the base model on the Hub (`base_model_relation` in the card)."""
     report_key: ClassVar[str] = ""
-    """The key of report.json that keeps the stage's facts, by stage name; empty where it keeps none."""
+    """The key of report.json that holds the stage's facts, by stage name; empty if the report holds none."""
     report_heading: ClassVar[str] = ""
     """The heading of the card's section about these facts."""
     reports: ClassVar[tuple[str, ...]] = ()
@@ -241,50 +246,64 @@ class Stage(StrictModel):
     kind: Literal["finetune", "distill", "prune", "quantize"]
 
     def plan(self, shape: Shape) -> Shape:
-        """The shape that the stage makes of a shape."""
+        """Plans the shape of the stage's model from the shape of the model that it gets."""
         raise NotImplementedError
 
     def problems(self, shape: Shape, known: Mapping[str, Shape], task: Task) -> list[Problem]:
-        """What cannot work, with key paths inside the stage.
+        """Lists what cannot work, with key paths inside the stage.
 
         Args:
-            shape: The model that the stage gets.
+            shape: The shape of the model that the stage gets.
             known: The shapes of the models that the recipe names (`source`, `parent`, …), as far as they are known.
             task: The stage's task.
         """
         return []
 
     def local_problems(self, models: LocalModels) -> list[Problem]:
-        """What cannot work as far as configs, tokenizers and rows here tell, with key paths inside the stage.
+        """Lists what cannot work with the configs, tokenizers and rows here, with key paths inside the stage.
 
-        It is asked where `problems` found nothing; it reads files, and loads tokenizers.
+        It reads files and loads tokenizers, so it is called only if `problems` found nothing.
         """
         start = models.named.get(self.starts_from)
         return models.reading_problems(start) if start is not None and start.directory != models.read_first else []
 
+    def find_labels(self, start: LocalModel, models: LocalModels) -> Mapping[str, int] | None:
+        """Finds the label names and ids of the task head that the stage's model will have; None if not known yet.
+
+        Args:
+            start: The model that the stage starts from.
+            models: The models and rows on this machine.
+        """
+        return start.labels
+
+    @property
+    def trains_source_head(self) -> bool:
+        """True if the stage trains the task head of the source, so that the recipe's model needs none."""
+        return False
+
     @property
     def starts_from(self) -> str:
-        """The name of the model whose tokenizer the stage's model has."""
+        """The name of the model whose tokenizer the stage's model gets."""
         return "parent"
 
     def steps(self, task: Task) -> int | None:
-        """Optimizer steps on one process; None where the number of the task's rows is not known."""
+        """Counts the optimizer steps on one process; None if the number of rows is not known."""
         return 0
 
     def specs(self) -> dict[Key, str]:
-        """The models that the stage names besides its parent, by the key that names them."""
+        """Lists the models that the stage names besides its parent, by the key that names each."""
         return {}
 
     def task_of(self, task: Task) -> Task:
-        """The task that the stage works on: the recipe's, or its own."""
+        """Returns the task that the stage works on: the recipe's `task`, or its own."""
         return task
 
     def unavailable(self) -> list[Problem]:
-        """What the stage needs and this machine has not, with key paths inside the stage."""
+        """Lists what the stage needs but this machine lacks, with key paths inside the stage."""
         return []
 
     def options(self) -> dict[str, Any]:
-        """The stage with its defaults resolved, as JSON."""
+        """Returns the options of the stage, defaults included, as JSON."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
     @property
@@ -293,25 +312,25 @@ class Stage(StrictModel):
         return ("cpu",)
 
     def describe(self) -> Markdown:
-        """What the stage does, as a sentence of the card."""
+        """Describes the stage in a sentence for the card."""
         return Markdown(f"**{self.kind}**")
 
     def limits(self) -> list[str]:
-        """What a user of its model should know about its answers, as sentences of the card."""
+        """Lists limits of its model that a user should know, as sentences for the card."""
         return []
 
     def advice(self, machine: Abilities) -> list[str]:
-        """What is slow or inaccurate on this machine, each sentence after the key inside the stage that it is about."""
+        """Lists what is slow or inaccurate on a machine: each entry is a key inside the stage and a sentence."""
         return []
 
     @classmethod
     def summarize(cls, facts: Mapping[str, Any]) -> list[Markdown]:
-        """What came of the stage, as paragraphs of the card, from the facts that the report keeps of it."""
+        """Summarizes the facts that the report holds of the stage, in paragraphs for the card."""
         return []
 
     @classmethod
     def figures(cls, facts: Mapping[str, Any]) -> list[Figure]:
-        """Pictures of the facts that the report keeps of it."""
+        """Lists pictures of the facts that the report holds of the stage."""
         return []
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
@@ -320,16 +339,16 @@ class Stage(StrictModel):
 
 
 def require_trainable(parent: Artifact, stage: str) -> Shape:
-    """The parent's shape, where it can be trained or cut.
+    """Requires a parent that can be trained or cut, and returns its shape.
 
     Raises:
-        HfcompressError: for a quantized or exported model, or an architecture that is only measured.
+        HfcompressError: for a quantized or exported model, or an architecture that can only be measured.
     """
     if not parent.trainable:
         raise HfcompressError(
-            f"{stage} needs a PyTorch model whose weights are floats, {parent.path} is {parent.runtime} {parent.dtype}",
-            "put quantize last, or name the model that this one was made from",
+            f"{stage} needs a PyTorch model with float weights, but {parent.path} is {parent.runtime} {parent.dtype}",
+            "put quantize last, or name the model before quantization",
         )
     if parent.shape is None:
-        raise HfcompressError(f"the architecture of {parent.path} is not supported by {stage}")
+        raise HfcompressError(f"{stage} does not support the architecture of {parent.path}")
     return parent.shape

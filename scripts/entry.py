@@ -1,4 +1,4 @@
-"""What the scripts for `accelerate launch` share."""
+"""Starts the command line for the scripts that `accelerate launch` runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def start(*words: str) -> None:
-    """The command line, with `words` put before the arguments that were given."""
-    # evaluate.py, which stands in this folder, would hide the library of that name.
+    """Runs the command line with `words` before the given arguments."""
+    # evaluate.py in this folder would hide the library of that name.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
     from hfcompress.cli import main

@@ -28,24 +28,24 @@ A loss, criterion or backend is its name (`taylor`) or a mapping with options (`
 REGISTRIES: dict[str, Registry[Any]] = {"Losses": LOSSES, "Criteria": CRITERIA, "Backends": BACKENDS}
 
 
-def reference() -> str:
-    """The whole page: every class of options that a recipe can reach, then every component."""
-    parts, told = [HEAD, "\n## Top level\n", _block(Recipe, [])], list[type[BaseModel]]([Recipe])
+def write_reference() -> str:
+    """Writes the page: every class of options that a recipe can reach, then every component."""
+    parts, shown = [HEAD, "\n## Top level\n", _write_block(Recipe, [])], list[type[BaseModel]]([Recipe])
     for name, field in Recipe.model_fields.items():
-        found = [model for model in models_in(field.annotation) if model not in told]
+        found = [model for model in models_in(field.annotation) if model not in shown]
         if found:
             parts.append(f"\n## `{name}`\n")
         for model in found:
-            told.append(model)
-            parts.append(_block(model, told))
+            shown.append(model)
+            parts.append(_write_block(model, shown))
     components = [registry.get(name) for registry in REGISTRIES.values() for name in registry.names()]
-    shared = [model for component in components for model in _below(component) if model not in told]
+    shared = [model for component in components for model in _find_options(component) if model not in shown]
     if shared:
         parts.append("\n## Options of several components\n")
-        parts += [_block(model, []) for model in dict.fromkeys(shared)]
+        parts += [_write_block(model, []) for model in dict.fromkeys(shared)]
     for title, registry in REGISTRIES.items():
         parts.append(f"\n## {title}\n")
-        parts += [_component(name, registry.get(name)) for name in registry.names()]
+        parts += [_write_component(name, registry.get(name)) for name in registry.names()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -66,59 +66,61 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     yield from found
 
 
-def _below(component: type[Component]) -> Iterator[type[BaseModel]]:
+def _find_options(component: type[Component]) -> Iterator[type[BaseModel]]:
     for field in component.model_fields.values():
         yield from models_in(field.annotation)
 
 
-def _block(model: type[BaseModel], told: list[type[BaseModel]]) -> str:
-    """One class; keys that it has from a class that is told of elsewhere are not told again."""
-    bases = [base for base in model.__mro__[1:] if base in told and issubclass(base, BaseModel)]
-    own = {name for name in model.model_fields if not any(_same(model, base, name) for base in bases)}
+def _write_block(model: type[BaseModel], shown: list[type[BaseModel]]) -> str:
+    """Writes a class; keys that it inherits from a class shown elsewhere are left out."""
+    bases = [base for base in model.__mro__[1:] if base in shown and issubclass(base, BaseModel)]
+    own = {name for name in model.model_fields if not any(_is_same_key(model, base, name) for base in bases)}
     also = f"\nand the keys of {' and '.join(f'`{base.__name__}`' for base in bases)}.\n" if bases else ""
-    return f"### {model.__name__}\n\n{_prose(model)}\n\n{_fields(model, set(model.model_fields) - own)}{also}"
+    return (
+        f"### {model.__name__}\n\n{_read_prose(model)}\n\n{_write_fields(model, set(model.model_fields) - own)}{also}"
+    )
 
 
-def _same(model: type[BaseModel], base: type[BaseModel], name: str) -> bool:
+def _is_same_key(model: type[BaseModel], base: type[BaseModel], name: str) -> bool:
     """True if the key means the same in both classes."""
     if name not in base.model_fields:
         return False
     one, other = model.model_fields[name], base.model_fields[name]
-    return _row(name, one) == _row(name, other)
+    return _format_row(name, one) == _format_row(name, other)
 
 
-def _component(name: str, cls: type[Component]) -> str:
+def _write_component(name: str, cls: type[Component]) -> str:
     needs = f" Needs `hfcompress[{cls.extra}]`." if cls.extra else ""
-    fields = _fields(cls, set())
-    return f"### `{name}`\n\n{_prose(cls)}{needs}\n\nSource: {cls.source}\n\n{fields}"
+    fields = _write_fields(cls, set())
+    return f"### `{name}`\n\n{_read_prose(cls)}{needs}\n\nSource: {cls.source}\n\n{fields}"
 
 
-def _prose(model: type) -> str:
+def _read_prose(model: type) -> str:
     return " ".join((model.__doc__ or "").split())
 
 
-def _fields(model: type[BaseModel], skip: set[str]) -> str:
-    rows = [_row(field.alias or name, field) for name, field in model.model_fields.items() if name not in skip]
+def _write_fields(model: type[BaseModel], skip: set[str]) -> str:
+    rows = [_format_row(field.alias or name, field) for name, field in model.model_fields.items() if name not in skip]
     return "\n".join(["| key | type | default | what it says |", "|---|---|---|---|", *rows, ""]) if rows else ""
 
 
-def _row(name: str, field: Any) -> str:
+def _format_row(name: str, field: Any) -> str:
     text = " ".join((field.description or "").split())
-    bounds = ", ".join(filter(None, map(_bound, field.metadata)))
+    bounds = ", ".join(filter(None, map(_format_bound, field.metadata)))
     # Python's classes stand for what a recipe spells out: which kind of stage, type of task, or schedule.
     spelled = field.is_required() or (name in ("kind", "type", "use") and len(get_args(field.annotation)) == 1)
-    default = "required" if spelled else _default(field)
+    default = "required" if spelled else _format_default(field)
     described = f"{text} ({bounds})" if bounds and text else text or bounds
-    return f"| `{name}` | {_type(field.annotation)} | {default} | {described} |".replace("\n", " ")
+    return f"| `{name}` | {_format_type(field.annotation)} | {default} | {described} |".replace("\n", " ")
 
 
-def _bound(part: Any) -> str:
+def _format_bound(part: Any) -> str:
     words = {"Ge": "at least", "Gt": "above", "Le": "at most", "Lt": "below"}
     kind = type(part).__name__
     return f"{words[kind]} {getattr(part, kind.lower()):,}" if kind in words else ""
 
 
-def _default(field: Any) -> str:
+def _format_default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return ""
@@ -133,18 +135,18 @@ def _default(field: Any) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else 'null' if value is None else value}`"
 
 
-def _type(annotation: Any) -> str:
+def _format_type(annotation: Any) -> str:
     if get_origin(annotation) is not None and str(get_origin(annotation)).endswith("Literal"):
         return " / ".join(f"`{value}`" for value in get_args(annotation))
     arguments = [part for part in get_args(annotation) if part is not type(None) and not _is_plumbing(part)]
     if str(get_origin(annotation)).endswith("Annotated'>"):
-        return _type(get_args(annotation)[0])
+        return _format_type(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
-        return f"{len(arguments)} x {_type(arguments[0])}"
+        return f"{len(arguments)} x {_format_type(arguments[0])}"
     if get_origin(annotation) is list:
-        return "list of " + _type(arguments[0])
+        return "list of " + _format_type(arguments[0])
     if arguments:
-        return " or ".join(dict.fromkeys(_type(part) for part in arguments))
+        return " or ".join(dict.fromkeys(_format_type(part) for part in arguments))
     return str(getattr(annotation, "__name__", annotation))
 
 
@@ -153,4 +155,4 @@ def _is_plumbing(part: Any) -> bool:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(write_reference(), encoding="utf-8")

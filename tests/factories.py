@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,11 @@ def save(built: Any, path: Path, words: list[str] | None = None) -> Path:
     built.save_pretrained(path)
     tokenizer(words).save_pretrained(path)
     return path
+
+
+def copy_directory(source: Path, target: Path, *left_out: str) -> Path:
+    """Copies a directory without the files of some patterns; the copy."""
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out)))
 
 
 def write_data(path: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> Path:

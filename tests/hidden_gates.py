@@ -14,7 +14,7 @@ from hfcompress.pruning.hidden_dimensions import kept_indices
 
 
 @contextmanager
-def hidden_gated(model: Any, dims: Sequence[int]) -> Iterator[None]:
+def apply_hidden_gates(model: Any, dims: Sequence[int]) -> Iterator[None]:
     """Makes a model answer inside the context as `cut_hidden` with the same arguments would.
 
     Modules that read the residual stream see zeros in place of the other dimensions, and norms are taken over those

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from hfcompress.measure.process import ModelProcess, is_pruned
+from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import Worker, answer
 
-USERS = ("measure.measure", "measure.verify", "quantization.mixed_precision")
+USERS = ("measure.measure", "measure.verify", "quantization.mixed_precision", "pruning.convert.convert")
 
 
 class _Served:
@@ -46,7 +46,7 @@ class InThisProcess(ModelProcess):
 
     def _ask(self, what: str, **request: Any) -> dict[str, Any]:
         if "trust" in request:  # the code that travels with a pruned model is imported here already
-            assert is_pruned(self.artifact) or not request["trust"]
+            assert self.artifact.is_pruned or not request["trust"]
             request |= {"trust": False, "register": None}
         return super()._ask(what, **request)
 

@@ -15,47 +15,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-ADDING = frozenset(
-    [
-        "_linalg_eigh",
-        "_linalg_solve_ex",
-        "_linalg_svd",
-        "_log_softmax",
-        "_scaled_dot_product_attention_math",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_softmax",
-        "addmm",
-        "baddbmm",
-        "bmm",
-        "cholesky_inverse",
-        "cos",
-        "cumsum",
-        "dot",
-        "erf",
-        "exp",
-        "gelu",
-        "linalg_cholesky_ex",
-        "linalg_inv_ex",
-        "linalg_lstsq",
-        "linalg_solve_triangular",
-        "linalg_triangular_solve",
-        "linalg_vector_norm",
-        "mean",
-        "mm",
-        "mse_loss",
-        "mv",
-        "native_layer_norm",
-        "nll_loss_forward",
-        "rsqrt",
-        "silu",
-        "sin",
-        "sqrt",
-        "sum",
-        "tanh",
-        "var",
-        "var_mean",
-    ]
-)
+ADDING = frozenset([
+    "_linalg_eigh", "_linalg_solve_ex", "_linalg_svd", "_log_softmax", "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "addmm", "baddbmm", "bmm", "cholesky_inverse", "cos",
+    "cumsum", "dot", "erf", "exp", "gelu", "linalg_cholesky_ex", "linalg_inv_ex", "linalg_lstsq",
+    "linalg_solve_triangular", "linalg_triangular_solve", "linalg_vector_norm", "mean", "mm", "mse_loss", "mv",
+    "native_layer_norm", "nll_loss_forward", "rsqrt", "silu", "sin", "sqrt", "sum", "tanh", "var", "var_mean",
+])  # fmt: skip
 """Operations whose results depend on the order of additions, or on an approximation of a function.
 
 Not `log`: MPNet's buckets of distances are whole numbers of exact logarithms, and no processor moves those.

@@ -1,69 +1,70 @@
-"""Every loss as its paper writes it: row by row in float64, padding cut off, no care for speed."""
+"""Every loss as its paper writes it, by PyTorch's own functions: row by row in float64, padding cut off."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hfcompress.training.loss import Step
 from tests.seen import LENGTHS, rows
 
-Pairwise = Callable[[Tensor, Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""One number for each vector of two tensors `(…, width)`."""
 
 
 def both(step: Step) -> list[tuple[Any, Any]]:
     return list(zip(rows(step.student), rows(step.require_teacher()), strict=True))
 
 
+def mean(found: Iterable[Tensor]) -> Tensor:
+    """The mean of all numbers of all tensors."""
+    return torch.cat([each.flatten() for each in found]).mean()
+
+
 def through(learned: Any, states: Tensor, layer: int) -> Tensor:
     if learned is None:
         return states
     linear = learned[layer - 1] if isinstance(learned, torch.nn.ModuleList) else learned
-    mapped = states @ linear.weight.double().T
-    return mapped if linear.bias is None else mapped + linear.bias.double()
+    return F.linear(states, linear.weight.double(), None if linear.bias is None else linear.bias.double())
 
 
-def square(a: Tensor, b: Tensor) -> Tensor:
-    return ((a - b) ** 2).sum() / len(a)
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    return F.mse_loss(a, b, reduction="none").mean(-1)
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    return 1 - (a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt()
+    return 1 - F.cosine_similarity(a, b, dim=-1)
 
 
-def over_tokens(step: Step, m: int, g: int, learned: Any, distance: Pairwise) -> Tensor:
+def over_tokens(step: Step, m: int, g: int, learned: Any, distance: Distance) -> Tensor:
     """The mean over the batch's real tokens of what a distance gives for two hidden states."""
-    found = []
-    for student, teacher in both(step):
-        ours = through(learned, student.hidden_states[m], m)
-        found += [distance(a, b) for a, b in zip(ours, teacher.hidden_states[g], strict=True)]
-    return sum(found, torch.zeros(())) / len(found)
+    return mean(distance(through(learned, s.hidden_states[m], m), t.hidden_states[g]) for s, t in both(step))
 
 
 def embeddings(step: Step, learned: Any) -> Tensor:
-    return over_tokens(step, 0, 0, learned, square)
+    return over_tokens(step, 0, 0, learned, mean_square)
 
 
-def hidden_states(step: Step, learned: Any, distance: Pairwise = square) -> Tensor:
-    return sum((over_tokens(step, m, g, learned, distance) for m, g in step.pairs), torch.zeros(()))
+def hidden_states(step: Step, learned: Any, distance: Distance = mean_square) -> Tensor:
+    return torch.stack([over_tokens(step, m, g, learned, distance) for m, g in step.pairs]).sum()
 
 
 def hidden_cosines(step: Step, learned: Any) -> Tensor:
     return hidden_states(step, learned, angle)
 
 
-def aligned(step: Step, learned: Any, distance: Pairwise = square) -> Tensor:
+def aligned(step: Step, learned: Any, distance: Distance = mean_square) -> Tensor:
     """CoFi: the least sum over all strictly increasing maps."""
-    depth = len(step.student.hidden_states) - 1
-    maps = itertools.combinations(range(1, len(step.require_teacher().hidden_states)), depth)
+    depth, layers = len(step.student.hidden_states) - 1, len(step.require_teacher().hidden_states)
     sums = [
-        sum((over_tokens(step, m, g, learned, distance) for m, g in enumerate(chosen, 1)), torch.zeros(()))
-        for chosen in maps
+        torch.stack([over_tokens(step, m, g, learned, distance) for m, g in enumerate(chosen, 1)]).sum()
+        for chosen in itertools.combinations(range(1, layers), depth)
     ]
     return min(sums, key=Tensor.item)
 
@@ -73,67 +74,52 @@ def cosine(step: Step, learned: Any) -> Tensor:
     return over_tokens(step, last, final, None, angle)
 
 
-def scores(queries: Tensor, keys: Tensor) -> list[list[Tensor]]:
-    """`Q Kᵀ / √d` of one head: `(length, d)` tensors."""
-    return [[(q * k).sum() / math.sqrt(len(q)) for k in keys] for q in queries]
+def scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """`Q Kᵀ / √d` of `(heads, length, d)` tensors."""
+    return queries @ keys.transpose(1, 2) / math.sqrt(queries.shape[-1])
 
 
 def attention_scores(step: Step, learned: Any) -> Tensor:
-    total = torch.zeros(())
-    for m, g in step.pairs:
-        heads = step.student.queries[m].shape[1]
-        for head in range(heads):
-            squares = []
-            for s, t in both(step):
-                ours, theirs = scores(s.queries[m][head], s.keys[m][head]), scores(t.queries[g][head], t.keys[g][head])
-                squares += [(a - b) ** 2 for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
-            total = total + sum(squares, torch.zeros(())) / len(squares) / heads
-    return total
-
-
-def distributions(x: Tensor, y: Tensor) -> list[Tensor]:
-    """Row by row the softmax of one head's scores."""
-    powers = [torch.stack(row).exp() for row in scores(x, y)]
-    return [row / row.sum() for row in powers]
+    return torch.stack(
+        [
+            mean(F.mse_loss(scores(s.queries[m], s.keys[m]), scores(t.queries[g], t.keys[g]), reduction="none")
+                 for s, t in both(step))
+            for m, g in step.pairs
+        ]
+    ).sum()  # fmt: skip
 
 
 def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (theirs * (theirs / ours).log()).sum()
+    """`KL(theirs ‖ ours)` of each two rows of probabilities."""
+    return F.kl_div(ours.log(), theirs, reduction="none").sum(-1)
 
 
-def relation(x_s: Tensor, y_s: Tensor, x_t: Tensor, y_t: Tensor, distance: Pairwise = divergence) -> list[Tensor]:
-    """One row's distances, head by head and token by token: `(heads, length, d)` tensors."""
-    return [
-        distance(ours, theirs)
-        for head in range(len(x_s))
-        for ours, theirs in zip(distributions(x_s[head], y_s[head]), distributions(x_t[head], y_t[head]), strict=True)
-    ]
+def relation(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], distance: Distance = divergence) -> Tensor:
+    """The distances of two relations, `softmax(X Yᵀ / √d)`, by head and token."""
+    return distance(scores(*ours).softmax(-1), scores(*theirs).softmax(-1))
 
 
-def attention_probabilities(step: Step, learned: Any, distance: Pairwise = divergence) -> Tensor:
-    total = torch.zeros(())
-    for m, g in step.pairs:
-        found = []
-        for s, t in both(step):
-            found += relation(s.queries[m], s.keys[m], t.queries[g], t.keys[g], distance)
-        total = total + torch.stack(found).mean()
-    return total
+def attention_probabilities(step: Step, learned: Any, distance: Distance = divergence) -> Tensor:
+    return torch.stack(
+        [
+            mean(relation((s.queries[m], s.keys[m]), (t.queries[g], t.keys[g]), distance) for s, t in both(step))
+            for m, g in step.pairs
+        ]
+    ).sum()
 
 
 def attention_probability_squares(step: Step, learned: Any) -> Tensor:
-    def squares(ours: Tensor, theirs: Tensor) -> Tensor:
-        return ((ours - theirs) ** 2).sum()
-
-    per_token = attention_probabilities(step, learned, squares)
+    per_token = attention_probabilities(step, learned, lambda ours, theirs: (ours - theirs).square().sum(-1))
     return per_token * sum(LENGTHS) / sum(n**2 for n in LENGTHS)
 
 
 def minilm(step: Step, learned: Any, g: int = 0) -> Tensor:
     m, g = max(step.student.queries), g or max(step.require_teacher().queries)
-    found = []
-    for s, t in both(step):
-        attention = torch.stack(relation(s.queries[m], s.keys[m], t.queries[g], t.keys[g])).mean()
-        found.append(attention + torch.stack(relation(s.values[m], s.values[m], t.values[g], t.values[g])).mean())
+    found = [
+        relation((s.queries[m], s.keys[m]), (t.queries[g], t.keys[g])).mean()
+        + relation((s.values[m],) * 2, (t.values[g],) * 2).mean()
+        for s, t in both(step)
+    ]
     return torch.stack(found).mean()
 
 
@@ -149,8 +135,7 @@ def minilm_v2(
     for s, t in both(step):
         parts = [(s.queries[m], t.queries[g]), (s.keys[m], t.keys[g]), (s.values[m], t.values[g])]
         for alpha, (ours, theirs) in zip(alphas, parts, strict=True):
-            ours, theirs = split(ours), split(theirs)
-            found.append(alpha * torch.stack(relation(ours, ours, theirs, theirs)).mean())
+            found.append(alpha * relation((split(ours),) * 2, (split(theirs),) * 2).mean())
     return torch.stack(found).sum() / len(LENGTHS)
 
 
@@ -160,34 +145,25 @@ def pkd(step: Step, learned: Any) -> Tensor:
         if m != last:
             for s, t in both(step):
                 ours, theirs = through(learned, s.hidden_states[m][0], m), t.hidden_states[g][0]
-                total = total + ((ours / ours.norm() - theirs / theirs.norm()) ** 2).sum() / len(LENGTHS)
+                total = total + (F.normalize(ours, dim=0) - F.normalize(theirs, dim=0)).square().sum() / len(LENGTHS)
     return total
 
 
 def rkd(step: Step, learned: Any, of: str = "cls", weights: tuple[float, float] = (1.0, 2.0)) -> Tensor:
-    def huber(a: Tensor, b: Tensor) -> Tensor:
-        far = (a - b).abs()
-        return far**2 / 2 if far <= 1 else far - 0.5
-
     def points(seen: Any) -> list[Tensor]:
         states = [row.hidden_states[-1] for row in rows(seen)]
         return [x[0] if of == "cls" else x.mean(0) for x in states]
 
-    def distances(x: list[Tensor]) -> list[Tensor]:
-        found = [(x[i] - x[j]).norm() for i, j in itertools.permutations(range(len(x)), 2)]
-        return [distance * len(found) / sum(found) for distance in found]
+    def distances(x: list[Tensor]) -> Tensor:
+        found = torch.stack([(a - b).norm() for a, b in itertools.permutations(x, 2)])
+        return found / found.mean()
 
-    def angles(x: list[Tensor]) -> list[Tensor]:
-        return [1 - angle(x[i] - x[j], x[k] - x[j]) for i, j, k in itertools.permutations(range(len(x)), 3)]
+    def cosines(x: list[Tensor]) -> Tensor:
+        return torch.stack([1 - angle(a - b, c - b) for a, b, c in itertools.permutations(x, 3)])
 
     student, teacher = points(step.student), points(step.require_teacher())
-    return sum(
-        (
-            weight * torch.stack([huber(a, b) for a, b in zip(of_what(student), of_what(teacher), strict=True)]).mean()
-            for weight, of_what in zip(weights, (distances, angles), strict=True)
-        ),
-        torch.zeros(()),
-    )
+    parts = [F.huber_loss(relate(student), relate(teacher)) for relate in (distances, cosines)]
+    return weights[0] * parts[0] + weights[1] * parts[1]
 
 
 def answers(step: Step, masked_only: bool = False) -> list[tuple[Tensor, Tensor]]:
@@ -213,13 +189,11 @@ def soft_labels(
     step: Step, learned: Any, of: str = "kl", t: float = 1.0, squared: bool = True, masked_only: bool = False
 ) -> Tensor:
     found = []
-    for student, teacher in answers(step, masked_only):
-        ours, theirs = (z.div(t).exp() / z.div(t).exp().sum() for z in (student, teacher))
-        crossed = -(theirs * ours.log()).sum()
-        found.append(divergence(ours, theirs) if of == "kl" else crossed)
+    for ours, theirs in answers(step, masked_only):
+        wanted = (theirs / t).softmax(-1)
+        found.append(divergence((ours / t).softmax(-1), wanted) if of == "kl" else F.cross_entropy(ours / t, wanted))
     return torch.stack(found).mean() * (t**2 if squared else 1)
 
 
 def logit_squares(step: Step, learned: Any) -> Tensor:
-    found = [(a - b) ** 2 for ours, theirs in answers(step) for a, b in zip(ours, theirs, strict=True)]
-    return torch.stack(found).mean()
+    return mean(F.mse_loss(ours, theirs, reduction="none") for ours, theirs in answers(step))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hfcompress.distillation.losses.hard_labels import HardLabels
 from hfcompress.pruning.costs import Costs, Target
@@ -12,7 +17,9 @@ from hfcompress.recipe.loader import load
 from hfcompress.training import trainer as training
 from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train
+from hfcompress.training.overlay import TrainingOverlay
 from tests import factories
+from tests.two_processes import run_two_processes
 
 LABELS = {"LABEL_0": 0, "LABEL_1": 1}
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -61,3 +68,75 @@ def trained(model: Any, masks: Any, data: Path, folder: Path, callbacks: Any = (
         Objective(model, [HardLabels()], task, masks=masks), train, rows=rows_of(task),
         tokenizer=factories.tokenizer(), checkpoints=folder / "checkpoints", seed=7, callbacks=callbacks,
     )  # fmt: skip
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C after some step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def assert_an_interruption_changes_nothing(
+    lay: Callable[[Any], TrainingOverlay], data: Path, folder: Path, stop: int, every: int
+) -> None:
+    """Six steps under masks end where six steps do that stopped after one and went on from a checkpoint."""
+
+    def run(name: str, callbacks: Any = ()) -> dict[str, torch.Tensor]:
+        model = factories.model()
+        masks = lay(model)
+        before = {name: tensor.clone() for name, tensor in masks.state_dict().items()}
+        trained(model, masks, data, folder / name, callbacks, epochs=1.0, checkpoint_steps=every)
+        after = masks.state_dict()
+        assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+        return {**model.state_dict(), **{f"masks.{name}": tensor for name, tensor in after.items()}}
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", [Interrupt(stop)])
+    resumed = run("parts")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+SCRIPT = """
+import importlib, sys
+from pathlib import Path
+root, module, kind, data, folder, epochs = sys.argv[1:]
+sys.path.insert(0, root)
+from safetensors.torch import save_file
+from hfcompress.utils.distributed import process_state
+from tests import factories, masked
+
+process_state()
+model = factories.model(**masked.CALM)
+masks = importlib.import_module(module).KINDS[kind](model)
+rank = process_state().process_index
+masked.trained(model, masks, Path(data), Path(folder) / str(rank), epochs=float(epochs), batch_size=8)
+save_file(masks.state_dict() | model.state_dict(), Path(folder) / f"{rank}.safetensors")
+process_state().wait_for_everyone()
+process_state().destroy_process_group()
+"""
+
+
+def assert_two_processes_train_as_one(
+    module: str, kind: str, lay: Callable[[Any], TrainingOverlay], data: Path, folder: Path, epochs: float, atol: float
+) -> None:
+    """The masks `KINDS[kind]` of a test module, trained by one process and by two, without dropout."""
+    model = factories.model(**CALM)
+    masks = lay(model)
+    trained(model, masks, data, folder / "one", epochs=epochs)
+    (folder / "script.py").write_text(SCRIPT)
+    root = Path(__file__).parents[1]
+    run_two_processes(folder / "script.py", folder / "home", root, module, kind, data, folder, epochs)
+    first, second = (load_file(folder / f"{rank}.safetensors") for rank in (0, 1))
+    for name, tensor in (masks.state_dict() | model.state_dict()).items():
+        torch.testing.assert_close(second[name], first[name], atol=0, rtol=0)
+        if not name.endswith("attention.self.key.bias"):
+            torch.testing.assert_close(
+                first[name], tensor, atol=atol, rtol=10 * atol, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,12 +161,7 @@ def csv(data: Path, tmp_path: Path) -> str:
 
 def example(name: str) -> Any:
     """The `main` of a script in `examples/`."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 
 def test_the_examples_are_short() -> None:

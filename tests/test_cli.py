@@ -171,7 +171,7 @@ def test_copy_gives_a_recipe_that_can_be_edited(
 def test_copy_never_overwrites(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mine")
-    assert "exists, and is left as it is" in refused(capsys, "copy", "tinybert", path)
+    assert "exists already" in refused(capsys, "copy", "tinybert", path)
     assert path.read_text() == "mine"
 
 
@@ -183,7 +183,7 @@ def test_copy_into_a_directory_that_is_not_there(capsys: Capture, tmp_path: Path
 
 
 def test_check_says_that_a_recipe_is_sound(capsys: Capture, recipe: Path) -> None:
-    assert printed(capsys, "check", recipe) == f"{recipe} is sound: 01-distill, 02-prune, 03-quantize\n"
+    assert printed(capsys, "check", recipe) == f"{recipe} is correct: 01-distill, 02-prune, 03-quantize\n"
 
 
 def test_check_tells_every_mistake_on_a_line_of_its_own(capsys: Capture, recipe: Path) -> None:
@@ -213,7 +213,7 @@ def test_plan_shows_exact_counts(capsys: Capture, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--only", "prun"], "--only prun: no such kind of stage\n    did you mean 'prune'?"),
+        (["--only", "prun"], "--only prun: there is no such kind of stage\n    did you mean 'prune'?"),
         (["--only", "finetune"], "the recipe has no finetune stage\n    it has: distill, prune, quantize"),
         (["--only", "prune", "--fresh"], "--fresh throws away the stages before prune"),
         (["--set", "stages.0.train.epochs=x"], "valid number, not 'x'"),
@@ -250,7 +250,7 @@ def test_a_report_that_is_not_json_is_refused(capsys: Capture, tmp_path: Path) -
     assert "report.json is not JSON" in refused(capsys, "report", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "why"), [("file", "is a file"), ("run", "is a run, with a report of its own")])
+@pytest.mark.parametrize(("name", "why"), [("file", "is a file"), ("run", "is a run directory and has its own report")])
 def test_evaluate_looks_at_its_output_before_it_measures(
     capsys: Capture, recipe: Path, teacher: Path, tmp_path: Path, name: str, why: str
 ) -> None:

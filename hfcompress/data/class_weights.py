@@ -38,28 +38,30 @@ ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeVa
 """`balanced`, or the weights of some classes; all others have weight 1."""
 
 
-def class_weight_problems(asked: ClassWeights, task: Task, names: Mapping[str, Any] | None = None) -> list[Problem]:
+def class_weight_problems(
+    class_weights: ClassWeights, task: Task, names: Mapping[str, Any] | None = None
+) -> list[Problem]:
     """Returns the problems of class weights.
 
     Args:
-        asked: The class weights of the recipe.
+        class_weights: The weights of the recipe.
         task: The task.
         names: The names of the classes; None if they are not known yet.
     """
-    if asked is None:
+    if class_weights is None:
         return []
     if task.type not in WITH_CLASSES:
         return [Problem(f"a {task.type} task has no classes to weigh", "leave `class_weights` out", ("class_weights",))]
-    if names is None or isinstance(asked, str):
+    if names is None or isinstance(class_weights, str):
         return []
     return [
         Problem(f"there is no class '{name}' to weigh", did_you_mean(name, names), ("class_weights", name))
-        for name in asked
+        for name in class_weights
         if name not in names
     ]
 
 
-def weigh_classes(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
+def weigh_classes(class_weights: ClassWeights, rows: datasets.Dataset, labels: Mapping[str, int]) -> Tensor | None:
     """Computes the weight of each class in the loss.
 
     With `balanced`, a class that has `count` of the `n` labels weighs `n / (classes · count)`, as in scikit-learn's
@@ -67,7 +69,7 @@ def weigh_classes(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[s
     counted.
 
     Args:
-        asked: The class weights of the recipe.
+        class_weights: The weights of the recipe.
         rows: Encoded train rows.
         labels: The task head's label names and ids.
 
@@ -80,17 +82,17 @@ def weigh_classes(asked: ClassWeights, rows: datasets.Dataset, labels: Mapping[s
     import numpy as np
     import torch
 
-    if asked is None:
+    if class_weights is None:
         return None
-    if isinstance(asked, str):
+    if isinstance(class_weights, str):
         given = np.concatenate([np.atleast_1d(row) for row in rows["labels"][:]])
         counts = np.bincount(given[given != IGNORED], minlength=len(labels))
         there = counts > 0
         return torch.from_numpy(np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 1.0)).float()
-    unknown = [name for name in asked if name not in labels]
+    unknown = [name for name in class_weights if name not in labels]
     if unknown:
         raise HfcompressError(f"there is no class '{unknown[0]}' to weigh", did_you_mean(unknown[0], labels))
     weights = torch.ones(len(labels))
-    for name, weight in asked.items():
+    for name, weight in class_weights.items():
         weights[labels[name]] = weight
     return weights

@@ -1,10 +1,10 @@
 """Reads data files (csv, tsv, jsonl, json, txt, parquet): a text or label is kept as it is spelled in the file.
 
-Text files are read by Python's csv and json modules, which convert nothing here, and not by `datasets`, whose readers
-(pandas, pyarrow) change values without an error, also where each column is declared a string. From json, the text
-`2024-01-02` becomes `2024-01-02 00:00:00`, the number `7.0` becomes `7`, and 12345678901234567890123 becomes
-`1.2345678901234568e+22`. In csv, a row that lacks a field is filled up, and misplaced quotes are dropped. Parquet files
-have types of their own; pyarrow reads them, since `datasets` would copy each into its cache first.
+Python's csv and json modules read text files, and convert nothing. The readers of `datasets` 5.2 (pandas, pyarrow)
+change values without an error, even if each column is declared a string: from json, the text `2024-01-02` becomes
+`2024-01-02 00:00:00`, the number `7.0` becomes `7`, and 12345678901234567890123 becomes `1.2345678901234568e+22`; in
+csv, a row that lacks a field is filled up, and misplaced quotes are dropped. Parquet files have types of their own;
+pyarrow reads them, because `datasets` would first copy each into its cache.
 
 Only the columns that the task names are checked.
 """
@@ -330,7 +330,7 @@ class TextFile(DataFile):
             if isinstance(row, Repeated) and (twice := row.names.intersection(names)):
                 where = f"{self.path}:{line}" if line is not None else f"{self.path}: entry {number} of the list"
                 message = f"{where} gives {show_value(min(twice))} more than once"
-                raise HfcompressError(message, "keep the one that is meant")
+                raise HfcompressError(message, "keep one of them")
             yield line, [row.get(name) for name in names]
 
 
@@ -402,7 +402,7 @@ def require_columns(names: Sequence[str], header: Sequence[str], where: str) -> 
             raise HfcompressError(f"{where} has no column '{name}'", column_hint(name, header))
         if header.count(name) > 1:
             message = f"{where} has {header.count(name)} columns called '{name}'"
-            raise HfcompressError(message, "rename the one that is not meant")
+            raise HfcompressError(message, "rename one of them")
 
 
 def column_hint(name: str, header: Sequence[str]) -> str:

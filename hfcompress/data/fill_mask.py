@@ -269,10 +269,10 @@ def mask_tokens(ids: Array, index: Array, tokenizer: Any, probability: float, ep
     """
     import numpy as np
 
-    asked, how, which = draw_uniforms(index, ids.shape[1], 0 if epoch is None else epoch + 1)
-    chosen = (asked < probability) & ~np.isin(ids, list(tokenizer.all_special_ids))
-    other = (which * len(tokenizer)).astype(ids.dtype)
-    replaced = np.where(how < 0.8, tokenizer.mask_token_id, np.where(how < 0.9, other, ids))
+    draw, kind, token = draw_uniforms(index, ids.shape[1], 0 if epoch is None else epoch + 1)
+    chosen = (draw < probability) & ~np.isin(ids, list(tokenizer.all_special_ids))
+    other = (token * len(tokenizer)).astype(ids.dtype)
+    replaced = np.where(kind < 0.8, tokenizer.mask_token_id, np.where(kind < 0.9, other, ids))
     return np.where(chosen, replaced, ids), np.where(chosen, ids, IGNORED)
 
 

@@ -288,13 +288,13 @@ def _hub_problem(error: BaseException) -> tuple[str, str] | None:
         return first_line(error), _LOG_IN
     wraps = "LocalEntryNotFoundError" in names or isinstance(error, (RuntimeError, FileNotFoundError))
     inner = error.__cause__ if wraps else None
-    if inner is not None and (told := _hub_problem(inner)) is not None:
-        return told
+    if inner is not None and (problem := _hub_problem(inner)) is not None:
+        return problem
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
-        told_by_server = _server_message(error)
+        message = _server_message(error)
         refused = f"the Hub refuses access ({status})" if status in (401, 403) else f"the Hub answered {status}"
-        return refused + (f": {told_by_server}" if told_by_server else ""), _FIXES.get(status, "try again later")
+        return refused + (f": {message}" if message else ""), _FIXES.get(status, "try again later")
     if isinstance(error, json.JSONDecodeError) or _is_malformed(error):
         return "the Hub's answer is not valid", "check HF_ENDPOINT; a proxy may ask for a login"
     if "LocalEntryNotFoundError" in names or isinstance(error, (ConnectionError, TimeoutError)):

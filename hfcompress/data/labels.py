@@ -178,19 +178,19 @@ def find_label_warnings(found: set[int], labels: Mapping[str, int]) -> list[str]
         found: The ids that occur in train.
         labels: The head's label names and ids.
     """
-    names, said = names_by_id(labels), list[str]()
+    names, warnings = names_by_id(labels), list[str]()
     absent = [name for name in names if labels[name] not in found]
     if absent:
-        said.append(
+        warnings.append(
             f"the head's label {list_names(absent)} occurs in no row of the train split, so the model cannot learn it"
         )
     counted = Counter(map(normalize_label, names))
     alike = [name for name in names if normalize_label(name) and counted[normalize_label(name)] > 1]
     if alike:
-        said.append(
+        warnings.append(
             f"the labels {list_names(list(map(repr, alike)))} differ only in spelling, but are separate classes"
         )
-    return said
+    return warnings
 
 
 def list_names(names: Sequence[str]) -> str:

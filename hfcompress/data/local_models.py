@@ -27,7 +27,7 @@ ROWS = 1000
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine, or one that a stage will make with the same tokenizer.
+    """A model on this machine, or a model that a stage will make with the same tokenizer.
 
     Attributes:
         directory: The directory of its tokenizer.
@@ -48,8 +48,8 @@ class LocalModels:
         task: The stage's task.
         named: The models, by their names in the recipe: `parent`, `source`, `model`, an earlier stage, a directory.
         readable: True if the task's rows may be read.
-        read_first: The directory whose tokenizer a run uses first. The run itself finds at once what is wrong with
-            it, so it is not checked here.
+        read_first: The directory of the first tokenizer that a run uses. It is not checked here, because the run finds
+            its problems at once.
     """
 
     task: Task
@@ -71,17 +71,17 @@ class LocalModels:
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The label names and ids that a student has: those of the source, or else those of the data."""
+        """The label names and ids of a student: those of the source, or else those of the data."""
         source = self.named.get("source")
         if source is not None and source.labels is not None:
             return source.labels
         return {name: index for index, name in enumerate(self.task.label_names())}
 
     def rows(self, model: LocalModel) -> dict[str, Any]:
-        """Encodes the first train rows with a model's tokenizer; of a stream, no train row but the dev rows.
+        """Encodes the first train rows with a model's tokenizer; of a stream, the dev rows instead.
 
         Raises:
-            HfcompressError: for everything that a run would refuse about this tokenizer or these rows.
+            HfcompressError: if a run would refuse this tokenizer or these rows.
         """
         if model.directory not in self._rows:
             tokenizer, labels = self.tokenizer(model), self.labels
@@ -96,7 +96,7 @@ class LocalModels:
         return collect_problems(lambda: self.rows(model)) if self.readable else []
 
     def without_weights(self, model: LocalModel) -> PreTrainedModel:
-        """Builds a model with the task's head on the meta device."""
+        """Builds a model with the task head on the meta device."""
         import torch
         import transformers
 

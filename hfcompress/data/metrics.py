@@ -159,7 +159,7 @@ CLASSIFICATION: dict[str, Metric] = {
     "accuracy": RowMetric("The share of rows whose class is right.", _hits, lambda s: ratio(*s), right_or_wrong=True),
     "f1": RowMetric("F1 of class 1 for two classes, the mean over the classes for more.", _class_counts, _mean_f1, _f1),
     "matthews_correlation": RowMetric(
-        "Matthews' correlation coefficient for any number of classes; 0 where it is undefined.",
+        "Matthews' correlation coefficient for any number of classes; 0 if it is undefined.",
         _class_margins,
         _correlate_margins,
         _matthews_correlation,

@@ -78,7 +78,7 @@ def write_splits(file: Path, numbers: dict[str, list[int]], folder: Path, encodi
     source = data_file(file, encoding)
     if not isinstance(source, TextFile):
         return _write_parquet(file, numbers, folder)
-    head, rows = _spelled_rows(source)
+    head, rows = _read_spelled_rows(source)
     suffix = ".jsonl" if file.suffix == ".json" else file.suffix
     paths = []
     for split, chosen in numbers.items():
@@ -97,7 +97,7 @@ def _write_parquet(file: Path, numbers: dict[str, list[int]], folder: Path) -> l
     return paths
 
 
-def _spelled_rows(source: TextFile) -> tuple[str, list[str]]:
+def _read_spelled_rows(source: TextFile) -> tuple[str, list[str]]:
     """The header of a text file, empty if it has none, and the text of each of its rows."""
     suffix = source.path.suffix
     if suffix in (".csv", ".tsv"):

@@ -452,7 +452,7 @@ class Task(StrictModel):
         """Turns a model's outputs into predictions and references; the first axis of both is the judged unit.
 
         Args:
-            outputs: The logits, as `measure.worker.reduced` reduces them, batch after batch.
+            outputs: The logits, as `measure.worker.reduce_logits` reduces them, batch after batch.
             features: The encoded rows, in the same order.
         """
         raise NotImplementedError
@@ -555,10 +555,10 @@ def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
 
     flat, given = logits.float().flatten(0, 1), labels.flatten()
     summed = F.cross_entropy(flat, given, weight=weights, ignore_index=IGNORED, reduction="sum")
-    asked = given != IGNORED
+    labelled = given != IGNORED
     if weights is None:
-        return summed / asked.sum().clamp(min=1)
-    return summed / weights[given[asked]].sum() if bool(asked.any()) else summed
+        return summed / labelled.sum().clamp(min=1)
+    return summed / weights[given[labelled]].sum() if bool(labelled.any()) else summed
 
 
 def row_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

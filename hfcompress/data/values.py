@@ -255,7 +255,7 @@ def _read_each(value: Any, read: Callable[[Any], str | None]) -> list[str] | Non
         return None
     if not isinstance(value, list):
         fix = "use jsonl or parquet files, whose columns can hold lists"
-        raise UnreadableError("where a list is needed, one entry a word", fix)
+        raise UnreadableError("where a list is needed, one entry for each word", fix)
     found = [read(entry) for entry in value]
     if None in found:
         raise UnreadableError("a list with an entry that is missing")

@@ -20,7 +20,7 @@ from hfcompress.distillation.teacher_quality import require_better_than_chance
 from hfcompress.distillation.teachers import Member, TeacherEnsemble
 from hfcompress.models.artifact import Artifact, label_ids, load_finite_model, load_tokenizer, read_config, weights_hash
 from hfcompress.models.shape import Shape, shape_of
-from hfcompress.training.options import Train, row_count
+from hfcompress.training.options import Train, count_rows
 from hfcompress.training.task_heads import has_task_head
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.errors import HfcompressError, Problem
@@ -68,7 +68,7 @@ def train_student(
     from hfcompress.training.objective import Objective
 
     labels = dict(student.config.label2id or {})
-    rows = {"train": context.encoded("train", tokenizer, labels, raw), "dev": context.encoded("dev", tokenizer, labels)}
+    rows = {"train": context.encode("train", tokenizer, labels, raw), "dev": context.encode("dev", tokenizer, labels)}
     teachers, first, pairs, facts = None, None, list[tuple[int, int]](), dict[str, Any]()
     if options.needs_teacher:
         artifacts = [context.artifact(name, parent) for name in options.teacher.models]
@@ -132,7 +132,7 @@ def _load_teachers(
     """Loads and checks the teachers, and fills their caches; returns the ensemble and the dev scores."""
     from hfcompress.distillation.fill_cache import fill_teacher_cache
 
-    cached = options.cache_content(train, context.task.head, row_count(rows["train"]), process_state().num_processes)
+    cached = options.cache_content(train, context.task.head, count_rows(rows["train"]), process_state().num_processes)
     fingerprint = context.fingerprint(raw)
     members, scores = list[Member](), list[dict[str, Any]]()
     for index, artifact in enumerate(artifacts):
@@ -141,8 +141,8 @@ def _load_teachers(
         member, theirs = Member(artifact.stage, model, load_tokenizer(artifact.path, context.task)), rows
         if not same_behaviour(tokenizer, member.tokenizer):
             theirs = {
-                "train": context.encoded("train", member.tokenizer, labels, raw),
-                "dev": context.encoded("dev", member.tokenizer, labels),
+                "train": context.encode("train", member.tokenizer, labels, raw),
+                "dev": context.encode("dev", member.tokenizer, labels),
             }
         if not same_inputs(tokenizer, member.tokenizer, rows, theirs):
             compared = rows["train"], theirs["train"], options, context.task.head, index == 0
@@ -176,13 +176,13 @@ def _log_steps_and_memory(
     objective: Any, teachers: TeacherEnsemble | None, train: Train, rows: Any, context: StageContext
 ) -> None:
     """Logs the number of steps and the memory that they need, before any epoch."""
-    count = row_count(rows)
+    count = count_rows(rows)
     steps = train.steps(count, process_state().num_processes)
     lengths = rows["length"][:] if count is not None else [context.task.max_length]
     live = [m.model for m in teachers.members if m.model is not None] if teachers is not None else []
     needed = estimate_memory(objective, live, train.batch_size, max(lengths))
     log.info(
-        f"ahead: {steps:,} steps of {train.batch_size * train.gradient_accumulation} rows a process, up to "
+        f"training: {steps:,} steps of {train.batch_size * train.gradient_accumulation} rows on each process, up to "
         f"{max(lengths)} tokens, about {needed / 1e9:.1f} GB of memory"
     )
 

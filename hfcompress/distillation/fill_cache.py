@@ -12,7 +12,7 @@ from hfcompress.data.tokenizer_state import hash_inputs, input_state
 from hfcompress.distillation.teacher_cache import Answers, Content, Writer, find_fault, open_answers
 from hfcompress.measure.environment import versions
 from hfcompress.models.forward import observe
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.files import remove
 from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_directory
@@ -91,14 +91,14 @@ def _is_usable(path: Path, identity: Mapping[str, Any]) -> bool:
             remove(path)
         return fault is None
 
-    return bool(agreed(look() if process_state().is_main_process else None))
+    return bool(broadcast(look() if process_state().is_main_process else None))
 
 
 def _scratch(stack: ExitStack, path: Path) -> Path:
     """Returns the directory that all processes write to; the first makes it, and renames it to `path` at the end."""
     made: list[Path] = []
     on_main_process(lambda: made.append(stack.enter_context(shared_directory(path))))
-    scratch: Path = agreed(made[0] if made else None)
+    scratch: Path = broadcast(made[0] if made else None)
     return scratch
 
 

@@ -60,7 +60,7 @@ class DistillationOptions(StrictModel):
     def cache_content(self, train: Train, head: str, rows: int | None, processes: int = 1) -> str | None:
         """Decides which outputs of the teacher are kept on disk; None if the teacher runs in each step."""
         if self.teacher_cache == "auto":
-            again = rows is not None and train.rows_seen(rows, processes) > rows
+            again = rows is not None and train.count_rows_read(rows, processes) > rows
             return "logits" if again and not self.needs and head != "mask" else None
         return None if self.teacher_cache == "off" else self.teacher_cache
 
@@ -141,7 +141,13 @@ def cache_problems(options: DistillationOptions, head: str) -> list[Problem]:
     if kept in ("auto", "off"):
         return []
     if head == "mask":
-        return [Problem("the answers of a fill-mask teacher are as wide as its vocabulary", "say `off`", key)]
+        return [
+            Problem(
+                "the answers of a fill-mask teacher are too large to keep: they are as wide as its vocabulary",
+                "say `off`",
+                key,
+            )
+        ]
     inside = sorted(options.needs - {"hidden_states"})
     if inside:
         return [Problem(f"a loss uses {', '.join(inside)}, which are never kept", "say `off`", key)]

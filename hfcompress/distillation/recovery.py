@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from hfcompress.context import uninstalled
+from hfcompress.context import report_missing
 from hfcompress.distillation.losses.soft_labels import SoftLabels
 from hfcompress.distillation.options import DistillationOptions, Losses
 from hfcompress.distillation.teachers import AnyTeachers, Teachers
@@ -46,4 +46,4 @@ class Recover(Train, DistillationOptions):
 
     def unavailable(self) -> list[Problem]:
         """Lists the packages that are not installed."""
-        return [*(uninstalled(missing_modules(), EXTRA) if self.lora else []), *self.trackers_missing()]
+        return [*(report_missing(missing_modules(), EXTRA) if self.lora else []), *self.trackers_missing()]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hfcompress.data.local_models import LocalModels
+    from hfcompress.data.local_models import LocalModel, LocalModels
     from hfcompress.data.task import Task
 
 
@@ -75,6 +75,10 @@ class Distill(Stage, DistillationOptions):
         if self.augment:
             found += augment_problems(self.augment, models)
         return [*found, *local_teacher_problems(self, student, models)]
+
+    def find_labels(self, start: LocalModel, models: LocalModels) -> Mapping[str, int] | None:
+        source = models.named.get("source")
+        return source.labels if source else None
 
     @property
     def starts_from(self) -> str:

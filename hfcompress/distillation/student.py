@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from hfcompress.context import uninstalled
+from hfcompress.context import report_missing
 from hfcompress.distillation.layer_map import pairs_of
 from hfcompress.models.adapters import EXTRA, missing_modules
 from hfcompress.models.bounds import LARGEST
@@ -118,7 +118,7 @@ class Student(StrictModel):
 
     def unavailable(self) -> list[Problem]:
         """Lists the packages that are not installed."""
-        return uninstalled(missing_modules(), EXTRA) if self.lora else []
+        return report_missing(missing_modules(), EXTRA) if self.lora else []
 
     def problems(self, origin: Shape, task: Task) -> list[Problem]:
         """Lists the reasons why this student cannot be made from such a model; the keys start with `student`."""

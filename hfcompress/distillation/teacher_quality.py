@@ -42,9 +42,9 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, made_by: st
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
         raise HfcompressError(
-            f"the teacher {member.stage} is at chance: it scores {task.metric_name} {score:.4f} on the dev split, "
-            f"answering without looking {chance:.4f}, and over {len(references):,} units the difference is not above 0 "
-            "with 95% certainty",
+            f"the teacher {member.stage} is at chance: its {task.metric_name} on the dev split is {score:.4f}, that of "
+            f"the best answers without the texts is {chance:.4f}, and over "
+            f"{len(references):,} units the difference is not above 0 with 95% certainty",
             "\n    ".join(_list_fixes(task, blind, references, made_by)),
         )
     log.info(f"teacher: {member.stage}, {task.metric_name} {score:.4f} on dev")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.data.source import is_local
 from hfcompress.utils.escape import code
-from hfcompress.utils.places import is_place, name_of
+from hfcompress.utils.places import is_place, last_part
 from hfcompress.utils.wording import count
 
 if TYPE_CHECKING:
@@ -38,4 +38,4 @@ def describe_teachers(options: DistillationOptions) -> str:
 
 def shorten_name(name: str) -> str:
     """Shortens a path to its last part, since the rest means nothing on other machines; other names stay."""
-    return name_of(name) if is_local(name) or is_place(name) else name
+    return last_part(name) if is_local(name) or is_place(name) else name

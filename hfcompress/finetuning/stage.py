@@ -44,11 +44,16 @@ class Finetune(Stage):
         found = super().local_problems(models)
         start = models.named.get(self.starts_from)
         if not found and start is not None and models.readable:
-            found = self._loss.task_problems(models.task, self.labels_of(start, models))
+            found = self._loss.task_problems(models.task, self.find_labels(start, models))
         return found
 
-    def labels_of(self, start: LocalModel, models: LocalModels) -> Mapping[str, int]:
-        """Finds the label names and ids of the task head that the stage trains."""
+    @property
+    def trains_source_head(self) -> bool:
+        return self.train.epochs > 0
+
+    def find_labels(self, start: LocalModel, models: LocalModels) -> Mapping[str, int] | None:
+        if not models.readable:
+            return None
         if self.train.epochs == 0 and start.labels is not None:
             return start.labels
         return {name: index for index, name in enumerate(label_names(models.task, read_config(start.directory)))}
@@ -76,7 +81,7 @@ class Finetune(Stage):
         # With 0 epochs nothing is trained, and the model keeps its own head.
         model = load_with_task_head(context.task, parent, fresh=self.train.epochs > 0)
         labels = dict(model.config.label2id)
-        rows = {split: context.encoded(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
+        rows = {split: context.encode(split, tokenizer, labels) for split in ("train", "dev")}  # type: ignore[arg-type]
         state = self._loss.state_of(rows["train"], labels)
         dev = trainer.train(
             Objective(model, [self._loss], context.task, states=[state]),

@@ -1,1 +1,1 @@
-"""Quality, size, latency, memory and energy of a model in a process of its own."""
+"""Measures the quality, size, latency, memory and energy of models, each in a process of its own."""

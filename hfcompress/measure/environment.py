@@ -1,4 +1,4 @@
-"""The machine and the versions behind a figure."""
+"""Describes the machine and the package versions that figures come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"
 
 
 def environment() -> dict[str, Any]:
-    """Processor, abilities, cores, accelerator, operating system, and package versions."""
+    """Returns the device, the operating system, and the versions of Python and of the packages."""
     return {
         **device_facts(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -26,12 +26,12 @@ def environment() -> dict[str, Any]:
 
 
 def device_facts() -> dict[str, Any]:
-    """Processor, abilities, cores that this process may use, and accelerator."""
+    """Returns the processor, its vector instructions, the cores that this process may use, and the accelerator."""
     return {"cpu": cpu_name(), "cpu_flags": cpu_flags(), "cores": default_threads(), "accelerator": accelerator()}
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that a figure depends on."""
+    """Returns the installed versions of the packages that figures depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -42,12 +42,12 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Returns the processor's name."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:
-    """The vector instructions that matter to int8 and bfloat16; none where the system does not tell them."""
+    """Lists the vector instructions that matter to int8 and bfloat16; empty if the system does not show them."""
     present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())  # of x86, of ARM
     return [flag for flag in FLAGS if flag in present]
 
@@ -61,7 +61,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def accelerator() -> str | None:
-    """The GPU's name, or None."""
+    """Returns the GPU's name, or None without a GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return None
     import torch

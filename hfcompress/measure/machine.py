@@ -1,11 +1,11 @@
-"""Whether the machine did other work while models were timed.
+"""Finds out if the machine did other work while models were timed.
 
-Two things are looked at. *Other work* is what the processors did, less what our own processes did: it counts also where
-it runs in another container, and where it leaves us a processor but not its caches and its clock. *Waiting* is how long
-a model's threads were ready to run and had no processor: it shows other work also where a container hides the rest of
-the machine. Neither is moved by our own idle processes, nor by more threads than there are processors.
+It looks at two things. *Other work* is the processors' time less the time of our own processes. It also sees work in
+another container, and work that leaves us a processor but takes its caches and clock speed. *Waiting* is the time that
+a model's threads were ready to run and had no processor. It also shows other work if a container hides the rest of the
+machine. Our own idle processes change neither, and neither do more threads than processors.
 
-The load average and `/proc/pressure/cpu` decide nothing, since both count our own threads too.
+The load average and `/proc/pressure/cpu` decide nothing, because both count our own threads too.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.utils.processors import permitted, throttled_seconds
+from hfcompress.utils.processors import permitted_processors, throttled_seconds
 
 OTHERS = 0.10
-"""Share of the processors' time from which other work makes a machine busy.
+"""A machine is busy if other work takes at least this share of the processors' time.
 
-One busy process takes 0.5 of two processors and 0.125 of eight. On a quiet machine of two processors it was 0.01 at
-most, whatever ran."""
+One busy process takes 0.5 of two processors and 0.125 of eight. On a quiet machine with two processors the share was at
+most 0.01 for every model."""
 WAITED = 0.15
-"""Share of the time that a model's thread waits for a processor from which a machine is busy.
+"""A machine is busy if a model's thread waits for a processor for at least this share of the time.
 
-On a quiet machine of two processors it was 0.01 at most for a model of 20 million parameters. For one whose batch takes
-0.2 ms it was up to 0.07: its threads and the process that asks it share two processors, and wake each other. Beside one
-busy process it was 0.45 to 0.5. Four threads on these two processors waited 0.17 to 0.6 of the time for each other: see
-`state`."""
+On a quiet machine with two processors the share was at most 0.01 for a model of 20 million parameters. For a model
+whose batch takes 0.2 ms it was up to 0.07, because its threads and the process that calls it share two processors and
+wake each other. Beside one busy process it was 0.45 to 0.5. Four threads on these two processors waited for each other
+0.17 to 0.6 of the time; `state` leaves such turns out."""
 STOLEN = 0.05
-"""Share of the processors' busy time from which what the hypervisor gives to other machines makes this one busy."""
+"""A machine is busy if the hypervisor gives this share of its processors' busy time, or more, to others."""
 THROTTLED = 0.05
-"""Share of the time that a CPU quota holds us back from which figures are the quota's, not the models'."""
+"""A machine counts as busy if a CPU quota stops our processes for at least this share of the time."""
 TICK = 0.01
-"""Seconds in which the system counts a processor's time; less than one on each processor cannot be told from none."""
+"""Unit, in seconds, in which the system counts a processor's time; smaller amounts may show as 0."""
 SLICE = 0.01
-"""Seconds of waiting that count as none: a turn of some other thread, which a short measurement is not judged by."""
+"""Seconds of waiting that count as 0: one turn of another thread must not decide about a short measurement."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A model run once over its batches, and what it used meanwhile.
+    """One run of a model over its batches, and the processor time of that run.
 
     Attributes:
-        seconds: Of each batch.
-        threads: Of one operator.
-        wall: Seconds that all of it took.
-        cpu: Processor seconds of all the process's threads.
-        waited: Seconds in the run queue of the thread that stood there for longest; None where the system tells none.
-        involuntary: How often a thread was made to leave its processor.
+        seconds: Time of each batch.
+        threads: Threads of one operator.
+        wall: Seconds that the whole run took.
+        cpu: Processor seconds of all threads of the process.
+        waited: Seconds in the run queue, of the thread that waited longest; None if the system does not show them.
+        involuntary: Number of involuntary context switches: the system took the processor away from a thread.
     """
 
     seconds: Sequence[float]
@@ -63,15 +63,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Span:
-    """What the processors that this process may use did between two moments; of one moment, since the system started.
+    """The counters of the processors that this process may use, since the system's start or between two moments.
 
     Attributes:
-        wall: Seconds.
-        processors: How many there are.
-        used: Seconds that they were not idle, added up.
-        own: Seconds that our processes used of them.
+        wall: Seconds by the clock.
+        processors: Number of processors.
+        used: Seconds that they were not idle, summed over the processors.
+        own: Processor seconds of our own processes.
         stolen: Seconds that a hypervisor gave to other machines while there was work here.
-        throttled: Seconds that a CPU quota held us back.
+        throttled: Seconds that a CPU quota stopped our processes.
     """
 
     wall: float
@@ -82,7 +82,7 @@ class Span:
     throttled: float
 
     def since(self, before: Span) -> Span:
-        """From an earlier moment to this one."""
+        """Subtracts the counters of an earlier moment."""
         return Span(
             self.wall - before.wall,
             self.processors,
@@ -93,15 +93,15 @@ class Span:
         )
 
 
-def moment(pids: Collection[int] = ()) -> Span:
-    """This moment.
+def read_counters(pids: Collection[int] = ()) -> Span:
+    """Reads the counters of this moment.
 
     Args:
-        pids: Our processes beside this one.
+        pids: Our other processes.
     """
     import psutil
 
-    numbers, each = permitted(), psutil.cpu_times(percpu=True)
+    numbers, each = permitted_processors(), psutil.cpu_times(percpu=True)
     times = [each[number] for number in numbers if number < len(each)]
     kinds = ("user", "nice", "system", "irq", "softirq", "steal")  # `user` holds what guests use
     own = [psutil.Process(pid).cpu_times() for pid in {os.getpid(), *pids}]
@@ -121,27 +121,27 @@ _BOUNDS = {
     "stolen_share": (STOLEN, "the hypervisor gave {share:.0%} of the processors' time to other machines"),
     "throttled_share": (THROTTLED, "the CPU quota held the models back {share:.0%} of the time"),
 }
-"""From which share on a machine is busy, and what is said of it then."""
+"""The share from which a machine is busy, and the message for it."""
 
 
 def state(spans: Sequence[Span], turns: Sequence[Turn], load: float | None = None) -> dict[str, Any]:
-    """What the report says of the machine.
+    """Decides if the machine was busy, from the counters; returns the report's entry for the machine.
 
     Args:
-        spans: In which models took turns on the processors; none where all of them ran on a GPU.
+        spans: The times in which models took turns on the processors; empty if all models ran on a GPU.
         turns: All turns of all models.
-        load: The load average of the last minute, to be told.
+        load: The load average of the last minute, for the report.
 
     Returns:
-        `busy`; `why`, a sentence for each share that reaches its bound; the shares, None where the system does not tell
-        them; `involuntary_per_s`, how often threads were made to leave a processor; `load`.
+        `busy`; `why`, a sentence for each share that reaches its bound; the shares, None if the system does not show
+        them; `involuntary_per_s`, the involuntary context switches per second; `load`.
     """
     processors, wall = max((span.processors for span in spans), default=None), sum(turn.wall for turn in turns)
-    # Threads that outnumber the processors wait for each other, which tells nothing of other work.
+    # More threads than processors wait for each other: that is no sign of other work.
     fitting = [turn for turn in turns if processors is None or turn.threads <= processors]
     shares = {
         "other_share": _share([(s.used - s.own - TICK * s.processors, s.wall * s.processors) for s in spans]),
-        "wait_share": _share([(_waited(turn), turn.wall) for turn in fitting], SLICE),
+        "wait_share": _share([(_waiting_seconds(turn), turn.wall) for turn in fitting], SLICE),
         "stolen_share": _share([(s.stolen - TICK * s.processors, s.used) for s in spans]),
         "throttled_share": _share([(s.throttled, s.wall) for s in spans]),
     }
@@ -150,7 +150,7 @@ def state(spans: Sequence[Span], turns: Sequence[Turn], load: float | None = Non
         for name, (bound, said) in _BOUNDS.items()
         if (share := shares[name]) is not None and share >= bound
     ]
-    told = shares | {"wait_share": _share([(_waited(turn), turn.wall) for turn in turns])}
+    told = shares | {"wait_share": _share([(_waiting_seconds(turn), turn.wall) for turn in turns])}
     return {
         "busy": bool(why),
         "why": why,
@@ -160,23 +160,23 @@ def state(spans: Sequence[Span], turns: Sequence[Turn], load: float | None = Non
     }
 
 
-def state_over(parts: Sequence[tuple[Sequence[Span], Sequence[Turn]]]) -> dict[str, Any]:
-    """The state over several measurements: busy where it was in any, since a quiet one makes no other one right."""
+def judge_all(parts: Sequence[tuple[Sequence[Span], Sequence[Turn]]]) -> dict[str, Any]:
+    """Combines several measurements: the machine was busy if it was busy in any of them."""
     spans = [span for part, _ in parts for span in part]
-    whole = state(spans, [turn for _, part in parts for turn in part], load_average())
+    whole = state(spans, [turn for _, part in parts for turn in part], read_load_average())
     reasons = whole["why"] or [why for part in parts for why in state(*part)["why"]]
     return {**whole, "busy": bool(reasons), "why": list(dict.fromkeys(reasons))}
 
 
-def _waited(turn: Turn) -> float | None:
-    """Seconds that a turn waited; where the queue is not told, what one thread alone did not run."""
+def _waiting_seconds(turn: Turn) -> float | None:
+    """Returns the seconds that a turn waited; without a run queue, the time that its only thread did not run."""
     if turn.waited is None and turn.threads == 1:
         return max(turn.wall - turn.cpu, 0.0)
     return turn.waited
 
 
 def _share(parts: Sequence[tuple[float | None, float]], unseen: float = 0.0) -> float | None:
-    """The first values' sum, less what cannot be told from none, by that of the second; None where one is None."""
+    """Divides the sum of the first values, less `unseen`, by the sum of the second; None if a first value is None."""
     whole = sum(second for _, second in parts)
     known = [max(first, 0.0) for first, _ in parts if first is not None]
     if not whole or len(known) < len(parts):
@@ -184,19 +184,19 @@ def _share(parts: Sequence[tuple[float | None, float]], unseen: float = 0.0) -> 
     return min(max(sum(known) - unseen, 0.0) / whole, 1.0)
 
 
-def load_average() -> float | None:
-    """Processes that ran or wanted to, on average over the last minute, ours among them; None where it is not told."""
+def read_load_average() -> float | None:
+    """Returns the load average of the last minute, which counts our own processes too; None if the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def other_work(before: Span) -> str:
-    """What made the machine busy since a moment; empty where nothing did."""
-    return "; ".join(state([moment().since(before)], [])["why"])
+def find_other_work(before: Span) -> str:
+    """Names the reasons why the machine was busy since a moment; empty if it was quiet."""
+    return "; ".join(state([read_counters().since(before)], [])["why"])
 
 
-def just_now(seconds: float = 0.3) -> str:
-    """Whether the machine is busy, for people: it is watched for a while in which this process does nothing."""
-    before = moment()
+def watch_machine(seconds: float = 0.3) -> str:
+    """Watches the machine while this process does nothing, and says in words if it is busy."""
+    before = read_counters()
     time.sleep(seconds)
-    why = other_work(before)
+    why = find_other_work(before)
     return f"busy: {why}, so times that are measured now would mean little" if why else "quiet: models can be timed"

@@ -1,6 +1,6 @@
-"""Every model measured the same way: quality, size, latency, memory and energy, in one run.
+"""Measures the quality, size, latency, memory and energy of all models in the same way, in one run.
 
-Each lives in a process of its own from the start to the end.
+Each model stays in a process of its own from the start to the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hfcompress.measure.answers import Answer, Answers, align
 from hfcompress.measure.environment import device_facts
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.sizes import sizes
-from hfcompress.measure.timing import Latency, timings
+from hfcompress.measure.timing import Latency, time_models
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
 from hfcompress.models.weights import first_not_finite
 from hfcompress.utils.errors import HfcompressError
@@ -33,17 +33,16 @@ if TYPE_CHECKING:
 ENERGY_SECONDS = 10.0
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
-"""Rows that are judged together; a mask head answers with the whole vocabulary for each token."""
-
+"""Rows in a batch when quality is measured; the logits of a mask head span the whole vocabulary for each token."""
 
 PADDED_ROWS = 8
-"""Rows that are answered alone and together."""
+"""Rows that a model gets alone and, padded, in one batch."""
 PADDING_TOLERANCE = 1e-3
-"""By how much their outputs may differ, relative to the largest or 1: kernels round differently for other lengths."""
+"""Largest difference of these outputs, relative to the largest or 1: kernels round differently for other lengths."""
 
 
 class Measure(StrictModel):
-    """What the report measures."""
+    """Options of measuring."""
 
     latency: Latency = Latency()
     energy: bool = False
@@ -64,34 +63,34 @@ def measure(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Answers]:
-    """The measured part of a report, and the answers that its quality was judged by.
+    """Measures models for a report.
 
     Args:
-        artifacts: The source first: the others are held against it.
-        task: Gives the rows that all of them are judged on.
-        options: What to measure.
-        seed: Draws the rows that are timed, and the bootstrap.
-        progress: Told what is being done.
+        artifacts: The models; the first is the source, which the others are compared with.
+        task: Gives the rows on which the quality of all models is measured.
+        options: The options of measuring.
+        seed: Seed of the choice of timed rows, and of the bootstrap.
+        progress: Called with a line about each step.
 
     Returns:
-        `machine`, the state that it was in while models were timed, and `rows`, one for each artifact, in order; and
-        the answers of the models.
+        `machine`, its state while the models were timed, and `rows`, one for each artifact, in order; and the answers
+        of the models.
     """
-    with _loaded(artifacts, task, options, progress) as (processes, encoded):
-        latencies, state = timings(processes, encoded, options.latency, seed, progress)
-        latencies = [_computed_in(process, latency) for process, latency in zip(processes, latencies, strict=True)]
+    with _load_models(artifacts, task, options, progress) as (processes, encoded):
+        latencies, state = time_models(processes, encoded, options.latency, seed, progress)
+        latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
         rows, answers = [], []
         for process, data, latency in zip(processes, encoded, latencies, strict=True):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
             energy = process.energy(ENERGY_SECONDS) if options.energy else None
             require_padding_unread(process, data)
-            answers.append(judged(process, data))
-            quality, interval = _quality(answers[-1], task, options.bootstrap, seed)
-            rows.append(_row(process, task, quality, interval, latency, memory, energy))
+            answers.append(judge_rows(process, data))
+            quality, interval = _score_answers(answers[-1], task, options.bootstrap, seed)
+            rows.append(_make_row(process, task, quality, interval, latency, memory, energy))
     content: dict[str, Any] = {
-        "machine": _machine(state, options.latency),
-        "rows": [_against(row, rows[0]) for row in rows],
+        "machine": _describe_machine(state, options.latency),
+        "rows": [_compare(row, rows[0]) for row in rows],
     }
     if answers[0].logits is not None:
         content["labels"] = names_by_id(label_ids(read_config(artifacts[0].path)))
@@ -106,41 +105,44 @@ def time_again(
     content: Mapping[str, Any],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """A report with the times of its models measured anew, and nothing else.
+    """Measures the times of a report's models again, and nothing else.
 
     Args:
         artifacts: The models of the report's rows, in order.
         task, options, seed, progress: See `measure`.
         content: The report.
+
+    Returns:
+        The report with the new times.
     """
-    with _loaded(artifacts, task, options, progress) as (processes, encoded):
-        latencies, state = timings(processes, encoded, options.latency, seed, progress)
-        latencies = [_computed_in(process, latency) for process, latency in zip(processes, latencies, strict=True)]
+    with _load_models(artifacts, task, options, progress) as (processes, encoded):
+        latencies, state = time_models(processes, encoded, options.latency, seed, progress)
+        latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
     rows = [
         {**row, "latency": latency, "speedup": latency[0]["speedup"]}
         for row, latency in zip(content["rows"], latencies, strict=True)
     ]
-    return {**content, "machine": _machine(state, options.latency), "rows": rows}
+    return {**content, "machine": _describe_machine(state, options.latency), "rows": rows}
 
 
-def _computed_in(process: ModelProcess, latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was timed of a model, which may have been run in more bits than it is stored in."""
+def _note_dtype(process: ModelProcess, latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds the computing type and the stored type to the times of a model if the two differ."""
     if process.dtype == process.artifact.dtype:
         return latency
     return [{**entry, "dtype": process.dtype, "stored": process.artifact.dtype} for entry in latency]
 
 
-def _machine(state: Mapping[str, Any], options: Latency) -> dict[str, Any]:
-    """What models were timed on: the machine, its state, and the thread counts that they could choose from."""
+def _describe_machine(state: Mapping[str, Any], options: Latency) -> dict[str, Any]:
+    """Describes the machine of the timing: its state, its device, and the thread counts that models chose from."""
     threads = [options.threads] if options.threads else thread_counts(default_threads())
     return {**state, **device_facts(), "threads": threads}
 
 
 @contextmanager
-def _loaded(
+def _load_models(
     artifacts: Sequence[Artifact], task: Task, options: Measure, progress: Callable[[str], None]
 ) -> Iterator[tuple[list[ModelProcess], list[Rows]]]:
-    """Every model in a process of its own, and the judged rows as it reads them."""
+    """Loads each model in a process of its own, and encodes the judged rows with its tokenizer."""
     rows = task.read(task.judged_split())
     threads = options.latency.threads or default_threads()
     with ExitStack() as stack:
@@ -156,30 +158,30 @@ def _loaded(
 
 
 class Rows:
-    """Rows as one model reads them, to be judged on."""
+    """The judged rows, encoded with one model's tokenizer."""
 
     def __init__(self, task: Task, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.encoded: datasets.Dataset = task.encode(rows, tokenizer, labels)
 
     def batches(self, groups: Iterable[Sequence[int]], names: Sequence[str] = TOKENS) -> Iterator[Batch]:
-        """Arrays of each group of rows, padded to its longest."""
+        """Makes a batch of arrays from each group of rows, padded to the longest row of the group."""
         for group in groups:
             batch = self.task.batch(self.encoded.__getitems__(list(group)), self.tokenizer)
             yield {name: batch[name].numpy() for name in names if name in batch}
 
 
-def _quality(answer: Answer, task: Task, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
+def _score_answers(answer: Answer, task: Task, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
     predictions, references = answer.predictions, answer.references
     low, high = task.interval(predictions, references, samples, seed)
     return {task.metric_name: task.score(predictions, references), "n": len(references)}, [low, high]
 
 
-def judged(process: ModelProcess, rows: Rows) -> Answer:
-    """A model's answers to all rows, in the order of the data; rows of like length are read together.
+def judge_rows(process: ModelProcess, rows: Rows) -> Answer:
+    """Computes a model's answers to all rows, in the order of the data; rows of similar length share a batch.
 
     Raises:
-        HfcompressError: where it answers with values that are not finite.
+        HfcompressError: if a logit of the model is not finite.
     """
     import numpy as np
 
@@ -189,7 +191,7 @@ def judged(process: ModelProcess, rows: Rows) -> Answer:
     outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
     if not np.isfinite(outputs).all():
         raise HfcompressError(
-            f"{process.artifact.path} answers with values that are not finite{_odd_tensor(process.artifact)}",
+            f"{process.artifact.path} answers with values that are not finite{_name_odd_tensor(process.artifact)}",
             "train or quantize the model again, or start from an earlier checkpoint",
         )
     outputs = _restore_order(outputs, order, lengths, by_token=task.head in ("token", "span"))
@@ -217,16 +219,16 @@ def _restore_order(outputs: NDArray[Any], order: NDArray[Any], lengths: NDArray[
 
 
 def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
-    """Passes where a float model gives a few rows, of all lengths, the same answers alone and padded to the longest.
+    """Requires that a float model gives a few rows of all lengths the same logits alone and padded to the longest.
 
-    A quantized one may not: the grid of its inputs can depend on the whole batch.
+    It passes every quantized model, because the grid of its inputs can depend on the whole batch.
 
     Args:
         process: The model.
         rows: The judged rows.
 
     Raises:
-        HfcompressError: for a model whose answers are read off padding.
+        HfcompressError: for a model whose logits depend on padding.
     """
     import numpy as np
 
@@ -236,7 +238,7 @@ def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
     few = [int(order[i]) for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
     names = (*TOKENS, "labels")
     alone, together = (process.logits(rows.batches(groups, names)) for groups in ([[row] for row in few], [few]))
-    if rows.task.head == "mask":  # how many answers are right is no matter of degree: a tie may fall either way
+    if rows.task.head == "mask":  # the count of right answers may change with a tie, so only the loss is compared
         alone, together = alone[:, 2], together[:, 2]
     difference = float(np.abs(alone - together).max(initial=0.0)) / max(1.0, float(np.abs(alone).max(initial=0.0)))
     if not difference <= PADDING_TOLERANCE:
@@ -248,13 +250,13 @@ def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
         )
 
 
-def _odd_tensor(artifact: Artifact) -> str:
-    """The first weights of a graph that are not finite, where there are any; PyTorch's are looked at when they load."""
+def _name_odd_tensor(artifact: Artifact) -> str:
+    """Names the first weights of an ONNX graph that are not finite; loading has checked those of a PyTorch model."""
     found = first_not_finite(artifact.path / artifact.choice.file) if artifact.runtime == "onnx" else None
     return f": its weights {found} are not" if found else ""
 
 
-def _row(
+def _make_row(
     process: ModelProcess,
     task: Task,
     quality: dict[str, float],
@@ -280,7 +282,7 @@ def _row(
     }
 
 
-def _against(row: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-    """Adds how many times faster, at the first batch size, and smaller a row is than the source."""
+def _compare(row: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """Adds the speed-up at the first batch size and the compression, both relative to the source."""
     compression = round(source["disk_bytes"] / row["disk_bytes"], 4)
     return {**row, "speedup": row["latency"][0]["speedup"], "compression": compression}

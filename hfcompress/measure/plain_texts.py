@@ -1,8 +1,8 @@
-"""Proof that whoever loads a saved model and gives it plain text gets the answers that were measured.
+"""Proves that a user who loads a saved model and gives it plain text gets the answers that were measured.
 
-What is measured are rows that the task encoded, with a tokenizer in memory. What a user has is a directory. Both are
-held against each other on a few rows of the dev split: first what `AutoTokenizer` makes of the texts, then what
-transformers' pipeline answers.
+The measured rows were encoded by the task, with a tokenizer in memory. A user has only the directory. This module
+compares both on a few rows of the dev split: first the tokens of `AutoTokenizer`, then the answers of the pipeline of
+transformers.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ROWS = 8
-"""Texts that are held against each other."""
+"""Number of texts that are compared."""
 CANDIDATES = 64
-"""Rows that they are chosen from."""
+"""Number of rows that they are chosen from."""
 TOLERANCE = 1e-3
-"""Of a probability; of a score or logit relative to the largest or 1. Kernels round differently for other lengths."""
+"""Largest difference of a probability, or of a score or logit relative to the largest or 1.
+
+Kernels round differently for other lengths."""
 
 
 class ReloadError(RuntimeError):
-    """A saved model that is not the one in memory."""
+    """A saved model differs from the one in memory."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a stage read its texts.
+    """The task, tokenizer and labels with which a stage read its texts.
 
     Attributes:
         task: The stage's task.
         tokenizer: The one in memory, which training and measuring used.
-        labels: The head's label names and ids in memory.
+        labels: The label names and ids of the task head in memory.
         rows: Raw rows.
     """
 
@@ -50,7 +52,7 @@ class Reading:
     rows: datasets.Dataset
 
     def texts(self) -> list[PlainText]:
-        """A few rows of all lengths, the shortest and the longest among them."""
+        """Chooses a few rows of all lengths, including the shortest and the longest."""
         import numpy as np
 
         some = self.rows.select(range(min(CANDIDATES, len(self.rows))))
@@ -60,19 +62,19 @@ class Reading:
         return [found[i] for i in sorted({*np.linspace(0, len(found) - 1, ROWS).round().astype(int)})] if found else []
 
 
-def read_alike(process: ModelProcess, reading: Reading) -> dict[str, float]:
-    """Holds what a fresh process makes of plain texts against what the stage made of the same rows.
+def compare_plain_texts(process: ModelProcess, reading: Reading) -> dict[str, float]:
+    """Compares the answers of a fresh process to plain texts with the stage's answers to the same rows.
 
     Args:
         process: The saved model, loaded.
-        reading: How the stage read.
+        reading: How the stage read its texts.
 
     Returns:
-        The largest difference of the pipeline's scores (of the logits, where transformers has no pipeline for the task
+        The largest difference of the pipeline's scores (of the logits, if transformers has no pipeline for the task
         or the model is a graph), and of a float model's logits in a padded batch.
 
     Raises:
-        ReloadError: for a text that is read or answered in another way.
+        ReloadError: for a text that gets other tokens or another answer.
     """
     texts = reading.texts()
     if not texts:
@@ -89,7 +91,7 @@ def read_alike(process: ModelProcess, reading: Reading) -> dict[str, float]:
         found["plain texts"] = 0.0  # the same ids, types and weights
     else:
         found[f"{name} pipeline"] = max(
-            _difference(process, text, given, _expected(name, values, text, reading))
+            _difference(process, text, given, _expect_scores(name, values, text, reading))
             for text, given, values in zip(texts, read["answers"], logits, strict=True)
         )
     if process.artifact.dtype == "float32":
@@ -132,17 +134,17 @@ def _arrays(texts: Sequence[PlainText], pad: int = 0) -> Batch:
 
 
 Expected = tuple[Callable[[str], float], float]
-"""What each key of an answer should score, and the highest score of all."""
+"""A function that gives the expected score of each key of an answer, and the highest expected score."""
 
 
-def _expected(name: Any, logits: Array, text: PlainText, reading: Reading) -> Expected:
-    """What a pipeline should answer to a text.
+def _expect_scores(name: Any, logits: Array, text: PlainText, reading: Reading) -> Expected:
+    """Computes the scores that a pipeline should give to a text.
 
     Args:
-        name: The pipeline's.
-        logits: The model's for the row as it was measured: `(labels,)`, or `(length, labels)` of tokens.
+        name: The pipeline's name.
+        logits: The model's logits for the measured row: `(labels,)`, or `(length, labels)` for tokens.
         text: The row.
-        reading: How it was read.
+        reading: How the stage read it.
     """
     names = reading.labels
     if name == "text-classification":
@@ -180,18 +182,18 @@ def _difference(process: ModelProcess, text: PlainText, given: Mapping[str, floa
     largest = float(np.max(differences))  # nan where a label has another name
     if not largest <= TOLERANCE:
         raise ReloadError(
-            f"{process.artifact.path}: a pipeline answers row {text.number} of the dev split with {_told(given)}, and "
-            f"{_told(scores)} was measured"
+            f"{process.artifact.path}: a pipeline answers row {text.number} of the dev split with {_list(given)}, and "
+            f"{_list(scores)} was measured"
         )
     return largest
 
 
-def _told(scores: Mapping[str, float]) -> str:
+def _list(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {score:.4g}" for key, score in [*scores.items()][:6])
 
 
 def _padding_difference(process: ModelProcess, texts: Sequence[PlainText], alone: Sequence[Array], pad: int) -> float:
-    """How much the logits of rows change that are padded to the longest of them."""
+    """Computes the largest change of logits when rows are padded to the longest of them."""
     import numpy as np
 
     together = process.logits([_arrays(texts, pad)])

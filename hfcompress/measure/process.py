@@ -1,4 +1,4 @@
-"""The client of `worker.py`: a model in a fresh process."""
+"""Runs a model in a fresh process, as the client of `worker.py`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.machine import Turn
-from hfcompress.models.architectures import PRUNED, task_head_of
+from hfcompress.models.architectures import task_head_of
 from hfcompress.models.artifact import MODELING_FILE, Artifact, find_missing_config, modeling_source, read_config
 from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.shape import count_labels
-from hfcompress.utils.errors import HfcompressError, tells_of_a_full_disk
+from hfcompress.utils.errors import HfcompressError, is_full_disk_message
 from hfcompress.utils.files import require_space
 from hfcompress.utils.processors import default_threads
 
@@ -32,25 +32,24 @@ Batch = Mapping[str, "NDArray[Any]"]
 
 
 class WorkerError(HfcompressError):
-    """The process ended, or answered that it could not do with the model what it was asked for."""
+    """The process ended, or it could not do with the model what it was asked to do."""
 
 
 class ModelProcess:
     """A model directory, loaded in a process of its own that does not know hfcompress.
 
     Args:
-        artifact: What to load. Code beside it is trusted where it is, byte for byte, the modeling file of this
-            hfcompress; a pruned model with any other is loaded after `import hfcompress`.
+        artifact: The model to load. Code beside it is trusted if it is, byte for byte, the modeling file of this
+            hfcompress; a pruned model with any other code is loaded after `import hfcompress`.
         auto_class: Such as `AutoModelForSequenceClassification`.
         device: `cpu` or `cuda`; graphs of ONNX and OpenVINO run on the CPU.
-        threads: Of one operator; by default as many as `default_threads` says. `time` can choose fewer of a PyTorch
-            model's.
-        head: What `logits` makes of the model's answer, see `worker.reduced`; by default nothing.
-        as_stored: Compute in what the weights are stored as, see `Artifact.computed_on`.
+        threads: Threads of one operator; default: `default_threads()`. For a PyTorch model `time` can choose fewer.
+        head: The kind of task head, which decides how `worker.reduce_logits` reduces the logits; `sequence` keeps them.
+        as_stored: Compute in the type in which the weights are stored, see `Artifact.computed_on`.
 
     Raises:
-        WorkerError: where it does not load.
-        HfcompressError: where weights did not come from its files.
+        WorkerError: if it does not load.
+        HfcompressError: if some weights did not come from its files.
     """
 
     def __init__(
@@ -76,18 +75,18 @@ class ModelProcess:
             env=self._environment(),
         )
         try:
-            self.load(artifact, **code_for(artifact))
+            self.load(artifact, **choose_code(artifact))
         except BaseException:
             self.close()
             raise
 
     def load(self, artifact: Artifact, trust: bool, register: str | None) -> None:
-        """Loads a model in place of the one before.
+        """Loads another model in place of the present one.
 
         Args:
-            artifact: What to load.
+            artifact: The model to load.
             trust: Run the code beside it.
-            register: Where to import hfcompress from first; None where it stays unknown.
+            register: The folder to import hfcompress from before loading; None to load without hfcompress.
         """
         self.artifact, config = artifact, read_config(artifact.path)
         self.loaded = self._ask(
@@ -99,8 +98,8 @@ class ModelProcess:
             threads=self.threads,
             auto_class=self.auto_class,
             head=self.head,
-            classes=_classes(self.auto_class, config),
-            # What a quantized model computes in, its own config says.
+            classes=_count_classes(self.auto_class, config),
+            # The config of a quantized model says in which type it computes.
             dtype=self.dtype if artifact.trainable else None,
             trust=trust,
             register=register,
@@ -112,7 +111,7 @@ class ModelProcess:
 
     @property
     def dtype(self) -> str:
-        """What the model computes in, or its weights are stored as where they are quantized."""
+        """The type that the model computes in; the stored type if its weights are quantized."""
         return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
 
     def _environment(self) -> dict[str, str]:
@@ -123,7 +122,7 @@ class ModelProcess:
         return {**kept, **threads, **alone}
 
     def logits(self, batches: Iterable[Batch]) -> NDArray[Any]:
-        """The logits of all batches, one after the other, as `worker.reduced` leaves them."""
+        """Computes the logits of all batches, reduced by `worker.reduce_logits` and concatenated."""
         import numpy as np
 
         output = Path(self._folder.name) / "logits.npy"
@@ -131,7 +130,7 @@ class ModelProcess:
         return np.load(output, allow_pickle=False)
 
     def read(self, texts: Sequence[Sequence[str]], task: Task, pipeline: str | None) -> dict[str, Any]:
-        """What the directory's own tokenizer makes of texts, and what a pipeline answers, see `worker.Worker.read`."""
+        """Gets the tokens of the directory's own tokenizer and the answers of a pipeline, see `worker.Worker.read`."""
         return self._ask(
             "read",
             path=str(self.artifact.path),
@@ -142,36 +141,36 @@ class ModelProcess:
         )
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Takes the batches that `time` and `energy` run, and warms up."""
+        """Sends the batches that `time` and `energy` run, and warms the model up."""
         self._ask("prepare", inputs=self._write(batches))
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process number."""
         return int(self.loaded["pid"])
 
     @property
     def chooses_threads(self) -> bool:
-        """Whether `time` can choose the threads: a graph's are fixed when it is loaded, a GPU has none."""
+        """True if `time` can choose the threads: those of a graph are fixed when it is loaded, and a GPU has none."""
         return self.artifact.runtime == "torch" and self.device == "cpu"
 
     def time(self, threads: int | None = None, most: int | None = None) -> Turn:
         """Runs each prepared batch once.
 
         Args:
-            threads: Of one operator, where the model `chooses_threads`.
-            most: How many batches, from the first on; all by default.
+            threads: Threads of one operator, if the model `chooses_threads`.
+            most: Number of batches, from the first on; default: all.
         """
         threads = threads if threads and self.chooses_threads else self.threads
         answer = self._ask("time", threads=threads, most=most)
         return Turn(threads=threads, **answer)
 
     def peak_bytes(self) -> int:
-        """Peak memory so far, in bytes."""
+        """Returns the peak memory so far, in bytes."""
         return int(self._ask("memory")["bytes"])
 
     def energy(self, seconds: float) -> float:
-        """Watt-hours for 1,000 rows of the prepared batches, as codecarbon estimates them."""
+        """Estimates the watt-hours for 1,000 rows of the prepared batches with codecarbon."""
         answer = self._ask("energy", seconds=seconds)
         return float(answer["watt_hours"] * 1000 / answer["rows"])
 
@@ -194,26 +193,28 @@ class ModelProcess:
             line = ""
         if not line:
             self._require_space()
-            raise self._ended()
+            raise self._explain_end()
         answer: dict[str, Any] = json.loads(line)
         if not answer.pop("ok"):
             self._require_space(answer["error"])
-            raise WorkerError(f"{self.artifact.path} in a fresh process: {_told(answer['error'])}", answer["fix"])
+            raise WorkerError(
+                f"{self.artifact.path} in a fresh process: {_first_lines(answer['error'])}", answer["fix"]
+            )
         return answer
 
     def _require_space(self, said: str = "") -> None:
-        """Passes where the process did not fail for want of room on the disk for its answers and its log."""
-        if tells_of_a_full_disk(said):
+        """Raises the error of a full disk if the process failed because of one."""
+        if is_full_disk_message(said):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._folder.name)
         require_space(Path(self._folder.name))
 
-    def _ended(self) -> WorkerError:
-        """Why the process is no more, as far as can be told."""
+    def _explain_end(self) -> WorkerError:
+        """Explains the end of the process by its exit code and its log."""
         code = self._process.wait(timeout=60)
         what = f"the process for {self.artifact.path} died"
         if code == -signal.SIGKILL:
             return WorkerError(
-                f"{what}: it was killed, as a system does that runs out of memory",
+                f"{what}: it was killed, as systems do when they run out of memory",
                 "free some memory, give the machine or container more, or measure fewer models at once",
             )
         self._log.seek(0)
@@ -240,41 +241,28 @@ class ModelProcess:
 
 
 OWN_CODE: Mapping[str, Any] = {"trust": False, "register": str(Path(__file__).parents[2])}
-"""What builds a pruned model with no flag, and any int8 layers: `import hfcompress`."""
+"""Options of `load` after `import hfcompress`: pruned models need no `trust_remote_code`, and int8 layers load."""
 
 
-def _classes(auto_class: str, config: Mapping[str, Any]) -> int | None:
-    """The numbers that a model's head answers with, for a text or a token, as far as its config tells."""
+def _count_classes(auto_class: str, config: Mapping[str, Any]) -> int | None:
+    """Counts the logits of a text or a token by the config; None if the config does not say."""
     head = task_head_of(auto_class)
     if head in ("sequence", "token"):
         return count_labels(config)
     return 2 if head == "span" else None
 
 
-def _told(error: str) -> str:
-    """An error of a library in its first lines, which say what was wrong; the rest is how it came to it."""
+def _first_lines(error: str) -> str:
+    """Cuts a library's error to its first lines, which say what is wrong; the rest tells how it came about."""
     lines = [line for line in error.splitlines() if line.strip()]
     return "\n    ".join(lines[:4])[:1000]
 
 
-def is_pruned(artifact: Artifact) -> bool:
-    """Whether a model is of a shape that no stock config can express, and so of code that is not transformers'."""
-    return artifact.runtime == "torch" and str(read_config(artifact.path).get("model_type", "")).startswith(PRUNED)
-
-
-def has_int8_layers(artifact: Artifact) -> bool:
-    """Whether a model's layers are those of `model/int8_layers.py`, which travel with no checkpoint."""
-    if artifact.runtime != "torch":
-        return False
-    quantization = read_config(artifact.path).get("quantization_config") or {}
-    return bool(quantization.get("quant_method") == "hfcompress_int8")
-
-
-def code_for(artifact: Artifact) -> Mapping[str, Any]:
-    """Which code may build the model: the file beside it, hfcompress's own, or (for a stock model) none."""
-    if has_int8_layers(artifact):
+def choose_code(artifact: Artifact) -> Mapping[str, Any]:
+    """Chooses the code that may build the model: the file beside it, hfcompress's own, or none for a stock model."""
+    if artifact.needs_import:
         return OWN_CODE
-    if not is_pruned(artifact):
+    if not artifact.is_pruned:
         return {"trust": False, "register": None}
     beside = artifact.path / MODELING_FILE
     ours = beside.is_file() and beside.read_bytes() == modeling_source().read_bytes()

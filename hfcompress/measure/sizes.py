@@ -1,4 +1,4 @@
-"""Where the bytes of a model lie: in its embeddings, its encoder or its head."""
+"""Counts the bytes of a model's parts: its embeddings, its encoder and its task head."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ PARTS = ("embeddings", "encoder", "head", "other")
 
 
 def sizes(artifact: Artifact) -> dict[str, int] | None:
-    """Bytes of the stored tensors of each part of a model, as its weight files hold them.
+    """Counts the bytes of the stored tensors of each part of a model, as the weight files hold them.
 
-    Scales and zero points count where their weights do. `encoder` is the transformer layers, `head` what follows them
-    (the pooler too), `embeddings` the tables and all else that the base model has beside its layers, and `other`
-    belongs to no weight. They add up to the files less what describes the tensors (and, of ONNX, the graph).
+    Scales and zero points count with their weights. `encoder` is the transformer layers, `head` all that follows them
+    (the pooler too), `embeddings` the tables and all else that the base model has beside its layers, and `other` is
+    tensors that belong to no weight. The sum is the size of the files without their headers (for ONNX
+    without the graph).
 
     Returns:
-        By part; None for an architecture that hfcompress does not know, and of OpenVINO, whose tensors lose their
-        names.
+        The bytes by part; None for an architecture that hfcompress does not know, and for OpenVINO, whose tensors lose
+        their names.
     """
     spec = ARCHITECTURES.get(str(read_config(artifact.path).get("model_type", "")).removeprefix(PRUNED))
     if spec is None or artifact.runtime == "openvino":
@@ -35,7 +36,7 @@ def sizes(artifact: Artifact) -> dict[str, int] | None:
     found = dict.fromkeys(PARTS, 0)
     onnx = artifact.runtime == "onnx"
     read = _onnx_tensors if onnx else _safetensors
-    # Of a graph's files the first is the graph, which tells what the others hold.
+    # The first file of an ONNX model is the graph, which lists the tensors of the other files.
     for file in artifact.weight_files[:1] if onnx else artifact.weight_files:
         for names, count in read(file):
             found[next((part for part in (_part(name, spec.modules) for name in names) if part), "other")] += count
@@ -43,7 +44,7 @@ def sizes(artifact: Artifact) -> dict[str, int] | None:
 
 
 def _part(name: str, modules: ModulePaths) -> str | None:
-    """The part that a tensor, or a node that reads it, belongs to by its name; None where the name does not tell."""
+    """Finds the part of a tensor by its name, or by the name of a node that reads it; None if the name does not say."""
     path = f".{name.replace('/', '.')}."
     if f".{modules.layers}." in path:
         return "encoder"
@@ -53,15 +54,15 @@ def _part(name: str, modules: ModulePaths) -> str | None:
 
 
 def _safetensors(file: Path) -> Iterator[tuple[list[str], int]]:
-    """The name and the bytes of each tensor, by the file's header alone."""
+    """Yields the name and the bytes of each tensor; reads only the file's header."""
     for name, tensor in read_header(file).items():
         yield [name], tensor.bytes
 
 
 def _onnx_tensors(file: Path) -> Iterator[tuple[list[str], int]]:
-    """What each initializer may be known by, its own name and those of the nodes that read it, and its bytes.
+    """Yields the possible names of each initializer (its own, and those of the nodes that read it) and its bytes.
 
-    Of what is gathered the nodes come first: a table that is tied to a head may have the head's name.
+    The names of `Gather` nodes come first: a table that is tied to a task head may have the task head's name.
     """
     graph = load_graph(file).graph
     gathers: dict[str, list[str]] = defaultdict(list)
@@ -70,9 +71,9 @@ def _onnx_tensors(file: Path) -> Iterator[tuple[list[str], int]]:
         for name in node.input:
             (gathers if node.op_type in GATHERS else readers)[name].append(node.name)
     for tensor in graph.initializer:
-        yield [*gathers[tensor.name], tensor.name, *readers[tensor.name]], _stored_bytes(tensor)
+        yield [*gathers[tensor.name], tensor.name, *readers[tensor.name]], _count_bytes(tensor)
 
 
-def _stored_bytes(tensor: TensorProto) -> int:
+def _count_bytes(tensor: TensorProto) -> int:
     outside = {entry.key: entry.value for entry in tensor.external_data}
     return int(outside["length"]) if "length" in outside else len(tensor.raw_data) or tensor.ByteSize()

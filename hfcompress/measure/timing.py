@@ -1,8 +1,8 @@
-"""How fast models are: they take turns until the ratio of their times is known, or will not be.
+"""Times models: they take turns until each speed-up is known well enough, or for at most 20 rounds.
 
-Each lives in a process of its own. What the machine does meanwhile touches all of them alike, as far as it can: an
-operator of PyTorch waits for its slowest thread, so other work slows some runtimes more than others. `machine` looks
-for it.
+Each model has a process of its own. Because of the turns, other work of the machine affects all models, but not all
+equally: an operator of PyTorch waits for its slowest thread, so other work slows some runtimes more than others.
+`machine` looks for other work.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 MAX_BATCHES = 64
 MAX_BATCH = 8192
-"""Largest batch size: far above what any use answers at once."""
+"""Largest batch size: far above what any application needs."""
 MAX_ROUNDS = 20
-"""Rounds after which an interval that is still wide is reported as such."""
+"""Largest number of rounds; an interval that is still wide then is reported as it is."""
 NARROW = 0.05
-"""Half the width of an interval, as a share of its ratio, up to which a speed-up is known well enough."""
+"""A speed-up is known well enough if half the width of its interval is at most this share of it."""
 CONFIDENCE = 0.95
 TRIALS, TRIAL_BATCHES = 3, 8
-"""How often each thread count is tried, and on how many batches."""
+"""Number of trials of each thread count, and batches of each trial."""
 
 
 class Latency(StrictModel):
-    """How speed is measured."""
+    """Options of measuring speed."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     batch_sizes: list[Annotated[int, Field(ge=1, le=MAX_BATCH)]] = Field(default=[1, 32], min_length=1)
@@ -46,22 +46,22 @@ class Latency(StrictModel):
     fastest, of 1, 2, 4, … and the most that `OMP_NUM_THREADS`, CPU affinity and a container's CPU quota allow; graphs
     run on the most."""
     rounds: int = Field(default=6, ge=1)
-    """How often the models take turns at least, and never fewer than 6 times; it goes on until each speed-up's 95%
-    interval is within 5% of it, up to 20 times."""
+    """Least number of rounds in which the models take turns, never fewer than 6. More rounds follow until each
+    speed-up's 95% interval is within 5% of it, at most 20."""
     rows: int = Field(default=256, ge=1)
-    """Rows of the judged split that a round runs, in at most 64 batches, each padded to its longest row."""
+    """Rows of the judged split in a round, in at most 64 batches, each padded to its longest row."""
 
 
 class Rows(Protocol):
-    """Rows as one model reads them."""
+    """The judged rows, encoded with one model's tokenizer."""
 
     encoded: Sized
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """Arrays of each group of rows."""
+        """Makes a batch of arrays from each group of rows."""
 
 
-def timings(
+def time_models(
     processes: Sequence[ModelProcess],
     rows: Sequence[Rows],
     options: Latency,
@@ -72,13 +72,13 @@ def timings(
 
     Args:
         processes: The models, the source first.
-        rows: What each of them reads.
-        options: At which batch sizes, threads and so on.
-        seed: Draws the rows.
-        progress: Told what is being done.
+        rows: The rows as each model reads them.
+        options: Batch sizes, threads and so on.
+        seed: Seed of the choice of rows.
+        progress: Called with a line about each round.
 
     Returns:
-        For each model an entry a batch size, as in the report; and the state of the machine meanwhile.
+        For each model a list with an entry for each batch size, as in the report; and the state of the machine.
     """
     import numpy as np
 
@@ -86,30 +86,34 @@ def timings(
     watched: list[tuple[list[Span], list[Turn]]] = []
     order = np.random.default_rng(seed).permutation(min(len(each.encoded) for each in rows))
     for size in options.batch_sizes:
-        groups = _groups(order, size, options.rows)
+        groups = _draw_groups(order, size, options.rows)
         lengths = [_prepare(process, each, groups) for process, each in zip(processes, rows, strict=True)]
         threads = [options.threads or fastest_threads(process) for process in processes]
-        turns, spans = _rounds(processes, threads, options.rounds, partial(_tell, progress, size))
+        turns, spans = _run_rounds(processes, threads, options.rounds, partial(_tell, progress, size))
         watched.append((spans, list(chain.from_iterable(turns))))
         for entries, process, length, own in zip(found, processes, lengths, turns, strict=True):
             same_device = process.device == processes[0].device
-            speed = compared(turns[0], own) if same_device else dict.fromkeys(("speedup", "speedup_interval", "narrow"))
-            entries.append({**latency(process, size, length, own), **speed})
-    return found, machine.state_over(watched)
+            speed = (
+                compare_speed(turns[0], own)
+                if same_device
+                else dict.fromkeys(("speedup", "speedup_interval", "narrow"))
+            )
+            entries.append({**summarize_turns(process, size, length, own), **speed})
+    return found, machine.judge_all(watched)
 
 
 def _tell(progress: Callable[[str], None], size: int, number: int) -> None:
     progress(f"latency, batch {size}: round {number}")
 
 
-def _groups(order: np.ndarray[Any, Any], size: int, rows: int) -> list[list[int]]:
-    """The rows of each batch."""
+def _draw_groups(order: np.ndarray[Any, Any], size: int, rows: int) -> list[list[int]]:
+    """Chooses the rows of each batch."""
     number = min(max(min(rows, len(order)) // size, 1), MAX_BATCHES)
     return [[int(order[i % len(order)]) for i in range(b * size, (b + 1) * size)] for b in range(number)]
 
 
 def _prepare(process: ModelProcess, rows: Rows, groups: list[list[int]]) -> int:
-    """Hands a model its batches, and gives their mean length."""
+    """Sends a model its batches and returns their mean length."""
     import numpy as np
 
     batches = list(rows.batches(groups))
@@ -118,9 +122,10 @@ def _prepare(process: ModelProcess, rows: Rows, groups: list[list[int]]) -> int:
 
 
 def fastest_threads(process: ModelProcess) -> int:
-    """The thread count at which a model is fastest on its batches, of those that are permitted.
+    """Finds the permitted thread count at which a model is fastest on its batches.
 
-    A small batch on many threads waits more for them than it gains, and whatever is held against it would look fast.
+    On too many threads a small batch loses more by waiting than it gains, and every model that is compared with it
+    would look fast.
     """
     import numpy as np
 
@@ -134,50 +139,50 @@ def fastest_threads(process: ModelProcess) -> int:
     return min(counts, key=lambda number: min(trials[number]))
 
 
-def _rounds(
+def _run_rounds(
     processes: Sequence[ModelProcess], threads: Sequence[int], least: int, tell: Callable[[int], None]
 ) -> tuple[list[list[Turn]], list[Span]]:
     """Lets the models take turns until each speed-up is known well enough, or the machine turns out to be busy.
 
     Returns:
-        The turns of each model, and what the processors did meanwhile; the latter is empty where no model ran on them.
+        The turns of each model, and the processors' counters for that time; empty if no model ran on a processor.
     """
     turns: list[list[Turn]] = [[] for _ in processes]
     on_processor = any(process.device == "cpu" for process in processes)
     pids = [process.pid for process in processes]
-    least, before, spans = max(least, LEAST_ROUNDS), machine.moment(pids), []
+    least, before, spans = max(least, LEAST_ROUNDS), machine.read_counters(pids), []
     for number in range(max(least, MAX_ROUNDS)):
         tell(number + 1)
-        for index in order_of(len(processes), number):
+        for index in make_order(len(processes), number):
             turns[index].append(processes[index].time(threads[index]))
-        spans = [machine.moment(pids).since(before)] if on_processor else []
-        if number + 1 >= least and (_known(processes, turns) or _busy(spans, turns)):
+        spans = [machine.read_counters(pids).since(before)] if on_processor else []
+        if number + 1 >= least and (_are_narrow(processes, turns) or _is_busy(spans, turns)):
             break
     return turns, spans
 
 
-def _busy(spans: Sequence[Span], turns: Sequence[Sequence[Turn]]) -> bool:
+def _is_busy(spans: Sequence[Span], turns: Sequence[Sequence[Turn]]) -> bool:
     return bool(machine.state(spans, list(chain.from_iterable(turns)))["busy"])
 
 
-def _known(processes: Sequence[ModelProcess], turns: Sequence[Sequence[Turn]]) -> bool:
-    """Whether the speed-up of every model that runs on the source's device has a narrow interval."""
+def _are_narrow(processes: Sequence[ModelProcess], turns: Sequence[Sequence[Turn]]) -> bool:
+    """True if the speed-up of every model on the source's device has a narrow interval."""
     same = [own for own, process in zip(turns, processes, strict=True) if process.device == processes[0].device]
-    return all(compared(turns[0], own)["narrow"] for own in same)
+    return all(compare_speed(turns[0], own)["narrow"] for own in same)
 
 
-def order_of(models: int, number: int) -> list[int]:
-    """Who follows whom in a round: over the rounds each model follows each other one equally often.
+def make_order(models: int, number: int) -> list[int]:
+    """Orders the models of a round such that over the rounds each model follows each other one equally often.
 
-    It is a Latin square balanced for carry-over (Williams 1949), read backwards every second time.
+    The rounds are the rows of a Latin square balanced for carry-over (Williams 1949), every second time read backwards.
     """
     steps = [(k + 1) // 2 * (1 if k % 2 else -1) for k in range(models)]
     row = [(number + step) % models for step in steps]
     return row[::-1] if number // models % 2 else row
 
 
-def latency(process: ModelProcess, size: int, length: int, turns: Sequence[Turn]) -> dict[str, Any]:
-    """What was timed of one model at one batch size, over all rounds."""
+def summarize_turns(process: ModelProcess, size: int, length: int, turns: Sequence[Turn]) -> dict[str, Any]:
+    """Summarizes the turns of one model at one batch size for the report."""
     seconds = [second for turn in turns for second in turn.seconds]
     return {
         "device": process.device,
@@ -194,19 +199,19 @@ def latency(process: ModelProcess, size: int, length: int, turns: Sequence[Turn]
 
 
 def milliseconds(turns: Sequence[Turn], quantile: float) -> float:
-    """A quantile of the times of all batches of all turns, as the report gives it."""
+    """Computes a quantile of the times of all batches of all turns, in milliseconds."""
     import numpy as np
 
     return round(float(np.quantile([second for turn in turns for second in turn.seconds], quantile)) * 1000, 4)
 
 
-def compared(source: Sequence[Turn], own: Sequence[Turn]) -> dict[str, Any]:
-    """How many times faster than the source a model is, and how well that is known.
+def compare_speed(source: Sequence[Turn], own: Sequence[Turn]) -> dict[str, Any]:
+    """Computes the speed-up of a model over the source, with its interval.
 
     Returns:
-        `speedup`, the ratio of the medians of all batches; `speedup_interval`, the 95% interval of the median over
-        rounds of the ratio of a round's medians, widened to hold `speedup` where it does not, None where the rounds are
-        too few; and whether it is `narrow`.
+        `speedup`, the ratio of the medians of all batches. `speedup_interval`: each round gives a ratio of its medians,
+        and this is the 95% interval of the median of these ratios, widened if needed to contain `speedup`; None if
+        there are too few rounds. `narrow`, True if the interval is narrow enough.
     """
     speedup = milliseconds(source, 0.5) / milliseconds(own, 0.5)
     rounds = [milliseconds([a], 0.5) / milliseconds([b], 0.5) for a, b in zip(source, own, strict=True)]
@@ -222,13 +227,14 @@ def compared(source: Sequence[Turn], own: Sequence[Turn]) -> dict[str, Any]:
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """The interval of a median by order statistics, whatever the values' distribution (David & Nagaraja 2003, 7.1).
+    """Computes the interval of a median by order statistics, for any distribution (David & Nagaraja 2003, 7.1).
 
-    Of n values in order it is `x[k]` to `x[n + 1 - k]`, with the largest k for which `2 P(B < k) <= 1 - confidence`, B
-    binomial of n throws of a coin: the median lies below `x[k]` only where fewer than k values fall below the median.
+    For n sorted values the interval is `x[k]` to `x[n + 1 - k]`, with the largest k for which
+    `2 P(B < k) <= 1 - confidence`, where B is binomial (n throws of a coin): the median is below `x[k]` only if fewer
+    than k values are below the median.
 
     Returns:
-        Its ends; None where the values are too few: for 95%, fewer than 6.
+        Its ends; None if there are too few values (for 95%, fewer than 6).
     """
     number, ordered = len(values), sorted(values)
     tail, k = 0.0, 0
@@ -241,4 +247,4 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 LEAST_ROUNDS = next(n for n in count(1) if median_interval([0.0] * n))
-"""Rounds from which an interval can be told."""
+"""Fewest rounds that give an interval."""

@@ -1,4 +1,4 @@
-"""Proof that what was saved is what was made, by each way that it can be loaded."""
+"""Proves that a saved model equals the model in memory, for each way to load it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
-from hfcompress.measure.process import OWN_CODE, ModelProcess, code_for, has_int8_layers, is_pruned
+from hfcompress.measure.plain_texts import Reading, ReloadError, compare_plain_texts
+from hfcompress.measure.process import OWN_CODE, ModelProcess, choose_code
 from hfcompress.models.artifact import Artifact, load_model
 from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.export import export, quiet
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOLERANCE = {"float32": 1e-5, "int8": 1e-5, "int4": 1e-5, "nf4": 1e-5, "fp4": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference of a logit, relative to the largest logit or 1: kernels differ by rounding, nothing more."""
+"""Largest difference of a logit, relative to the largest logit or 1: kernels may differ by rounding only."""
 
 
 def verify(
     artifact: Artifact, expected: NDArray[Any], auto_class: str, device: str = "cpu", reading: Reading | None = None
 ) -> dict[str, float]:
-    """Loads a saved model in a fresh process and holds its answers against those of the model in memory.
+    """Loads a saved model in a fresh process and compares its logits with those of the model in memory.
 
     Args:
         artifact: The saved model.
-        expected: Logits of the one in memory, on the artifact's probe.
+        expected: Logits of the model in memory, for the artifact's dummy inputs.
         auto_class: Such as `AutoModelForSequenceClassification`.
-        device: Where the one in memory ran.
-        reading: How the one in memory read its texts; the saved one has to read and answer some of them alike.
+        device: The device of the model in memory.
+        reading: How the model in memory read its texts; the saved one must read and answer some of them alike.
 
     Returns:
-        The largest difference, by each way to load it: with `transformers` (of a pruned model, the modeling file
-        beside it), with no flag after `import hfcompress` (of a pruned model, and of int8 layers), as `openvino`, and
-        as `onnx` (what is ONNX, and a model that a `prune` stage made, exported with other batch and length, where
-        onnxruntime is installed); and what `read_alike` finds.
+        The largest difference, by the way of loading: `transformers` (a pruned model with the modeling file beside it);
+        `hfcompress`, without a flag after `import hfcompress` (a pruned model, or int8 layers); `openvino`; `onnx` (an
+        ONNX model; also the model of a `prune` stage, exported with another batch size and length, if onnxruntime is
+        installed); and the differences of `compare_plain_texts`.
 
     Raises:
-        ReloadError: where one is beyond what rounding explains.
+        ReloadError: if a difference is larger than rounding explains.
     """
-    if is_pruned(artifact) and not has_int8_layers(artifact) and code_for(artifact)["register"] is not None:
+    if artifact.is_pruned and not artifact.needs_import and choose_code(artifact)["register"] is not None:
         raise ReloadError(f"{artifact.path} needs its modeling file beside it, and that is missing or altered")
     probe, tolerance = make_dummy_inputs(artifact.path), TOLERANCE.get(artifact.dtype, 1e-5)
     with ModelProcess(artifact, auto_class, device, as_stored=True) as process:
@@ -55,19 +55,19 @@ def verify(
         def difference(way: str, tolerance: float) -> float:
             return _difference(f"{artifact.path}, reloaded by {way}", process.logits([probe]), expected, tolerance)
 
-        way = "hfcompress" if has_int8_layers(artifact) else "transformers"
+        way = "hfcompress" if artifact.needs_import else "transformers"
         way = way if artifact.runtime == "torch" else artifact.runtime
         found = {way: difference(way, tolerance)}
         if reading is not None:
-            found |= read_alike(process, reading)
+            found |= compare_plain_texts(process, reading)
         if way != "transformers":
             return found
-        if is_pruned(artifact):
+        if artifact.is_pruned:
             process.load(artifact, **OWN_CODE)
             found["hfcompress"] = difference("hfcompress", tolerance)
-            with _exported(artifact, auto_class) as graph:
+            with _export_graph(artifact, auto_class) as graph:
                 if graph:
-                    process.load(graph, **code_for(graph))
+                    process.load(graph, **choose_code(graph))
                     found["onnx"] = difference("onnxruntime", EXPORT_TOLERANCE)
     return found
 
@@ -84,8 +84,8 @@ def _difference(what: str, found: NDArray[Any], expected: NDArray[Any], toleranc
 
 
 @contextmanager
-def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
-    """The model of a prune stage as a graph in a scratch directory; None where it cannot be made."""
+def _export_graph(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
+    """Exports the model of a prune stage to a graph in a scratch directory; None if it cannot be exported."""
     if artifact.kind != "prune" or not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
         yield None
         return
@@ -99,7 +99,7 @@ def _exported(artifact: Artifact, auto_class: str) -> Iterator[Artifact | None]:
                     folder / "model.onnx",
                     make_dummy_inputs(artifact.path, rows=2, length=9),
                 )
-        except Exception as error:  # the exporter raises whatever the operator that it does not know does
+        except Exception as error:  # an operator that the exporter does not know raises an error of any type
             if disk_problem(error):
                 raise
             require_space(folder, error)

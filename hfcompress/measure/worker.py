@@ -1,7 +1,8 @@
-"""One model in a process of its own: loaded as a user would load it, then run, timed and weighed.
+"""Loads one model in a process of its own, as a user would, then runs, times and weighs it.
 
-Run by path (`python -P worker.py`), it imports numpy and the runtime that the model needs and nothing of hfcompress
-unless it is told to: what loads here loads anywhere. It reads one JSON request a line and answers with one JSON line.
+It is run by its path (`python -P worker.py`). It imports numpy and the model's runtime, but nothing of hfcompress
+unless a request says so: a model that loads here loads anywhere. It reads one JSON request a line and answers each with
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 
 class TorchModel:
-    """A directory through `from_pretrained`."""
+    """A model that `from_pretrained` loads from a directory."""
 
     def __init__(
         self,
@@ -52,12 +53,12 @@ class TorchModel:
             trust_remote_code=trust,
             local_files_only=True,
             output_loading_info=True,
-            # What has another size is told, and the client refuses it by name.
+            # Weights of another size are reported, and the client refuses them by name.
             ignore_mismatched_sizes=not placed,
             **placed,
             **changes,
         )
-        self.loading = beside("../models/loading_report.py")["loading_report"](model, info)
+        self.loading = run_file("../models/loading_report.py")["loading_report"](model, info)
         if (Path(path) / "adapter").is_dir():
             model.load_adapter(str(Path(path) / "adapter"))
         self.model = (model if placed else model.to(device)).eval()
@@ -65,7 +66,7 @@ class TorchModel:
         self.accepted = set(inspect.signature(self.model.forward).parameters)
 
     def place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch on the device, so that what is timed is the model."""
+        """Moves a batch to the device, so that the move is not timed."""
         tensors = {k: self.torch.from_numpy(v).to(self.device) for k, v in batch.items() if k in self.accepted}
         self.finish()
         return tensors
@@ -83,49 +84,52 @@ class TorchModel:
             self.torch.set_num_threads(threads)
 
     def finish(self) -> None:
-        """Waits for what the device still does."""
+        """Waits until the device is done."""
         if self.device.startswith("cuda"):
             self.torch.cuda.synchronize()
 
     def peak_bytes(self) -> int:
-        """The process's peak resident memory, or the device's where there is one."""
+        """Returns the peak memory of the GPU if there is one, else the peak resident memory of the process."""
         if self.device.startswith("cuda"):
             return int(self.torch.cuda.max_memory_allocated())
         return resident_peak()
 
 
-def attends(config: dict[str, Any]) -> bool:
-    """Whether a model has an attention head left: in one that was pruned of all of them no token sees another."""
+def has_heads(config: dict[str, Any]) -> bool:
+    """True if a model has attention heads left; without any, no token sees another and no attention mask is needed."""
     layers = config.get("per_layer_config") or {}
     heads = [layer.get("num_attention_heads", layer.get("n_heads", 1)) for layer in layers.values()]
     return not heads or any(heads)
 
 
 class GraphModel:
-    """A graph of an exported model: which inputs it is fed, and which of its outputs are the answer."""
+    """An exported graph: chooses its inputs, and the outputs that are the logits."""
 
     parameters = None
     loading: dict[str, Any] | None = None
 
     def take(self, path: str, inputs: dict[str, tuple[str, list[Any]]], outputs: list[str], auto_class: str) -> None:
-        """Takes on what a graph says of itself.
+        """Checks the graph's inputs and outputs, and keeps them.
 
         Args:
             path: The model directory.
-            inputs: By name, the kind of number that the graph wants, as numpy calls it, and its axes.
-            outputs: Their names.
-            auto_class: What the model is, such as `AutoModelForSequenceClassification`.
+            inputs: For each input's name its numpy type and its axes.
+            outputs: The names of the outputs.
+            auto_class: Such as `AutoModelForSequenceClassification`.
+
+        Raises:
+            UnusableError: for a graph that cannot be measured.
         """
         self.inputs = {name: kind for name, (kind, _) in inputs.items()}
         self.config = read_config(path)
-        self.meanings = {name: meaning_of(name) for name in inputs}
+        self.meanings = {name: find_meaning(name) for name in inputs}
         unknown = sorted(name for name, meaning in self.meanings.items() if meaning is None)
         if unknown:
             raise UnusableError(
-                f"the graph wants the input '{unknown[0]}', and nothing here says what it is",
+                f"the graph has an unknown input '{unknown[0]}'",
                 "export the model without a cache, with the inputs that its tokenizer gives",
             )
-        needed = ("input_ids", "attention_mask") if attends(self.config) else ("input_ids",)
+        needed = ("input_ids", "attention_mask") if has_heads(self.config) else ("input_ids",)
         missing = [name for name in needed if name not in self.meanings.values()]
         if missing:
             raise UnusableError(
@@ -140,45 +144,45 @@ class GraphModel:
                 f"the graph's input '{fixed}' is {axes}, and batches and texts of other sizes do not fit",
                 "export the model with dynamic axes for batch and sequence",
             )
-        self.answer = answers_of(outputs, auto_class)
+        self.answer = find_outputs(outputs, auto_class)
 
     def place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that the graph names, as the numbers that it wants."""
+        """Makes the graph's inputs from a batch, in the types that the graph wants."""
         types = batch.get("token_type_ids")
         reads = "token_type_ids" in self.meanings.values()
         if not reads and types is not None and types.any() and (self.config.get("type_vocab_size") or 0) > 1:
             raise UnusableError(
-                "the graph takes no 'token_type_ids', and these texts come in pairs that only they tell apart",
+                "the graph takes no 'token_type_ids', and without them it cannot tell the two texts of a pair apart",
                 "export the model with it",
             )
-        made = {meaning: made_input(str(meaning), batch, self.config) for meaning in set(self.meanings.values())}
+        made = {meaning: make_input(str(meaning), batch, self.config) for meaning in set(self.meanings.values())}
         return {name: made[meaning].astype(self.inputs[name]) for name, meaning in self.meanings.items()}
 
-    def picked(self, outputs: dict[str, Any]) -> Any:
-        """The logits among the outputs; a span head's start and end side by side."""
+    def pick_logits(self, outputs: dict[str, Any]) -> Any:
+        """Picks the logits from the outputs; stacks the start and end logits of a span head in the last axis."""
         found = [np.asarray(outputs[name], np.float32) for name in self.answer]
         return found[0] if len(found) == 1 else np.stack(found, axis=-1)
 
     def use_threads(self, threads: int) -> None:
-        """The threads were chosen when the graph was loaded."""
+        """Does nothing: the threads were set when the graph was loaded."""
 
     def finish(self) -> None:
-        """Nothing is left running."""
+        """Does nothing: a graph's answer is complete when the call returns."""
 
     def peak_bytes(self) -> int:
-        """The process's peak resident memory."""
+        """Returns the peak resident memory of the process."""
         return resident_peak()
 
 
 class OnnxModel(GraphModel):
-    """A graph through onnxruntime."""
+    """A graph that onnxruntime runs."""
 
     def __init__(self, path: str, threads: int, auto_class: str, graph: str = "model.onnx", **_: Any) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # A spinning thread pool slows whatever else runs, and flatters itself.
+        # A thread pool that spins slows the other models, and looks faster than it is.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         file = str(Path(path) / graph)
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -187,11 +191,11 @@ class OnnxModel(GraphModel):
         self.take(path, inputs, self.names, auto_class)
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        return self.picked(dict(zip(self.answer, self.session.run(self.answer, batch), strict=True)))
+        return self.pick_logits(dict(zip(self.answer, self.session.run(self.answer, batch), strict=True)))
 
 
 class OpenVinoModel(GraphModel):
-    """A graph through OpenVINO, with what `OVModel` asks of the device."""
+    """A graph that OpenVINO runs, with the device options of `OVModel`."""
 
     def __init__(self, path: str, threads: int, auto_class: str, graph: str = "openvino_model.xml", **_: Any) -> None:
         import openvino
@@ -209,7 +213,7 @@ class OpenVinoModel(GraphModel):
         self.take(path, inputs, [node.get_any_name() for node in compiled.outputs], auto_class)
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        return self.picked({node.get_any_name(): value for node, value in self.request.infer(batch).items()})
+        return self.pick_logits({node.get_any_name(): value for node, value in self.request.infer(batch).items()})
 
 
 RUNTIMES: dict[str, Any] = {"torch": TorchModel, "onnx": OnnxModel, "openvino": OpenVinoModel}
@@ -225,16 +229,16 @@ MEANINGS = {
     "token_type_ids": ("token_type_ids", "segment_ids", "input_type_ids"),
     "position_ids": ("position_ids",),
 }
-"""What an input is, and what exporters call it."""
+"""The inputs of a model, and their names in the graphs of different exporters."""
 PADDING_OFFSET = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta",
                   "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")  # fmt: skip
-"""Families that number the real tokens from the id of padding, plus one."""
+"""Architectures that number the real tokens from the padding id plus one."""
 HIDDEN = ("last_hidden_state", "hidden_states", "pooler_output", "sentence_embedding", "token_embeddings")
-"""What exporters call outputs that are no logits."""
+"""Names of outputs that are not logits."""
 
 
 class UnusableError(ValueError):
-    """A model that cannot be measured as it is, and how to fix that."""
+    """The model cannot be measured as it is; `fix` says how to change that."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -242,31 +246,31 @@ class UnusableError(ValueError):
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The config.json of a model directory, which the client has found sound."""
+    """Reads the config.json of a model directory, which the client has checked."""
     config: dict[str, Any] = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     return config
 
 
-def beside(file: str) -> dict[str, Any]:
-    """What a file of this directory defines: it is run by its path, since its package stays unknown here."""
+def run_file(file: str) -> dict[str, Any]:
+    """Runs a file beside this one by its path, because hfcompress is not imported, and returns its names."""
     return runpy.run_path(str(Path(__file__).parent / file))
 
 
-def meaning_of(name: str) -> str | None:
-    """What an input of a graph is, by its name; None for one that is not known."""
+def find_meaning(name: str) -> str | None:
+    """Finds the meaning of a graph's input by its name; None if the name is unknown."""
     bare = name.removesuffix(":0")  # as TensorFlow's exporter writes names
     return next((meaning for meaning, names in MEANINGS.items() if bare in names), None)
 
 
-def made_input(meaning: str, batch: dict[str, Any], config: dict[str, Any]) -> Any:
-    """An input of a batch; token types that a tokenizer left out are zeros, and positions are counted."""
+def make_input(meaning: str, batch: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Makes an input from a batch: token types that the tokenizer left out are 0, and positions are counted."""
     if meaning in batch:
         return batch[meaning]
     ids = batch["input_ids"]
     if meaning == "token_type_ids":
         return np.zeros_like(ids)
     if meaning != "position_ids":
-        raise UnusableError(f"the graph wants '{meaning}', and the tokenizer does not give it", "use its own tokenizer")
+        raise UnusableError(f"the graph needs '{meaning}', and the tokenizer does not give it", "use its own tokenizer")
     if config.get("model_type") in PADDING_OFFSET:
         padding = config.get("pad_token_id", 1) or 0
         real = (ids != padding).astype(np.int64)
@@ -274,51 +278,54 @@ def made_input(meaning: str, batch: dict[str, Any], config: dict[str, Any]) -> A
     return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
 
 
-def answers_of(outputs: list[str], auto_class: str) -> list[str]:
-    """The outputs of a graph that are its answer, by name: the logits, or a span head's start and end."""
+def find_outputs(outputs: list[str], auto_class: str) -> list[str]:
+    """Finds the outputs that are the logits, or the start and end logits of a span head, by their names."""
     names = {name.removesuffix(":0"): name for name in outputs}
     if "logits" in names:
         return [names["logits"]]
     sides = ("start_logits", "end_logits")
     if auto_class.endswith("ForQuestionAnswering") and all(side in names for side in sides):
         return [names[side] for side in sides]
-    # One output that is called otherwise can only be the answer; its axes are looked at when it comes.
+    # A single output of another name must be the logits; `require_shape` checks its axes.
     if len(outputs) == 1 and not set(names) & {*HIDDEN, *sides} and not auto_class.endswith("ForQuestionAnswering"):
         return outputs
     wanted = "start_logits and end_logits" if auto_class.endswith("ForQuestionAnswering") else "logits"
     raise UnusableError(
-        f"the graph's outputs are {', '.join(outputs)}, and none of them is said to be {wanted}",
+        f"the graph's outputs are {', '.join(outputs)}, and none of them is named {wanted}",
         f"export the model with its head, as {auto_class}, with outputs that have these names",
     )
 
 
 def require_shape(logits: Any, ids: Any, auto_class: str, classes: int | None) -> None:
-    """Passes where logits have the axes that a model of a class answers with.
+    """Requires logits with the axes that the class of a model gives.
 
     Args:
-        logits: The answer.
-        ids: The token ids `(rows, length)` that it is for.
+        logits: The model's logits.
+        ids: The token ids `(rows, length)` of the batch.
         auto_class: Such as `AutoModelForSequenceClassification`.
-        classes: What the last axis counts; None where that is not known.
+        classes: The size of the last axis; None if it is not known.
+
+    Raises:
+        UnusableError: for other axes.
     """
     axes = ids.shape[:1] if auto_class.endswith("ForSequenceClassification") else ids.shape
     wanted = (*axes, classes or "any")
     if logits.shape[:-1] != axes or (classes is not None and logits.shape[-1] != classes):
         raise UnusableError(
-            f"it answers with {' x '.join(map(str, logits.shape))} numbers, where a model "
-            f"{auto_class.removeprefix('AutoModel')} of its config.json answers with {' x '.join(map(str, wanted))}",
-            "use a model with the head of this task, and the config.json that belongs to it",
+            f"it answers with {' x '.join(map(str, logits.shape))} numbers, but a model "
+            f"{auto_class.removeprefix('AutoModel')} with its config.json answers with {' x '.join(map(str, wanted))}",
+            "use a model with the task head of this task, and the config.json that belongs to it",
         )
 
 
 def import_hfcompress(place: str) -> None:
-    """Does as who needs no flag for a pruned model does, also where hfcompress is not installed."""
+    """Imports hfcompress, which needs not be installed, so that its models load without a flag."""
     sys.path.append(place)
     importlib.import_module("hfcompress")
 
 
 def resident_peak() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """Reads the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss would count the parent's memory, as it was at the fork
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -328,27 +335,27 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def used() -> dict[str, Any]:
-    """What this process has used of the processors so far.
+def read_usage() -> dict[str, Any]:
+    """Reads the processor time of this process so far.
 
     Returns:
-        In seconds: `wall`, the clock; `cpu`, of all threads; `queued`, by thread, how long it stood in the run queue
-        (None where the system does not tell). And `involuntary`, how often a thread was made to leave a processor.
+        In seconds: `wall`, the clock; `cpu`, of all threads; `queued`, the time of each thread in the run queue (None
+        if the system does not show it). And `involuntary`, the number of involuntary context switches.
     """
     import resource
 
     return {
         "wall": time.perf_counter(),
         "cpu": time.process_time(),
-        "queued": queued(),
+        "queued": read_run_queue(),
         "involuntary": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
     }
 
 
-def queued(process: Path = Path("/proc/self")) -> dict[str, float] | None:
-    """Seconds that each thread of a process stood in the run queue: ready to run, with no processor to run on.
+def read_run_queue(process: Path = Path("/proc/self")) -> dict[str, float] | None:
+    """Reads the seconds that each thread of a process was in the run queue: ready to run, without a processor.
 
-    `/proc/self/schedstat` tells of the main thread alone, so every thread's own file is read.
+    `/proc/self/schedstat` has the main thread only, so the file of each thread is read.
     """
     found = {}
     for file in process.glob("task/*/schedstat"):
@@ -359,11 +366,11 @@ def queued(process: Path = Path("/proc/self")) -> dict[str, float] | None:
     return found or None
 
 
-def spent(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What was used between two answers of `used`; `waited` is of the thread that stood in the queue for longest.
+def subtract_usage(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Subtracts two results of `read_usage`; `waited` is the queue time of the thread that waited longest.
 
-    The threads of an operator wait for one another, so the one that waits longest holds up the model; a mean over all
-    threads would hide it where there are many.
+    The threads of an operator wait for one another, so the thread that waits longest holds up the model. A mean over
+    many threads would hide it.
     """
     first, last = before["queued"], after["queued"]
     waited = max(seconds - first.get(thread, 0.0) for thread, seconds in last.items()) if first and last else None
@@ -376,7 +383,7 @@ def spent(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_batches(path: str) -> list[dict[str, Any]]:
-    """The batches of an .npz whose entries are named `index/input`."""
+    """Reads the batches of an .npz file whose entries are named `index/input`."""
     found: dict[int, dict[str, Any]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for entry in arrays.files:
@@ -385,17 +392,17 @@ def read_batches(path: str) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
-def reduced(logits: Any, batch: dict[str, Any], head: str) -> Any:
-    """What a judge needs of a batch's logits, without padding.
+def reduce_logits(logits: Any, batch: dict[str, Any], head: str) -> Any:
+    """Reduces a batch's logits to the numbers that the metric needs, without padding.
 
     Args:
-        logits: `(rows, C)` of a sequence head, `(rows, length, C)` of any other.
-        batch: Its arrays: `attention_mask`; for a mask head also `labels`, -100 where nothing is asked.
-        head: `sequence`, `token`, `span` or `mask`.
+        logits: `(rows, C)` for a sequence head, `(rows, length, C)` for any other.
+        batch: Its arrays: `attention_mask`; for a mask head also `labels`, -100 for tokens that are not masked.
+        head: The kind of task head: `sequence`, `token`, `span` or `mask`.
 
     Returns:
-        The logits as they are of a sequence head; `(real tokens, C)`, row after row, of a token or span head; of a mask
-        head `(rows, 3)`: tokens asked for, how many of them are right, and the sum of their `-log p`.
+        For a sequence head the logits unchanged; for a token or span head `(real tokens, C)`, row after row; for a mask
+        head `(rows, 3)`: the number of masked tokens, the number of right ones, and the sum of their `-log p`.
     """
     if head == "sequence":
         return logits
@@ -411,8 +418,8 @@ def reduced(logits: Any, batch: dict[str, Any], head: str) -> Any:
     return sums
 
 
-def scores_of(pipeline: str, answers: list[dict[str, Any]]) -> dict[str, float]:
-    """A pipeline's scores by label, by `place label` of a token, or by the id of a token that fills a mask."""
+def collect_scores(pipeline: str, answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Collects a pipeline's scores; the keys are labels, `position label` of tokens, or ids of tokens for a mask."""
     key = {
         "text-classification": lambda answer: answer["label"],
         "token-classification": lambda answer: f"{answer['index']} {answer['entity']}",
@@ -422,7 +429,7 @@ def scores_of(pipeline: str, answers: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class Worker:
-    """Answers requests about one model."""
+    """Answers requests; it holds one model."""
 
     model: Any
 
@@ -441,29 +448,29 @@ class Worker:
         }
 
     def logits(self, inputs: str, output: str) -> dict[str, Any]:
-        np.save(output, np.concatenate([self._reduced(batch) for batch in read_batches(inputs)]))
+        np.save(output, np.concatenate([self._answer(batch) for batch in read_batches(inputs)]))
         return {}
 
-    def _reduced(self, batch: dict[str, Any]) -> Any:
+    def _answer(self, batch: dict[str, Any]) -> Any:
         tokens = {name: value for name, value in batch.items() if name != "labels"}
         logits = self.model(self.model.place(tokens))
         require_shape(logits, batch["input_ids"], self.auto_class, self.classes)
-        return reduced(logits, batch, self.head)
+        return reduce_logits(logits, batch, self.head)
 
     def read(
         self, path: str, texts: list[list[str]], truncation: str | bool, max_length: int, pipeline: str | None
     ) -> dict[str, Any]:
-        """What the tokenizer in a directory makes of texts (or pairs), and what a pipeline answers to them.
+        """Encodes texts (or pairs) with the tokenizer of a directory, and runs a pipeline on them.
 
         Args:
             path: The directory.
             texts: One or two strings each.
-            truncation, max_length: As the tokenizer takes them.
-            pipeline: The pipeline's name; None for none.
+            truncation, max_length: Arguments of the tokenizer.
+            pipeline: The pipeline's name; None for no pipeline.
 
         Returns:
-            `encoded`, and `answers`, by text scores by what they are of (see `scores_of`), or None where this
-            transformers has no such pipeline.
+            `encoded`, the tokenizer's output for each text; `answers`, the scores for each text (see `collect_scores`),
+            or None if this transformers has no such pipeline.
         """
         from transformers import AutoTokenizer
         from transformers.pipelines import PIPELINE_REGISTRY
@@ -472,9 +479,11 @@ class Worker:
         encoded = [dict(tokenizer(*text, truncation=truncation, max_length=max_length)) for text in texts]
         if pipeline is None or pipeline not in PIPELINE_REGISTRY.get_supported_tasks():
             return {"encoded": encoded, "answers": None}
-        return {"encoded": encoded, "answers": self._piped(pipeline, tokenizer, texts, max_length)}
+        return {"encoded": encoded, "answers": self._run_pipeline(pipeline, tokenizer, texts, max_length)}
 
-    def _piped(self, name: str, tokenizer: Any, texts: list[list[str]], max_length: int) -> list[dict[str, float]]:
+    def _run_pipeline(
+        self, name: str, tokenizer: Any, texts: list[list[str]], max_length: int
+    ) -> list[dict[str, float]]:
         import transformers
 
         model = self.model.model
@@ -486,7 +495,7 @@ class Worker:
             "fill-mask": {"top_k": 5},
         }
         inputs = [dict(zip(("text", "text_pair"), text, strict=False)) if len(text) > 1 else text[0] for text in texts]
-        return [scores_of(name, pipe(text, **options[name])) for text in inputs]
+        return [collect_scores(name, pipe(text, **options[name])) for text in inputs]
 
     def prepare(self, inputs: str) -> dict[str, Any]:
         self.batches = [self.model.place(batch) for batch in read_batches(inputs)]
@@ -496,16 +505,16 @@ class Worker:
 
     def time(self, threads: int, most: int | None = None) -> dict[str, Any]:
         self.model.use_threads(threads)
-        # Not counted: threads that start anew, and caches that another model has filled meanwhile.
+        # This call is not timed: threads start again, and the caches hold another model.
         self.model(self.batches[0])
         self.model.finish()
-        seconds, before = [], used()
+        seconds, before = [], read_usage()
         for batch in self.batches[:most]:
             start = time.perf_counter()
             self.model(batch)
             self.model.finish()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, **spent(before, used())}
+        return {"seconds": seconds, **subtract_usage(before, read_usage())}
 
     def memory(self) -> dict[str, Any]:
         return {"bytes": self.model.peak_bytes()}
@@ -531,20 +540,20 @@ class Worker:
         return {"watt_hours": tracker.final_emissions_data.energy_consumed * 1000, "rows": rows}
 
 
-def answer(worker: Worker, request: str) -> str:
-    """Does what one line of JSON asks for, and answers in another."""
-    asked = json.loads(request)
+def answer(worker: Worker, line: str) -> str:
+    """Answers a request, one line of JSON, with another line of JSON."""
+    request = json.loads(line)
     try:
-        found = {"ok": True, **getattr(worker, asked.pop("do"))(**asked)}
+        found = {"ok": True, **getattr(worker, request.pop("do"))(**request)}
     except Exception as error:
-        # What is said of a model that cannot be used stands for itself; any other error has its type before it.
+        # Only an unexpected error shows its type.
         kind = "" if isinstance(error, UnusableError) else f"{type(error).__name__}: "
         found = {"ok": False, "error": f"{kind}{error}", "fix": getattr(error, "fix", "")}
     return json.dumps(found) + "\n"
 
 
 def main() -> None:
-    """Serves until standard input closes."""
+    """Answers requests until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library that prints must not write into the answers
     worker = Worker()

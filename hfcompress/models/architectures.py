@@ -27,6 +27,8 @@ TASK_HEADS: dict[str, str] = {
 """The kinds of task head, and the ends of the names of transformers' classes with such a head."""
 PRUNED = "pruned_"
 """Prefix of the `model_type` of a checkpoint whose shape no stock config can express."""
+OWN_METHOD = "hfcompress_"
+"""Prefix of the `quant_method` of layers that hfcompress registers with transformers, such as `hfcompress_int8`."""
 
 
 class UnsupportedError(HfcompressError):

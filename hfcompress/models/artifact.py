@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hfcompress.models.architectures import ARCHITECTURES, PRUNED, UnsupportedError
+from hfcompress.models.architectures import ARCHITECTURES, OWN_METHOD, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
 from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.loading_report import loading_report, not_finite
@@ -92,6 +92,17 @@ class Artifact:
     def disk_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(p.stat().st_size for p in self.weight_files)
+
+    @property
+    def is_pruned(self) -> bool:
+        """True if no stock config can express its shape, so that a class of hfcompress's modeling file builds it."""
+        return self.runtime == "torch" and str(read_config(self.path).get("model_type", "")).startswith(PRUNED)
+
+    @property
+    def needs_import(self) -> bool:
+        """True if its quantized layers are hfcompress's own: transformers knows them after `import hfcompress`."""
+        quantization = read_config(self.path).get("quantization_config") or {}
+        return self.runtime == "torch" and str(quantization.get("quant_method", "")).startswith(OWN_METHOD)
 
     def computed_on(self, device: str) -> str:
         """Finds the type that it computes in when it is measured: the stored one, with one exception.

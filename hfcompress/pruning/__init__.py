@@ -1,1 +1,1 @@
-"""Pruning of heads, FFN neurons, blocks, layers, dimensions and single weights."""
+"""Pruning: cuts attention heads, FFN neurons, blocks, layers and hidden dimensions, and sets weights to zero."""

@@ -1,4 +1,4 @@
-"""Budgets: the share of the layers' parameters, MACs or bytes, or of the model's latency here, that may stay."""
+"""Budgets: limits for a pruned model's parameters, MACs, bytes or latency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from hfcompress.measure import machine
 from hfcompress.models.shape import Layer, Shape, shape_of
 from hfcompress.pruning.costs import Costs, Target
-from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, predict, timed
+from hfcompress.pruning.latency_table import LatencyTable, Setting, costs_in_time, predict, time_models
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
@@ -22,41 +22,42 @@ _SETTING = ("device", "batch_size", "length", "threads", "dtype")
 
 
 class Budget(StrictModel):
-    """How much may stay; one of `parameters`, `macs`, `bytes` and `latency`.
+    """A limit for the pruned model: one of `parameters`, `macs`, `bytes` and `latency`.
 
-    The first three are shares of what the transformer layers have; the embeddings and the head are not counted, since
-    nothing of them is cut. Norms and output biases count and stay. `latency` is a share of the whole model's time.
+    The first three are shares of the transformer layers' totals. Embeddings and task head are not counted, because a
+    budget cuts nothing of them; norms and output biases are counted and stay. `latency` is a share of the whole model's
+    time.
     """
 
     parameters: float | None = Field(default=None, gt=0, lt=1)
     """Share of the layers' parameters."""
     macs: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the layers' multiply-accumulates at the task's `max_length`."""
+    """Share of the layers' MACs (multiply-accumulate operations) at the task's `max_length`."""
     bytes: float | None = Field(default=None, gt=0, lt=1)
     """Share of the layers' stored bytes."""
     latency: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the model's time here, from token ids to logits, by a table of real timings: 0.5 is twice as fast."""
+    """Share of the model's time here, from token ids to logits, by a table of timings: 0.5 is twice as fast."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where a `latency` holds."""
+    """The device of a `latency`."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows of a batch at which a `latency` holds."""
+    """Rows of a batch, for a `latency`."""
     length: int = Field(default=128, ge=1)
-    """Tokens of a row at which a `latency` holds, all of them real."""
+    """Tokens of a row without padding, for a `latency`."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads at which a `latency` holds. The default is the count at which the whole model is fastest, of 1, 2, 4, …
-    and the most that `OMP_NUM_THREADS`, CPU affinity and a container's CPU quota allow."""
+    """Threads for a `latency`. The default is the count with which the whole model is fastest: of 1, 2, 4, … and the
+    largest that `OMP_NUM_THREADS`, CPU affinity and a container's CPU quota allow."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision at which a `latency` holds."""
+    """Precision of the weights, for a `latency`."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Budget:
+    def _require_one_kind(self) -> Budget:
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) != 1:
             found = " and ".join(f"`{kind}`" for kind in named) or "none"
-            raise ValueError(f"a budget is one of `parameters`, `macs`, `bytes` and `latency`, and here is {found}")
+            raise ValueError(f"a budget is one of `parameters`, `macs`, `bytes` and `latency`; this one gives {found}")
         idle = self.says(*_SETTING)
         if idle and self.latency is None:
-            raise ValueError(f"`{idle[0]}` is for a `latency`; leave it out")
+            raise ValueError(f"`{idle[0]}` is only for a `latency`; leave it out")
         return self
 
     @property
@@ -75,13 +76,13 @@ class Budget(StrictModel):
         return Setting(self.device, self.batch_size, self.length, self.threads, self.dtype)
 
 
-def costs_of(budget: Budget, shape: Shape, group: int, length: int, table: Table | None = None) -> Costs:
-    """What heads and neurons of a model cost, in the unit of a budget.
+def costs_of(budget: Budget, shape: Shape, group: int, length: int, table: LatencyTable | None = None) -> Costs:
+    """Computes the costs of a model's heads and neurons, in the unit of a budget.
 
     Args:
-        budget: Names the unit.
-        shape: The model's; each FFN width is a multiple of `group`.
-        group: Neurons that stay or go together.
+        budget: Decides the unit.
+        shape: The model's shape; each FFN width is a multiple of `group`.
+        group: The number of neurons that are kept or cut together.
         length: Tokens of a row, for MACs.
         table: Timings of this model, for a `latency`.
     """
@@ -116,18 +117,19 @@ def target_of(
     now: Shape,
     group: int,
     length: int,
-    table: Table | None = None,
+    table: LatencyTable | None = None,
     done: float = 1.0,
     empty_blocks: bool = False,
 ) -> Target:
-    """What a model must come to.
+    """Computes the cost that a model must reach.
 
     Args:
         budget, group, length, table: See `costs_of`.
-        shape: The model's before any cutting; the budget is a share of this one.
-        now: The model's as it is scored, which earlier rounds may have cut.
-        done: How much of the cutting, as a share of all of it, this round comes to.
-        empty_blocks: True to let attention and FFN blocks go whole; else each keeps one unit, or `group` neurons.
+        shape: The model's shape before any cutting; the budget is a share of this one.
+        now: The shape of the model that is scored, which earlier rounds may have cut.
+        done: The share of all the cutting that is done after this round.
+        empty_blocks: True if whole attention and FFN blocks may be cut; else each keeps one head group or `group`
+            neurons.
     """
     whole = costs_of(budget, shape, group, length, table).whole
     least = 0 if empty_blocks else 1
@@ -135,16 +137,18 @@ def target_of(
     return Target(costs_of(budget, now, group, length, table), stays, least, least * group)
 
 
-def compare_latency(budget: Budget, table: Table, source: PreTrainedModel, pruned: PreTrainedModel) -> dict[str, Any]:
-    """What a `latency` asked for, what the table foretold and what a run of both models now takes, in milliseconds.
+def compare_latency(
+    budget: Budget, table: LatencyTable, source: PreTrainedModel, pruned: PreTrainedModel
+) -> dict[str, Any]:
+    """Compares the target of a `latency`, the prediction of the table and new measurements, in milliseconds.
 
-    The table foretells a share of the source's time: how fast the machine is just now touches both alike.
+    The table predicts a share of the source's time, so that the current speed of the machine changes both alike.
     """
     setting = replace(budget.setting, threads=table.threads or budget.threads)
-    start = machine.moment()
-    before, after = timed([source, pruned], setting)
-    busy = bool(table.busy or machine.other_work(start)) and setting.device == "cpu"
-    foretold = [predict(table, shape_of(model.config.to_dict())) for model in (source, pruned)]
+    start = machine.read_counters()
+    before, after = time_models([source, pruned], setting)
+    busy = bool(table.busy or machine.find_other_work(start)) and setting.device == "cpu"
+    predicted = [predict(table, shape_of(model.config.to_dict())) for model in (source, pruned)]
     return {
         "device": setting.device_name,
         "batch_size": setting.batch_size,
@@ -153,7 +157,7 @@ def compare_latency(budget: Budget, table: Table, source: PreTrainedModel, prune
         "dtype": setting.dtype,
         "source_ms": round(before * 1000, 4),
         "target_ms": round(before * budget.share * 1000, 4),
-        "predicted_ms": round(before * foretold[1] / foretold[0] * 1000, 4),
+        "predicted_ms": round(before * predicted[1] / predicted[0] * 1000, 4),
         "measured_ms": round(after * 1000, 4),
         **({"busy": True} if busy else {}),
     }

@@ -1,4 +1,4 @@
-"""A prune stage in words, for the card: a sentence about what it does, and paragraphs about what it cut."""
+"""Describes a prune stage for the card: one sentence about the stage, and paragraphs about the results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hfcompress.utils.wording import count, join, significant
 
 if TYPE_CHECKING:
     from hfcompress.pruning.budget import Budget
-    from hfcompress.pruning.sparsity_pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import SparsityPattern
     from hfcompress.pruning.stage import Prune
 
 _TUNING = {
-    "scales": "what stays scaled by least squares (Kwon et al. 2022)",
-    "weights": "what stays refitted by least squares (Kurtic et al. 2023)",
+    "scales": "remaining units scaled by least squares (Kwon et al. 2022)",
+    "weights": "remaining weights refitted by least squares (Kurtic et al. 2023)",
 }
 
 
@@ -25,7 +25,7 @@ def describe(stage: Prune) -> Markdown:
     """Describes what the stage does, in one sentence."""
     by = f" by `{stage.criterion.name}` ({stage.criterion.source})" if stage.granularities else ""
     parts = [_describe_goal(stage) + by, _describe_schedule(stage)]
-    parts += ["units swapped where together they matter less (Kwon et al. 2022)"] if stage.rearrange else []
+    parts += ["units swapped by their joint importance (Kwon et al. 2022)"] if stage.rearrange else []
     parts += [_TUNING[stage.tuning]] if stage.tuning != "off" else []
     after = " after each round" if stage.schedule.use == "iterative" else ""
     recovery = describe_training(stage.recover)
@@ -38,7 +38,7 @@ def _describe_goal(stage: Prune) -> str:
     counts = {"layer": stage.layers, "attention block": stage.attention_blocks, "FFN block": stage.ffn_blocks}
     cut = [f"{share:.0%} of the {name}" for name, share in shares.items() if share]
     cut += [count(number, f"whole {noun}") for noun, number in counts.items() if number]
-    cut += ["the tokens that its data does not use"] if stage.vocabulary == "corpus" else []
+    cut += ["the tokens that do not occur in the data"] if stage.vocabulary == "corpus" else []
     goals = [f"cuts {join(cut)}"] if cut else []
     goals += [f"cuts heads and FFN neurons down to {_describe_budget(stage.budget)}"] if stage.budget else []
     goals += [f"makes the word embeddings a product of rank {stage.embedding_rank}"] if stage.embedding_rank else []
@@ -52,7 +52,7 @@ def _describe_budget(budget: Budget) -> str:
     return f"{budget.share:.0%} of the layers' {'MACs' if budget.kind == 'macs' else budget.kind}"
 
 
-def _describe_pattern(pattern: Pattern) -> str:
+def _describe_pattern(pattern: SparsityPattern) -> str:
     if pattern.n_of_m:
         n, m = pattern.n_of_m
         return f"{m - n} of each {m} of the layers' weights"
@@ -65,10 +65,10 @@ def _describe_schedule(stage: Prune) -> str:
     if schedule.use == "iterative":
         return f"in {schedule.rounds} rounds"
     if schedule.use == "lottery":
-        start = f"of step {schedule.rewind_steps}" if schedule.rewind_steps else "it began with"
+        start = f"of step {schedule.rewind_steps}" if schedule.rewind_steps else "before training"
         rounds = count(schedule.rounds, "round")
         return f"a lottery ticket drawn in {rounds}, each from the weights {start} (Frankle & Carbin 2019): {training}"
-    return f"while it trains: {training}" if training else ""
+    return f"during training: {training}" if training else ""
 
 
 def summarize(facts: Mapping[str, Any]) -> list[Markdown]:
@@ -95,8 +95,8 @@ def _summarize_kept(facts: Mapping[str, Any]) -> str:
 def _summarize_latency(latency: Mapping[str, Any]) -> str:
     source, predicted, measured, target = (format_milliseconds(latency[f"{name}_ms"]) for name in (*BARS, "target"))
     return (
-        f"The latency was {source} before the cut. The target was {target}, the prediction {predicted}; measured: "
-        f"{measured} ({markdown(describe_conditions(latency))})."
+        f"The latency was {source} before the cut. The target was {target}, the prediction {predicted}, and the "
+        f"measured latency {measured} ({markdown(describe_conditions(latency))})."
     )
 
 
@@ -111,8 +111,8 @@ def _summarize_sparsity(sparsity: Mapping[str, Any]) -> str:
 
 def _summarize_rank(rank: Mapping[str, Any]) -> str:
     return (
-        f"The word embeddings are a table of width {rank['rank']} times a matrix. Weighted by token frequency, this "
-        f"product kept {rank['kept']:.1%} of the squared values of the table that it replaces."
+        f"The word embeddings are a product of a table of width {rank['rank']} and a matrix. Weighted by token "
+        f"frequency, it kept {rank['kept']:.1%} of the squared values of the table that it replaces."
     )
 
 

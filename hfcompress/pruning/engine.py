@@ -1,6 +1,6 @@
-"""Prunes a model as the schedule says: at once, in rounds, while it trains, or as a lottery ticket.
+"""Prunes a model by its schedule: at once, in rounds, while it trains, or as a lottery ticket.
 
-Each step's model is kept beside its facts, so that a run that was killed goes on from the last one.
+The model of each step is saved with its facts, so that a run that was killed continues after the last step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hfcompress.pruning.schedules import Gradual, GrowthTimes, Iterative, Lotter
 from hfcompress.pruning.select import cut_model, select_units, target_at
 from hfcompress.pruning.state import PruningRun, PruningState
 from hfcompress.training.checkpoints import is_sealed, seal
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.files import new_directory
 from hfcompress.utils.logging import log
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 
 FACTS = "facts.json"
-"""Beside the model of a step: the facts so far (`notes`), and which of the parent's layers are left (`layers`)."""
+"""The file beside the model of a step: the facts so far (`notes`), and the parent's layers that are left (`layers`)."""
 PARENT = "parent"
-"""The name of the step before the first."""
+"""The name of the model that the stage gets, as a step before the first."""
 
 
 def prune(run: PruningRun) -> StageResult:
-    """Cuts and trains as the stage's schedule says, and saves the model."""
+    """Cuts and trains by the stage's schedule, and saves the model."""
     schedule = run.options.schedule
     if isinstance(schedule, Lottery):
         state = draw_ticket(run, schedule)
@@ -64,44 +64,44 @@ def prune_in_rounds(run: PruningRun, shares: Sequence[float]) -> PruningState:
 
     Args:
         run: The run.
-        shares: For each round, how much of the cutting is done after it; the last is 1.
+        shares: For each round, the share of all the cutting that is done after it; the last is 1.
     """
     last = PARENT
     for number, share in enumerate(shares[:-1], start=1):
         name = f"round-{number}"
         if not has_step(run, name):
-            log.info(f"prune: round {number} of {len(shares)}, {share:.0%} of the cutting")
-            keep_step(run, name, recover(run, cut_step(run, last, share, f"cut-{number}"), f"train-{number}"))
+            log.info(f"prune: round {number} of {len(shares)}, up to {share:.0%} of the cutting")
+            save_step(run, name, recover(run, cut_step(run, last, share, f"cut-{number}"), f"train-{number}"))
         last = name
     log.info(f"prune: round {len(shares)} of {len(shares)}")
     return recover(run, cut_step(run, last, 1.0, "cut"), "")
 
 
 def draw_ticket(run: PruningRun, schedule: Lottery) -> PruningState:
-    """Trains, cuts, and goes back to the early weights of what is left, round after round; trains the last ticket."""
+    """Trains, cuts, and resets the rest to its early weights, round after round; then trains the last ticket."""
     training = run.options.train
     assert training is not None
     if not has_step(run, "ticket-0"):
         early = load_step(run, PARENT)
         if schedule.rewind_steps:
-            log.info(f"prune: {schedule.rewind_steps} steps, to the weights that every round goes back to")
+            log.info(f"prune: {schedule.rewind_steps} steps to the early weights, from which every round starts")
             early = train(run, early, training.until(schedule.rewind_steps), "early")
-        keep_step(run, "ticket-0", early)
+        save_step(run, "ticket-0", early)
     for number, share in enumerate(schedule.shares, start=1):
         if has_step(run, f"ticket-{number}"):
             continue
-        log.info(f"prune: lottery round {number} of {schedule.rounds}, {share:.0%} of the cutting")
+        log.info(f"prune: lottery round {number} of {schedule.rounds}, up to {share:.0%} of the cutting")
         ticket = load_step(run, f"ticket-{number - 1}").model
         trained = train(run, load_step(run, f"ticket-{number - 1}"), training, f"train-{number}")
         cut, changes = cut_model(run, trained, share)
         for change in changes:
             ticket = change(ticket)
-        keep_step(run, f"ticket-{number}", cut_embeddings(run, replace(cut, model=ticket), share))
+        save_step(run, f"ticket-{number}", cut_embeddings(run, replace(cut, model=ticket), share))
     return train(run, load_step(run, f"ticket-{schedule.rounds}"), training, "")
 
 
 def prune_under_masks(run: PruningRun) -> PruningState:
-    """Trains the model under masks, and cuts it to what they leave."""
+    """Trains the model under masks, and cuts the units that they close."""
     from hfcompress.models.surgery import cut
 
     training = run.options.train
@@ -113,12 +113,12 @@ def prune_under_masks(run: PruningRun) -> PruningState:
         masks.settle(state.model)
         if run.options.weights is None:
             state = replace(state, model=cut(state.model, masks.keep()))
-        keep_step(run, "cut", cut_embeddings(run, state, 1.0))
+        save_step(run, "cut", cut_embeddings(run, state, 1.0))
     return load_step(run, "cut")
 
 
 def make_masks(run: PruningRun, model: PreTrainedModel) -> TrainingOverlay:
-    """Makes the masks that a learned criterion trains, or those that close as a gradual schedule says."""
+    """Makes the masks that a learned criterion trains, or those that a gradual schedule closes."""
     from hfcompress.pruning.masks.units import GradualUnits
     from hfcompress.pruning.masks.weights import GradualWeights
 
@@ -142,15 +142,15 @@ def make_masks(run: PruningRun, model: PreTrainedModel) -> TrainingOverlay:
 
 
 def cut_step(run: PruningRun, start: str, share: float, name: str) -> PruningState:
-    """Cuts the model of an earlier step until so much of the cutting is done, and keeps it under a name."""
+    """Cuts the model of an earlier step until `share` of all the cutting is done, and saves it as step `name`."""
     if not has_step(run, name):
         state, _ = cut_model(run, load_step(run, start), share)
-        keep_step(run, name, cut_embeddings(run, state, share))
+        save_step(run, name, cut_embeddings(run, state, share))
     return load_step(run, name)
 
 
 def cut_embeddings(run: PruningRun, state: PruningState, share: float) -> PruningState:
-    """Keeps the tokens of the corpus alone and factors the embeddings, where the stage asks; after the last cut."""
+    """Cuts the vocabulary and factors the word embeddings, if the stage asks for it; after the last cut alone."""
     from hfcompress.models.factorized_embeddings import factor_embeddings, token_counts
     from hfcompress.models.vocabulary import prune_vocabulary, select_tokens
 
@@ -167,14 +167,14 @@ def cut_embeddings(run: PruningRun, state: PruningState, share: float) -> Prunin
     if options.embedding_rank:
         counts = token_counts(state.tokenizer, texts_of([context.rows("train")], context.task.text))
         model, kept = factor_embeddings(state.model, options.embedding_rank, counts)
-        log.info(f"prune: word embeddings of rank {options.embedding_rank} keep {kept:.1%} of their squares")
+        log.info(f"prune: word embeddings of rank {options.embedding_rank} keep {kept:.1%} of the sum of squares")
         rank = {"rank": options.embedding_rank, "kept": round(kept, 6)}
         state = replace(state, model=model, facts=replace(state.facts, embedding_rank=rank))
     return state
 
 
 def recover(run: PruningRun, state: PruningState, name: str) -> PruningState:
-    """Trains by the stage's `recover`; where there is none, the model stays as it is."""
+    """Trains the model by the stage's `recover`; without one, the model stays as it is."""
     training = run.options.recover
     return train(run, state, training, name) if training else state
 
@@ -182,22 +182,22 @@ def recover(run: PruningRun, state: PruningState, name: str) -> PruningState:
 def train(
     run: PruningRun, state: PruningState, training: Recover, name: str, masks: TrainingOverlay | None = None
 ) -> PruningState:
-    """Trains the model; zeros among its weights stay zero.
+    """Trains the model; weights that are zero stay zero.
 
     Args:
         run: The run.
         state: The model before the training.
         training: How to train.
-        name: The directory below the stage's that keeps the checkpoints; the stage's own where it is empty.
-        masks: What lies over the model meanwhile.
+        name: The directory for the checkpoints, below the stage's; empty for the stage's own.
+        masks: The overlay on the model while it trains.
     """
-    from hfcompress.pruning.sparsity import KeptZeros
+    from hfcompress.pruning.sparsity import FixedZeros
     from hfcompress.training.lora import add_lora, merge_adapters
 
     model = state.model
     if masks is None and run.options.weights:
-        masks = KeptZeros(model)
-    context = run.context.at(name) if name else run.context
+        masks = FixedZeros(model)
+    context = run.context.nest(name) if name else run.context
     if training.lora:
         add_lora(model, training.lora)
     found = train_student(model, training, training, run.parent, context, state.tokenizer, masks=masks)
@@ -206,13 +206,13 @@ def train(
 
 
 def has_step(run: PruningRun, name: str) -> bool:
-    """True if the step was done before; the first process looks, so that all of them go the same way."""
+    """True if the step was saved before; the first process looks, so that all processes do the same."""
     place = run.context.directory / name
-    return bool(agreed(is_sealed(place) and (place / FACTS).is_file()))
+    return bool(broadcast(is_sealed(place) and (place / FACTS).is_file()))
 
 
 def load_step(run: PruningRun, name: str) -> PruningState:
-    """Loads the model of a step, and what was known of it."""
+    """Loads the model of a step and its facts."""
     layers, facts = tuple(range(1, len(run.shape.layers) + 1)), PruningFacts()
     path: Path = run.parent.path if name == PARENT else run.context.directory / name
     if name != PARENT:
@@ -222,8 +222,8 @@ def load_step(run: PruningRun, name: str) -> PruningState:
     return PruningState(model, load_tokenizer(path, run.context.task), layers, facts)
 
 
-def keep_step(run: PruningRun, name: str, state: PruningState) -> None:
-    """Keeps a model under a name, with what is known of it."""
+def save_step(run: PruningRun, name: str, state: PruningState) -> None:
+    """Saves a model and its facts as a step."""
 
     def save() -> None:
         with new_directory(run.context.directory / name) as scratch:
@@ -239,7 +239,7 @@ def keep_step(run: PruningRun, name: str, state: PruningState) -> None:
 
 
 def find_facts(run: PruningRun, state: PruningState) -> PruningFacts:
-    """The facts of the finished model: what stays, the latency where the budget is one, the zeros."""
+    """Finds the facts of the finished model: the parts that stay, the latency if that is the budget, and the zeros."""
     budget, table, final = run.options.budget, run.table, shape_of(state.model.config.to_dict())
     before = [run.shape.layers[number - 1] for number in state.layers]
     kept = {
@@ -259,13 +259,13 @@ def find_facts(run: PruningRun, state: PruningState) -> PruningFacts:
 
 
 def _measure_zeros(model: PreTrainedModel) -> dict[str, float]:
-    """The share of zeros among the layers' weights, and the model's bytes in dense and in sparse storage."""
+    """Measures the share of zeros among the layers' weights, and the model's bytes in dense and in sparse storage."""
     from hfcompress.pruning.sparsity import share_of_zeros, sparse_bytes
 
     dense = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values())
     found = {"share": share_of_zeros(model), "dense_bytes": dense, "sparse_bytes": sparse_bytes(model)}
     log.info(
         f"prune: {found['share']:.0%} of the layers' weights are zero: {dense / 1e6:.1f} MB, "
-        f"{found['sparse_bytes'] / 1e6:.1f} MB in sparse storage; dense runtimes are no faster for it"
+        f"{found['sparse_bytes'] / 1e6:.1f} MB in sparse storage; zeros do not make dense runtimes faster"
     )
     return found

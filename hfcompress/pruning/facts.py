@@ -1,4 +1,4 @@
-"""What a prune stage finds out, for stage.json, report and card."""
+"""The facts of a prune stage, for stage.json, report and card."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PruningFacts:
-    """What a prune stage found out so far; None where it did not look.
+    """The facts of a prune stage so far; None if a fact does not apply.
 
     Attributes:
-        training: What the last training told: the scores of the model and its teachers on the dev split.
+        training: The facts of the last training: the scores of the model and its teachers on the dev split.
         tuned: For each layer, attention before FFN: the block's squared error before and after mask tuning.
-        vocabulary: Tokens that stay, and tokens before.
-        embedding_rank: `rank` of the word embeddings, and the share of their squares `kept`.
-        kept: `heads`, `ffn`, `hidden` and `layers`: what stays, and what there was before.
-        latency: The latency of the budget: conditions, target, prediction and measurement.
+        vocabulary: The number of tokens that stay, and the number before.
+        embedding_rank: `rank` of the word embeddings, and the share of their sum of squares that is `kept`.
+        kept: For `heads`, `ffn`, `hidden` and `layers`, the number that stays and the number before.
+        latency: For a budget of latency, its conditions, target, prediction and measurement.
         sparsity: The share of zeros, and the bytes of dense and of sparse storage.
         sensitivity: The metric when one block alone loses units (`measure_sensitivity`).
     """
@@ -32,13 +32,13 @@ class PruningFacts:
     sparsity: Mapping[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The facts as stage.json keeps them; what was not looked at is left out."""
+        """Returns the facts as stage.json holds them, without those that are None."""
         own = {name: getattr(self, name) for name in _OWN}
         return {**self.training, **{name: value for name, value in own.items() if value is not None}}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> PruningFacts:
-        """The facts that `to_json` wrote."""
+        """Reads the facts that `to_json` wrote."""
         own = {name: value for name, value in found.items() if name in _OWN}
         return cls({name: value for name, value in found.items() if name not in own}, **own)
 

@@ -1,4 +1,4 @@
-"""Pictures of a prune stage: what each layer keeps, what each layer can spare, predicted and measured latency."""
+"""Figures of a prune stage: the units that each layer keeps, the sensitivity of layers, the latency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 UNITS = {"heads": "attention heads", "ffn": "FFN neurons"}
-"""The blocks of a layer: the key of their units in the facts, and the units' name."""
+"""The units of a layer: their key in the facts, and their name."""
 BARS = {"source": "before", "predicted": "predicted", "measured": "measured"}
 """The latencies that are drawn as bars: their key in the facts, and the bar's label."""
 SHARES = ("#fff7ed", "#fdba74", "#9a3412")
@@ -20,7 +20,7 @@ SHARES = ("#fff7ed", "#fdba74", "#9a3412")
 
 
 def list_figures(facts: Mapping[str, Any]) -> list[Figure]:
-    """Lists the pictures that these facts can fill; there is no heat map if nothing was cut."""
+    """Lists the figures for which there are facts; there is no heat map if nothing was cut."""
     found = []
     layers, units = facts["kept"]["layers"], [pair for block in UNITS for pair in facts["kept"][block]]
     if len(layers["kept"]) < layers["of"] or any(count < of for count, of in units):
@@ -31,17 +31,17 @@ def list_figures(facts: Mapping[str, Any]) -> list[Figure]:
         draw = partial(draw_sensitivity, facts["sensitivity"])
         found.append(Figure("sensitivity", "what each layer can spare", caption, draw))
     if "latency" in facts:
-        caption = "The latency that the timings of single blocks predicted, and the measured latency of the model."
+        caption = "The latency predicted from the timings of single blocks, and the measured latency of the model."
         draw = partial(draw_latency, facts["latency"])
         found.append(Figure("latency", "predicted and measured latency", caption, draw))
     return found
 
 
 def draw_kept(kept: Mapping[str, Any]) -> Drawing:
-    """Draws a heat map of the heads and neurons that each layer keeps; the row of a layer that was cut is empty.
+    """Draws a heat map of the heads and neurons that each layer keeps; the row of a dropped layer is empty.
 
     Args:
-        kept: `heads` and `ffn`, `[[kept, of], …]` of the layers that are left; `layers`, their numbers.
+        kept: `heads` and `ffn`: `[[kept, of], …]` for the layers that are left; `layers`: their numbers.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -77,10 +77,10 @@ def _label_bar(bar: Any, label: str) -> None:
 
 
 def draw_sensitivity(sensitivity: Mapping[str, Any]) -> Drawing:
-    """Draws the metric against the share that one layer alone loses, a line a layer; a panel a kind of unit.
+    """Draws the metric against the share that one layer alone loses: one line for each layer, in two panels.
 
     Args:
-        sensitivity: The facts that `pruning/sensitivity.py` finds.
+        sensitivity: The facts of `pruning/sensitivity.py`.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -114,10 +114,10 @@ def draw_sensitivity(sensitivity: Mapping[str, Any]) -> Drawing:
 
 
 def draw_latency(latency: Mapping[str, Any]) -> Drawing:
-    """Draws the latency before pruning, as predicted and as measured, as bars, and the target as a line.
+    """Draws bars of the latency before pruning, predicted and measured, and a line at the target.
 
     Args:
-        latency: `source_ms`, `target_ms`, `predicted_ms`, `measured_ms` and how they were measured.
+        latency: `source_ms`, `target_ms`, `predicted_ms`, `measured_ms` and the conditions.
     """
     figure, (axis,) = make_panels(1, 6.4, 2.4)
     values = [latency[f"{name}_ms"] for name in BARS]

@@ -1,7 +1,7 @@
-"""Gates on attention heads and FFN neurons, the replacement for `head_mask` that works under every attention.
+"""Gates on attention heads and FFN neurons; they replace `head_mask` and work with every attention implementation.
 
-A gate multiplies what a head (or neuron) feeds into the linear layer behind it, which is exactly the ξ of
-Michel et al. 2019 (arXiv:1905.10650, eq. 5). With one gate a row its gradient is a per-sample gradient.
+A gate multiplies the output of a head or neuron before the next linear layer. It is the ξ of Michel et al. 2019
+(arXiv:1905.10650, eq. 5).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def gated(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Iterator[None]:
-    """Multiplies every head's and neuron's output by its gate while the context lasts.
+def apply_gates(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Iterator[None]:
+    """Multiplies the output of every head and neuron by its gate inside the context.
 
     Args:
         model: A Hugging Face model.
@@ -48,7 +48,7 @@ def _multiply(gate: Tensor, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[T
 
 
 def fold_gates(model: nn.Module, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> None:
-    """Multiplies each unit's columns of the linear layer behind it by its gate, in place.
+    """Multiplies each unit's columns of the next linear layer by its gate, in place.
 
     Args:
         model: A Hugging Face model.

@@ -1,8 +1,8 @@
-"""Gradients of the loss by gates that are all 1, each row's for itself, from one forward and backward pass a batch.
+"""Computes per-row gradients of the loss by gates of value 1, in one forward and backward pass for each batch.
 
-The gradient by a gate ξ that multiplies a unit's output x is `∂L/∂ξ = Σ_tokens x ∂L/∂x` at ξ = 1. It is read off the
-backward pass where that passes by; the gates themselves, and the tensors that they would make, are not needed. No
-weight has to have a gradient for it, and nothing below the first unit is passed through.
+The gradient by a gate ξ that multiplies a unit's output x is `∂L/∂ξ = Σ_tokens x ∂L/∂x` at ξ = 1. Hooks compute it
+during the backward pass, so gates and their tensors do not exist. No weight needs a gradient, and the backward pass
+ends at the first unit.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 Batches = Iterable[Mapping[str, "Tensor"]]
 Loss = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """`(logits, labels, mask)` to the mean loss over the rows."""
-Of = Callable[["Tensor"], "Tensor"]
-"""What is taken of each row's (or, of weights, each batch's) gradient before the mean."""
+Transform = Callable[["Tensor"], "Tensor"]
+"""Transforms each row's gradient (for weights, each batch's) before the mean, element by element."""
 
 
 def unit_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """For each batch, each row's `∂L/∂ξ` by the gates on heads and neurons.
+    """Computes each row's gradients `∂L/∂ξ` by the gates on heads and neurons, batch by batch.
 
-    The model is in eval mode and its weights are frozen while the iteration lasts; then it is as it was.
+    The model is in eval mode and frozen during the iteration, and is restored afterwards.
 
     Args:
-        model: A model with its head.
+        model: A model with its task head.
         batches: Encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
 
     Yields:
-        One tensor for each layer's weights, `(batch, head groups)`, and one for each, `(batch, ffn)`; where a layer
-        runs again and again, the sum over its runs.
+        For each layer's weights one tensor `(batch, head groups)`, and for each one tensor `(batch, ffn)`; if layers
+        share their weights, the sum over them.
     """
     modules, counts = spec_of(model).modules, unit_counts(model)
     places = [
@@ -61,15 +61,15 @@ def unit_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[t
 
 
 def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator[Tensor]:
-    """For each batch, each row's `∂L/∂ζ` by the gates on the dimensions of the residual stream, `(batch, hidden)`.
+    """Computes each row's gradients `∂L/∂ζ` by the gates on hidden dimensions, `(batch, hidden)`, batch by batch.
 
-    Dimensions meet only in the linear modules that read the stream (and in the statistics of norms). So `ζ_d`
-    multiplies dimension `d` at every read: of queries, keys and values, of the FFN, and of what follows the last
-    layer. Gated by 0 there, a dimension is gone up to those statistics. Its gradient is the sum over the reads of
-    `Σ_tokens x_d ∂L/∂x_d`, the derivative taken through that read alone.
+    Dimensions mix only in the linear modules that read the residual stream (and in the statistics of norms). So `ζ_d`
+    multiplies dimension `d` wherever the stream is read: by queries, keys and values, by the FFN, and by the modules
+    after the last layer. A gate of 0 removes the dimension, except from those statistics. Its gradient is the sum over
+    the reads of `Σ_tokens x_d ∂L/∂x_d`, with the derivative through that read alone.
 
     Args:
-        model: A model with its head; in eval mode and frozen while the iteration lasts, then as it was.
+        model: A model with its task head; in eval mode and frozen during the iteration, restored afterwards.
         batches: Encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows, `mask` true at real tokens.
     """
@@ -91,46 +91,51 @@ def stream_gradients(model: nn.Module, batches: Batches, loss: Loss) -> Iterator
 
 
 def mean_unit_gradients(
-    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of
+    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, transform: Transform
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The mean of `of(∂L/∂ξ)` over the rows of all processes: `(head groups,)` and `(ffn,)` for each layer's weights.
+    """Computes the mean of `transform(∂L/∂ξ)` over the rows of all processes.
 
     Args:
-        model: A model with its head; left as it was.
+        model: A model with its task head; left as it was.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
         all_reduce_sum: Sums tensors over the processes, in place.
-        of: What is taken of each row's gradient, element by element.
+        transform: Transforms each row's gradient before the mean, element by element.
+
+    Returns:
+        For each layer's weights one tensor `(head groups,)`, and for each one tensor `(ffn,)`.
     """
     heads, neurons = unit_counts(model)
     rows = ([*h, *n] for h, n in unit_gradients(model, batches, loss))
-    means = _mean_over_rows(model, rows, [*heads, *neurons], all_reduce_sum, of)
+    means = _mean_over_rows(model, rows, [*heads, *neurons], all_reduce_sum, transform)
     return means[: len(heads)], means[len(heads) :]
 
 
-def mean_stream_gradients(model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of) -> Tensor:
-    """The mean of `of(∂L/∂ζ)` over the rows of all processes, `(hidden,)`; arguments as of `mean_unit_gradients`."""
+def mean_stream_gradients(
+    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, transform: Transform
+) -> Tensor:
+    """Computes the mean of `transform(∂L/∂ζ)` over the rows of all processes: `(hidden,)`."""
     rows = ([gradient] for gradient in stream_gradients(model, batches, loss))
-    return _mean_over_rows(model, rows, [_width(model)], all_reduce_sum, of)[0]
+    return _mean_over_rows(model, rows, [_width(model)], all_reduce_sum, transform)[0]
 
 
 def mean_weight_gradients(
-    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, of: Of
+    model: nn.Module, batches: Batches, loss: Loss, all_reduce_sum: AllReduce, transform: Transform
 ) -> dict[str, Tensor]:
-    """The mean of `of(∂L/∂w)` over the batches of all processes, for the weights of the layers' linear modules.
+    """Computes the mean of `transform(∂L/∂w)` over the batches of all processes, for the layers' linear weights.
 
-    A gradient for each row and each weight is more than can be afforded: `L` is the mean over a batch, and batches
-    count by their rows.
+    A gradient for each row and each weight would be too expensive: `L` is the mean over a batch, and batches count by
+    their rows.
 
     Args:
-        model: A model with its head; left as it was.
+        model: A model with its task head; left as it was.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
         all_reduce_sum: Sums tensors over the processes, in place.
-        of: What is taken of each batch's gradient, element by element.
+        transform: Transforms each batch's gradient before the mean, element by element.
 
     Returns:
-        By the weight's name in the state dict, and of its shape.
+        For each weight's name in the state dict, a tensor of its shape.
     """
     import torch
 
@@ -142,29 +147,29 @@ def mean_weight_gradients(
             count = len(batch["labels"])
             with torch.enable_grad():
                 value = _mean_loss(model, batch, loss)
-            # An attention without heads does not use its empty weights.
+            # Attention without heads does not use its empty weights.
             gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
             for weight_sum, gradient in zip(sums, gradients, strict=True):
-                weight_sum.add_(of(gradient.float()), alpha=count)
+                weight_sum.add_(transform(gradient.float()), alpha=count)
             rows += count
     return dict(zip(weights, _means(sums, rows, all_reduce_sum), strict=True))
 
 
 def _mean_over_rows(
-    model: nn.Module, batches: Iterable[list[Tensor]], sizes: list[int], all_reduce_sum: AllReduce, of: Of
+    model: nn.Module, batches: Iterable[list[Tensor]], sizes: list[int], all_reduce_sum: AllReduce, transform: Transform
 ) -> list[Tensor]:
     import torch
 
     sums, rows = [_zeros(model, size).double() for size in sizes], 0
     for gradients in batches:
         for value, gradient in zip(sums, gradients, strict=True):
-            value += of(gradient).sum(0, dtype=torch.float64)
+            value += transform(gradient).sum(0, dtype=torch.float64)
         rows += len(gradients[0])
     return _means(sums, rows, all_reduce_sum)
 
 
 def _means(sums: list[Tensor], rows: int, all_reduce_sum: AllReduce) -> list[Tensor]:
-    """In float64 until here, so that any number of processes comes to the same float32."""
+    """Divides sums by the rows of all processes; they are float64, so that the float32 does not depend on processes."""
     import torch
 
     count = torch.tensor([float(rows)], dtype=torch.float64, device=sums[0].device)
@@ -194,7 +199,7 @@ def _mean_loss(model: nn.Module, batch: Mapping[str, Tensor], loss: Loss) -> Ten
 
 
 def _summed_loss(model: nn.Module, batch: Mapping[str, Tensor], loss: Loss, handles: list[Any]) -> Tensor:
-    """The sum of the loss over the rows; the hooks are there in this forward pass alone."""
+    """Computes the sum of the loss over the rows, and then removes the hooks."""
     import torch
 
     try:
@@ -206,19 +211,19 @@ def _summed_loss(model: nn.Module, batch: Mapping[str, Tensor], loss: Loss, hand
 
 
 def _watch_input(sums: Tensor, _module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Sums what the gradient of a module's input says of each unit, once it comes by."""
+    """Adds the gradients of the units that a module reads to `sums`, during the backward pass."""
     if sums.shape[-1] == 0:
         return args
-    # The first unit of all has no trainable weight below it: the graph begins here.
+    # The first unit of all has no trainable weight below it: the graph starts here.
     x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
     _watch(sums, x)
     return (x, *args[1:])
 
 
 def _watch_read(sums: Tensor, _module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same, of what a module reads from the stream, and through this module alone.
+    """Adds the gradients of the hidden dimensions that a module reads to `sums`, through this module alone.
 
-    What needs no gradient is not the stream: DeBERTa sends its relative positions through the same modules.
+    An input without gradient is not the residual stream: DeBERTa sends its relative positions through the same modules.
     """
     if not args[0].requires_grad:
         return args
@@ -228,7 +233,7 @@ def _watch_read(sums: Tensor, _module: Any, args: tuple[Tensor, ...]) -> tuple[T
 
 
 def _enter(_layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The graph begins at the first layer."""
+    """Starts the graph at the first layer."""
     return args if args[0].requires_grad else (args[0].detach().requires_grad_(), *args[1:])
 
 
@@ -237,7 +242,7 @@ def _remember(last: list[Tensor], _layer: Any, _args: Any, output: Any) -> None:
 
 
 def _watch(sums: Tensor, x: Tensor) -> None:
-    # Detached, or the tensor would hold its hook and the hook the tensor.
+    # Detached: else tensor and hook would keep each other alive.
     x.register_hook(partial(_add, sums, x.detach()))
 
 

@@ -1,9 +1,9 @@
-"""The best choice of one option a block under a budget, found exactly (the multiple-choice knapsack problem).
+"""Solves the multiple-choice knapsack problem exactly: chooses one option for each block under a budget.
 
-Three steps, none of which loses the optimum: blocks whose units all cost the same and are worth less and less are one
-ranking; a Lagrange multiplier bounds what any choice can reach, which rules out most options (Sinha & Zoltners 1979);
-what is left is combined block by block, of the partial choices only those kept that no other one beats in both cost
-and value (Pisinger 1995).
+There are three steps, and none of them loses the optimum. Blocks whose units all have the same cost and falling values
+are merged into one ranking. A Lagrange multiplier bounds the value of any choice, which rules out most options (Sinha &
+Zoltners 1979). The rest is combined block by block; a partial choice is kept only if no other one has both a lower cost
+and a higher value (Pisinger 1995).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HALVINGS = 60
-"""Of the interval that the multiplier is looked for in; fewer only rule out less."""
+"""Halvings of the search interval for the multiplier; with fewer of them, fewer options are ruled out."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What keeping the least number of a block's units, one more, two more, … is worth and costs: `(options,)`."""
+    """The values and costs of keeping a block's least number of units, one more, two more, …: `(options,)`."""
 
     values: NDArray[Any]
     costs: NDArray[Any]
@@ -29,11 +29,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Options:
-    """What one block, or several that were merged, can be, cheapest first.
+    """The options of one block, or of several merged blocks, the cheapest first.
 
     Attributes:
-        costs, values: `(options,)`, both strictly ascending: what costs more and is worth no more is left out.
-        counts: `(options, blocks)`, units of each block at each option; zero where the block has no part in it.
+        costs, values: `(options,)`, both strictly ascending: an option that costs more is worth more.
+        counts: `(options, blocks)`, the units of each block in each option; 0 for other blocks.
     """
 
     costs: NDArray[Any]
@@ -41,25 +41,25 @@ class Options:
     counts: NDArray[Any]
 
     def at(self, index: NDArray[Any]) -> Options:
-        """Some of the options."""
+        """Selects some of the options."""
         return Options(self.costs[index], self.values[index], self.counts[index])
 
 
-def best_counts(
+def solve_knapsack(
     values: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], least: Sequence[int], budget: float
 ) -> list[int] | None:
-    """How many units of each block to keep, so that their values' sum is the largest that the budget allows.
+    """Finds the number of units of each block with the largest sum of values that the budget allows.
 
-    Of choices worth the same the cheapest is taken, then always the same one.
+    Of choices with the same value it takes the cheapest, and is deterministic.
 
     Args:
         values: For each block, the value of keeping 0, 1, 2, … units.
-        costs: For each block, the cost of keeping as many; in any relation to their number.
+        costs: For each block, the cost of keeping 0, 1, 2, … units; any numbers, not only ascending ones.
         least: For each block, the fewest units that it keeps.
-        budget: The most that all costs together may come to.
+        budget: The largest sum of all costs.
 
     Returns:
-        One count for each block, or None where even the cheapest choice costs more than the budget.
+        One count for each block, or None if even the cheapest choice costs more than the budget.
     """
     import numpy as np
 
@@ -69,13 +69,13 @@ def best_counts(
     blocks = [
         Block(np.array(v[m:], float), np.array(c[m:], float)) for v, c, m in zip(values, costs, least, strict=True)
     ]
-    parts, spare, price = _promising(_merged(blocks), budget)
-    chosen = _combined(parts, spare, price, budget)
+    parts, spare, price = _select_promising(_merge_blocks(blocks), budget)
+    chosen = _combine_parts(parts, spare, price, budget)
     return [int(count) + low for count, low in zip(chosen, least, strict=True)]
 
 
-def _merged(blocks: list[Block]) -> list[Options]:
-    """The blocks' options; those of blocks that can be ranked unit by unit are put together."""
+def _merge_blocks(blocks: list[Block]) -> list[Options]:
+    """Makes the blocks' options; blocks that can be ranked unit by unit are merged."""
     import numpy as np
 
     ranked: dict[float, list[int]] = {}
@@ -88,12 +88,12 @@ def _merged(blocks: list[Block]) -> list[Options]:
             counts = np.zeros((len(block.values), len(blocks)), np.int32)
             counts[:, index] = np.arange(len(block.values))
             parts.append(Options(block.costs, block.values, counts))
-    parts += [_ranking(price, members, blocks) for price, members in ranked.items()]
-    return [part.at(_front(part.costs, part.values)) for part in parts]
+    parts += [_rank_units(price, members, blocks) for price, members in ranked.items()]
+    return [part.at(_select_front(part.costs, part.values)) for part in parts]
 
 
-def _ranking(price: float, members: list[int], blocks: list[Block]) -> Options:
-    """The options of blocks whose units all cost `price`: none of them, the best of all, the best two, and so on."""
+def _rank_units(price: float, members: list[int], blocks: list[Block]) -> Options:
+    """Makes the options of blocks whose units all cost `price`: no unit, the best one, the best two, and so on."""
     import numpy as np
 
     gains = np.concatenate([np.diff(blocks[m].values) for m in members])
@@ -106,8 +106,8 @@ def _ranking(price: float, members: list[int], blocks: list[Block]) -> Options:
     return Options(costs, values, np.cumsum(counts, axis=0, dtype=np.int32))
 
 
-def _front(costs: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """Where nothing else costs no more and is worth as much, by ascending cost."""
+def _select_front(costs: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Selects the options that no other option beats in both cost and value, by ascending cost (the Pareto front)."""
     import numpy as np
 
     order = np.lexsort((-values, costs))
@@ -115,35 +115,35 @@ def _front(costs: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     return order[np.concatenate([[True], best[1:] > best[:-1]])]
 
 
-def _promising(parts: list[Options], budget: float) -> tuple[list[Options], float, float]:
-    """The options that a choice as good as one already found can have.
+def _select_promising(parts: list[Options], budget: float) -> tuple[list[Options], float, float]:
+    """Selects the options that can be part of a choice at least as good as one that is already known.
 
-    With a price on each unit of cost, no choice is worth more than `price·budget + Σ max(value - price·cost)`. An
-    option that falls short of its block's maximum by more than that bound exceeds a choice already found is in no
-    better one.
+    With a price for each unit of cost, no choice is worth more than `price·budget + Σ max(value - price·cost)`. The
+    difference between this bound and the known choice is the spare. An option that falls short of its block's maximum
+    by more than the spare cannot be part of a better choice.
 
     Returns:
-        The options, how far all of a choice together may fall short, and the price.
+        The options, the spare, and the price.
     """
     import numpy as np
 
-    price = _price(parts, budget)
+    price = _find_price(parts, budget)
     picked = [int((part.values - price * part.costs).argmax()) for part in parts]
     left = budget - sum(float(part.costs[i]) for part, i in zip(parts, picked, strict=True))
     value = sum(float(part.values[i]) for part, i in zip(parts, picked, strict=True))
-    spare = price * left - _filled(parts, picked, left)
+    spare = price * left - _fill_greedily(parts, picked, left)
     spare = max(spare, 0.0) + 1e-9 * (abs(value) + price * budget)  # sums are rounded
-    return [part.at(np.flatnonzero(_short(part, price) <= spare)) for part in parts], spare, price
+    return [part.at(np.flatnonzero(_shortfall(part, price) <= spare)) for part in parts], spare, price
 
 
-def _short(part: Options, price: float) -> NDArray[Any]:
-    """How far each option falls short of the best one at a price."""
+def _shortfall(part: Options, price: float) -> NDArray[Any]:
+    """Computes by how much each option falls short of the best one at a price."""
     worth = part.values - price * part.costs
     return worth.max() - worth
 
 
-def _price(parts: list[Options], budget: float) -> float:
-    """About the lowest price at which the blocks' best options, each by itself, fit the budget."""
+def _find_price(parts: list[Options], budget: float) -> float:
+    """Finds roughly the lowest price at which the best options of all blocks fit the budget together."""
     import numpy as np
 
     low, high = 0.0, 2 * max(float((np.diff(p.values) / np.diff(p.costs)).max(initial=0.0)) for p in parts)
@@ -155,8 +155,8 @@ def _price(parts: list[Options], budget: float) -> float:
     return high
 
 
-def _filled(parts: list[Options], picked: list[int], left: float) -> float:
-    """How much value a choice gains when what it leaves of the budget is spent, each time where it is worth most."""
+def _fill_greedily(parts: list[Options], picked: list[int], left: float) -> float:
+    """Computes the value that a choice gains if the rest of the budget is spent, each time on the largest gain."""
     import numpy as np
 
     picked, gained = list(picked), 0.0
@@ -173,8 +173,8 @@ def _filled(parts: list[Options], picked: list[int], left: float) -> float:
         picked[best] = reach[best]
 
 
-def _combined(parts: list[Options], spare: float, price: float, budget: float) -> NDArray[Any]:
-    """The counts of the best choice: block by block, every partial choice that may still become it."""
+def _combine_parts(parts: list[Options], spare: float, price: float, budget: float) -> NDArray[Any]:
+    """Finds the counts of the best choice, block by block, from all partial choices that can still become the best."""
     import numpy as np
 
     parts = sorted(parts, key=lambda part: len(part.costs))
@@ -184,10 +184,10 @@ def _combined(parts: list[Options], spare: float, price: float, budget: float) -
     for number, part in enumerate(parts):
         reserved = sum(cheapest[number + 1 :])
         costs = states.costs[:, None] + part.costs
-        shorts = short[:, None] + _short(part, price)
+        shorts = short[:, None] + _shortfall(part, price)
         state, option = np.nonzero((costs + reserved <= budget) & (shorts <= spare))
         costs, values = costs[state, option], states.values[state] + part.values[option]
-        front = _front(costs, values)
+        front = _select_front(costs, values)
         short = shorts[state[front], option[front]]
         counts = states.counts[state[front]] + part.counts[option[front]]
         states = Options(costs[front], values[front], counts)

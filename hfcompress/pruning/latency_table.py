@@ -1,4 +1,4 @@
-"""The latency table: what heads and neurons cost in time on this device, measured once and kept."""
+"""The latency table: the time that heads and neurons take on this device, measured once and cached."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROUNDS = 7
-"""How often the models take turns; of each, the median counts."""
+"""The number of rounds in which models take turns; the median of a model's rounds is its time."""
 TURN = 0.02
-"""Seconds that a turn lasts at least, so that the clock's and the launches' own time do not matter."""
+"""The shortest turn in seconds; the cost of the clock and of kernel launches does not matter in a long turn."""
 DEPTH = 2
-"""Layers of the models that are timed for one layer's time."""
+"""The number of layers of the models from which the time of one layer is computed."""
 POINTS = 8
-"""Head counts, and as many FFN widths, that are timed besides none; between them the time is interpolated."""
+"""The number of head counts and of FFN widths that are timed, besides 0; times between them are interpolated."""
 FEW_WORDS = 64
-"""Rows of the word embeddings of a model that is timed for its layers alone."""
+"""The vocabulary of a model that is timed for its layers alone."""
 STEPS = 2**14
-"""Steps that the whole model's time is divided into; costs are rounded up to one."""
+"""The number of steps that the whole model's time is divided into; costs are rounded up to a step."""
 
 Points = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Under which conditions a model is timed; every token is a real one.
+    """The conditions under which a model is timed; there is no padding.
 
     Attributes:
         device: `cpu` or `cuda`.
         batch_size: Rows of a batch.
         length: Tokens of a row.
-        threads: Of one operator on a CPU; by default the count at which the whole model is fastest, of those that are
-            permitted.
-        dtype: Of the weights: `float32`, `float16` or `bfloat16`.
+        threads: Threads of one operator on a CPU; by default the permitted number with which the whole model is
+            fastest.
+        dtype: The type of the weights: `float32`, `float16` or `bfloat16`.
     """
 
     device: str = "cpu"
@@ -67,35 +67,35 @@ class Setting:
 
     @property
     def permitted_threads(self) -> list[int]:
-        """The numbers of threads to choose from."""
+        """The numbers of threads that are permitted."""
         return [self.threads] if self.threads else thread_counts(default_threads())
 
     @property
     def device_name(self) -> str:
-        """What the device calls itself.
+        """The name of the device.
 
         Raises:
-            HfcompressError: where it is not there.
+            HfcompressError: if this machine has no such device.
         """
         import torch
 
         if self.device == "cpu":
             return cpu_name()
         if not torch.cuda.is_available():
-            raise HfcompressError("a latency on cuda is asked for, and there is no GPU", "say `device: cpu`")
+            raise HfcompressError("the budget is a latency on cuda, and there is no GPU", "say `device: cpu`")
         return torch.cuda.get_device_name(0)
 
 
 @dataclass(frozen=True)
-class Table:
-    """Seconds.
+class LatencyTable:
+    """The times of a model's parts, in seconds.
 
     Attributes:
-        empty: Of the model with its embeddings, head, norms and residuals, and neither heads nor neurons.
-        heads: `(query heads, seconds they add in one layer)`, ascending from none.
-        neurons: `(FFN width, seconds it adds in one layer)`, ascending from none.
-        threads: Of one operator, on which all of it was timed.
-        busy: What the machine did beside; empty where it was quiet.
+        empty: The model without attention heads and neurons: embeddings, norms, residuals and task head.
+        heads: `(query heads, seconds they add in one layer)`, ascending from 0.
+        neurons: `(FFN width, seconds it adds in one layer)`, ascending from 0.
+        threads: Threads of one operator in all timings.
+        busy: The other work of the machine meanwhile; empty if it was quiet.
     """
 
     empty: float
@@ -105,56 +105,56 @@ class Table:
     busy: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The table as JSON."""
+        """Returns the table as JSON."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Table:
-        """The table that `to_json` wrote.
+    def from_json(cls, found: Mapping[str, Any]) -> LatencyTable:
+        """Reads the table that `to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: if it is something else.
+            KeyError, TypeError, ValueError: if it is no such table.
         """
         heads, neurons = (tuple((int(x), float(s)) for x, s in found[kind]) for kind in ("heads", "neurons"))
         return cls(float(found["empty"]), heads, neurons, found["threads"], found["busy"])
 
 
-def predict(table: Table, shape: Shape) -> float:
-    """Seconds that a model of these layers takes; for the architecture and depth that the table was made of."""
-    layers = [_between(table.heads, x.heads) + _between(table.neurons, x.ffn) for x in shape.layers]
+def predict(table: LatencyTable, shape: Shape) -> float:
+    """Predicts the seconds of a model with these layers, of the architecture and depth that the table was made for."""
+    layers = [_interpolate(table.heads, x.heads) + _interpolate(table.neurons, x.ffn) for x in shape.layers]
     return table.empty + sum(layers)
 
 
-def costs_in_time(table: Table, shape: Shape, group: int) -> Costs:
-    """What head groups and groups of `group` neurons cost, in nanoseconds.
+def costs_in_time(table: LatencyTable, shape: Shape, group: int) -> Costs:
+    """Computes the costs of head groups and of groups of `group` neurons, in nanoseconds.
 
-    Each is rounded up to one of `STEPS` steps, so that few sums differ and none is too low.
+    Each cost is rounded up to one of `STEPS` steps, so that there are few different sums and none is too low.
     """
     step = max(math.ceil(predict(table, shape) * 1e9 / STEPS), 1)
     blocks, runs = (shape.layers[:1], len(shape.layers)) if shape.spec.shared_layers else (shape.layers, 1)
 
     def block(points: Points, unit: int, most: int) -> tuple[int, ...]:
-        return tuple(rounded(runs * _between(points, k)) for k in range(0, most + 1, unit))
+        return tuple(round_up(runs * _interpolate(points, k)) for k in range(0, most + 1, unit))
 
-    def rounded(seconds: float) -> int:
+    def round_up(seconds: float) -> int:
         return math.ceil(seconds * 1e9 / step) * step
 
     return Costs(
         tuple(block(table.heads, shape.group, x.heads) for x in blocks),
         tuple(block(table.neurons, group, x.ffn) for x in blocks),
         group,
-        rounded(table.empty),
+        round_up(table.empty),
     )
 
 
-def _between(points: Points, count: int) -> float:
+def _interpolate(points: Points, count: int) -> float:
     import numpy as np
 
     return float(np.interp(count, [x for x, _ in points], [seconds for _, seconds in points]))
 
 
-def find_table(model: PreTrainedModel, setting: Setting) -> Table:
-    """The table for a model under a setting: the one kept in the cache, or a new one, which is kept."""
+def find_table(model: PreTrainedModel, setting: Setting) -> LatencyTable:
+    """Reads the table for a model and setting from the cache, or measures it and adds it to the cache."""
     shape = shape_of(model.config.to_dict())
     identity = _identity(model, shape, setting)
     name = hash_json(identity)
@@ -162,57 +162,57 @@ def find_table(model: PreTrainedModel, setting: Setting) -> Table:
     found = _read(path, identity)
     if found is None:
         log.info(f"timing heads and FFN widths on {setting.device_name}, once for this kind of model")
-        before = machine.moment()
+        before = machine.read_counters()
         found = measure_table(model, shape, setting)
-        found = replace(found, busy=machine.other_work(before) if setting.device == "cpu" else "")
+        found = replace(found, busy=machine.find_other_work(before) if setting.device == "cpu" else "")
         _write(path, identity, found)
-    if found.busy:  # kept all the same: a run that is interrupted must go on with what it began with
-        log.info(f"these timings were made on a busy machine ({found.busy}): delete {path} to time anew")
+    if found.busy:  # a busy table is cached too: a run that was interrupted must continue with the same table
+        log.info(f"these timings were made on a busy machine ({found.busy}): delete {path} to measure again")
     return found
 
 
-def measure_table(model: PreTrainedModel, shape: Shape, setting: Setting, rounds: int = ROUNDS) -> Table:
-    """Times models of random weights: whole layers of heads alone and of neurons alone, against layers of neither.
+def measure_table(model: PreTrainedModel, shape: Shape, setting: Setting, rounds: int = ROUNDS) -> LatencyTable:
+    """Times models with random weights whose layers have heads alone, neurons alone, or neither.
 
-    Each is `DEPTH` equal layers, so a layer's share is what it takes beyond the empty one over `DEPTH`. Where noise
-    makes more units seem faster than fewer, both get their mean.
+    Each model has `DEPTH` equal layers. A layer's time is the time of its model less that of the model with empty
+    layers, divided by `DEPTH`. If noise makes more units seem faster than fewer, both get their mean.
     """
     most_heads, most_neurons = (max(sizes) for sizes in zip(*((x.heads, x.ffn) for x in shape.layers), strict=True))
-    heads = [k * shape.group for k in _spread(most_heads // shape.group)]
-    widths = _spread(most_neurons)
+    heads = [k * shape.group for k in _spread_counts(most_heads // shape.group)]
+    widths = _spread_counts(most_neurons)
     layers = [Layer(0, 0), *(Layer(k, 0) for k in heads), *(Layer(0, w) for w in widths)]
-    models = [_probe_model(model, replace(shape, layers=(layer,) * DEPTH)) for layer in layers]
-    models.append(_random_model(model, replace(shape, layers=(Layer(0, 0),) * len(shape.layers))))
+    models = [_make_probe_model(model, replace(shape, layers=(layer,) * DEPTH)) for layer in layers]
+    models.append(_make_random_model(model, replace(shape, layers=(Layer(0, 0),) * len(shape.layers))))
     setting = replace(setting, threads=fastest_threads(model, setting))
-    bare, *parts, empty = timed(models, setting, rounds)
+    bare, *parts, empty = time_models(models, setting, rounds)
     added = [(seconds - bare) / DEPTH for seconds in parts]
-    return Table(
+    return LatencyTable(
         empty,
-        tuple(zip([0, *heads], _monotone(added[: len(heads)]), strict=True)),
-        tuple(zip([0, *widths], _monotone(added[len(heads) :]), strict=True)),
+        tuple(zip([0, *heads], _make_monotone(added[: len(heads)]), strict=True)),
+        tuple(zip([0, *widths], _make_monotone(added[len(heads) :]), strict=True)),
         setting.threads,
     )
 
 
 def fastest_threads(model: PreTrainedModel, setting: Setting) -> int:
-    """The number of threads, of those that a setting permits, on which a model is fastest."""
+    """Finds the number of threads with which a model is fastest, of those that the setting permits."""
     numbers = setting.permitted_threads
     if len(numbers) == 1 or setting.device != "cpu":
         return numbers[-1]
-    return min(numbers, key=lambda number: timed([model], replace(setting, threads=number), TRIALS)[0])
+    return min(numbers, key=lambda number: time_models([model], replace(setting, threads=number), TRIALS)[0])
 
 
-def _spread(most: int) -> list[int]:
-    """At most `POINTS` counts up to `most`, evenly apart."""
+def _spread_counts(most: int) -> list[int]:
+    """Makes at most `POINTS` evenly spaced counts up to `most`."""
     return sorted({round(most * k / POINTS) for k in range(1, POINTS + 1)} - {0})
 
 
-def _probe_model(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
-    """A model with next to no words: what it is timed for does not depend on them."""
-    return _random_model(model, replace(shape, vocab=FEW_WORDS), pad_token_id=0)
+def _make_probe_model(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
+    """Makes a model with a tiny vocabulary: the time of its layers does not depend on it."""
+    return _make_random_model(model, replace(shape, vocab=FEW_WORDS), pad_token_id=0)
 
 
-def _random_model(model: PreTrainedModel, shape: Shape, **changes: Any) -> PreTrainedModel:
+def _make_random_model(model: PreTrainedModel, shape: Shape, **changes: Any) -> PreTrainedModel:
     from hfcompress.models.surgery import empty_model
 
     config = deepcopy(model.config)
@@ -220,8 +220,8 @@ def _random_model(model: PreTrainedModel, shape: Shape, **changes: Any) -> PreTr
     return empty_model(type(model).__name__, shape, config)
 
 
-def _monotone(seconds: Sequence[float]) -> list[float]:
-    """Zero, then the nearest values by squares that never fall (pool adjacent violators) and are not negative."""
+def _make_monotone(seconds: Sequence[float]) -> list[float]:
+    """Returns 0, then the closest values by least squares that never fall (pool adjacent violators), at least 0."""
     pools: list[tuple[float, int]] = []
     for value in seconds:
         total, count = value, 1
@@ -232,13 +232,13 @@ def _monotone(seconds: Sequence[float]) -> list[float]:
     return [0.0, *(max(total / count, 0.0) for total, count in pools for _ in range(count))]
 
 
-def timed(models: Sequence[PreTrainedModel], setting: Setting, rounds: int = ROUNDS) -> list[float]:
-    """Seconds that each model takes for a batch, the median over rounds in which they take turns.
+def time_models(models: Sequence[PreTrainedModel], setting: Setting, rounds: int = ROUNDS) -> list[float]:
+    """Times models in rounds in which they take turns; returns each model's median seconds for a batch.
 
     The models are left as they were.
 
     Raises:
-        HfcompressError: where a model does not take rows of the length, or the device is not there.
+        HfcompressError: if a model does not take rows of this length, or there is no such device.
     """
     import numpy as np
     import torch
@@ -248,18 +248,18 @@ def timed(models: Sequence[PreTrainedModel], setting: Setting, rounds: int = ROU
     torch.set_num_threads(setting.permitted_threads[-1])
     try:
         with ExitStack() as stack:
-            runs = [Run(stack, model, setting) for model in models]
+            runs = [TimedModel(stack, model, setting) for model in models]
             seconds = [[run.turn() for run in runs] for _ in range(rounds)]
     finally:
         torch.set_num_threads(threads)
     return [float(median) for median in np.median(seconds, axis=0)]
 
 
-class Run:
-    """A model on the device with a batch, warmed up.
+class TimedModel:
+    """A model on the device with a batch, after a warm-up.
 
     Args:
-        stack: Gives the model back as it was.
+        stack: Restores the model at its end.
         model: The model.
         setting: The conditions.
     """
@@ -272,13 +272,13 @@ class Run:
         if (weight.device.type, weight.dtype) != (setting.device, dtype):
             model = deepcopy(model).to(setting.device, dtype)  # type: ignore[call-overload]
         stack.enter_context(freeze(model))
-        self.model, self.batch = model, select_inputs(model, _batch(model, setting))
+        self.model, self.batch = model, select_inputs(model, _make_batch(model, setting))
         self.repeats = 1
         warm = min(self.turn() for _ in range(2))
         self.repeats = max(math.ceil(TURN / warm), 1)
 
     def turn(self) -> float:
-        """Seconds a forward pass takes, over as many as fill a turn."""
+        """Times a turn of forward passes; returns the mean seconds of one."""
         import torch
 
         with torch.inference_mode():
@@ -296,12 +296,12 @@ class Run:
             torch.cuda.synchronize()
 
 
-def _batch(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
+def _make_batch(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
     import torch
 
     shape = shape_of(model.config.to_dict())
     if setting.length > shape.usable_positions:
-        message = f"a latency at {setting.length} tokens is asked for, and the model takes {shape.usable_positions}"
+        message = f"the budget is a latency at {setting.length} tokens, and the model takes {shape.usable_positions}"
         raise HfcompressError(message, "give the budget a smaller `length`")
     size, generator = (setting.batch_size, setting.length), torch.Generator().manual_seed(0)
     ids = torch.randint(shape.vocab // 2, shape.vocab, size, generator=generator)
@@ -309,7 +309,7 @@ def _batch(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
 
 
 def _identity(model: PreTrainedModel, shape: Shape, setting: Setting) -> dict[str, Any]:
-    """All that a table depends on."""
+    """Collects everything that a table depends on."""
     import torch
     import transformers
 
@@ -329,16 +329,16 @@ def _identity(model: PreTrainedModel, shape: Shape, setting: Setting) -> dict[st
     }
 
 
-def _read(path: Path, identity: dict[str, Any]) -> Table | None:
-    """The table in a file; None where there is none, it is damaged or of something else."""
+def _read(path: Path, identity: dict[str, Any]) -> LatencyTable | None:
+    """Reads the table in a file; None if there is no file, or it is damaged or has another identity."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        table = Table.from_json(record)
+        table = LatencyTable.from_json(record)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return table if record.get("identity") == identity else None
 
 
-def _write(path: Path, identity: dict[str, Any], table: Table) -> None:
+def _write(path: Path, identity: dict[str, Any], table: LatencyTable) -> None:
     with shared_file(path) as scratch:
         scratch.write_text(json.dumps({"identity": identity, **table.to_json()}, indent=1), encoding="utf-8")

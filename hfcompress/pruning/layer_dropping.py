@@ -51,14 +51,14 @@ def drop_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     return small.train(model.training)
 
 
-def must_stay(shape: Shape) -> tuple[int, ...]:
-    """The layers, from 0, that `drop_layers` cannot drop: ModernBERT's first has no norm before its attention."""
+def find_required_layers(shape: Shape) -> tuple[int, ...]:
+    """Lists the layers, from 0, that `drop_layers` cannot drop: ModernBERT's first has no norm before its attention."""
     return (0,) if shape.spec.modern else ()
 
 
 def _find_problem(shape: Shape, config: Mapping[str, Any], kept: Sequence[int]) -> str | None:
     """Returns the reason if no config can express a model of these layers, else None."""
-    lost = [layer + 1 for layer in must_stay(shape) if layer not in kept]
+    lost = [layer + 1 for layer in find_required_layers(shape) if layer not in kept]
     if lost:
         return f"layer {lost[0]} of {shape.architecture} must stay: unlike the others, it has no norm before attention"
     every = config.get("global_attn_every_n_layers")

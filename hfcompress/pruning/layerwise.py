@@ -1,7 +1,7 @@
-"""Runs a model one layer at a time, over rows that are kept in memory between one layer and the next.
+"""Runs a model one layer at a time, and keeps the hidden states of all batches in memory between layers.
 
-What is decided of a layer can then rest on what the layers before it give after they were changed, and the whole
-costs a few forward passes instead of one for each layer.
+A decision about a layer can then use the outputs of the layers before it after these were changed. All layers together
+cost a few forward passes, instead of one forward pass for each layer.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with beside the hidden states: masks, positions."""
+"""The arguments of a layer besides the hidden states: masks, positions."""
 
 
 @dataclass
-class Rows:
-    """A batch between two layers.
+class LayerInputs:
+    """The input of a layer for one batch.
 
     Attributes:
-        hidden: What goes into the next layer, `(batch, length, hidden)`.
+        hidden: The hidden states that go into the next layer, `(batch, length, hidden)`.
         real: True at real tokens, `(batch, length)`.
-        calls: For each layer's weights, its calls: one, or several where it runs again and again.
+        calls: For each layer's weights, their calls: one, or several if layers share their weights.
     """
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Rows:
     calls: list[list[Call]]
 
     def tokens(self, values: Tensor) -> Tensor:
-        """Values `(batch, length, width)` at the real tokens, `(tokens, width)`."""
+        """Selects values `(batch, length, width)` at the real tokens, `(tokens, width)`."""
         return values.flatten(0, 1) if self._full else values[self.real]
 
     @cached_property
@@ -47,13 +47,13 @@ class Rows:
 
 
 @dataclass
-class Run:
-    """What one run of a layer shows.
+class LayerRun:
+    """The tensors of one run of a layer.
 
     Attributes:
-        hidden: What went in.
-        inputs, outputs: Of the watched modules, by their path; of several calls in a run the first.
-        result: What came out; what went in, where the run was stopped.
+        hidden: The layer's input.
+        inputs, outputs: Those of the watched modules, by path; the first call if a module is called several times.
+        result: The layer's output; its input if the run was stopped.
     """
 
     hidden: Tensor
@@ -62,46 +62,48 @@ class Run:
     result: Tensor = None  # type: ignore[assignment]
 
 
-def start(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[Rows]:
-    """The batches before the first layer."""
+def capture_layer_inputs(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[LayerInputs]:
+    """Runs the embeddings, and returns the input of the first layer for each batch."""
     import torch
 
-    device, found, told = next(model.parameters()).device, [], list(batches)
+    device, found, known = next(model.parameters()).device, [], list(batches)
 
     def show(batch: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
         inputs = {name: value[:rows].to(device) for name, value in batch.items() if name != "labels"}
         observe(model, inputs)
         return inputs
 
-    with torch.no_grad(), freeze(model), _handing_on(layers_of(model)) as stand_ins:
-        for batch in told[:1]:
-            show(batch, 1)  # the first time each layer really runs, so one row is enough
-        for batch in told:
+    with torch.no_grad(), freeze(model), _hand_on(layers_of(model)) as stand_ins:
+        for batch in known[:1]:
+            show(batch, 1)  # each layer really runs the first time, so one row is enough
+        for batch in known:
             for stand_in in stand_ins:
                 stand_in.calls, stand_in.first = [], None
             inputs = show(batch)
             first, calls = stand_ins[0].first, [stand_in.calls for stand_in in stand_ins]
             assert first is not None
-            found.append(Rows(first, inputs["attention_mask"].bool(), calls))
+            found.append(LayerInputs(first, inputs["attention_mask"].bool(), calls))
     return found
 
 
-def runs(model: nn.Module, index: int, rows: Rows, watched: Sequence[str] = (), stop: str = "") -> Iterator[Run]:
-    """Runs a layer of the model as often as the model does, from one run's result to the next.
+def run_layer(
+    model: nn.Module, index: int, rows: LayerInputs, watched: Sequence[str] = (), stop: str = ""
+) -> Iterator[LayerRun]:
+    """Runs a layer as often as the model does; each run gets the result of the one before.
 
     Args:
-        model: A model in eval mode whose embeddings are those that `rows` came from.
-        index: Which layer of its stack.
-        rows: The batch, before the layer; it is left there.
-        watched: Paths of modules of the layer whose inputs and outputs are wanted.
-        stop: The last run ends before this module, once its input is known.
+        model: A model in eval mode, with the embeddings that made `rows`.
+        index: The number of the layer in the stack, from 0.
+        rows: The layer's input for a batch; not changed.
+        watched: Paths of modules of the layer, to record their inputs and outputs.
+        stop: Path of a module; the last run ends before it, after its input is recorded.
     """
     import torch
 
     layer, calls, hidden = layers_of(model)[index], rows.calls[index], rows.hidden
     for number, (args, kwargs) in enumerate(calls, start=1):
-        seen = Run(hidden, result=hidden)
-        with torch.no_grad(), _watching(layer, seen, {*watched, stop} - {""}, stop if number == len(calls) else ""):
+        seen = LayerRun(hidden, result=hidden)
+        with torch.no_grad(), _watch(layer, seen, {*watched, stop} - {""}, stop if number == len(calls) else ""):
             try:
                 output = layer(hidden, *args, **kwargs)
                 seen.result = hidden = output[0] if isinstance(output, tuple) else output
@@ -115,7 +117,7 @@ class _Stopped(Exception):  # noqa: N818
 
 
 @contextmanager
-def _watching(layer: nn.Module, seen: Run, paths: Iterable[str], stop: str) -> Iterator[None]:
+def _watch(layer: nn.Module, seen: LayerRun, paths: Iterable[str], stop: str) -> Iterator[None]:
     def before(path: str, _module: Any, args: tuple[Any, ...]) -> None:
         seen.inputs.setdefault(path, args[0])
         if path == stop:
@@ -137,7 +139,7 @@ def _watching(layer: nn.Module, seen: Run, paths: Iterable[str], stop: str) -> I
 
 
 class _StandIn:
-    """In a layer's place: it writes down its calls and hands its input on, in the form of the layer's output."""
+    """Stands in for a layer's forward: records its calls, and returns its input in the form of the layer's output."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.inner = layer.forward
@@ -146,17 +148,17 @@ class _StandIn:
         self.form: Any = None
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # A decoder's cache would grow with every run.
+        # Otherwise a decoder's cache would grow with every run.
         kwargs = {name: None if name == "past_key_values" else value for name, value in kwargs.items()}
         self.calls.append((args, kwargs))
         self.first = hidden if self.first is None else self.first
-        if self.form is None:  # only the layer itself knows
+        if self.form is None:  # only the layer itself knows the form of its output
             self.form = self.inner(hidden, *args, **kwargs)
         return (hidden, *self.form[1:]) if isinstance(self.form, tuple) else hidden
 
 
 @contextmanager
-def _handing_on(layers: Sequence[nn.Module]) -> Iterator[list[_StandIn]]:
+def _hand_on(layers: Sequence[nn.Module]) -> Iterator[list[_StandIn]]:
     stand_ins = [_StandIn(layer) for layer in layers]
     try:
         for layer, stand_in in zip(layers, stand_ins, strict=True):

@@ -1,6 +1,6 @@
-"""What a prune stage cannot do, as a table: when, what is wrong, how to fix it, and at which key.
+"""The rules of a prune stage, as a table: a condition, the problem, its fix, and the key that it belongs to.
 
-In a message `{case.…}` stands for an attribute of the case.
+In a message, `{case.…}` is an attribute of the case.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """A prune stage where it stands.
+    """A prune stage, the model that it gets, and its task.
 
     Attributes:
         stage: The stage.
-        shape: The model that it gets.
-        task: Its task.
+        shape: The shape of the model that it gets.
+        task: The task.
     """
 
     stage: Prune
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def planned(self) -> Shape:
-        """The shape that the stage makes."""
+        """The shape of the model that the stage makes."""
         return self.stage.plan(self.shape)
 
     @property
@@ -47,12 +47,12 @@ class Case:
 
     @property
     def masked(self) -> bool:
-        """True if masks lie over the model while it trains."""
+        """True if the model trains under masks."""
         return self.learned or isinstance(self.stage.schedule, Gradual)
 
     @property
     def while_training(self) -> bool:
-        """True if `train` is a part of the cutting."""
+        """True if `train` is part of the cutting."""
         return self.learned or isinstance(self.stage.schedule, (Gradual, Lottery))
 
     @property
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def refits(self) -> bool:
-        """True if weights that stay take over from those that go."""
+        """True if remaining weights are changed to replace those that are cut."""
         stage = self.stage
         zeros = "weights" in stage.granularities and stage.criterion.refits
         return stage.rearrange or stage.tuning != "off" or zeros
@@ -79,7 +79,7 @@ class Case:
 
     @property
     def odd_width(self) -> int | None:
-        """The first FFN width that is no multiple of `multiple_of`."""
+        """The first FFN width that is no multiple of `multiple_of`, else None."""
         return next((x.ffn for x in self.shape.layers if x.ffn % self.stage.multiple_of), None)
 
     @property
@@ -90,7 +90,7 @@ class Case:
         return table and rank * (words + width) >= words * width
 
 
-def _empties(key: str) -> Callable[[Case], bool]:
+def _cuts_all(key: str) -> Callable[[Case], bool]:
     def when(case: Case) -> bool:
         gone = 0 if key == "layers" else case.stage.layers
         return bool(getattr(case.stage, key) >= len(case.shape.layers) - gone)
@@ -98,7 +98,7 @@ def _empties(key: str) -> Callable[[Case], bool]:
     return when
 
 
-def _says(key: str) -> Callable[[Case], bool]:
+def _is_set(key: str) -> Callable[[Case], bool]:
     return lambda case: getattr(case.stage, key) not in (None, False, "off", 0)
 
 
@@ -115,20 +115,20 @@ RULES: tuple[Rule[Case], ...] = (
     # The criterion
     Rule(
         when=lambda case: case.learned and case.units and case.stage.budget is None,
-        message="{case.stage.criterion.name} learns its masks under a budget",
-        fix="say `budget: {macs: 0.5}` in place of heads and ffn",
+        message="{case.stage.criterion.name} learns its masks under a budget, and there is none",
+        fix="say `budget: {macs: 0.5}` in place of `heads` and `ffn`",
         key=("budget",),
     ),
     Rule(
         when=lambda case: case.learned and case.latency,
-        message="{case.stage.criterion.name} needs a cost that adds up over units, and latencies do not",
-        fix="say macs, parameters or bytes",
+        message="{case.stage.criterion.name} needs costs that add up over units, and latencies do not add up",
+        fix="use `macs`, `parameters` or `bytes`",
         key=("budget", "latency"),
     ),
     # Sizes
     *(
         Rule(
-            when=_empties(key),
+            when=_cuts_all(key),
             message=f"{{case.stage.{key}}} of {{depth}} layers would leave none",
             fix="leave at least one",
             key=(key,),
@@ -150,15 +150,15 @@ RULES: tuple[Rule[Case], ...] = (
     *(
         Rule(
             when=lambda case, key=key: case.latency and getattr(case.stage, key),  # type: ignore[misc]
-            message=f"a latency is found from timings of the whole model's heads and neurons, and `{key}` changes them",
-            fix="cut it in a stage before",
+            message=f"a latency needs timings of the model's heads and neurons, and `{key}` changes these",
+            fix="cut it in an earlier stage",
             key=(key,),
         )
         for key in ("layers", "hidden")
     ),
     Rule(
         when=lambda case: case.stage.hidden and case.shape.embedding == case.planned.hidden,
-        message="the hidden width would be that of the embeddings ({case.shape.embedding}), which no config can say",
+        message="the new hidden width is that of the embeddings ({case.shape.embedding}), which no config can express",
         fix="cut a little more or less",
         key=("hidden",),
     ),
@@ -172,7 +172,7 @@ RULES: tuple[Rule[Case], ...] = (
         when=lambda case: (
             case.stage.embedding_rank and not case.shape.embedding_rank and case.shape.head in ("mask", "causal")
         ),
-        message="the task head predicts words with the table of the embeddings, and a product has no such table",
+        message="the task head predicts words with the table of the word embeddings, and a product has no such table",
         fix=LEAVE_OUT,
         key=("embedding_rank",),
     ),
@@ -185,7 +185,7 @@ RULES: tuple[Rule[Case], ...] = (
     ),
     Rule(
         when=lambda case: case.stage.layers and case.shape.spec.shared_layers,
-        message="all layers have the same weights: none matters less",
+        message="all layers share the same weights, so no layer matters less than another",
         fix="use `ffn`",
         key=("layers",),
     ),
@@ -193,7 +193,7 @@ RULES: tuple[Rule[Case], ...] = (
     *(
         Rule(
             when=lambda case, key=key: case.stage.budget and getattr(case.stage, key),  # type: ignore[misc]
-            message=f"`budget` decides what `{key}` decides",
+            message=f"`budget` and `{key}` decide the same thing",
             fix="leave one of them out",
             key=(key,),
         )
@@ -201,7 +201,7 @@ RULES: tuple[Rule[Case], ...] = (
     ),
     Rule(
         when=lambda case: case.stage.budget and case.stage.says("allocation"),
-        message="a budget is spent where it is worth most, so `allocation` changes nothing",
+        message="a budget decides how much each layer loses, so `allocation` changes nothing",
         fix=LEAVE_OUT,
         key=("allocation",),
     ),
@@ -215,14 +215,14 @@ RULES: tuple[Rule[Case], ...] = (
     ),
     Rule(
         when=lambda case: case.stage.empty_blocks and not case.stage.budget,
-        message="`empty_blocks` is for a `budget`",
-        fix="use attention_blocks or ffn_blocks",
+        message="`empty_blocks` is only for a `budget`",
+        fix="use `attention_blocks` or `ffn_blocks`",
         key=("empty_blocks",),
     ),
     *(
         Rule(
-            when=lambda case, key=key: _says(key)(case) and not case.units,  # type: ignore[misc]
-            message=f"`{key}` is for heads and neurons, and none are cut",
+            when=lambda case, key=key: _is_set(key)(case) and not case.units,  # type: ignore[misc]
+            message=f"`{key}` is only for heads and neurons, and none are cut",
             fix=LEAVE_OUT,
             key=(key,),
         )
@@ -243,7 +243,7 @@ RULES: tuple[Rule[Case], ...] = (
     ),
     Rule(
         when=lambda case: case.stage.train is not None and not case.while_training,
-        message="`train` is for learned masks, `gradual` and `lottery`",
+        message="`train` is only for learned masks, `gradual` and `lottery`",
         fix="use `recover` to train after the cut",
         key=("train",),
     ),
@@ -255,25 +255,25 @@ RULES: tuple[Rule[Case], ...] = (
     ),
     Rule(
         when=lambda case: isinstance(case.stage.schedule, Lottery) and case.stage.recover is not None,
-        message="a lottery ticket is trained by `train`, which would undo what `recover` says",
+        message="a lottery ticket is trained by `train`, and `recover` would be ignored",
         fix="leave `recover` out",
         key=("recover",),
     ),
     Rule(
         when=lambda case: case.masked and {"units", "weights"} <= case.stage.granularities.keys(),
-        message="masks that train with the model lie on heads and neurons or on single weights, not on both",
-        fix="cut one of them in a stage of its own",
+        message="masks during training are on heads and neurons or on single weights, not on both",
+        fix="cut one of them in a separate stage",
         key=("weights",),
     ),
     Rule(
         when=lambda case: case.masked and case.stage.train and case.stage.train.lora,
-        message="masks are learned with all weights",
+        message="masks are trained together with all weights, so `lora` cannot be used here",
         fix="use it in `recover`",
         key=("train", "lora"),
     ),
     Rule(
         when=lambda case: case.masked and case.stage.sensitivity,
-        message="nothing is scored before the training, so `sensitivity` has nothing to draw",
+        message="nothing is scored before the training, so `sensitivity` cannot be drawn",
         fix=LEAVE_OUT,
         key=("sensitivity",),
     ),
@@ -281,7 +281,7 @@ RULES: tuple[Rule[Case], ...] = (
         Rule(
             when=lambda case, key=key: case.masked and getattr(case.stage, key),  # type: ignore[misc]
             message=f"`{key}` cannot be cut while the model trains",
-            fix="cut it in a stage of its own",
+            fix="cut it in a separate stage",
             key=(key,),
         )
         for key in ("layers", "hidden", "attention_blocks", "ffn_blocks")
@@ -290,7 +290,7 @@ RULES: tuple[Rule[Case], ...] = (
     *(
         Rule(
             when=lambda case, key=key: case.task.is_streamed and getattr(case.stage, key) not in ("keep", None),  # type: ignore[misc]
-            message="a corpus that is streamed is not read through for the tokens that it uses",
+            message="a streamed corpus is not read as a whole, so its tokens cannot be counted",
             fix=f"leave `{key}` out, or `streaming`",
             key=(key,),
         )
@@ -300,7 +300,7 @@ RULES: tuple[Rule[Case], ...] = (
 
 
 def find_problems(stage: Prune, shape: Shape, task: Task) -> list[Problem]:
-    """Finds what a stage cannot do to a model of a shape, with key paths inside the stage."""
+    """Finds the problems of a stage with a model of this shape, with key paths inside the stage."""
     case = Case(stage, shape, task)
     words = {
         "case": case,
@@ -308,10 +308,10 @@ def find_problems(stage: Prune, shape: Shape, task: Task) -> list[Problem]:
         "cutter": stage.criterion.name if case.learned else stage.schedule.use,
     }
     found = [Problem(rule.message.format(**words), rule.fix, rule.key) for rule in RULES if rule.when(case)]
-    found += [*_unscored(stage), *_refits_too_late(case)]
+    found += [*_find_unscored(stage), *_find_late_refits(case)]
     if case.masked and stage.train:
         found += [replace(problem, key=("train", *problem.key)) for problem in stage.train.masked_problems()]
-    return found or list(_untiled(stage, case.planned))
+    return found or list(_find_tiling_problem(stage, case.planned))
 
 
 _NAMES: Mapping[str, str] = {
@@ -319,8 +319,8 @@ _NAMES: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _unscored(stage: Prune) -> Iterator[Problem]:
-    """Yields the granularities that the criterion does not score, with the criteria that do."""
+def _find_unscored(stage: Prune) -> Iterator[Problem]:
+    """Yields a problem for each granularity that the criterion does not score, with the criteria that do."""
     for granularity, key in stage.granularities.items():
         if granularity not in stage.criterion.scored:
             able = [name for name in CRITERIA.names() if granularity in CRITERIA.get(name).scored]
@@ -328,22 +328,22 @@ def _unscored(stage: Prune) -> Iterator[Problem]:
             yield Problem(message, f"use one of {', '.join(able)}, or leave `{key}` out", ("criterion",))
 
 
-def _refits_too_late(case: Case) -> Iterator[Problem]:
-    """Yields the option that refits weights on a schedule that goes on with other weights."""
+def _find_late_refits(case: Case) -> Iterator[Problem]:
+    """Yields a problem if an option refits weights, and the schedule then continues with other weights."""
     stage = case.stage
     if case.refits and (case.learned or not isinstance(stage.schedule, (OneShot, Iterative))):
         key = "rearrange" if stage.rearrange else "tune" if stage.tune else "criterion"
-        message = "weights that take over from others are for one_shot and iterative"
+        message = f"`{key}` refits weights after the cut, which only the schedules one_shot and iterative can use"
         yield Problem(message, "leave it out, or say `tune: off`", (key,))
 
 
-def _untiled(stage: Prune, planned: Shape) -> Iterator[Problem]:
-    """Yields the first matrix that the pattern does not tile, where the sizes are known before the cut."""
+def _find_tiling_problem(stage: Prune, planned: Shape) -> Iterator[Problem]:
+    """Yields a problem for the first matrix that the pattern does not divide, if sizes are known before the cut."""
     if stage.weights is None or not planned.even:
         return
     for number, layer in enumerate(planned.layers):
         for path, inputs, outputs in planned_linears(planned, layer):
             name = f"{ARCHITECTURES[planned.architecture].modules.layers}.{number}.{path}.weight"
-            if problem := stage.weights.untiled(name, outputs, inputs):
+            if problem := stage.weights.find_problem(name, outputs, inputs):
                 yield replace(problem, key=("weights",))
                 return

@@ -1,4 +1,4 @@
-"""When pruning happens: at once, in rounds, during training, or in rounds that go back to early weights."""
+"""Pruning schedules: at once, in rounds, during training, or in rounds that go back to early weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Curve = Literal["linear", "cubic"]
 
 
 def share_done(curve: Curve, progress: float) -> float:
-    """How much of the cutting is done after a share `progress` of its time, as a share of all of it.
+    """Computes the share of the cutting that is done after the share `progress` of its time.
 
     `cubic` is Zhu & Gupta 2017, arXiv:1710.01878, eq. 1: `1 - (1 - progress)³`, much at first and little at the end.
     """
@@ -22,18 +22,18 @@ def share_done(curve: Curve, progress: float) -> float:
 
 
 def share_done_between(curve: Curve, progress: float, begin: float, end: float) -> float:
-    """`share_done` for a cut that begins and ends at these shares of the training's steps."""
+    """Computes `share_done` for a cut that begins and ends at these shares of the training's steps."""
     return share_done(curve, min(max((progress - begin) / (end - begin), 0.0), 1.0))
 
 
 @dataclass(frozen=True)
 class GrowthTimes:
-    """When a cut grows during a training, and how far.
+    """The steps of a training at which a cut grows, and the curve that it follows.
 
     Attributes:
         begin, end: Shares of the steps between which it grows.
-        every: Steps from one time to the next.
-        curve: How it grows.
+        every: Steps from one growth to the next.
+        curve: The curve.
     """
 
     begin: float
@@ -42,7 +42,7 @@ class GrowthTimes:
     curve: Curve
 
     def new_share(self, step: int, steps: int, share: float) -> float | None:
-        """The share of the cutting that is due after a step; None if the cut does not grow then."""
+        """Computes the share of the cutting that is due after a step; None if the cut does not grow at this step."""
         progress = step / steps
         if step % self.every and progress < self.end:
             return None
@@ -51,27 +51,27 @@ class GrowthTimes:
 
 
 class OneShot(StrictModel):
-    """Score, cut, then recover."""
+    """Score, cut and recover, once."""
 
     use: Literal["one_shot"] = "one_shot"
 
 
 class Iterative(StrictModel):
-    """Score, cut and recover, round after round; each round cuts a further part, by new scores."""
+    """Score, cut and recover, round after round; each round cuts more, by new scores."""
 
     use: Literal["iterative"] = "iterative"
     rounds: int = Field(default=4, ge=2, le=LARGEST["rounds"])
     curve: Curve = "cubic"
-    """How the cut grows over the rounds."""
+    """The curve by which the cut grows over the rounds."""
 
     @property
     def shares(self) -> list[float]:
-        """How much of the cutting is done after each round."""
+        """The shares of the cutting that are done after each round."""
         return [share_done(self.curve, number / self.rounds) for number in range(1, self.rounds + 1)]
 
 
 class Gradual(StrictModel):
-    """Gates close while the model trains (`train`), then what they closed is cut out."""
+    """Close gates while the model trains (`train`), then cut the units that they closed."""
 
     use: Literal["gradual"] = "gradual"
     begin: float = Field(default=0.0, ge=0, lt=1)
@@ -83,34 +83,34 @@ class Gradual(StrictModel):
     curve: Curve = "cubic"
 
     @model_validator(mode="after")
-    def _in_order(self) -> Gradual:
+    def _require_order(self) -> Gradual:
         if self.begin >= self.end:
-            raise ValueError(f"`begin` ({self.begin}) comes before `end` ({self.end})")
+            raise ValueError(f"`begin` ({self.begin}) must come before `end` ({self.end})")
         return self
 
 
 class Lottery(StrictModel):
-    """Train, cut what matters least, go back to early weights with what is left, and train again.
+    """Train, cut what matters least, reset the rest to its early weights, and train again.
 
     Source: Frankle & Carbin 2019, arXiv:1803.03635; rewinding to a step: Frankle et al. 2020, arXiv:1912.05671; on
-    BERT: Chen et al. 2020, arXiv:2007.12223. `train` is the training that each round and the last ticket go through.
+    BERT: Chen et al. 2020, arXiv:2007.12223. `train` is the training of each round and of the last ticket.
     """
 
     use: Literal["lottery"] = "lottery"
     rounds: int = Field(default=3, ge=1, le=LARGEST["rounds"])
     rewind_steps: int = Field(default=0, ge=0)
-    """The optimizer step whose weights each round goes back to; 0 is the model as the stage gets it."""
+    """The optimizer step to whose weights each round goes back; 0 is the model that the stage gets."""
 
     @property
     def shares(self) -> list[float]:
-        """How much of the cutting is done after each round."""
+        """The shares of the cutting that are done after each round."""
         return [number / self.rounds for number in range(1, self.rounds + 1)]
 
 
-def _named(value: Any) -> Any:
+def _name_to_mapping(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value
 
 
 Schedule = Annotated[
-    Annotated[OneShot | Iterative | Gradual | Lottery, Field(discriminator="use")], BeforeValidator(_named)
+    Annotated[OneShot | Iterative | Gradual | Lottery, Field(discriminator="use")], BeforeValidator(_name_to_mapping)
 ]

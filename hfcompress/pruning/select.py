@@ -1,6 +1,6 @@
 """Scores the parts of a model, selects those that stay, and cuts the others: layers, hidden dimensions, units, weights.
 
-"Units" are attention heads and FFN neurons.
+Units are attention heads and FFN neurons.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from hfcompress.models.surgery import Keep
 
 Change = Callable[["PreTrainedModel"], "PreTrainedModel"]
-"""A cut that was decided on one model; it can be done to any model of the same shape."""
+"""Cuts a model as was decided on another one of the same shape."""
 Selected = tuple[PruningState, Change | None]
-"""The state, with what was found on the way, and the cut to do; None where this granularity is not cut."""
+"""The state with its new facts, and the cut to do; None if this granularity is not cut."""
 
 
 def cut_model(run: PruningRun, state: PruningState, share: float) -> tuple[PruningState, list[Change]]:
-    """Cuts a model until so much of the stage's cutting is done.
+    """Cuts a model until a share of the stage's cutting is done.
 
     Args:
         run: The run.
-        state: The model as earlier steps left it.
-        share: How much of all the cutting is done afterwards, in (0, 1].
+        state: The model after the earlier steps.
+        share: The share of all the cutting that is done afterwards, in (0, 1].
 
     Returns:
-        The cut model, and the cuts that were done to it, in order.
+        The cut model, and the cuts that were done, in order.
     """
     changes = list[Change]()
     for select in (_select_layers, _select_hidden, _select_units, _select_weights):
@@ -54,13 +54,13 @@ def cut_model(run: PruningRun, state: PruningState, share: float) -> tuple[Pruni
 
 
 def _select_layers(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.layer_dropping import drop_layers, must_stay
+    from hfcompress.pruning.layer_dropping import drop_layers, find_required_layers
 
     if not run.options.layers:
         return state, None
     count = len(run.shape.layers) - round(run.options.layers * share)
     scores = run.options.criterion.layer_scores(state.model, run.calibration)
-    bound = must_stay(shape_of(state.model.config.to_dict()))
+    bound = find_required_layers(shape_of(state.model.config.to_dict()))
     kept = sorted(sorted(range(len(scores)), key=lambda i: (i not in bound, -scores[i], i))[:count])
     return replace(state, layers=tuple(state.layers[i] for i in kept)), partial(drop_layers, kept=kept)
 
@@ -92,23 +92,23 @@ def _select_units(run: PruningRun, state: PruningState, share: float) -> Selecte
     if options.tuning == "scales":
         state = replace(state, facts=replace(state.facts, tuned=_scale(run, model, keep)))
     elif options.tuning == "weights":
-        log.info("prune: refitting what stays")
+        log.info("prune: refitting the weights that stay")
         Obs(rows=run.calibration_rows).refit(model, keep, run.calibration)
     return state, partial(cut, keep=keep)
 
 
 def _select_weights(run: PruningRun, state: PruningState, share: float) -> Selected:
-    from hfcompress.pruning.sparsity import apply_zeros, kept_weights
+    from hfcompress.pruning.sparsity import apply_zeros, nonzero_masks
 
     if run.options.weights is None:
         return state, None
     log.info(f"prune: scoring single weights by {run.options.criterion.name}")
     run.options.criterion.sparsify(state.model, run.options.weights.at(share), run.calibration)
-    return state, partial(apply_zeros, kept=kept_weights(state.model))
+    return state, partial(apply_zeros, kept=nonzero_masks(state.model))
 
 
 def select_units(run: PruningRun, model: PreTrainedModel, scores: Scores, share: float) -> list[Keep]:
-    """Selects the heads and neurons that stay when so much of the cutting is done, layer by layer."""
+    """Selects the heads and neurons of each layer that stay when `share` of the cutting is done."""
     from hfcompress.models.surgery import Keep
 
     if run.options.budget is not None:
@@ -120,7 +120,7 @@ def select_units(run: PruningRun, model: PreTrainedModel, scores: Scores, share:
 
 
 def target_at(run: PruningRun, model: PreTrainedModel, share: float) -> Target:
-    """What the budget leaves of a model when so much of the cutting is done."""
+    """Computes the cost that a model must reach when `share` of the cutting is done."""
     options, now = run.options, shape_of(model.config.to_dict())
     assert options.budget is not None
     length, group = run.context.task.max_length, options.multiple_of
@@ -128,27 +128,27 @@ def target_at(run: PruningRun, model: PreTrainedModel, share: float) -> Target:
 
 
 def _select_by_share(run: PruningRun, scores: list[Tensor], kind: str, share: float) -> list[tuple[int, ...]]:
-    """Empties the blocks of the lowest sums, and cuts a share of the units of the others.
+    """Selects the units that stay: no unit of the blocks with the lowest sums of scores, and a share of the others.
 
     Args:
         run: The run.
         scores: One tensor for each layer's weights.
         kind: `heads` or `ffn`.
-        share: How much of the cutting is done.
+        share: The share of the cutting that is done.
     """
     options = run.options
     cut, empty = (options.heads, options.attention_blocks) if kind == "heads" else (options.ffn, options.ffn_blocks)
     multiple = 1 if kind == "heads" or not cut else options.multiple_of
     sums = [float(s.sum()) for s in scores]
     left = sorted(sorted(range(len(sums)), key=lambda i: (sums[i], i))[round(empty * share) :])
-    now = _still_to_cut(run, [len(scores[i]) for i in left], cut * share, kind)
+    now = _find_remaining_share(run, [len(scores[i]) for i in left], cut * share, kind)
     kept = keep_share([scores[i] for i in left], now, multiple, options.allocation == "even")
     by_layer = dict(zip(left, kept, strict=True))
     return [by_layer.get(i, ()) for i in range(len(scores))]
 
 
-def _still_to_cut(run: PruningRun, units: list[int], share: float, kind: str) -> float:
-    """The share of these units to cut, so that with what earlier rounds cut it is `share` of the parent's."""
+def _find_remaining_share(run: PruningRun, units: list[int], share: float, kind: str) -> float:
+    """Finds the share of the remaining units to cut, so that in all rounds together `share` of the parent's is cut."""
     if not share or not sum(units):
         return 0.0
     before = [x.heads // run.shape.group if kind == "heads" else x.ffn for x in run.shape.layers]
@@ -156,7 +156,7 @@ def _still_to_cut(run: PruningRun, units: list[int], share: float, kind: str) ->
 
 
 def _rearrange(run: PruningRun, model: PreTrainedModel, keep: list[Keep]) -> list[Keep]:
-    """Swaps selected units of a block for others that together matter more."""
+    """Swaps units of a block until those that are cut matter least together."""
     import torch
 
     from hfcompress.models.architectures import unit_counts
@@ -164,7 +164,7 @@ def _rearrange(run: PruningRun, model: PreTrainedModel, keep: list[Keep]) -> lis
     from hfcompress.pruning.mask_tuning import rearrange_masks
 
     calibration = run.calibration
-    # A process without rows has matrices without rows, and sums up with the others.
+    # A process without rows needs matrices too, to add them to those of the others.
     none = partial(torch.zeros, 0, device=model.device)
     found = [[[none(units)] for units in counts] for counts in unit_counts(model)]
     for batch in unit_gradients(model, calibration.batches(run.calibration_rows), calibration.loss):
@@ -180,7 +180,7 @@ def _scale(run: PruningRun, model: PreTrainedModel, keep: list[Keep]) -> list[li
     from hfcompress.pruning.gates import fold_gates
     from hfcompress.pruning.mask_tuning import tune_masks
 
-    log.info("prune: scaling what stays")
+    log.info("prune: scaling the units that stay")
     calibration = run.calibration
     batches = calibration.batches(run.calibration_rows)
     gates = tune_masks(model, keep, batches, all_reduce_sum=calibration.all_reduce_sum)
@@ -189,7 +189,7 @@ def _scale(run: PruningRun, model: PreTrainedModel, keep: list[Keep]) -> list[li
 
 
 def _find_sensitivity(run: PruningRun, model: PreTrainedModel, scores: Scores) -> dict[str, Any]:
-    """The sensitivity of each block, measured once: of the first model that is scored."""
+    """Measures the sensitivity of each block, once: of the first model that is scored."""
     from hfcompress.pruning.sensitivity import measure_sensitivity
 
     options, context, wanted = run.options, run.context, run.options.sensitivity
@@ -197,7 +197,7 @@ def _find_sensitivity(run: PruningRun, model: PreTrainedModel, scores: Scores) -
 
     def measure() -> dict[str, Any]:
         tokenizer, labels = load_tokenizer(run.parent.path, context.task), label_ids(read_config(run.parent.path))
-        rows = context.encoded("dev", tokenizer, labels).shuffle(seed=context.seed)
+        rows = context.encode("dev", tokenizer, labels).shuffle(seed=context.seed)
         rows = rows.select(range(min(wanted.rows, len(rows))))
         group = options.multiple_of if options.ffn or options.budget else 1
         return measure_sensitivity(model, scores, rows, tokenizer, context.task, wanted.shares, group)

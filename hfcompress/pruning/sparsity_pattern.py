@@ -1,4 +1,4 @@
-"""The sparsity pattern: which weights of the linear layers become zero. Options alone, without torch."""
+"""The sparsity pattern: the number and the places of the zeros in the linear modules. Options alone, without torch."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from hfcompress.utils.errors import Problem
 from hfcompress.utils.strict_model import StrictModel
 
 
-def _pair(value: Any) -> Any:
+def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Pair = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_pair)]
+Pair = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_list_to_tuple)]
 
 
-class Pattern(StrictModel):
-    """Which weights of the layers' linear modules become zero."""
+class SparsityPattern(StrictModel):
+    """Sets the number and the places of the zeros in the layers' linear modules."""
 
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the weights that become zero; `n_of_m` fixes it."""
+    """Share of the weights that become zero; not with `n_of_m`."""
     scope: Literal["row", "layer", "global"] = "layer"
-    """Where weights are compared: within an output row, within a matrix, or over all of them."""
+    """The weights that are compared: those of an output row, of a matrix (`layer`), or of all matrices."""
     n_of_m: Pair | None = None
-    """Of each `m` weights side by side along the input, `n` stay: `[2, 4]` is what sparse tensor cores multiply."""
+    """`[n, m]`: `n` of each `m` neighbouring weights along the input stay. Sparse tensor cores multiply `[2, 4]`."""
     block: Pair = (1, 1)
-    """Rows and columns of weights that become zero together."""
+    """Rows and columns of a block of weights that become zero together."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Pattern:
+    def _require_one_way(self) -> SparsityPattern:
         if (self.share is None) == (self.n_of_m is None):
             raise ValueError("say either `share` or `n_of_m`")
         if self.n_of_m is not None:
             n, m = self.n_of_m
             if n >= m:
-                raise ValueError(f"`n_of_m: [{n}, {m}]` keeps everything; the first is less than the second")
+                raise ValueError(
+                    f"`n_of_m: [{n}, {m}]` keeps everything; the first number must be less than the second"
+                )
             if self.says("scope", "block"):
-                raise ValueError("`n_of_m` says where zeros are; leave `scope` and `block` out")
+                raise ValueError("`n_of_m` already decides where zeros are; leave `scope` and `block` out")
         return self
 
     @property
@@ -49,16 +51,16 @@ class Pattern(StrictModel):
         assert self.share is not None
         return self.share
 
-    def untiled(self, name: str, height: int, width: int) -> Problem | None:
-        """Why groups or blocks do not tile a matrix of `height` outputs and `width` inputs; None where they do."""
+    def find_problem(self, name: str, height: int, width: int) -> Problem | None:
+        """Returns a problem if groups or blocks do not divide a matrix `(height, width)`, else None."""
         rows, columns = (1, self.n_of_m[1]) if self.n_of_m else self.block
         if height % rows == 0 and width % columns == 0:
             return None
         what = f"groups of {columns} along the input" if self.n_of_m else f"blocks of {rows} x {columns}"
         return Problem(
-            f"{name} is {height} x {width}, which {what} do not tile", "choose sizes that divide every matrix"
+            f"{name} is {height} x {width}, and {what} do not divide it", "choose sizes that divide every matrix"
         )
 
-    def at(self, done: float) -> Pattern:
-        """The pattern when so much of the cutting is done; one of `n_of_m` is either whole or not there."""
+    def at(self, done: float) -> SparsityPattern:
+        """Returns the pattern when this share of the cutting is done; `n_of_m` cannot be done in part."""
         return self if self.n_of_m else self.model_copy(update={"share": self.zeros * done})

@@ -1,4 +1,4 @@
-"""The prune stage: its options, and the shape that it plans."""
+"""The prune stage: its options, and the shape of the model that it plans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hfcompress.pruning.description import describe, summarize
 from hfcompress.pruning.figures import list_figures
 from hfcompress.pruning.rules import find_problems
 from hfcompress.pruning.schedules import Lottery, OneShot, Schedule
-from hfcompress.pruning.sparsity_pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import SparsityPattern
 from hfcompress.utils.errors import Key, Problem
 from hfcompress.utils.escape import Markdown
 from hfcompress.utils.figures import Figure
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class Sensitivity(StrictModel):
-    """How the metric falls when one block alone loses its least important units, for the card's picture."""
+    """Measures the metric when one block alone loses its least important units, for a picture in the card."""
 
     shares: list[float] = Field(default=[0.25, 0.5, 0.75, 1.0], min_length=1)
-    """Shares of a block's units that it loses."""
+    """The shares of its units that a block loses."""
     rows: int = Field(default=512, ge=1)
-    """Rows of the dev split that are scored."""
+    """The number of rows of the dev split that are scored."""
 
 
 class Prune(Stage):
-    """Cuts what matters least by a criterion, and trains what is left."""
+    """Cuts the parts of a model that matter least by a criterion, and trains the rest."""
 
     tag: ClassVar[str] = "pruning"
     report_key: ClassVar[str] = "cuts"
@@ -52,51 +52,51 @@ class Prune(Stage):
 
     kind: Literal["prune"] = "prune"
     criterion: AnyCriterion = Field(default_factory=lambda: CRITERIA.parse("taylor"))
-    """What tells how much each part matters: a name, or a mapping `{use: NAME, …}` with options."""
+    """Scores how much each part matters: a name, or a mapping `{use: NAME, …}` with options."""
     heads: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the attention heads to cut; of a decoder with grouped queries, of its key-value heads."""
+    """Share of the attention heads to cut; in a decoder with grouped queries, of the key-value heads."""
     ffn: float = Field(default=0.0, ge=0, lt=1)
     """Share of the FFN neurons to cut."""
     budget: Budget | None = None
-    """What may stay of heads and neurons together, in place of `heads` and `ffn`."""
+    """Limit for heads and neurons together, in place of `heads` and `ffn`."""
     attention_blocks: int = Field(default=0, ge=0, le=LARGEST["layers"])
-    """Attention blocks to cut whole: those whose heads' scores have the lowest sum."""
+    """Number of whole attention blocks to cut: those with the lowest sum of head scores."""
     ffn_blocks: int = Field(default=0, ge=0, le=LARGEST["layers"])
-    """FFN blocks to cut whole: those whose neurons' scores have the lowest sum."""
+    """Number of whole FFN blocks to cut: those with the lowest sum of neuron scores."""
     layers: int = Field(default=0, ge=0, le=LARGEST["layers"])
-    """Whole layers to cut."""
+    """Number of whole layers to cut."""
     hidden: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the dimensions of the residual stream to cut, through embeddings, layers and head."""
+    """Share of the hidden dimensions to cut, in embeddings, layers and task head."""
     vocabulary: Literal["keep", "corpus"] = "keep"
-    """`corpus` keeps the tokens of the train and dev splits, special tokens and single characters; the tokenizer is
-    made anew. A plan counts the whole vocabulary."""
+    """`corpus` keeps the tokens that occur in the train and dev splits, special tokens and single characters, and makes
+    a new tokenizer. The plan counts the whole vocabulary."""
     embedding_rank: int | None = Field(default=None, ge=1, le=LARGEST["width"])
-    """Make the word embeddings a product of two matrices with this inner width, the best one by the tokens' frequency
-    in the train split; after `vocabulary`. What they lose, `recover` can train."""
-    weights: Pattern | None = None
-    """Single weights to set to zero, after everything else: `{share: 0.5}` or `{n_of_m: [2, 4]}`."""
+    """Replace the word embeddings by a product of two matrices with this inner width, after `vocabulary`: the best one
+    if tokens count by their frequency in the train split. `recover` can train what is lost."""
+    weights: SparsityPattern | None = None
+    """The single weights to set to zero, after the other parts are cut: `{share: 0.5}` or `{n_of_m: [2, 4]}`."""
     allocation: Literal["even", "uneven"] = "even"
-    """`even` cuts the same number in every layer; `uneven` ranks all layers together, scores normalised by layer."""
+    """`even` cuts the same share of every layer; `uneven` ranks the units of all layers together, with normalized
+    scores."""
     multiple_of: int = Field(default=8, ge=1, le=LARGEST["width"])
-    """FFN widths, and the hidden width where it is cut, stay multiples of it, where hardware likes them."""
+    """FFN widths, and the hidden width if it is cut, stay multiples of this number: hardware is faster with them."""
     empty_blocks: bool = False
-    """Let a `budget` cut attention or FFN blocks whole."""
+    """Allow a `budget` to cut whole attention and FFN blocks."""
     schedule: Schedule = OneShot()
     """`one_shot`, `iterative`, `gradual` or `lottery`, with options as `{use: NAME, …}`."""
     rearrange: bool = False
-    """Swap the chosen units for others of their layer where together these matter less (Kwon et al. 2022, section 3.3).
-    """
+    """Swap cut units for others of their block if these matter less together (Kwon et al. 2022, section 3.3)."""
     tune: Literal["off", "scales", "weights"] | None = None
-    """Without training, make heads and neurons that stay take over from those that go, by least squares, layer by
-    layer: `scales` multiplies each by a number, so that each block gives what it gave before (Kwon et al. 2022, section
-    3.4); `weights` refits the matrix behind them (Kurtic et al. 2023, eq. 3). The default is `weights` where the
-    criterion is `obs`, whose scores count on it, else `off`."""
+    """Adjust the heads and neurons that stay, by least squares and without training, so that the output of each block
+    stays close to that before the cut. `scales` multiplies each unit by a number (Kwon et al. 2022, section 3.4);
+    `weights` refits the matrix behind the units (Kurtic et al. 2023, eq. 3). The default is `weights` for the criterion
+    `obs`, whose scores assume it, and `off` for all others."""
     train: Recover | None = None
-    """Training while masks are learned or gates close, or that each lottery ticket goes through."""
+    """Training under masks, or of each lottery ticket."""
     recover: Recover | None = None
-    """Training after the cut; after each round of `iterative`. None where it is left out."""
+    """Training after the cut, or after each round of `iterative`; by default there is none."""
     sensitivity: Sensitivity | None = None
-    """Draw how the metric falls with each layer's units; costs a pass over the rows for each layer, block and share."""
+    """Draw the metric when each block loses units; costs a pass over the rows for each layer, block and share."""
 
     def plan(self, shape: Shape) -> Shape:
         layers = shape.layers[: len(shape.layers) - self.layers]
@@ -124,7 +124,7 @@ class Prune(Stage):
 
     @property
     def granularities(self) -> dict[str, str]:
-        """What is scored, and the key that asks for it."""
+        """The granularities to score, each with the key that asks for it."""
         units = {"heads": self.heads, "ffn": self.ffn, "budget": self.budget}
         units |= {"attention_blocks": self.attention_blocks, "ffn_blocks": self.ffn_blocks}
         asked = {"units": next((key for key, value in units.items() if value), "")}
@@ -159,12 +159,8 @@ class Prune(Stage):
 
     @property
     def tuning(self) -> str:
-        """`tune`, its default resolved."""
-        return self.tune or ("weights" if self._refits and "units" in self.granularities else "off")
-
-    @property
-    def _refits(self) -> bool:
-        return self.criterion.refits
+        """The value of `tune`, or its default."""
+        return self.tune or ("weights" if self.criterion.refits and "units" in self.granularities else "off")
 
     def steps(self, task: Task) -> int | None:
         rows, total = task.count_rows(), 0
@@ -178,7 +174,7 @@ class Prune(Stage):
 
     @property
     def _trainings(self) -> int:
-        """How often `train` is gone through."""
+        """The number of times that `train` runs."""
         return self.schedule.rounds + 1 if isinstance(self.schedule, Lottery) else 1
 
     def specs(self) -> dict[Key, str]:

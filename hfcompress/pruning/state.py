@@ -1,4 +1,4 @@
-"""What a prune stage works with, and the model as it goes from one step to the next."""
+"""The state of a prune stage: its fixed inputs, and the model between two steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tok
 from hfcompress.models.shape import Shape
 from hfcompress.pruning.criteria.base import Calibration, DataCriterion
 from hfcompress.pruning.facts import PruningFacts
-from hfcompress.pruning.latency_table import Table, find_table
+from hfcompress.pruning.latency_table import LatencyTable, find_table
 from hfcompress.utils.distributed import all_reduce_sum, process_state
 
 if TYPE_CHECKING:
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from hfcompress.pruning.stage import Prune
 
 ROWS, BATCH = 2048, 32
-"""Calibration rows and their batch size where the criterion looks at no rows itself (Kwon et al. 2022)."""
+"""Number of calibration rows and batch size if the criterion itself uses no rows (Kwon et al. 2022)."""
 
 
 @dataclass(frozen=True)
 class PruningRun:
-    """What stays the same from the first step of a prune stage to its last.
+    """The inputs of a prune stage, which stay the same in all its steps.
 
     Attributes:
         options: The stage.
-        shape: The parent's; shares are of this one, whatever earlier rounds cut.
+        shape: The parent's shape; all shares are of this one, also after earlier rounds.
         parent: The model that the stage gets.
         context: The stage's context.
         calibration: Training rows for scores and least squares.
-        table: Timings of the parent's blocks, where the budget is a latency.
+        table: Timings of the parent's blocks if the budget is a latency, else None.
     """
 
     options: Prune
@@ -43,11 +43,11 @@ class PruningRun:
     parent: Artifact
     context: StageContext
     calibration: Calibration
-    table: Table | None
+    table: LatencyTable | None
 
     @property
     def calibration_rows(self) -> int:
-        """Rows for mask rearrangement and least squares: as many as the criterion looks at."""
+        """The number of rows for mask rearrangement and least squares: as many as the criterion uses."""
         criterion = self.options.criterion
         return criterion.rows if isinstance(criterion, DataCriterion) else ROWS
 
@@ -58,13 +58,13 @@ class PruningRun:
 
 @dataclass(frozen=True)
 class PruningState:
-    """A model on its way through the schedule.
+    """A model between two steps of the schedule.
 
     Attributes:
         model: The model.
         tokenizer: Its tokenizer.
         layers: The parent's layers that are left, counted from 1.
-        facts: What was found so far.
+        facts: The facts so far.
     """
 
     model: PreTrainedModel
@@ -74,19 +74,19 @@ class PruningState:
 
 
 def start_run(options: Prune, shape: Shape, parent: Artifact, context: StageContext) -> PruningRun:
-    """Prepares the calibration rows and, for a budget of latency, the timings; called on every process."""
+    """Prepares the calibration rows, and the timings if the budget is a latency; called on every process."""
     budget, table = options.budget, None
     if budget is not None and budget.latency is not None:
 
         def measure() -> object:
             return find_table(load_model(parent.path, context.task.auto_class), budget.setting).to_json()
 
-        table = Table.from_json(context.remember("latency_table", measure))
-    return PruningRun(options, shape, parent, context, _calibration(options, parent, context), table)
+        table = LatencyTable.from_json(context.remember("latency_table", measure))
+    return PruningRun(options, shape, parent, context, _make_calibration(options, parent, context), table)
 
 
-def _calibration(options: Prune, parent: Artifact, context: StageContext) -> Calibration:
-    """Batches of the train split that the processes share; they are encoded once for each number of rows."""
+def _make_calibration(options: Prune, parent: Artifact, context: StageContext) -> Calibration:
+    """Makes batches of the train split, which the processes share; each number of rows is encoded once."""
     tokenizer, labels = load_tokenizer(parent.path, context.task), label_ids(read_config(parent.path))
     criterion, state = options.criterion, process_state()
     own: int | None = getattr(criterion, "seed", None)

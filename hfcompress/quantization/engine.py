@@ -37,7 +37,7 @@ def quantize(stage: Quantize, parent: Artifact, context: StageContext) -> StageR
         context.model_directory,
         context.task.auto_class,
         make_dummy_inputs(parent.path),
-        rows=partial(calibration_rows, parent, context),
+        rows=partial(read_calibration_rows, parent, context),
     )
     facts = QuantizationFacts()
     if stage.train is not None and stage.backend.trains == "adapters":
@@ -83,7 +83,7 @@ def _write(stage: Quantize, context: StageContext, job: QuantizationJob, facts: 
     return StageResult(job.target, facts.to_json(), model.logits, reading)
 
 
-def calibration_rows(parent: Artifact, context: StageContext, count: int) -> Sequence[Batch]:
+def read_calibration_rows(parent: Artifact, context: StageContext, count: int) -> Sequence[Batch]:
     """Returns at most `count` rows of the train split, tokenized, in padded batches of similar length."""
     from hfcompress.measure.measure import TOKENS
     from hfcompress.training.batches import make_batches

@@ -18,9 +18,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hfcompress.models.architectures import OWN_METHOD
 from hfcompress.quantization.grids.rowwise import quantize_rowwise
 
-METHOD = "hfcompress_int8"
+METHOD = f"{OWN_METHOD}int8"
 
 
 class _Int8(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext
-from hfcompress.measure.measure import Rows, judged
+from hfcompress.measure.measure import Rows, judge_rows
 from hfcompress.measure.process import ModelProcess
 from hfcompress.models.architectures import spec_of
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
@@ -204,5 +204,5 @@ def _measure(path: Path, rows: Rows, context: StageContext) -> float:
     """Returns the metric of a saved model on the dev rows, in a process of its own."""
     task = context.task
     with ModelProcess(open_artifact(path), task.auto_class, head=task.head) as process:
-        answer = judged(process, rows)
+        answer = judge_rows(process, rows)
         return float(task.score(answer.predictions, answer.references))

@@ -1,4 +1,4 @@
-"""Reads a recipe: the YAML file with the line of each key, `--set`, and every mistake of the schema at its line."""
+"""Reads and validates a recipe: the YAML file, `--set`, and every mistake of the schema with its line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hfcompress.recipe.yaml_text import MAX_DEPTH, SHOWN, parse_yaml
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
 
 MAX_BYTES = 1_000_000
-"""Bytes of a recipe file."""
+"""The largest recipe file, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Document:
         path: The file.
         text: Its text, verbatim.
         data: Its content as plain Python values.
-        lines: File and line of each key path, or the `--set` that gave its value.
-        overrides: The `--set` assignments that were applied, as they were spelled.
+        lines: The file and line of each key path, or the `--set` that gave its value.
+        overrides: The `--set` assignments that were applied, verbatim.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Document:
     overrides: tuple[str, ...] = ()
 
     def where(self, key: Key) -> str:
-        """Returns file and line of a key path, or of the nearest path above it that the file spells out."""
+        """Returns the file and line of a key path, or of the nearest path above it in the file."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, str(self.path))
@@ -55,7 +55,7 @@ class Loaded:
 
     @property
     def headline(self) -> str:
-        """The file's first comment: what the recipe makes."""
+        """The first comment of the file, which describes the recipe."""
         return read_headline(self.document.text)
 
 
@@ -87,7 +87,7 @@ def read(path: Path) -> Document:
     """
     try:
         if not path.is_file():
-            what = "a directory" if path.is_dir() else "no regular file"
+            what = "a directory" if path.is_dir() else "a special file"
             message = f"{path} is {what}, not a recipe" if path.exists() else f"no such recipe: {path}"
             raise HfcompressError(message, "`hfcompress list recipes` names those that ship")
         if path.stat().st_size > MAX_BYTES:
@@ -101,14 +101,15 @@ def read(path: Path) -> Document:
 
 
 def parse(text: str, path: Path) -> Document:
-    """Reads the document that `text` holds; errors name `path`."""
+    """Parses the text of a recipe; errors name `path`."""
     data, lines = parse_yaml(text, path)
     if data is None:
         raise HfcompressError(Problem("the recipe is empty", "`hfcompress copy quickstart` gives one", where=str(path)))
     if not isinstance(data, dict):
         raise HfcompressError(
             Problem(
-                f"a recipe is a mapping (name, model, task, stages), this is a {type(data).__name__}", where=str(path)
+                f"a recipe is a mapping (name, model, task, stages), but this is a {type(data).__name__}",
+                where=str(path),
             )
         )
     return Document(path, text, data, lines)
@@ -125,7 +126,7 @@ def override(document: Document, assignment: str) -> Document:
         raise HfcompressError(f"--set {assignment}: not an assignment", "write --set stages.0.train.epochs=1")
     parts = spelled.split(".")
     if not all(parts) or len(parts) > MAX_DEPTH:
-        why = f"it has {len(parts)} parts" if all(parts) else "a part of it is empty"
+        why = f"it has {len(parts)} parts" if all(parts) else "one of its parts is empty"
         raise HfcompressError(f"--set {spelled[:SHOWN]}: not a key: {why}", "write --set stages.0.train.epochs=1")
     key: Key = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
     value, _ = parse_yaml(text, Path(f"--set {spelled}"))
@@ -168,21 +169,21 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> Loaded:
 
 
 def validate(document: Document) -> Loaded:
-    """Makes the recipe that a document describes.
+    """Validates a document and makes a recipe of it.
 
     Raises:
         HfcompressError: with every mistake in it.
     """
     try:
-        # A file has one spelling for each key, so the names of Python's fields (`origin` for `from`) are not taken.
+        # A file has one spelling for each key: the names of Python's fields (`origin` for `from`) are refused.
         return Loaded(Recipe.model_validate(document.data, by_alias=True, by_name=False), document)
     except ValidationError as error:
-        problems = [_problem(document, details) for details in error.errors(include_url=False)]
-        raise HfcompressError([*problems, *_task_problems(document)]) from None
+        problems = [_make_problem(document, details) for details in error.errors(include_url=False)]
+        raise HfcompressError([*problems, *_find_task_problems(document)]) from None
 
 
-def _task_problems(document: Document) -> list[Problem]:
-    """The problems of a valid task in a recipe that is not: the user sees all mistakes at once."""
+def _find_task_problems(document: Document) -> list[Problem]:
+    """Finds the problems of a valid task in a recipe with other mistakes, so that the user sees all at once."""
     try:
         task: Task = TypeAdapter(AnyTask).validate_python(document.data.get("task"))
     except ValidationError:
@@ -193,9 +194,9 @@ def _task_problems(document: Document) -> list[Problem]:
 _TAGS = {"finetune", "distill", "prune", "quantize", *OF_TASK, "named_metric", "evaluate_metric"}
 
 
-def _problem(document: Document, details: Any) -> Problem:
-    """The problem that an error of pydantic tells of."""
-    key = _recipe_key(details["loc"], document.data)
+def _make_problem(document: Document, details: Any) -> Problem:
+    """Makes a problem of an error of pydantic."""
+    key = _make_key(details["loc"], document.data)
     message = str(details["msg"]).removeprefix("Value error, ")
     if details["type"] == "union_tag_not_found":
         message = f"'{details['ctx']['discriminator'].strip(chr(39))}' is missing"
@@ -206,16 +207,16 @@ def _problem(document: Document, details: Any) -> Problem:
     elif details["type"] == "missing":
         message = "this key is required"
     elif details["type"] not in ("unknown_key", "invalid", "value_error"):
-        message = f"{message}, not {details['input']!r}" if _short(details["input"]) else message
+        message = f"{message}, not {details['input']!r}" if _is_short(details["input"]) else message
     return Problem(message, "", key, document.where(key))
 
 
-def _short(value: Any) -> bool:
+def _is_short(value: Any) -> bool:
     return isinstance(value, (str, int, float, bool, type(None))) and len(repr(value)) < 60
 
 
-def _recipe_key(location: tuple[Any, ...], data: Any) -> Key:
-    """Pydantic's location without the tags of its unions, which the file does not have."""
+def _make_key(location: tuple[Any, ...], data: Any) -> Key:
+    """Makes a key path of pydantic's location: without the tags of its unions, which a recipe does not have."""
     key: list[str | int] = []
     for part in location:
         inside = isinstance(data, dict) and part in data

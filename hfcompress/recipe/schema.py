@@ -20,20 +20,20 @@ from hfcompress.utils.registry import Component
 from hfcompress.utils.strict_model import StrictModel
 
 MAX_NAME_BYTES = 200
-"""A file system takes 255 bytes; endings such as `.partial` come on top."""
+"""The longest name of a recipe: file systems allow 255 bytes, and endings such as `.partial` are added."""
 AnyStage = Annotated[Finetune | Distill | Prune | Quantize, Field(discriminator="kind")]
 
 
 class Hub(StrictModel):
-    """What the model card says about the model, and where `push` puts it."""
+    """Metadata for the model card, and the repository for `push`."""
 
     repo: Annotated[str, AfterValidator(partial(require_hub_id, owner=True))] | None = None
-    """Such as `user/name`; `push --repo` overrides it."""
+    """The repository, such as `user/name`; `push --repo` overrides it."""
     private: bool = False
     license: Annotated[str, AfterValidator(require_license)] = "apache-2.0"
-    """A licence id of the Hub's list."""
+    """A licence id from the Hub's list."""
     license_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=96)
-    """Name of a licence that is not on the list: small letters, digits, `-` and `.`; with `license: other`."""
+    """The name of a licence that is not on the list (with `license: other`): small letters, digits, `-` and `.`."""
     license_link: str | None = Field(default=None, pattern=r"^https://[^\s]+$", max_length=500)
     """The address of that licence."""
     language: list[Annotated[str, BeforeValidator(require_language)]] = ["en"]
@@ -47,7 +47,9 @@ class Hub(StrictModel):
     @classmethod
     def _of_another_license(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("license", "other") != "other":
-            raise ValueError("it belongs to `license: other`; a licence of the Hub's list has a name and a link")
+            raise ValueError(
+                "use it only with `license: other`; a licence from the Hub's list already has a name and a link"
+            )
         return value
 
 
@@ -55,7 +57,7 @@ def require_file_name(name: str) -> str:
     """Requires a name that a directory can have on every file system, with room for an ending.
 
     Raises:
-        ValueError: for one that is too long, ends with a dot, or is a device of Windows.
+        ValueError: if the name is too long, ends with a dot, or is the name of a Windows device.
     """
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"it has {len(name.encode())} bytes; a directory's name has at most {MAX_NAME_BYTES} here")
@@ -65,30 +67,35 @@ def require_file_name(name: str) -> str:
 
 
 class Recipe(StrictModel):
-    """A list of stages that make a model smaller, the task it is for, and how the result is measured."""
+    """A recipe: a model, its task, the stages that make it smaller, and the options of the measurement."""
 
     name: Annotated[str, AfterValidator(require_file_name)] = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=96)
-    """Names the run directory; letters, digits, `-`, `_` and `.`."""
+    """The name of the run directory: letters, digits, `-`, `_` and `.`."""
     model: str = Field(min_length=1)
-    """Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
+    """A Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
     task: AnyTask
     stages: list[AnyStage] = Field(min_length=1)
     measure: Measure = Measure()
     hub: Hub = Hub()
     seed: int = Field(default=42, ge=0, lt=2**32)
 
+    @property
+    def trains_source_head(self) -> bool:
+        """True if a stage trains the task head of the source, so that the model needs none."""
+        return any(stage.trains_source_head for stage in self.stages)
+
     def stage_names(self) -> list[str]:
-        """Names the directories of the stages: `01-distill`, `02-prune`, …."""
+        """Lists the names of the stages' directories: `01-distill`, `02-prune`, …."""
         return [f"{index:02d}-{stage.kind}" for index, stage in enumerate(self.stages, start=1)]
 
 
 def spell_out(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as YAML values, with every default."""
+    """Converts a recipe to YAML values, with every default."""
     return {**recipe.model_dump(mode="json"), "stages": [spell_out_stage(stage) for stage in recipe.stages]}
 
 
 def spell_out_stage(stage: Stage) -> dict[str, Any]:
-    """The stage as YAML values, with every default, components by name."""
+    """Converts a stage to YAML values, with every default; components get their names."""
 
     def spell(value: Any) -> Any:
         if isinstance(value, Component):

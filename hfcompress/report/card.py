@@ -22,8 +22,8 @@ from hfcompress.report.sections import list_sections
 from hfcompress.report.snippet import UNNAMED, write_snippet
 from hfcompress.report.tables import find_metric, format_ratio, render_markdown
 from hfcompress.report.verdicts import describe_verdict
-from hfcompress.utils.escape import Markdown, code, fenced, markdown
-from hfcompress.utils.places import name_of, without_places
+from hfcompress.utils.escape import Markdown, code, code_block, markdown
+from hfcompress.utils.places import last_part, shorten_places
 from hfcompress.utils.wording import significant
 
 
@@ -69,7 +69,7 @@ def _collect_values(
     return {
         "name": recipe.name,
         "version": __version__,
-        "base": find_base_model(loaded) or name_of(recipe.model),
+        "base": find_base_model(loaded) or last_part(recipe.model),
         "row": row,
         "source": source,
         "metric": METRIC_NAMES.get(metric, metric).lower(),
@@ -89,10 +89,10 @@ def _collect_values(
         "sections": list(list_sections(content, artifact.path)),
         "limits": _list_limits(loaded, artifact),
         "plot": (artifact.path / "tradeoff.png").is_file(),
-        "recipe": fenced(without_places(loaded.document.text).rstrip("\n"), "yaml"),
+        "recipe": code_block(shorten_places(loaded.document.text).rstrip("\n"), "yaml"),
         "overrides": [_hide_places(assignment) for assignment in loaded.document.overrides],
-        "snippet": fenced(write_snippet(recipe.task, artifact, recipe.hub.repo or UNNAMED), "python"),
-        "dataset": find_dataset(loaded) or name_of(recipe.task.dataset),
+        "snippet": code_block(write_snippet(recipe.task, artifact, recipe.hub.repo or UNNAMED), "python"),
+        "dataset": find_dataset(loaded) or last_part(recipe.task.dataset),
         "remote_code": (artifact.path / MODELING_FILE).is_file() and artifact.runtime == "torch",
     }
 
@@ -126,4 +126,4 @@ def _describe_speed(entry: Mapping[str, Any]) -> str:
 def _hide_places(assignment: str) -> str:
     """Shortens paths on this machine to their last part, in the value of `KEY=VALUE`."""
     key, _, value = assignment.partition("=")
-    return f"{key}={without_places(value)}"
+    return f"{key}={shorten_places(value)}"

@@ -14,7 +14,7 @@ from hfcompress.report.tables import find_metric
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import one_line
-from hfcompress.utils.places import name_of
+from hfcompress.utils.places import last_part
 
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
@@ -49,7 +49,7 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
     result = EvalResult(
         task_type=pipeline,
         dataset_type=dataset or "local",
-        dataset_name=one_line(" ".join(filter(None, [dataset or name_of(recipe.task.dataset), recipe.task.config]))),
+        dataset_name=one_line(" ".join(filter(None, [dataset or last_part(recipe.task.dataset), recipe.task.config]))),
         dataset_config=recipe.task.config and one_line(recipe.task.config),
         # Local files called `test` need not be the Hub's test split.
         dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],

@@ -16,7 +16,7 @@ from hfcompress.distillation.losses.base import LOSSES
 from hfcompress.pruning.criteria.base import CRITERIA
 from hfcompress.quantization.backends.base import BACKENDS, Backend
 from hfcompress.recipe.loader import find_shipped, read_headline
-from hfcompress.recipe.plan import PlannedRow, layers_text
+from hfcompress.recipe.plan import PlannedRow, format_layers
 from hfcompress.utils.registry import Component, ComponentError, Registry
 
 C = TypeVar("C", bound=Component)
@@ -134,7 +134,7 @@ def render_plan(rows: list[PlannedRow], length: int) -> Table:
         about = "~" if shape.estimated else ""
         table.add_row(
             row.stage,
-            *layers_text(shape),
+            *format_layers(shape),
             str(shape.hidden),
             f"{about}{shape.parameters:,}",
             f"{about}{shape.parameters / 1e6:.1f}M",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfcompress.measure.process import has_int8_layers
 from hfcompress.models.artifact import MODELING_FILE, Artifact
 from hfcompress.models.weights import ADAPTER
 
@@ -44,7 +43,7 @@ def _write_torch_snippet(artifact: Artifact, task: Task, place: str, example: st
     if (artifact.path / ADAPTER).is_dir():
         adapters = f"""
 model = PeftModel.from_pretrained(model, path, subfolder="{ADAPTER}").eval()"""
-    knows = "import hfcompress  # it knows the int8 layers\n" if has_int8_layers(artifact) else ""
+    knows = "import hfcompress  # it knows the int8 layers\n" if artifact.needs_import else ""
     peft = "from peft import PeftModel\n" if adapters else ""
     return f"""{knows}import torch
 {peft}from transformers import {task.auto_class}, AutoTokenizer

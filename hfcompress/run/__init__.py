@@ -1,1 +1,1 @@
-"""Runs a recipe, compares models, pushes results."""
+"""Runs recipes, compares models, and pushes results."""

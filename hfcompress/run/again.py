@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def measure_again(directory: Path) -> dict[str, Any]:
-    """Times the models of a finished run anew, and writes report, pictures and card; all else in them stays.
+    """Times the models of a finished run again, and writes report, figures and card; all else in them stays.
 
     Times of a busy machine do not replace those of a quiet one.
 
@@ -28,7 +28,7 @@ def measure_again(directory: Path) -> dict[str, Any]:
         The report.
 
     Raises:
-        HfcompressError: where the directory is no finished run, or its models are not those that were measured.
+        HfcompressError: if the directory is no finished run, or its models are not those that were measured.
     """
     open_finished(directory)
     with exclusive(directory):
@@ -54,10 +54,10 @@ def _measure_again(directory: Path) -> dict[str, Any]:
 
 
 def _open_measured(loaded: Loaded, directory: Path, content: dict[str, Any]) -> list[Artifact]:
-    """The models of a report's rows, in order.
+    """Opens the models of a report's rows, in order.
 
     Raises:
-        HfcompressError: where one is not there, or is not the one that was measured.
+        HfcompressError: if a model is missing, or is not the one that was measured.
     """
     recipe = loaded.recipe
     tuned = [n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if not stage.compresses]
@@ -69,11 +69,11 @@ def _open_measured(loaded: Loaded, directory: Path, content: dict[str, Any]) -> 
         if not (place / "config.json").is_file():
             raise HfcompressError(f"{place} holds no model", "the same `hfcompress run` makes it again")
         made = open_artifact(place, row["stage"], row["kind"])
-        # Reports of earlier versions know the weights by their size alone.
+        # Reports of earlier versions have only the size of the weights.
         known = content["weights"][made.stage] if "weights" in content else row["disk_bytes"]
         if known != (weights_hash(place) if "weights" in content else made.disk_bytes):
             raise HfcompressError(
-                f"{place} is not the model that the report is of", "the same `hfcompress run` measures it anew"
+                f"{place} is not the model that the report is about", "the same `hfcompress run` measures it again"
             )
         artifacts.append(made)
     return artifacts

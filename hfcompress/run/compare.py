@@ -1,4 +1,4 @@
-"""Any models side by side, on the same rows."""
+"""Compares any models on the same rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hfcompress.utils.logging import log
 
 
 def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]:
-    """A report with one row a model; the first is what the others are held against.
+    """Measures models and compares them with the first.
 
     Args:
         models: Directories or Hub ids; `DIRECTORY:FILE.onnx` names one graph of several.
-        loaded: The recipe whose task, measure and seed are used.
+        loaded: The recipe that gives the task, `measure` and the seed.
 
     Returns:
-        The report, and the answers that it judges.
+        A report with one row for each model, and the answers of the models.
     """
     recipe = loaded.recipe
     artifacts = [open_model(model, _label(model)) for model in models]

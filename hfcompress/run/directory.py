@@ -1,4 +1,4 @@
-"""A run directory: whose it is, the one process that writes there, its recipe.lock.json."""
+"""Opens a run directory: checks its recipe, locks it for one process, writes its recipe.lock.json."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"
-"""The file in a run directory that names the process that writes there; it exists while one does."""
+"""The file that names the process that writes to a run directory; it exists only while a process writes."""
 SPACE_FACTOR = 5
-"""A stage writes its model, a checkpoint with two moments a weight, and a copy: about five times its bytes."""
+"""A stage needs about five times its model's bytes: the model, a checkpoint with two moments a weight, and a copy."""
 
 
 def open_run(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
-    """Takes the run directory, for as long as the stack is open."""
+    """Checks, locks and prepares the run directory; the lock lasts until the stack is closed."""
     revisions = find_revisions(loaded)
     old = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) if fresh and directory.is_dir() else 0
     free = old + shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
@@ -73,7 +73,7 @@ def open_run(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, lar
 
 
 def require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
-    """Refuses a directory that belongs to something else."""
+    """Refuses a directory that belongs to another recipe, or was not made by hfcompress."""
     if directory.exists() and not directory.is_dir():
         raise HfcompressError(f"{directory} is a file, not a directory", "choose another one with --output")
     if (directory / "recipe.lock.json").is_file():
@@ -94,12 +94,12 @@ def require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether a file is what a run leaves that was killed before it wrote its recipe.lock.json."""
+    """True if a file may come from a run that was killed before it wrote its recipe.lock.json."""
     return path.name == LOCK or path.name.endswith(PARTIAL)
 
 
 def _read_held_recipe(directory: Path, loaded: Loaded) -> Mapping[str, Any]:
-    """The recipe of a run directory; where its lock is damaged, a verbatim copy of this recipe will do."""
+    """Reads the recipe of a run directory; if its lock is damaged, accepts a verbatim copy of this recipe instead."""
     try:
         return read_lock(directory)["recipe"]
     except HfcompressError:
@@ -110,7 +110,7 @@ def _read_held_recipe(directory: Path, loaded: Loaded) -> Mapping[str, Any]:
 
 
 def _clear(directory: Path) -> None:
-    """Empties a run directory that this process holds; last the file that says that it is one."""
+    """Empties a run directory that this process holds; removes recipe.lock.json, which marks it as one, last."""
     mark = directory / "recipe.lock.json"
     for path in directory.iterdir():
         if path not in (mark, directory / LOCK):
@@ -119,7 +119,7 @@ def _clear(directory: Path) -> None:
 
 
 def _add_later_options(held: Any, task: Task) -> Any:
-    """A task as it was recorded, with the options that a later version added, at their defaults."""
+    """Adds the options of later versions, at their defaults, to a recorded task."""
     if not isinstance(held, dict):
         return held
     fields = type(task).model_fields.items()
@@ -128,14 +128,14 @@ def _add_later_options(held: Any, task: Task) -> Any:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """This process alone writes to a run directory, for as long as the block lasts.
+    """Locks a run directory: while the block runs, no other process writes to it.
 
-    What a killed process left is put in order first, here and in the caches: half files go, a directory that was being
-    replaced gets its name back.
+    First it tidies up after killed processes, here and in the caches: it removes unfinished files, and a directory that
+    was being replaced gets its name back.
 
     Raises:
-        HfcompressError: at once, where another process writes to it; within seconds, where the directory is removed
-            or moved meanwhile.
+        HfcompressError: if another process writes to it, at once; if the directory is removed or moved while the block
+            runs, within seconds.
     """
     stop = interrupt_main_thread if threading.current_thread() is threading.main_thread() else None
     with _one_writer(directory), hold(directory.resolve() / LOCK, on_loss=stop) as lock:
@@ -146,13 +146,13 @@ def exclusive(directory: Path) -> Iterator[None]:
         except BaseException as error:
             failure = error
         if _is_lost(lock, failure):
-            _remove_remade(directory)
+            _remove_rest(directory)
             raise HfcompressError(
                 f"{directory} was removed or moved while this run wrote to it", "start the run again"
             ) from failure
         if failure is not None:
             if isinstance(failure, Exception) and not isinstance(failure, HfcompressError):
-                require_space(directory, failure)  # a library may not notice that a file was cut off
+                require_space(directory, failure)  # a library may not notice that a full disk cut a file off
             raise failure
 
 
@@ -177,38 +177,38 @@ def _one_writer(directory: Path) -> Iterator[None]:
 
 
 def require_free_directory(directory: Path) -> None:
-    """Refuses a directory that another process writes to, before any time is spent."""
+    """Refuses a directory that another process writes to, before any work begins."""
     with _one_writer(directory):
         require_free(directory / LOCK)
 
 
 def _is_lost(lock: Lock, failure: BaseException | None) -> bool:
-    """Whether the directory is no longer this run's; one that is being removed loses its other files first, perhaps."""
+    """True if this run no longer has the directory; retries, since a removal may reach the lock file last."""
     for _ in range(10 if isinstance(failure, OSError | RuntimeError) else 1):
-        if not lock.intact():
+        if not lock.is_intact():
             return True
         time.sleep(0.1)
     return False
 
 
-def _remove_remade(directory: Path) -> None:
-    """Removes what this run wrote to its place after the directory was removed, unless another run has begun there."""
+def _remove_rest(directory: Path) -> None:
+    """Removes what this run wrote after its directory was removed, unless another run has begun there."""
     if (directory / "recipe.lock.json").exists() or (directory / LOCK).exists() or not directory.is_dir():
         return
-    with suppress(OSError):  # whoever removes it may still be at it
+    with suppress(OSError):  # the process that removes it may not be done
         for path in directory.glob(f"*{PARTIAL}"):
             remove(path)
         directory.rmdir()
 
 
 def read_lock(directory: Path) -> dict[str, Any]:
-    """The content of a run's recipe.lock.json.
+    """Reads a run's recipe.lock.json.
 
     Raises:
-        HfcompressError: where it is damaged.
+        HfcompressError: if it is damaged.
     """
     lock = directory / "recipe.lock.json"
-    fix = "the same `hfcompress run` as before writes it anew; for another recipe choose another directory"
+    fix = "the same `hfcompress run` as before writes it again; for another recipe choose another directory"
     try:
         content = json.loads(lock.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -219,7 +219,7 @@ def read_lock(directory: Path) -> dict[str, Any]:
 
 
 def find_revisions(loaded: Loaded) -> dict[str, str | None]:
-    """The commit of each Hub model and data set that the recipe names; fetches them, before anything is written."""
+    """Finds the commit of each Hub model and data set of the recipe; downloads them, before anything is written."""
     recipe = loaded.recipe
     inside = {"source", "parent", "model", *recipe.stage_names()}
     named = [recipe.model, *(spec for stage in recipe.stages for spec in stage.specs().values())]
@@ -231,10 +231,10 @@ def find_revisions(loaded: Loaded) -> dict[str, str | None]:
 
 
 def open_finished(directory: Path) -> tuple[Loaded, dict[str, Any]]:
-    """The recipe and the report of a finished run.
+    """Reads the recipe and the report of a finished run.
 
     Raises:
-        HfcompressError: where the directory is no run, or it is not finished.
+        HfcompressError: if the directory is no run, or it is not finished.
     """
     lock = directory / "recipe.lock.json"
     if not lock.is_file():
@@ -244,7 +244,7 @@ def open_finished(directory: Path) -> tuple[Loaded, dict[str, Any]]:
     if not (directory / "report.json").is_file():
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
     held, content = read_lock(directory), report.read(directory)
-    # The report of an earlier recipe stays until the run of this one ends.
+    # Until the run of this recipe ends, the report of an earlier one stays.
     if content.get("recipe", hash_json(held["recipe"])) != hash_json(held["recipe"]):
         raise HfcompressError(f"the run in {directory} is not finished", "the same `hfcompress run` goes on with it")
     return load(directory / "recipe.yaml", held.get("overrides", [])), content

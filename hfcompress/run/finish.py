@@ -1,4 +1,4 @@
-"""The end of a run: models are measured, the report, `final/` and its card are written."""
+"""Finishes a run: measures the models, writes the report, `final/` and its card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hfcompress.utils.files import (
 )
 from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.logging import log
-from hfcompress.utils.places import forget_places, without_places
+from hfcompress.utils.places import shorten_places, shorten_settings
 
 if TYPE_CHECKING:
     pass
@@ -36,7 +36,7 @@ JUDGED_BY = ("margin", "slices")
 
 
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
-    """Measures the models; reads the figures from report.json if these models were measured before."""
+    """Measures the models, or reads their figures from report.json if they were measured before."""
     recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
     key = hash_json(
         {
@@ -73,19 +73,19 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
 
 
 def finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
-    """Writes report, pictures, `final/` and its card."""
+    """Writes the report, the figures, `final/` and its card."""
     report.write(content, directory)
     last = artifacts[-1]
     with new_directory(directory / "final") as final:
         shutil.copytree(last.path, final, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "README.md"))
-        forget_places(final)
-        write_text(final / "recipe.yaml", without_places(loaded.document.text))
+        shorten_settings(final)
+        write_text(final / "recipe.yaml", shorten_places(loaded.document.text))
         write_card(loaded, directory, replace(last, path=final), content)
     _remove_leftovers(loaded, directory, {a.stage for a in artifacts})
 
 
 def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
-    """Removes attempts at stages that the recipe no longer has, or that are done."""
+    """Removes attempts at stages that are done, or that the recipe no longer has."""
     waiting = {f"{name}{PARTIAL}" for name in loaded.recipe.stage_names() if name not in done}
     for path in directory.glob(f"*{PARTIAL}"):
         if path.name not in waiting:
@@ -93,7 +93,7 @@ def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:
 
 
 def write_card(loaded: Loaded, directory: Path, model: Artifact, content: dict[str, Any]) -> None:
-    """Writes the card beside a model, with its pictures."""
+    """Writes the card and its figures beside a model."""
     for name in report.list_pictures(content):
         if (directory / "plots" / name).is_file():
             with new_file(model.path / name) as scratch:

@@ -20,15 +20,22 @@ from hfcompress.utils.escape import without_tokens
 SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".codes", ".spm", ".tiktoken", ".md", ".png",
                       ".py", ".yaml", ".jinja"})  # fmt: skip
 EXTERNAL = re.compile(r"\.onnx(_data|\.data)(_\d+)?$")
-"""Weights that lie beside a graph that is too large to hold them."""
+"""Files with the weights of a graph that is too large to contain them."""
 LEFT_OUT = frozenset({"stage.json", "training_args.bin"})
 SMALL = 10_000_000
-"""Bytes up to which a file is read before anything is sent: what is sent is then what was listed."""
+"""Largest size, in bytes, of a file that is read before anything is sent, so that it cannot change meanwhile."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that is pushed: its name in the repository, where it lies, its bytes, when it was changed last."""
+    """A file to push.
+
+    Attributes:
+        name: Its name in the repository.
+        path: Its path here.
+        size: Its size in bytes.
+        changed: The time of its last change, in nanoseconds.
+    """
 
     name: str
     path: Path
@@ -36,10 +43,10 @@ class Upload:
     changed: int
 
     def require_unchanged(self) -> None:
-        """Passes where the file is still the one that was listed.
+        """Requires that the file has not changed since it was listed.
 
         Raises:
-            HfcompressError: where it was written to, or is gone.
+            HfcompressError: if it was changed or removed.
         """
         try:
             now = self.path.stat()
@@ -53,22 +60,22 @@ class Upload:
             )
 
 
-def uploads(run: Path) -> list[Upload]:
-    """What `push` sends of a run: the model, its tokenizer, the card, the recipe and the pictures; no checkpoints.
+def list_uploads(run: Path) -> list[Upload]:
+    """Lists the files of a run to push: the model, its tokenizer, the card, the recipe and the figures; no checkpoints.
 
     Raises:
-        HfcompressError: where the run has no final model or no card.
+        HfcompressError: if the run has no final model or no card.
     """
     final = run / "final" if (run / "final").is_dir() else run
     if not (final / "README.md").is_file() or not (final / "config.json").is_file():
         raise HfcompressError(f"{run} holds no finished model with a card", "finish it with `hfcompress run`")
     files = (p for p in (*sorted(final.iterdir()), *sorted((final / ADAPTER).glob("*"))) if p.is_file())
     graphs = openvino_files(p.name for p in final.iterdir())
-    return [_upload(p, final) for p in files if _belongs(p.name, graphs)]
+    return [_upload(p, final) for p in files if _is_published(p.name, graphs)]
 
 
-def _belongs(name: str, graphs: Collection[str]) -> bool:
-    """Whether a file of `final/` is a part of the model, or of what is told of it."""
+def _is_published(name: str, graphs: Collection[str]) -> bool:
+    """True if a file of `final/` belongs to the model or to its card."""
     known = Path(name).suffix in SUFFIXES or name in graphs or EXTERNAL.search(name) is not None
     return known and name not in LEFT_OUT and not name.startswith(".")
 
@@ -78,8 +85,8 @@ def _upload(path: Path, final: Path) -> Upload:
     return Upload(path.relative_to(final).as_posix(), path, found.st_size, found.st_mtime_ns)
 
 
-def _operations(files: list[Upload], repo: str) -> list[Any]:
-    """The files as they are sent; the card's snippet names the repository that it now stands in."""
+def _make_operations(files: list[Upload], repo: str) -> list[Any]:
+    """Makes the Hub's operations of the files; writes the repository's name into the snippet of the card."""
     from huggingface_hub import CommitOperationAdd
 
     operations = []
@@ -95,11 +102,14 @@ def _operations(files: list[Upload], repo: str) -> list[Any]:
     return operations
 
 
-def target(run: Path, repo: str | None, private: bool = False) -> tuple[str, bool]:
-    """Where a run goes: the repository and whether it is private, of the command or of the recipe's `hub:`.
+def choose_repository(run: Path, repo: str | None, private: bool = False) -> tuple[str, bool]:
+    """Chooses the repository of a run, from the command or the recipe's `hub:`.
+
+    Returns:
+        The repository, and True if it is private.
 
     Raises:
-        HfcompressError: where neither names a repository, or the name is none.
+        HfcompressError: if neither names a repository, or the name is not valid.
     """
     lock = run / "recipe.lock.json"
     hub = json.loads(lock.read_text(encoding="utf-8"))["recipe"].get("hub", {}) if lock.is_file() else {}
@@ -116,29 +126,32 @@ def target(run: Path, repo: str | None, private: bool = False) -> tuple[str, boo
 
 
 def push(run: Path, repo: str | None = None, private: bool = False, endpoint: str | None = None) -> str:
-    """Creates the repository where it does not exist and commits all files at once.
+    """Creates the repository if it does not exist, and commits all files at once.
 
     Args:
         run: The run directory.
         repo: `user/name`; default: the recipe's `hub.repo`.
-        private: For a repository that is created now; the recipe's `hub.private` asks for the same.
+        private: Create the repository as a private one; the recipe's `hub.private` does the same.
         endpoint: Another Hub than `HF_ENDPOINT` or huggingface.co.
 
     Returns:
         The commit's address.
 
     Raises:
-        HfcompressError: where the Hub refuses or cannot be reached.
+        HfcompressError: if the Hub refuses, or cannot be reached, or a file changes meanwhile.
     """
     from huggingface_hub import HfApi
 
-    files, (repo, private) = uploads(run), target(run, repo, private)
+    files, (repo, private) = list_uploads(run), choose_repository(run, repo, private)
     api, message = HfApi(endpoint=endpoint), f"{run.resolve().name}, made with hfcompress"
-    operations = _operations(files, repo)
+    operations = _make_operations(files, repo)
     try:
-        with hub_calls(f"the push to {repo}"), _card_errors():
+        with hub_calls(f"the push to {repo}"), _explain_card_errors():
             _require_repository(api, repo, private)
-            # The large files first: a commit of the rest follows only where none was written to meanwhile.
+            # The large files are sent first, and the commit follows only if no file has changed until then.
+            # `upload_folder` of huggingface_hub 2 has no moment for this check. It makes several commits if an upload
+            # takes long, or if a commit of more than 20 files fails: then the Hub may show a card without its model.
+            # And it sends the card as it is: for one changed line the folder would have to be copied.
             api.preupload_lfs_files(repo, operations, repo_type="model")
             for file in files:
                 file.require_unchanged()
@@ -151,8 +164,8 @@ def push(run: Path, repo: str | None = None, private: bool = False, endpoint: st
 
 
 @contextmanager
-def _card_errors() -> Iterator[None]:
-    """What the Hub says of a card that it does not take."""
+def _explain_card_errors() -> Iterator[None]:
+    """Turns the Hub's error about a card into one that says how to fix it."""
     try:
         yield
     except ValueError as error:
@@ -163,10 +176,10 @@ def _card_errors() -> Iterator[None]:
 
 
 def _require_repository(api: Any, repo: str, private: bool) -> None:
-    """Creates the repository where it does not exist."""
+    """Creates the repository if it does not exist."""
     try:
-        # None leaves a repository that exists, and an organisation's default, as they are.
+        # None keeps the setting of an existing repository, and the default of an organisation.
         api.create_repo(repo, private=private or None, exist_ok=True, repo_type="model")
-    except json.JSONDecodeError:  # some servers say that it exists without any words
+    except json.JSONDecodeError:  # some servers answer without a body if it exists
         if not api.repo_exists(repo, repo_type="model"):
             raise

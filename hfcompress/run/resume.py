@@ -1,4 +1,4 @@
-"""What is done of a stage: the key of its result, its finished directory, an interrupted attempt."""
+"""Finds the finished directory of a stage by a key, or keeps its interrupted attempt."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 KEY = "key"
-"""The file in a stage's working directory with the key of the attempt."""
+"""The file with the key of the attempt, in a stage's working directory."""
 
 
 def make_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
-    """A hash of everything that a stage's result depends on."""
+    """Hashes everything that a stage's result depends on."""
     return hash_json(
         {
             "stage": spell_out_stage(stage),
@@ -45,14 +45,14 @@ def make_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
 
 
 def find_finished(path: Path, key: str, stage: Stage) -> Artifact | None:
-    """What a stage made, where it is done.
+    """Opens the result of a stage; None if it is not done.
 
     Raises:
-        HfcompressError: where its files are no longer those that it made.
+        HfcompressError: if its files have changed since.
     """
     record = read_json(path / "stage.json")
     if record is None and path.is_dir():
-        log.info(f"{path.name} is made anew: its stage.json is missing or damaged")
+        log.info(f"{path.name} is made again: its stage.json is missing or damaged")
     if record is None or record.get("key") != key:
         return None
     for name, expected in record.get("files", {}).items():
@@ -60,13 +60,13 @@ def find_finished(path: Path, key: str, stage: Stage) -> Artifact | None:
         if not file.is_file() or hash_file(file) != expected:
             raise HfcompressError(
                 f"{file} is {'damaged or was changed' if file.is_file() else 'missing'}",
-                f"remove {path}, and the same command makes it anew; or run with --output elsewhere",
+                f"remove {path}, and the same command makes it again; or run with --output elsewhere",
             )
     return open_artifact(path, path.name, stage.kind)
 
 
 def begin_attempt(folder: Path, key: str) -> None:
-    """Keeps an interrupted attempt at the same work; removes one at other work."""
+    """Prepares a stage's working directory: keeps an interrupted attempt with the same key, removes any other."""
     mark = folder / KEY
     if folder.is_dir() and read_mark(mark) != key:
         remove(folder)

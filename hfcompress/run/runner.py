@@ -1,4 +1,4 @@
-"""Runs a recipe: each stage into a directory of its own, resumed by what it depends on, then measured."""
+"""Runs a recipe: each stage writes a directory of its own, and is skipped if that is done; then measures the models."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory.
+    """A finished run.
 
     Attributes:
         directory: `runs/<name>`.
-        artifacts: What the finished stages made, the source first.
+        artifacts: The models of the stages, the source first.
         report: The report's content.
     """
 
@@ -59,20 +59,20 @@ def run(
     fresh: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Run | None:
-    """Runs what is not done yet, measures all of it and writes report and card.
+    """Runs the stages that are not done yet, measures all models, and writes report and card.
 
     Args:
         loaded: The recipe.
-        directory: The run directory; made where it does not exist.
-        only: Run the stages of this kind alone; those before them must be done. A leading finetune always runs.
+        directory: The run directory; it is created if it does not exist.
+        only: Run only the stages of this kind; those before them must be done. A leading finetune always runs.
         fresh: Start over instead of resuming.
-        callbacks: `transformers` callbacks that every training run takes on.
+        callbacks: `transformers` callbacks for every training.
 
     Returns:
         The run, on the first process of a distributed run; None on the others.
 
     Raises:
-        HfcompressError: for whatever the user can mend.
+        HfcompressError: for every mistake that the user can fix.
     """
     with ExitStack() as stack:
         on_main_process(lambda: require_free_directory(directory))
@@ -84,12 +84,12 @@ def run(
 
 
 def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> list[Artifact]:
-    """Runs the stages of a recipe alone: nothing is measured, and no report or card is written.
+    """Runs the stages of a recipe, without measuring and without a report or card.
 
     Args:
         loaded: The recipe.
         directory: The run directory.
-        callbacks: `transformers` callbacks that every training run takes on.
+        callbacks: `transformers` callbacks for every training.
 
     Returns:
         The model of each stage, the source first; on every process.
@@ -105,7 +105,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
     state = process_state()
     artifacts = _run_stages(loaded, directory, only, callbacks)
     state.wait_for_everyone()
-    # What is left is the first process's; those that leave before it must not abort its communication threads.
+    # The first process does the rest; the others end before it and must not abort its communication threads.
     state.destroy_process_group()
     if not state.is_main_process:
         return None
@@ -119,7 +119,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
 
 
 def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
-    """Passes where there is something to run, and `--fresh` leaves what it needs."""
+    """Requires that `only` names a stage, and that `--fresh` does not remove stages that it needs."""
     kinds = [stage.kind for stage in loaded.recipe.stages]
     if only is None:
         return
@@ -181,11 +181,11 @@ def _complete(
 ) -> None:
     """Checks the saved model in a fresh process, then gives the stage's directory its name."""
     mark = context.directory / KEY
-    if read_mark(mark) != key:  # saving made the directory again, in a run that was removed or moved
+    if read_mark(mark) != key:  # the run directory was removed or moved, and saving made this one again
         raise FileNotFoundError(errno.ENOENT, "the directory of the stage is gone", str(mark))
     model = open_artifact(result.directory, name, stage.kind)
     assert result.logits is not None
-    device = "cuda" if _quantized_on_gpu(stage, model) else "cpu"
+    device = "cuda" if _may_have_run_on_gpu(stage, model) else "cpu"
     differences = verify(model, result.logits, context.task.auto_class, device, result.reading)
     record = {
         "key": key,
@@ -202,8 +202,8 @@ def _complete(
     log.info(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
 
-def _quantized_on_gpu(stage: Stage, model: Artifact) -> bool:
-    """Whether the model in memory may have run on a GPU; one of a backend for CPUs alone did not."""
+def _may_have_run_on_gpu(stage: Stage, model: Artifact) -> bool:
+    """True if the model in memory may have run on a GPU; False for a backend that runs on CPUs only."""
     import torch
 
     return "cuda" in stage.runs_on and model.runtime == "torch" and torch.cuda.is_available()

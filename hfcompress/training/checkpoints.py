@@ -30,17 +30,17 @@ def _hash_contents(directory: Path) -> dict[str, str]:
     return {name: found for name, found in hash_files(directory).items() if name != SEAL}
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def find_last_checkpoint(folder: Path) -> Path | None:
     """Finds the newest complete checkpoint whose best checkpoint is complete too."""
     for path in reversed(_list_checkpoints(folder)):
-        best = best_checkpoint(path) if is_sealed(path) else None
+        best = find_best_checkpoint(path) if is_sealed(path) else None
         if is_sealed(path) and (best is None or is_sealed(best)):
             _name_best(path, best)
             return path
     return None
 
 
-def best_checkpoint(checkpoint: Path) -> Path | None:
+def find_best_checkpoint(checkpoint: Path) -> Path | None:
     """Finds the best checkpoint that a complete one names, in the same folder; None if it names none."""
     named = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
     return checkpoint.with_name(Path(named).name) if named else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfcompress.measure.worker import reduced
+from hfcompress.measure.worker import reduce_logits
 from hfcompress.models.forward import observe
 from hfcompress.training.batches import group_by_length
 from hfcompress.utils.distributed import process_state
@@ -76,7 +76,7 @@ def predict(
             share of the batches, and all get all outputs. If false, this process runs all batches.
 
     Returns:
-        The logits as `measure.worker.reduced` reduces them, and the numbers of the rows in the same order.
+        The logits as `measure.worker.reduce_logits` reduces them, and the numbers of the rows in the same order.
     """
     state, groups = process_state(), group_by_length(rows, BATCH)
     first, step = (state.process_index, state.num_processes) if shared else (0, 1)
@@ -89,7 +89,7 @@ def predict(
             batch = task.batch(rows.__getitems__(groups[number]), tokenizer)
             inputs = {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "index")}
             logits = observe(model, inputs).logits.float().cpu().numpy()
-            outputs[number] = reduced(logits, {name: value.numpy() for name, value in batch.items()}, task.head)
+            outputs[number] = reduce_logits(logits, {name: value.numpy() for name, value in batch.items()}, task.head)
     model.train(training)
     if shared:
         outputs = _gather(outputs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
 
-def row_count(rows: Any) -> int | None:
+def count_rows(rows: Any) -> int | None:
     """Counts encoded rows; None for a stream."""
     return len(rows) if hasattr(rows, "__len__") else None
 
@@ -92,7 +92,7 @@ class Train(StrictModel):
         """
         return [replace(p, key=(*key, *p.key)) for p in tracker_problems(self.report_to)] if self.report_to else []
 
-    def rows_seen(self, rows: int, processes: int = 1) -> float:
+    def count_rows_read(self, rows: int, processes: int = 1) -> float:
         """Counts the rows that a training over `rows` rows reads; a row that is read again counts again."""
         if self.max_steps is None:
             return rows * self.epochs

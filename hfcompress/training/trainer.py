@@ -17,12 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfcompress.training.arguments import make_arguments
 from hfcompress.training.batches import SHARES, TEACHERS, Collator, SeededLengthSampler
-from hfcompress.training.checkpoints import best_checkpoint, last_checkpoint, remove_others, seal
+from hfcompress.training.checkpoints import find_best_checkpoint, find_last_checkpoint, remove_others, seal
 from hfcompress.training.evaluate import score
 from hfcompress.training.objective import Objective
-from hfcompress.training.options import Train, row_count
+from hfcompress.training.options import Train, count_rows
 from hfcompress.training.overlay import STEADY
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
@@ -263,7 +263,7 @@ def train(
         if objective.masks.closing and (problems := options.masked_problems()):
             raise HfcompressError(problems)
         objective.masks.seed = seed
-    task, count = objective.task, row_count(rows["train"])
+    task, count = objective.task, count_rows(rows["train"])
     arguments = make_arguments(
         options,
         checkpoints,
@@ -288,8 +288,8 @@ def train(
 
 def _find_checkpoint(checkpoints: Path) -> Path | None:
     """Finds the last complete checkpoint, on the first process, and removes the others."""
-    found: Path | None = agreed(last_checkpoint(checkpoints) if process_state().is_main_process else None)
-    on_main_process(lambda: remove_others(checkpoints, found, best_checkpoint(found) if found else None))
+    found: Path | None = broadcast(find_last_checkpoint(checkpoints) if process_state().is_main_process else None)
+    on_main_process(lambda: remove_others(checkpoints, found, find_best_checkpoint(found) if found else None))
     return found
 
 

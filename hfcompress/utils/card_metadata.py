@@ -1,4 +1,4 @@
-"""The Hub's rules for the metadata of a model card. Recipes and finished cards are checked by them."""
+"""Checks the metadata of recipes and finished model cards by the Hub's rules."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hfcompress.utils.errors import did_you_mean
 
 _PART = r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _MAX_ID = 96
-"""Characters that the Hub takes for an owner, and for a name."""
+"""Largest number of characters of an owner, and of a name, on the Hub."""
 
 
 @cache
 def licenses() -> frozenset[str]:
-    """The licence ids that the Hub takes."""
+    """Reads the licence ids that the Hub accepts."""
     return _words("licenses.txt")
 
 
 @cache
 def languages() -> frozenset[str]:
-    """The codes of ISO 639-1, 639-2, 639-3 and 639-5, and the Hub's own `multilingual` and `code`."""
+    """Reads the codes of ISO 639-1, 639-2, 639-3 and 639-5, and the Hub's own `multilingual` and `code`."""
     return _words("languages.txt")
 
 
@@ -30,7 +30,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 def require_license(license_id: str) -> str:
-    """Requires a licence id of the Hub.
+    """Requires a licence id that the Hub knows.
 
     Raises:
         ValueError: if the Hub does not know it.
@@ -43,10 +43,10 @@ def require_license(license_id: str) -> str:
 
 
 def require_language(code: object) -> str:
-    """Requires a language code that the Hub takes.
+    """Requires a language code that the Hub accepts.
 
     Raises:
-        ValueError: if the Hub does not take it.
+        ValueError: if the Hub does not accept it.
     """
     if code is False:
         raise ValueError('YAML reads an unquoted no as false; quote it: "no" is Norwegian')
@@ -61,8 +61,8 @@ def require_hub_id(name: str, owner: bool = False) -> str:
     """Requires the id of a repository on the Hub.
 
     Args:
-        name: `user/name`, or `name` alone, as a few old repositories have it.
-        owner: True if the owner has to be named.
+        name: `user/name`, or `name` alone for a few old repositories.
+        owner: True to require the owner.
 
     Raises:
         ValueError: for a name that no repository can have.

@@ -1,4 +1,4 @@
-"""Several processes: who is first, what all agree on."""
+"""Helpers for distributed runs: the first process works, the others wait or get its values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.launch import JOINED, LEFT_ALONE, left_alone
+from hfcompress.utils.launch import JOINED, LACKS_PROCESSES, lacks_processes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -18,31 +18,31 @@ AllReduce = Callable[[Sequence["Tensor"]], None]
 
 
 def process_state() -> PartialState:
-    """This process among those of a distributed run.
+    """Returns the state of this process in a distributed run.
 
-    accelerate joins processes on a CPU only where it is told that a CPU is wanted, and the first call decides.
+    accelerate joins CPU processes only if it is told to use a CPU, and its first call decides.
 
     Raises:
-        HfcompressError: where several processes were asked for and one was started.
+        HfcompressError: if several processes were asked for and only one was started.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
     from torch import cuda
 
     wanted = parse_flag_from_env("ACCELERATE_USE_CPU")
-    if left_alone(os.environ):
-        raise HfcompressError(*LEFT_ALONE)
+    if lacks_processes(os.environ):
+        raise HfcompressError(*LACKS_PROCESSES)
     return PartialState(cpu=wanted or (bool(JOINED & os.environ.keys()) and not cuda.is_available()))
 
 
-def agreed(value: Any) -> Any:
-    """What the first process of a distributed run says, on all of them."""
+def broadcast(value: Any) -> Any:
+    """Sends the first process's value to all processes of a distributed run, and returns it."""
     from accelerate.utils import broadcast_object_list
 
-    held = [value]
+    values = [value]
     if process_state().num_processes > 1:
-        broadcast_object_list(held)
-    return held[0]
+        broadcast_object_list(values)
+    return values[0]
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
@@ -55,7 +55,7 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
 
 def on_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` on the first process of a distributed run while the others wait; all fail if it fails."""
+    """Runs `action` on the first process of a distributed run while the others wait; if it fails, all fail."""
     from accelerate.utils import broadcast_object_list
 
     state = process_state()

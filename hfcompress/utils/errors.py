@@ -1,4 +1,4 @@
-"""Mistakes that a user can fix: what is wrong, where, and how to fix it."""
+"""Errors that a user can fix. Each says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _WRITE_FAILED = r"inline_container.*(unexpected pos|file write failed)|Writer fa
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake.
+    """A mistake of the user.
 
     Attributes:
         message: What is wrong.
         fix: How to fix it.
         key: The path inside the recipe, such as `("stages", 0, "train", "epochs")`.
-        where: File and line, filled in by whoever knows them.
+        where: File and line, added by the caller that knows them.
     """
 
     message: str
@@ -48,8 +48,8 @@ class Problem:
     where: str = ""
 
     def __str__(self) -> str:
-        # Each part may quote a file: none of them can begin a line of its own.
-        place = " ".join(one_line(part) for part in (self.where, dotted(self.key)) if part)
+        # Each part may quote a file, and must not start a new line.
+        place = " ".join(one_line(part) for part in (self.where, spell_key(self.key)) if part)
         fix = f"\n    {one_line(self.fix)}" if self.fix else ""
         return (f"{place}: " if place else "") + one_line(self.message) + fix
 
@@ -75,7 +75,7 @@ class Rule(Generic[C]):
 
 
 class HfcompressError(Exception):
-    """The user's mistake, or several at once; the command line prints it without a traceback and exits with 2."""
+    """One or more mistakes of the user; the command line prints them without a traceback and exits with 2."""
 
     def __init__(self, problem: str | Problem | Iterable[Problem], fix: str = "") -> None:
         if isinstance(problem, str):
@@ -84,13 +84,13 @@ class HfcompressError(Exception):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-def dotted(key: Key) -> str:
+def spell_key(key: Key) -> str:
     """Spells `("stages", 0, "kind")` as `stages.0.kind`, which `--set` takes."""
     return ".".join(str(part) for part in key)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Offers the nearest known word in a sentence, or all words if none is near."""
+    """Suggests the nearest known word, or all words if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -99,10 +99,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """Names the problem of the disk that an error comes from, such as a full one; None for any other error.
+    """Describes the disk problem behind an error, such as a full disk; None for any other error.
 
-    Libraries wrap the system's error, or describe it in words of their own. A full disk is also found in the errors
-    that `error` was raised from.
+    Libraries wrap the system's error, or describe it in their own words. A full disk is also found in the errors that
+    `error` was raised from.
     """
     found, seen, link = _disk_problem(error), {id(error)}, error.__cause__ or error.__context__
     while found is None and link is not None and id(link) not in seen:
@@ -119,11 +119,11 @@ def _disk_problem(error: BaseException) -> str | None:
     text = str(error)
     if number := re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", text):
         return _DISK_ERRORS.get(int(number[1] or number[2]))
-    return _DISK_ERRORS[errno.ENOSPC] if tells_of_a_full_disk(text) else None
+    return _DISK_ERRORS[errno.ENOSPC] if is_full_disk_message(text) else None
 
 
-def tells_of_a_full_disk(text: str) -> bool:
-    """True if a library's message says that there is no room left."""
+def is_full_disk_message(text: str) -> bool:
+    """True if a library's message says that the disk is full."""
     said = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
     return any(words in text for words in said) or re.search(_WRITE_FAILED, text) is not None
 

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, panels, saving."""
+"""Colours, panels and saving, for all figures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ INK, ACCENT, FAINT = "#1f2933", "#c2410c", "#9aa5b1"
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of one model's facts, for the card and `plots/`.
+    """A figure about one model, for the card and `plots/`.
 
     Attributes:
         name: The last part of its file's name: `kept` becomes `02-prune-kept.png`.
-        title: The text above the picture, after the stage's name.
+        title: The text above the figure, after the stage's name.
         caption: The sentence that the card shows below it.
-        draw: Draws it with matplotlib; `save` titles and writes what it returns.
+        draw: Draws it with matplotlib; `save` adds the title and writes it to a file.
     """
 
     name: str
@@ -44,7 +44,7 @@ def make_panels(count: int, width: float, height: float = 4.2, **options: Any) -
 
 
 def save(drawn: figure.Figure, title: str, path: Path) -> None:
-    """Titles a matplotlib figure and writes it as a PNG, first beside `path`, then renamed to it."""
+    """Adds a title to a matplotlib figure and writes it as a PNG file, completely or not at all."""
     drawn.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     with new_file(path) as scratch:
         drawn.savefig(scratch, dpi=150, format="png")

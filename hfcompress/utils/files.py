@@ -1,4 +1,4 @@
-"""Files and directories that are whole or not there: written beside their place, forced to the disk, renamed there."""
+"""Writes files and directories completely or not at all: under another name first, then synced and renamed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 PARTIAL, OLD = ".partial", ".old"
-"""Ends of the names of what is being written, and of what is being replaced."""
+"""Endings of names: of what is being written, and of what is being replaced."""
 LEAST = 2**18
-"""A disk with fewer bytes left is full."""
+"""A disk with fewer free bytes counts as full."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all."""
+    """Writes a text file in UTF-8, completely or not at all."""
     with new_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="")
 
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A path to write to; the file takes the name `path` when the block ends, and is removed where it fails."""
+    """Yields a path to write to. When the block ends the file gets the name `path`; if it fails the file is removed."""
     scratch = path.with_name(f".{path.name}{PARTIAL}")
     try:
         yield scratch
@@ -49,9 +49,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """An empty directory to fill; it takes the name `target` when the block ends, and is removed where it fails.
+    """Yields an empty directory to fill. When the block ends it gets the name `target`; if it fails it is removed.
 
-    For a place that only this process writes to; `lock.shared_directory` is for others.
+    Use it where only this process writes; elsewhere use `lock.shared_directory`.
     """
     scratch = target.with_name(target.name + PARTIAL)
     remove(scratch)
@@ -66,10 +66,10 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A temporary directory, in `TMPDIR`, for what a library can only write to a file.
+    """Yields a temporary directory in `TMPDIR`, for libraries that can only write to a file.
 
     Raises:
-        OSError: for a full disk, in place of whatever the library makes of a file that was cut off.
+        OSError: for a full disk, in place of the library's own error about a file that was cut off.
     """
     with TemporaryDirectory(prefix="hfcompress-") as folder:
         try:
@@ -80,20 +80,20 @@ def scratch_directory() -> Iterator[Path]:
 
 
 def require_space(folder: Path, cause: BaseException | None = None) -> None:
-    """Passes where the disk that holds a folder has some room.
+    """Requires some free space on the disk of a folder.
 
     Raises:
-        OSError: where it is full.
+        OSError: if the disk is full.
     """
     if shutil.disk_usage(folder).free < LEAST:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from cause
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Gives a directory the name `target`, and removes the one that had it.
+    """Gives a directory the name `target`, and removes the directory that had it.
 
-    Two renames, since a directory cannot be renamed onto another: a process that is killed between them leaves
-    `target` under the name `target.old`, and `restore` gives it its name back.
+    It takes two renames, because a directory cannot be renamed onto another one. A process that is killed between them
+    leaves `target` under the name `target.old`; `restore` gives it its name back.
     """
     sync(new)
     restore(target)
@@ -109,7 +109,7 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def restore(target: Path) -> None:
-    """Ends what a killed `replace_directory` left: the old directory gets its name back, or goes."""
+    """Finishes a killed `replace_directory`: the old directory gets its name back, or is removed if `target` exists."""
     old = target.with_name(target.name + OLD)
     if not old.exists():
         return
@@ -120,26 +120,26 @@ def restore(target: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Renames a file or directory in one step, so that `new` is never half there; a file of that name is replaced.
+    """Renames a file or directory in one step, so `new` is never incomplete; replaces a file of that name.
 
-    What is in it has to be on the disk before (`sync`): after a power cut the new name may stand on an empty file.
+    Call `sync` on `old` before: otherwise a power cut may leave an empty file under the new name.
 
     Raises:
-        OSError: also where `new` is a directory that has files.
+        OSError: also if `new` is a directory that is not empty.
     """
     old.replace(new)
     _sync_directory(new.parent)
 
 
 def remove_half_files(folder: Path) -> None:
-    """Removes the files of a folder that a killed process had not finished; only this process may write to it."""
+    """Removes the unfinished files of a killed process from a folder that only this process writes to."""
     for scratch in folder.glob(f".*{PARTIAL}"):
         if scratch.is_file():
             scratch.unlink()
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a directory with what is in it, where there is one."""
+    """Removes a file, or a directory with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -147,10 +147,10 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or every file below a directory, to the disk, so that a power cut leaves none of them empty.
+    """Forces a file, or each file below a directory, to the disk, so that a power cut does not leave an empty file.
 
     Raises:
-        OSError: also for a full disk that the file system had not noticed until now.
+        OSError: also for a full disk that the file system has not noticed before.
     """
     if not path.is_dir():
         _sync_file(path)

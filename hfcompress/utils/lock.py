@@ -1,8 +1,8 @@
-"""One writer at a time: a lock that a killed owner never leaves held, on local and on network file systems.
+"""A lock for one writer at a time, on local and network file systems; it ends with its owner, also if that is killed.
 
-The owner keeps an operating system's lock on a file, which ends with the process, however it ends. The file says who it
-is, and the owner touches it every few seconds: some network file systems keep such locks on each machine for itself, so
-the record of another machine counts as alive for as long as somebody touches it.
+The owner keeps an operating system's lock on a file; it ends with the process. The file names the owner, who touches it
+every few seconds. This is for network file systems whose locks hold on one machine only: an owner on another machine
+counts as alive as long as the file is touched.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from hfcompress.utils.logging import log
 BEAT = 5.0
 """Seconds between two touches."""
 LAPSE = 30.0
-"""Seconds after which an owner on another machine, who no longer touches the file, counts as dead."""
+"""Seconds without a touch after which an owner on another machine counts as dead."""
 LOCK = ".lock"
-"""The end of a lock file's name."""
+"""Ending of a lock file's name."""
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
         host: Name of the machine, for people.
-        machine: Of this start of the machine, and of this container: where process numbers mean the same.
+        machine: Id of this boot of the machine and of this container: process numbers are unique inside it.
         pid: Process number.
-        started: When the process began, as the machine counts: a number that was given again is another process.
-        since: When it took the lock.
-        token: Drawn anew for each lock.
+        started: Start time of the process, as the machine counts: its number may be given to another process later.
+        since: The time at which it took the lock.
+        token: A random text, new for each lock.
     """
 
     host: str
@@ -58,10 +58,10 @@ class Owner:
 
 
 class HeldError(Exception):
-    """Somebody else holds the lock.
+    """Another process holds the lock.
 
     Attributes:
-        owner: Who; None where the record is not written yet.
+        owner: That process; None if its record is not written yet.
     """
 
     def __init__(self, owner: Owner | None) -> None:
@@ -80,19 +80,19 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, name=f"lock {path}", daemon=True)
         self._thread.start()
 
-    def intact(self) -> bool:
-        """Whether the file is still there and ours: not if its directory was removed, moved, or taken by another."""
+    def is_intact(self) -> bool:
+        """True if the file is still there and ours; False if its directory was removed, moved, or taken by another."""
         try:
             found = self.path.stat()
             ours = os.fstat(self._descriptor)
             same = (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
-            return same and _parsed(os.pread(self._descriptor, 4096, 0)) == self.owner
+            return same and _parse(os.pread(self._descriptor, 4096, 0)) == self.owner
         except OSError:
             return False
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT):
-            if self.intact():
+            if self.is_intact():
                 with suppress(OSError):
                     os.utime(self.path)
             elif self._on_loss is not None and not self._done.is_set():
@@ -103,13 +103,13 @@ class Lock:
         """Removes the file and ends the lock."""
         self._done.set()
         self._thread.join()
-        if self.intact():  # removed while it is held, so nobody can hold what has no name
+        if self.is_intact():  # it is removed while we hold it, so no other process can take it in between
             with suppress(OSError):
                 self.path.unlink()
         self.close()
 
     def close(self) -> None:
-        """Lets go of the file; in a forked child that leaves the parent's lock as it is."""
+        """Closes the file; in a forked child this leaves the parent's lock as it is."""
         _HELD.discard(self)
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -121,7 +121,7 @@ _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """A forked process (a data loader's worker) must not keep its dead parent's lock."""
+    """Closes the locks in a forked process (a data loader's worker), which must not keep its dead parent's lock."""
     for lock in list(_HELD):
         lock.close()
 
@@ -136,11 +136,11 @@ def hold(path: Path, on_loss: Callable[[], None] | None = None) -> Iterator[Lock
 
     Args:
         path: The lock file, in a directory that exists; it is removed when the block ends.
-        on_loss: Called once, from another thread, within `BEAT` seconds after the file is no longer there or ours.
+        on_loss: Called once, from another thread, within `BEAT` seconds after the file is lost, see `Lock.is_intact`.
 
     Raises:
-        HeldError: at once, where another process holds it; where that process is on another machine of a file system
-            whose locks are local, after at most `LAPSE` seconds.
+        HeldError: if another process holds it: at once; if that process is on another machine and the file system's
+            locks are local: after at most `LAPSE` seconds.
     """
     lock = _take(path, on_loss)
     try:
@@ -150,10 +150,10 @@ def hold(path: Path, on_loss: Callable[[], None] | None = None) -> Iterator[Lock
 
 
 def require_free(path: Path) -> None:
-    """Passes where nobody holds the lock at this moment; creates nothing.
+    """Requires that no process holds the lock at this moment; creates nothing.
 
     Raises:
-        HeldError: where somebody does.
+        HeldError: if a process holds it.
     """
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -170,12 +170,12 @@ def _take(path: Path, on_loss: Callable[[], None] | None) -> Lock:
         descriptor, mine = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
         try:
             locked = _require_dead(path, descriptor)
-            if not _is(path, descriptor):  # the owner before removed it after we opened it
+            if not _is_same_file(path, descriptor):  # the previous owner removed it after we opened it
                 os.close(descriptor)
                 continue
             owner, mine = _myself(), True
             _write(descriptor, owner)
-            if not locked:  # two may have come this far: the one who wrote last has it
+            if not locked:  # two processes may get here: the one that wrote last has the lock
                 time.sleep(0.5)
                 if (found := _read(path)) != owner:
                     mine = False
@@ -190,23 +190,23 @@ def _take(path: Path, on_loss: Callable[[], None] | None) -> Lock:
 
 
 def _require_dead(path: Path, descriptor: int, shared: bool = False) -> bool:
-    """Passes where no living process holds the file; whether the operating system locked it for us."""
-    locked = _locked(descriptor, shared)
-    for _ in range(10):  # somebody may just be looking, who holds it for a moment
+    """Requires that no living process holds the file; returns True if the operating system locked it for us."""
+    locked = _take_system_lock(descriptor, shared)
+    for _ in range(10):  # a process that only looks (`require_free`) holds it for a moment
         if locked is not False:
             break
         time.sleep(0.05)
-        locked = _locked(descriptor, shared)
+        locked = _take_system_lock(descriptor, shared)
     if locked is False:
         raise HeldError(_read(path))
-    owner = _parsed(os.pread(descriptor, 4096, 0))
-    if owner is not None and _is(path, descriptor) and _alive(path, owner, bool(locked)):
+    owner = _parse(os.pread(descriptor, 4096, 0))
+    if owner is not None and _is_same_file(path, descriptor) and _is_alive(path, owner, bool(locked)):
         raise HeldError(owner)
     return bool(locked)
 
 
-def _locked(descriptor: int, shared: bool) -> bool | None:
-    """Takes the operating system's lock; None where the system or the file system has none."""
+def _take_system_lock(descriptor: int, shared: bool) -> bool | None:
+    """Takes the operating system's lock; False if it is taken, None if the system or the file system has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -222,35 +222,35 @@ def _locked(descriptor: int, shared: bool) -> bool | None:
     return True
 
 
-def _alive(path: Path, owner: Owner, locked: bool) -> bool:
-    """Whether the process of a record goes on, where no lock of this machine's says so."""
+def _is_alive(path: Path, owner: Owner, locked: bool) -> bool:
+    """True if the process of a record is alive; for a file that this machine's locks show as free, or without locks."""
     mine = _myself()
     if owner.machine.partition("/")[0] == mine.machine.partition("/")[0] and locked:
         return False  # the same kernel would have kept it locked
     if owner.machine == mine.machine:
-        return _started(owner.pid) == owner.started
-    return _beats(path, owner)
+        return _read_start_time(owner.pid) == owner.started
+    return _is_touched(path, owner)
 
 
-def _beats(path: Path, owner: Owner) -> bool:
-    """Whether somebody touches the file, as the file server tells the time."""
-    first = _touched(path)
+def _is_touched(path: Path, owner: Owner) -> bool:
+    """True if the owner still touches the file, by the clock of the file server."""
+    first = _read_touch_time(path)
     age = _server_time(path) - first
     if age < LAPSE:
-        log.info(f"{path.parent} was held by {owner}: waiting {LAPSE - age:.0f} s to see whether it is still there")
+        log.info(f"{path.parent} was held by {owner}: waiting {LAPSE - age:.0f} s to see if it still runs")
     end = time.monotonic() + LAPSE - age
     while time.monotonic() < end:
         time.sleep(min(1.0, BEAT / 5))
         try:
-            if _touched(path) != first:
+            if _read_touch_time(path) != first:
                 return True
         except FileNotFoundError:
             return False
     return False
 
 
-def _touched(path: Path) -> float:
-    with path.open("rb") as stream:  # opening a file is what makes NFS ask the server
+def _read_touch_time(path: Path) -> float:
+    with path.open("rb") as stream:  # NFS asks the server when a file is opened
         return os.fstat(stream.fileno()).st_mtime
 
 
@@ -263,10 +263,10 @@ def _server_time(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _started(pid: int) -> str | None:
-    """When a process began; None where there is none of this number."""
+def _read_start_time(pid: int) -> str | None:
+    """Reads the start time of a process; None if there is no process with this number."""
     try:
-        # In ticks since the machine's start: psutil's seconds move with the clock.
+        # In ticks since the machine's start: psutil's seconds change when the clock is set.
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         import psutil
@@ -285,10 +285,10 @@ def _myself() -> Owner:
     except OSError:
         machine = host
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Owner(host, machine, os.getpid(), _started(os.getpid()) or "", since, secrets.token_hex(8))
+    return Owner(host, machine, os.getpid(), _read_start_time(os.getpid()) or "", since, secrets.token_hex(8))
 
 
-def _is(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -303,13 +303,13 @@ def _write(descriptor: int, owner: Owner) -> None:
 
 def _read(path: Path) -> Owner | None:
     try:
-        return _parsed(path.read_bytes())
+        return _parse(path.read_bytes())
     except OSError:
         return None
 
 
-def _parsed(content: bytes) -> Owner | None:
-    """The record in a lock file; None for one that is not written yet, or torn."""
+def _parse(content: bytes) -> Owner | None:
+    """Parses the record in a lock file; None if it is not written yet, or incomplete."""
     try:
         return Owner(**json.loads(content))
     except (ValueError, TypeError):
@@ -318,11 +318,11 @@ def _parsed(content: bytes) -> Owner | None:
 
 @contextmanager
 def shared_directory(target: Path) -> Iterator[Path]:
-    """An empty directory to fill, in a folder that several runs write to; it takes the name `target` in the end.
+    """Yields an empty directory to fill, in a folder that several runs write to; it gets the name `target` in the end.
 
-    Where another run was quicker, its directory stays. What a killed run left in the folder is removed first.
+    If another run was faster, its directory stays. Leftovers of killed runs in the folder are removed first.
     """
-    with _shared(target) as scratch:
+    with _scratch_beside(target) as scratch:
         scratch.mkdir()
         yield scratch
         files.sync(scratch)
@@ -335,16 +335,16 @@ def shared_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def shared_file(path: Path) -> Iterator[Path]:
-    """A path to write to, in a folder that several runs write to; the file takes the name `path` in the end."""
-    with _shared(path) as scratch:
+    """Yields a path to write to, in a folder that several runs write to; the file gets the name `path` in the end."""
+    with _scratch_beside(path) as scratch:
         yield scratch
         files.sync(scratch)
         files.rename(scratch, path)
 
 
 @contextmanager
-def _shared(target: Path) -> Iterator[Path]:
-    """A name beside `target` that nobody else uses, with a lock beside it for as long as its owner lives."""
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    """Yields a new name beside `target`, with a lock file beside it that lasts as long as its owner."""
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_dead(target.parent)
     scratch = target.with_name(f"{target.name}.{secrets.token_hex(4)}{files.PARTIAL}")
@@ -356,14 +356,14 @@ def _shared(target: Path) -> Iterator[Path]:
 
 
 def remove_dead(folder: Path) -> None:
-    """Removes what is unfinished in a shared folder and whose writer is dead; a living one's has a lock beside it.
+    """Removes what dead writers left unfinished in a shared folder; living writers hold locks.
 
-    What may not be removed (another user's) stays.
+    Files of another user, which may not be removed, stay.
     """
     for lock in folder.glob(f"*{files.PARTIAL}{LOCK}"):
         with suppress(HeldError, OSError), hold(lock):
             files.remove(lock.with_name(lock.name.removesuffix(LOCK)))
     for scratch in folder.glob(f"*{files.PARTIAL}"):
         if not scratch.with_name(scratch.name + LOCK).exists():
-            with suppress(OSError):  # its owner ended just now
+            with suppress(OSError):  # its owner has just finished it
                 files.remove(scratch)

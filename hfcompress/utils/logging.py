@@ -1,4 +1,4 @@
-"""The logger, and the one place that writes to the terminal: strings that others wrote are made safe to print."""
+"""The logger, and the only code that writes to the terminal; it makes strings from outside safe to print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILE_WIDTH = 160
-"""Columns of a table that goes into a file or a pipe."""
+"""Width, in columns, of a table in a file or a pipe."""
 
 
 def _console(**options: Any) -> Console:
@@ -28,10 +28,10 @@ def _console(**options: Any) -> Console:
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        """A console that prints no control character but its own: colours, newlines, tabs."""
+        """A console that prints only its own control characters: colours, newlines, tabs."""
 
         def render_str(self, text: str, *args: Any, **kwargs: Any) -> Any:
-            # Before the layout, so that the columns of a table fit what is shown.
+            # This happens before the layout, so that the columns of a table fit the text.
             return super().render_str(printable(text), *args, **kwargs)
 
         def render(self, *args: Any, **kwargs: Any) -> Any:
@@ -43,19 +43,19 @@ def _console(**options: Any) -> Console:
 
 @cache
 def out() -> Console:
-    """Results, on standard output."""
+    """Returns the console for results, on standard output."""
     console = _console()
     return console if console.is_terminal else _console(width=FILE_WIDTH)
 
 
 @cache
 def err() -> Console:
-    """Progress and errors, on standard error."""
+    """Returns the console for progress and errors, on standard error."""
     return _console(stderr=True)
 
 
 def print_table(table: Table) -> None:
-    """A table at its full width: a cell that is cut off is of no use to anyone."""
+    """Prints a table at its full width, so that no cell is cut off."""
     from rich.measure import Measurement
 
     console, before = out(), out().width
@@ -68,7 +68,7 @@ def print_table(table: Table) -> None:
 
 
 log = logging.getLogger("hfcompress")
-"""What the package is doing. Nobody sees it below WARNING unless the program asks; the command line does."""
+"""Logs what the package does. Messages below WARNING are shown only if the program asks; the command line does."""
 
 
 def _is_first_process(_record: logging.LogRecord) -> bool:
@@ -116,19 +116,19 @@ def log_to_terminal() -> Iterator[None]:
 
 
 class _SafeRecord(logging.LogRecord):
-    """What any library logs: it may quote a file or a server."""
+    """A log record of any library, made safe to print: it may quote a file or a server."""
 
     def getMessage(self) -> str:  # noqa: N802  logging's name
         return printable(super().getMessage())
 
 
 def guard_terminal() -> None:
-    """Makes what libraries log and warn of safe to print as well; for the command line, which owns its process."""
+    """Makes logs and warnings of libraries safe to print too; for the command line, which owns its process."""
     logging.setLogRecordFactory(_SafeRecord)
     plain = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: printable(plain(*args, **kwargs))
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A `sys.excepthook`: the traceback of a bug, whose message may quote a file or a server."""
+    """Prints the traceback of a bug, as a `sys.excepthook`; its message may quote a file or a server."""
     sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))

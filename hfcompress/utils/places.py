@@ -1,4 +1,4 @@
-r"""Places on a machine (`/home/ada/model`, `~/model`, `C:\model`), left out of what is published: the name stays."""
+r"""Shortens paths on a machine (`/home/ada/model`, `~/model`, `C:\model`) to their last part before publishing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _IN_TEXT = re.compile(_NOT_INSIDE + _START + r"""(?=[\w.])[^\s'"`,;\]})>|]+""")
 _PLAIN = re.compile(r"[A-Za-z_][\w.-]*")
 _SETTING = re.compile(r"(path|file|dir|folder|directory|name)$", re.IGNORECASE)
 MAX_SETTINGS = 1_000_000
-"""Bytes up to which a JSON file holds settings; vocabularies are larger, and their entries are no places."""
+"""Largest size, in bytes, of a JSON file of settings; vocabularies are larger, and contain no paths."""
 
 
 def local_path(spec: str) -> Path:
-    """A place that a user wrote, `~` and all, as a path; one in the home of nobody stays as it is written."""
+    """Makes a path of what a user wrote, and expands `~`; a `~name` without a home directory stays as it is."""
     try:
         return Path(spec).expanduser()
     except RuntimeError:
@@ -30,7 +30,7 @@ def local_path(spec: str) -> Path:
 
 
 def is_directory(spec: str) -> bool:
-    """Whether a directory lies there; of a name that no file system can hold: no."""
+    """True if it is a directory; False also for a name that no file system can have."""
     try:
         return local_path(spec).is_dir()
     except (OSError, ValueError):
@@ -38,7 +38,7 @@ def is_directory(spec: str) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file lies there; of a name that no file system can hold: no."""
+    """True if it is a file; False also for a name that no file system can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -46,30 +46,30 @@ def is_file(path: Path) -> bool:
 
 
 def is_place(text: str) -> bool:
-    """Whether a text is the place of a file on some machine, from a root or a home."""
+    """True if a text is an absolute path, or a path from a home directory, on any system."""
     return "\n" not in text and _PLACE.match(text) is not None
 
 
-def name_of(place: str) -> str:
-    """The last part of a place."""
+def last_part(place: str) -> str:
+    """Returns the last part of a path."""
     parts = [part for part in re.split(r"[/\\]", place) if part]
     return parts[-1] if parts else ""
 
 
-def without_places(text: str) -> str:
-    """A YAML text in which each place is its name alone, in values and in comments; everything else stays."""
+def shorten_places(text: str) -> str:
+    """Shortens each path in a YAML text to its last part, in values and in comments; the rest stays as it is."""
     places = _values(text)
     for start, end, value in reversed(places):
-        name = name_of(value)
+        name = last_part(value)
         text = text[:start] + (name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)) + text[end:]
-    # Comments repeat what is commented out, places with spaces among it.
+    # Comments repeat values, and so also paths with spaces.
     if known := sorted({value for _, _, value in places}, key=len, reverse=True):
-        text = re.sub(_NOT_INSIDE + f"({'|'.join(map(re.escape, known))})", lambda found: name_of(found[0]), text)
-    return _IN_TEXT.sub(lambda found: name_of(found[0]), text)
+        text = re.sub(_NOT_INSIDE + f"({'|'.join(map(re.escape, known))})", lambda found: last_part(found[0]), text)
+    return _IN_TEXT.sub(lambda found: last_part(found[0]), text)
 
 
 def _values(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and value of each scalar that is a place, in the order of the text; none where it is no YAML."""
+    """Finds start, end and value of each scalar that is a path, in the order of the text; none if it is not YAML."""
     found = []
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
@@ -82,8 +82,8 @@ def _values(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def forget_places(folder: Path) -> None:
-    """Makes each setting of a model directory that names a place (`_name_or_path`, …) name its last part alone."""
+def shorten_settings(folder: Path) -> None:
+    """Shortens each path in the settings of a model directory (`_name_or_path`, …) to its last part."""
     for path in folder.rglob("*.json"):
         if path.stat().st_size > MAX_SETTINGS:
             continue
@@ -91,16 +91,16 @@ def forget_places(folder: Path) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue
-        changed = _forgotten(content)
+        changed = _shorten(content)
         if changed != content:
             path.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _forgotten(value: Any, key: str = "") -> Any:
+def _shorten(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _forgotten(entry, str(name)) for name, entry in value.items()}
+        return {name: _shorten(entry, str(name)) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_forgotten(entry, key) for entry in value]
+        return [_shorten(entry, key) for entry in value]
     if isinstance(value, str) and _SETTING.search(key) and is_place(value):
-        return name_of(value)
+        return last_part(value)
     return value

@@ -1,4 +1,4 @@
-"""Which processors this process may use, and so how many threads are worth starting."""
+"""Finds the processors that this process may use, and the number of threads for them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ ROOT = Path("/")
 
 
 def default_threads(system: Path = ROOT) -> int:
-    """The threads of one operator: one for each processor that this process may use, at most `OMP_NUM_THREADS`.
+    """Counts the threads of one operator: one for each processor that this process may use, at most `OMP_NUM_THREADS`.
 
-    CPU affinity bounds it, and so does a container's CPU quota, of which whole processors count: a thread that may run
-    for half of the time holds up all the others.
+    CPU affinity limits the number, and so does a container's CPU quota, rounded down to whole processors: a thread that
+    may run for half of the time holds up all the others.
 
     Args:
-        system: Where `/proc` and the control groups are.
+        system: The root directory, with `/proc` and the control groups.
     """
-    quota, asked = cpu_quota(system), _asked()
-    counts = [len(permitted()), *([int(quota)] if quota is not None else []), *([asked] if asked else [])]
+    quota, asked = cpu_quota(system), _read_omp_threads()
+    counts = [len(permitted_processors()), *([int(quota)] if quota is not None else []), *([asked] if asked else [])]
     return max(min(counts), 1)
 
 
 def thread_counts(most: int) -> list[int]:
-    """Thread counts worth trying: one, the powers of two, and `most`."""
+    """Lists the thread counts to try: the powers of two up to `most`, and `most`."""
     return sorted({1 << power for power in range(most.bit_length())} | {most})
 
 
-def permitted() -> list[int]:
-    """The numbers of the processors that this process may run on."""
+def permitted_processors() -> list[int]:
+    """Lists the numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-def _asked() -> int | None:
-    """`OMP_NUM_THREADS`: its first number, of the outermost level; None where it says none."""
+def _read_omp_threads() -> int | None:
+    """Reads the first number of `OMP_NUM_THREADS`, for the outermost level; None if there is none."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def cpu_quota(system: Path = ROOT) -> float | None:
-    """How many processors' time the control groups grant this process; None where they set no limit."""
-    quotas = [quota for folder in control_groups(system) if (quota := _quota(folder)) is not None]
+    """Reads the CPU quota of the control groups, in processors; None if there is no limit."""
+    quotas = [quota for folder in control_groups(system) if (quota := _read_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _quota(folder: Path) -> float | None:
-    """The quota of one control group, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`)."""
+def _read_quota(folder: Path) -> float | None:
+    """Reads the quota of one control group, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`)."""
     both = _read(folder / "cpu.max").split() or [
         *_read(folder / "cpu.cfs_quota_us").split(),
         *_read(folder / "cpu.cfs_period_us").split(),
@@ -61,7 +61,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def throttled_seconds(system: Path = ROOT) -> float:
-    """How long a CPU quota has held this process's control groups back so far; 0 where there is none."""
+    """Reads the seconds that a CPU quota has stopped this process's control groups so far; 0 without a quota."""
     found = [0.0]
     for folder in control_groups(system):
         facts = dict(line.split() for line in _read(folder / "cpu.stat").splitlines() if len(line.split()) == 2)
@@ -70,11 +70,11 @@ def throttled_seconds(system: Path = ROOT) -> float:
 
 
 def control_groups(system: Path = ROOT) -> Iterator[Path]:
-    """The directories of the CPU control groups that this process is in, from its own to the outermost seen here.
+    """Finds the directories of this process's CPU control groups, from its own group to the outermost visible one.
 
-    A container may show its own group as the root of the mount, whatever path `/proc/self/cgroup` names.
+    A container may show its own group as the root of the mount, even if `/proc/self/cgroup` names another path.
     """
-    own = dict(_memberships(system))
+    own = dict(_read_memberships(system))
     for line in _read(system / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         kind, *_, options = right.split() or ("", "")
@@ -87,8 +87,8 @@ def control_groups(system: Path = ROOT) -> Iterator[Path]:
         yield from (place.joinpath(*inside[:depth]) for depth in range(len(inside), -1, -1))
 
 
-def _memberships(system: Path) -> Iterator[tuple[int, str]]:
-    """The version of each hierarchy that may limit processors, and the group's path in it."""
+def _read_memberships(system: Path) -> Iterator[tuple[int, str]]:
+    """Yields the version of each hierarchy that may limit processors, and the group's path in it."""
     for line in _read(system / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -99,7 +99,7 @@ def _memberships(system: Path) -> Iterator[tuple[int, str]]:
 
 
 def _below(path: str, root: str) -> list[str]:
-    """The parts of a group's path below the root of a mount; none where the mount shows another part of the tree."""
+    """Returns the parts of a group's path below the root of a mount; none if the mount shows another subtree."""
     parts, above = ([part for part in text.split("/") if part] for text in (path, root))
     return parts[len(above) :] if parts[: len(above)] == above and ".." not in parts else []
 

@@ -1,7 +1,7 @@
-"""Named components: losses, criteria and backends.
+"""Finds components by name: losses, criteria and backends.
 
-A component *is* its own options: a frozen pydantic model. One of hfcompress stands in a file whose name is the YAML
-key, and the folder is the registry. One of another package is named by an entry point, or given as an object.
+A component *is* its own options: a frozen pydantic model. A component of hfcompress is in a file whose name is the YAML
+key, and the folder is the registry. A component of another package is named by an entry point, or passed as an object.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hfcompress.utils.strict_model import StrictModel
 
 
 class ComponentError(HfcompressError, ValueError):
-    """A component cannot be had: nobody offers it, several do, or the package that offers it is broken."""
+    """A component cannot be found: no package offers it, several do, or the package that offers it is broken."""
 
 
 class Component(StrictModel):
     """A named choice inside a stage.
 
     Attributes:
-        name: The YAML key. In hfcompress it is the name of the file that the class stands in; elsewhere the name of the
-            class in small letters (`MyLoss`: `my_loss`), unless the class sets it.
-        source: Where the method comes from (paper or documentation), shown by `list` and in the card.
+        name: The YAML key. In hfcompress it is the name of the class's file; elsewhere the name of the class in small
+            letters (`MyLoss`: `my_loss`), unless the class sets it.
+        source: The paper or documentation of the method, shown by `list` and in the card.
         extra: The optional dependency group that it needs (`pip install hfcompress[EXTRA]`).
         modules: The modules of that group; `check` looks for them.
     """
@@ -52,7 +52,7 @@ class Component(StrictModel):
         return [module for module in self.modules if not _is_installed(module)]
 
     def spell_out(self) -> dict[str, Any]:
-        """The component as a recipe spells it, with every default."""
+        """Spells the component as in a recipe, with all defaults."""
         return {"use": self.name, **self.model_dump()}
 
 
@@ -67,9 +67,9 @@ C = TypeVar("C", bound=Component)
 
 
 class Registry(Generic[C]):
-    """The components of one package, found by file name, and those that other packages name as entry points.
+    """The components of one package, found by file name, and those that other packages offer as entry points.
 
-    Nothing is imported before it is asked for. The group of entry points is `hfcompress.` and the last part of the
+    It imports a component when it is asked for. The group of entry points is `hfcompress.` and the last part of the
     package's name, such as `hfcompress.losses`.
     """
 
@@ -86,8 +86,8 @@ class Registry(Generic[C]):
         """Imports the class of a YAML key.
 
         Raises:
-            ComponentError: for a key that nobody offers, with the nearest known one; for one that several packages
-                offer; and for one whose package cannot be imported.
+            ComponentError: for a key that no package offers, with the nearest known key; for a key that several
+                packages offer; and for one whose package cannot be imported.
         """
         files, foreign = self._files(), self._entry_points().get(name, ())
         if name not in files and not foreign:
@@ -101,10 +101,10 @@ class Registry(Generic[C]):
         return self._load(foreign[0]) if foreign else self._import(name)
 
     def parse(self, value: Any) -> C:
-        """Makes a component from `name` or `{use: name, option: value, …}`; an object or its class is taken as it is.
+        """Makes a component from `name` or `{use: name, option: value, …}`; takes an object or its class as it is.
 
         Raises:
-            ValueError: for anything else, and as `get` says.
+            ValueError: for any other value, and in the cases of `get`.
         """
         if isinstance(value, self.base):
             return value
@@ -133,7 +133,7 @@ class Registry(Generic[C]):
         what = f"the {self.what} '{entry.name}' of {_distribution(entry)}"
         try:
             found = entry.load()
-        except Exception as error:  # whatever a foreign module raises when it is imported
+        except Exception as error:  # a foreign module may raise any error when it is imported
             raise ComponentError(
                 f"{what} cannot be loaded: {entry.value}: {type(error).__name__}: {error}", "upgrade or uninstall it"
             ) from error
@@ -149,7 +149,7 @@ class Registry(Generic[C]):
 
 @lru_cache(maxsize=8)
 def _entry_points(group: str, _path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
-    """The entry points of a group, by name; found once for each `sys.path`."""
+    """Finds the entry points of a group by name, once for each `sys.path`."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=group):
         found[entry.name] = (*found.get(entry.name, ()), entry)

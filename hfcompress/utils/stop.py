@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: ^C and SIGTERM let it put away what it has open, a second one does not."""
+"""Stops a command: after a first ^C or SIGTERM it cleans up, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Stop:
-    """The signal that came first; 0 as long as none has."""
+    """The first signal that came; 0 before any signal."""
 
     signal: int = 0
 
@@ -27,8 +27,8 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Turns the first signal into a KeyboardInterrupt; a second one ends the process at once.
 
-    Nothing is lost by that: a run is ready to be killed at any moment. Python drops an exception that is raised in a
-    finalizer, such as `__del__`; the KeyboardInterrupt is then raised once more, just after it.
+    Nothing is lost: a run may be killed at any moment. Python drops an exception that is raised in a finalizer, such as
+    `__del__`; then the KeyboardInterrupt is raised once more, just after it.
     """
     stop, report_unraisable = Stop(), sys.unraisablehook
 
@@ -61,13 +61,13 @@ def stoppable() -> Iterator[Stop]:
 
 
 def _end_at_once(numbers: list[signal.Signals]) -> None:
-    """While the interpreter shuts down nothing is left to put away: a signal ends the process without a traceback."""
+    """Lets a signal end the process without a traceback: at shutdown nothing is left to clean up."""
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt_main_thread(number: int = signal.SIGINT) -> None:
-    """Raises a KeyboardInterrupt in the main thread, also where it waits for something; `number` is the signal."""
+    """Raises a KeyboardInterrupt in the main thread, also while it waits; `number` is the signal."""
     if hasattr(signal, "pthread_kill"):
         main = threading.main_thread().ident
         assert main is not None

@@ -1,4 +1,4 @@
-"""Pydantic models that refuse unknown keys, wrong types and later change."""
+"""A pydantic model that refuses unknown keys, wrong types and later changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hfcompress.utils.errors import did_you_mean
 
 
 class StrictModel(BaseModel):
-    """Options that refuse an unknown key (with the nearest known one), a wrong type, and later change."""
+    """Options that refuse an unknown key (and name the nearest known one), a wrong type, and later changes."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -25,7 +25,7 @@ class StrictModel(BaseModel):
     )
 
     def says(self, *keys: str) -> list[str]:
-        """Selects the keys whose value is not the default. A default that is spelled out says nothing new."""
+        """Selects the keys whose value is not the default; a default that is spelled out does not count."""
         fields = type(self).model_fields
         return [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
 
@@ -37,11 +37,11 @@ class StrictModel(BaseModel):
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
             raise ValidationError.from_exception_data(
-                error.title, [_explained(details, known) for details in error.errors(include_url=False)]
+                error.title, [_explain(details, known) for details in error.errors(include_url=False)]
             ) from None
 
 
-def _explained(details: Any, known: list[str]) -> InitErrorDetails:
+def _explain(details: Any, known: list[str]) -> InitErrorDetails:
     kind: Any = details["type"]
     context = dict(details.get("ctx", {}))
     if kind == "extra_forbidden" and len(details["loc"]) == 1:

@@ -1,4 +1,4 @@
-"""Numbers in sentences and tables."""
+"""Formats numbers and lists for sentences and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics against literal references, degenerate inputs included; `evaluate` offline; the bootstrap."""
+"""Metrics against the libraries' own, degenerate inputs included; `evaluate` offline; the bootstrap."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import evaluate
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
-from sklearn.metrics import f1_score
+from scipy.stats import pearsonr, spearmanr
+from seqeval import metrics as seqeval
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
 from hfcompress.data import metrics
 from hfcompress.data.entities import find_entities
@@ -32,6 +33,7 @@ from hfcompress.utils.errors import HfcompressError
 
 CLASSES, SCORES = sorted(CLASSIFICATION), sorted(REGRESSION)
 CLASSIC = {**CLASSIFICATION, **REGRESSION}
+ENTITY_SCORES = {"f1": seqeval.f1_score, "precision": seqeval.precision_score, "recall": seqeval.recall_score}
 EVERY = [(task, name) for task, names in OF_TASK.items() for name in names]
 
 
@@ -50,14 +52,28 @@ def scored(rows: int = 60, seed: int = 0) -> tuple[Any, Any]:
     return (references + generator.normal(size=rows)).round(1), references
 
 
-# Literal references
+# References
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_accuracy_counts(classes: int) -> None:
-    predictions, references = drawn(classes)
-    hits = [p == r for p, r in zip(predictions.tolist(), references.tolist(), strict=True)]
-    assert CLASSIFICATION["accuracy"](predictions, references) == pytest.approx(hits.count(True) / len(hits))
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("accuracy", accuracy_score),
+        ("f1", lambda references, answers: f1_score(references, answers, average=kind_of_f1(references))),
+        ("matthews_correlation", matthews_corrcoef),
+        ("mse", mean_squared_error),
+        ("pearson", lambda references, answers: pearsonr(answers, references).statistic),
+        ("spearman", lambda references, answers: spearmanr(answers, references).statistic),
+    ],
+)
+def test_a_metric_is_the_library_s(name: str, reference: Any) -> None:
+    for predictions, references in (drawn(2), drawn(3), drawn(5)) if name in CLASSIFICATION else (scored(),):
+        assert CLASSIC[name](predictions, references) == pytest.approx(reference(references, predictions))
+
+
+def kind_of_f1(references: Any) -> str:
+    """Of two classes it is that of class 1, and of more the plain mean."""
+    return "binary" if len(set(references.tolist())) == 2 else "macro"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -71,26 +87,11 @@ def test_the_sums_behind_a_bootstrap_give_the_library_s_metric(name: str, classe
         )
 
 
-def test_f1_of_two_classes_is_that_of_class_1_and_of_more_the_plain_mean() -> None:
-    for classes, average in ((2, "binary"), (4, "macro")):
-        predictions, references = drawn(classes)
-        expected = f1_score(references, predictions, average=average)
-        assert CLASSIFICATION["f1"](predictions, references) == pytest.approx(expected)
-
-
 def test_correlations_are_of_values_and_of_ranks() -> None:
     predictions, references = scored()
+    assert len(set(predictions.tolist())) < len(predictions)  # there are ties
     assert metrics.pearson(-3 * references + 1, references) == pytest.approx(-1)
     assert metrics.spearman(np.exp(references), references) == pytest.approx(1)
-    assert len(set(predictions.tolist())) < len(predictions)
-    assert metrics.spearman(predictions, references) == pytest.approx(spearmanr(predictions, references).statistic)
-
-
-def test_mean_squared_error() -> None:
-    predictions, references = scored()
-    expected = sum((p - r) ** 2 for p, r in zip(predictions.tolist(), references.tolist(), strict=True)) / 60
-    assert REGRESSION["mse"](predictions, references) == pytest.approx(expected)
-    assert REGRESSION["mse"](np.array([0, 3]), np.array([1, 1])) == 2.5
 
 
 # Degenerate inputs
@@ -325,28 +326,21 @@ def test_entities_are_counted_whole_and_over_all_sentences() -> None:
     references = object_array([["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "O"], ["O"]])
     predictions = object_array([["B-PER", "I-PER", "O", "B-PER"], ["B-LOC", "I-LOC", "O"], ["O"]])
     # Right: PER 0-1. Predicted: PER 0-1, PER 3, LOC 0-1. There: PER 0-1, LOC 3, LOC 1.
-    assert TOKENS["precision"](predictions, references) == pytest.approx(1 / 3)
-    assert TOKENS["recall"](predictions, references) == pytest.approx(1 / 3)
-    assert TOKENS["f1"](predictions, references) == pytest.approx(1 / 3)
+    assert [TOKENS[name](predictions, references) for name in ENTITY_SCORES] == [pytest.approx(1 / 3)] * 3
     assert TOKENS["accuracy"](predictions, references) == pytest.approx(5 / 8)
-    assert TOKENS["f1"](references, references) == 1
     nothing = object_array([["O"] * len(tags) for tags in references])
-    assert [TOKENS[name](nothing, references) for name in ("f1", "precision", "recall")] == [0, 0, 0]
+    assert [TOKENS[name](nothing, references) for name in ENTITY_SCORES] == [0, 0, 0]
 
 
 def test_entities_are_counted_as_seqeval_counts() -> None:
-    from seqeval.metrics import f1_score, precision_score, recall_score
-
-    predictions, references = judged("token-classification")
-    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
-        assert TOKENS[name](predictions, references) == pytest.approx(score(references.tolist(), predictions.tolist()))
-
-
-def test_precision_is_of_what_is_predicted_and_recall_of_what_is_there() -> None:
-    references, predictions = object_array([["B-PER", "O", "B-LOC"]]), object_array([["B-PER", "O", "O"]])
-    assert TOKENS["precision"](predictions, references) == 1
-    assert TOKENS["recall"](predictions, references) == 0.5
-    assert TOKENS["f1"](predictions, references) == pytest.approx(2 / 3)
+    missed = (
+        object_array([["B-PER", "O", "O"]]),
+        object_array([["B-PER", "O", "B-LOC"]]),
+    )  # precision is not recall
+    for predictions, references in (judged("token-classification"), missed):
+        for name, score in ENTITY_SCORES.items():
+            expected = score(references.tolist(), predictions.tolist())
+            assert TOKENS[name](predictions, references) == pytest.approx(expected)
 
 
 # Answers

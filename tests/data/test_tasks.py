@@ -19,7 +19,7 @@ from hfcompress.data.fill_mask import FillMask, draw_uniforms, mask_tokens, pack
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering, find_best_span
 from hfcompress.data.tokens import TokenClassification, put_spaces_before_words
-from hfcompress.measure.worker import reduced
+from hfcompress.measure.worker import reduce_logits
 from hfcompress.models.artifact import load_tokenizer
 from hfcompress.quantization.backends.base import QuantizationJob
 from hfcompress.utils.errors import HfcompressError
@@ -43,13 +43,11 @@ def refusal(task: Any, head: dict[str, int] | None = None) -> str:
 
 def outputs_of(task: Any, features: Any, logits: list[Any]) -> Any:
     """What `judge` is given, of one array of logits a feature."""
-    mask = {"attention_mask": np.ones((1, 1))}
-    parts = [
-        reduced(np.array(row)[None], {"attention_mask": np.ones((1, len(row)))} if task.head != "sequence" else mask,
-                task.head)
-        for row in logits
-    ]  # fmt: skip
-    return np.concatenate(parts)
+    mask = np.ones((1, 1))
+    batches = [{"attention_mask": mask if task.head == "sequence" else np.ones((1, len(row)))} for row in logits]
+    return np.concatenate(
+        [reduce_logits(np.array(row)[None], batch, task.head) for row, batch in zip(logits, batches, strict=True)]
+    )
 
 
 # --- sequence
@@ -118,16 +116,6 @@ def test_a_score_is_judged_against_the_mean(tmp_path: Path) -> None:
     predictions, references = task.judge(np.array([[1.0], [1], [2]]), encoded)
     assert task.score(predictions, references) == pytest.approx((1 + 0 + 9) / 3)
     assert task.score(task.answer_blindly(references, encoded), references) == pytest.approx((4 + 1 + 9) / 3)
-
-
-def test_where_the_data_names_its_ids_names_count(tmp_path: Path) -> None:
-    import datasets
-
-    rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]})
-    rows = rows.cast_column("label", datasets.ClassLabel(names=["bad", "good"]))
-    task = TextClassification(type="text-classification", dataset="user/data", text=["sentence"])
-    assert task.targets(rows, {"good": 0, "bad": 1}) == [1, 0]
-    assert task.targets(rows, {"LABEL_0": 0, "LABEL_1": 1}) == [0, 1]
 
 
 # --- tokens
@@ -244,14 +232,10 @@ def test_tag_names_come_from_the_train_split_with_o_first(tmp_path: Path) -> Non
     assert numbers.label_names() == ["0", "2", "10"]
 
 
-def test_tags_may_be_ids_of_the_head_or_of_the_data(tmp_path: Path) -> None:
-    import datasets
-
+def test_tags_may_be_ids_of_the_head(tmp_path: Path) -> None:
+    """Those of the data, which have names, are in test_labels.py."""
     task = tagged(tmp_path, ("the good", [3, 1]))
     assert task.targets(task.read("train"), TAGS) == [[3, 1]]
-    feature = datasets.Sequence(datasets.ClassLabel(names=["B-LOC", "O"]))
-    named = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}).cast_column("ner_tags", feature)
-    assert task.targets(named, TAGS) == [[3, 0]]
 
 
 @pytest.mark.parametrize(
@@ -651,11 +635,11 @@ def test_masked_tokens_are_judged_by_block(tmp_path: Path) -> None:
     batch = {k: v.numpy() for k, v in task.batch(list(features), factories.tokenizer()).items()}
     rows, width = len(features), len(factories.WORDS)
     right = np.eye(width)[np.where(batch["labels"] == -100, 0, batch["labels"])] * 20
-    predictions, references = task.judge(reduced(right, batch, "mask"), features)
+    predictions, references = task.judge(reduce_logits(right, batch, "mask"), features)
     assert len(predictions) == len(references) == rows
     assert references.sum() == (batch["labels"] != -100).sum() > 0
     assert task.score(predictions, references) == 1
-    uniform = task.judge(reduced(np.zeros((*batch["labels"].shape, width)), batch, "mask"), features)
+    uniform = task.judge(reduce_logits(np.zeros((*batch["labels"].shape, width)), batch, "mask"), features)
     perplexity = task.model_copy(update={"metric": "perplexity"})
     assert perplexity.score(*uniform) == pytest.approx(width)
 
@@ -804,7 +788,7 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
         batch = task.batch([feature], tokenizer)
         with torch.inference_mode():
             logits = observe(model, {k: v for k, v in batch.items() if k != "labels"}).logits
-        parts.append(reduced(logits.numpy(), {k: v.numpy() for k, v in batch.items()}, task.head))
+        parts.append(reduce_logits(logits.numpy(), {k: v.numpy() for k, v in batch.items()}, task.head))
     predictions, references = task.judge(np.concatenate(parts), features)
     assert row["quality"] == {task.metric: pytest.approx(task.score(predictions, references)), "n": len(references)}
     low, high = row["quality_interval"]

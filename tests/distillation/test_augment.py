@@ -481,7 +481,7 @@ def test_a_stage_gets_raw_rows_that_the_task_reads(
     assert rows.select(range(len(train))).to_list() == train.to_list()
     assert len(rows) > 2 * len(train)
     assert facts["generated"] == len(rows) - len(train)
-    assert len(context.encoded("train", factories.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
+    assert len(context.encode("train", factories.tokenizer(), {"0": 0, "1": 1}, rows)) == len(rows)
     monkeypatch.setattr(
         "hfcompress.distillation.augmentation.augment.MaskedWords", None
     )  # a second run, of any batch size, makes nothing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -29,18 +29,27 @@ def test_named_maps_of_four_layers_on_twelve(name: str, expected: object) -> Non
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
-    [(4, 12, [3, 6, 9, 12]), (5, 12, [2, 5, 7, 10, 12]), (3, 4, [1, 3, 4]), (6, 6, [1, 2, 3, 4, 5, 6])],
+    [
+        (6, 12, [2, 4, 6, 8, 10, 12]),
+        (5, 12, [2, 5, 7, 10, 12]),
+        (4, 6, [2, 3, 5, 6]),
+        (3, 4, [1, 3, 4]),
+        (1, 12, [12]),
+        (2, 2, [1, 2]),
+    ],
 )
 def test_the_uniform_map(student: int, teacher: int, expected: list[int]) -> None:
     assert uniform_map(student, teacher) == expected
 
 
-@pytest.mark.parametrize("teacher", [6, 7, 12, 24])
-def test_the_uniform_map_rises_and_ends_at_the_last_layer(teacher: int) -> None:
-    for student in range(1, teacher + 1):
+def test_the_uniform_map_rises_evenly_and_ends_at_the_last_layer() -> None:
+    for student, teacher in product(range(1, 25), range(1, 25)):
         layers = uniform_map(student, teacher)
-        assert layers[-1] == teacher
-        assert all(a < b for a, b in pairwise(layers))
+        assert len(layers) == student
+        assert layers == sorted(layers)
+        assert 1 <= layers[0] <= layers[-1] == teacher
+        assert all(abs(g - m * teacher / student) <= 0.5 or g == 1 for m, g in enumerate(layers, start=1))
+        assert student > teacher or len(set(layers)) == student
 
 
 def test_explicit_pairs_stay_as_they_are() -> None:

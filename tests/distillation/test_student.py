@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hfcompress.distillation.layer_map import uniform_map
 from hfcompress.distillation.student import PRESETS, Student
 from hfcompress.distillation.student_weights import build_student
 from hfcompress.distillation.width_importance import Importance, rank_dimensions, select_best
@@ -176,33 +175,6 @@ def test_a_student_can_come_from_an_uneven_model(family: str) -> None:
     assert equal(layer(student, 0), layer(origin, 1))
     other = build_student(origin, shape(origin).with_layers(1, 4, 32), [0])[1]
     assert other["layer 1"] == "copied and random from layer 1"
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "expected"),
-    [
-        (4, 12, [3, 6, 9, 12]),
-        (6, 12, [2, 4, 6, 8, 10, 12]),
-        (3, 6, [2, 4, 6]),
-        (4, 6, [2, 3, 5, 6]),
-        (5, 12, [2, 5, 7, 10, 12]),
-        (1, 12, [12]),
-        (2, 2, [1, 2]),
-    ],
-)
-def test_the_uniform_map(student: int, teacher: int, expected: list[int]) -> None:
-    assert uniform_map(student, teacher) == expected
-
-
-@pytest.mark.parametrize("teacher", range(1, 13))
-def test_the_uniform_map_rises_and_ends_at_the_last_layer(teacher: int) -> None:
-    for student in range(1, 15):
-        layers = uniform_map(student, teacher)
-        assert len(layers) == student
-        assert layers == sorted(layers)
-        assert 1 <= layers[0] <= layers[-1] == teacher
-        assert all(abs(g - m * teacher / student) <= 0.5 or g == 1 for m, g in enumerate(layers, start=1))
-        assert student > teacher or len(set(layers)) == student
 
 
 @pytest.mark.parametrize(("family", "head"), factories.headed())

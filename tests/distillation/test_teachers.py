@@ -429,7 +429,7 @@ def test_layers_of_a_teacher_that_reads_other_tokens_are_refused(tmp_path: Path,
     recipe = one_stage(tmp_path / "r.yaml", teacher, data, teacher=str(other), losses=["hidden_states"])
     with pytest.raises(HfcompressError, match="has another tokenizer than the student") as error:
         ran(recipe, tmp_path / "run")
-    assert "losses on logits alone" in str(error.value)
+    assert "only losses on logits" in str(error.value)
 
 
 def test_raw_text_is_read_with_one_vocabulary(tmp_path: Path, teacher: Path) -> None:
@@ -523,7 +523,7 @@ def test_steps_and_memory_are_told_before_they_are_taken(
     tmp_path: Path, teacher: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran(one_stage(tmp_path / "r.yaml", teacher, data), tmp_path / "run")
-    assert "ahead: 4 steps of 16 rows a process, up to" in capsys.readouterr().err
+    assert "training: 4 steps of 16 rows on each process, up to" in capsys.readouterr().err
 
 
 # ---- students

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from hfcompress.measure import machine
-from hfcompress.measure.machine import Span, Turn, state, state_over
+from hfcompress.measure.machine import Span, Turn, judge_all, state
 from hfcompress.measure.process import ModelProcess
-from hfcompress.measure.worker import queued, spent
+from hfcompress.measure.worker import read_run_queue, subtract_usage
 from hfcompress.models.artifact import open_artifact
 
 
@@ -93,8 +93,8 @@ def test_the_state_tells_what_was_seen() -> None:
 
 def test_one_busy_measurement_of_two_makes_the_machine_busy() -> None:
     short, long = ([span(wall=1.0, used=2.0, own=1.2)], [turn()]), ([span(wall=99.0, used=99.0, own=99.0)], [turn()])
-    assert state_over([long, long])["busy"] is False
-    found = state_over([long, short])
+    assert judge_all([long, long])["busy"] is False
+    found = judge_all([long, short])
     assert found["busy"] is True
     assert found["why"] == ["other work took 39% of the processors' time"]
     assert found["other_share"] < machine.OTHERS
@@ -108,15 +108,15 @@ def test_every_threads_own_queue_is_read(tmp_path: Path) -> None:
         (tmp_path / "task" / thread).mkdir(parents=True)
         if told is not None:
             (tmp_path / "task" / thread / "schedstat").write_text(told)
-    assert queued(tmp_path) == {"7": 2.0, "8": 0.5}
-    assert queued(tmp_path / "none") is None
+    assert read_run_queue(tmp_path) == {"7": 2.0, "8": 0.5}
+    assert read_run_queue(tmp_path / "none") is None
 
 
 def test_what_the_worst_thread_waited_counts() -> None:
     before = {"wall": 1.0, "cpu": 2.0, "involuntary": 3, "queued": {"7": 1.0, "8": 4.0, "gone": 9.0}}
     after = {"wall": 2.5, "cpu": 4.0, "involuntary": 10, "queued": {"7": 1.5, "8": 4.1, "new": 0.25}}
-    assert spent(before, after) == {"wall": 1.5, "cpu": 2.0, "involuntary": 7, "waited": 0.5}
-    assert spent(before, after | {"queued": None})["waited"] is None
+    assert subtract_usage(before, after) == {"wall": 1.5, "cpu": 2.0, "involuntary": 7, "waited": 0.5}
+    assert subtract_usage(before, after | {"queued": None})["waited"] is None
 
 
 def test_a_moment_counts_the_permitted_processors_and_our_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +124,12 @@ def test_a_moment_counts_the_permitted_processors_and_our_processes(monkeypatch:
             SimpleNamespace(user=900.0, system=900.0, idle=1.0),
             SimpleNamespace(user=3.0, system=1.0, idle=9.0)]  # fmt: skip
     used = {os.getpid(): (2.0, 1.0), 77: (0.5, 0.25)}
-    monkeypatch.setattr(machine, "permitted", lambda: [0, 2])
+    monkeypatch.setattr(machine, "permitted_processors", lambda: [0, 2])
     monkeypatch.setattr(machine, "throttled_seconds", lambda: 4.0)
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: rows)
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(
         cpu_times=lambda: SimpleNamespace(user=used[pid][0], system=used[pid][1], children_user=99.0)))  # fmt: skip
-    found = machine.moment([77, os.getpid()])
+    found = machine.read_counters([77, os.getpid()])
     assert (found.processors, found.used, found.own, found.stolen, found.throttled) == (2, 9.0, 3.75, 1.0, 4.0)
     assert found.since(found) == Span(0.0, 2, 0.0, 0.0, 0.0, 0.0)
 
@@ -185,9 +185,9 @@ def test_a_busy_loop_on_the_same_processor_is_seen(heavy: Any) -> None:
     batch = {"input_ids": np.ones((256, 16), "int64"), "attention_mask": np.ones((256, 16), "int64")}
     with ModelProcess(heavy, "", threads=1) as process:
         process.prepare([batch] * 40)
-        before = machine.moment([process.pid])
+        before = machine.read_counters([process.pid])
         timed = process.time()
-        found = state([machine.moment([process.pid]).since(before)], [timed])
+        found = state([machine.read_counters([process.pid]).since(before)], [timed])
     assert found["busy"]
     assert found["other_share"] > 0.2
     if timed.waited is not None:  # else this system does not tell it

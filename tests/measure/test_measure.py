@@ -17,9 +17,9 @@ from hfcompress import cli
 from hfcompress.measure import measure as m
 from hfcompress.measure.machine import Turn
 from hfcompress.measure.process import ModelProcess, WorkerError
-from hfcompress.measure.timing import timings
+from hfcompress.measure.timing import time_models
 from hfcompress.measure.verify import ReloadError, verify
-from hfcompress.measure.worker import reduced
+from hfcompress.measure.worker import reduce_logits
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
 from hfcompress.utils.errors import HfcompressError, disk_problem
@@ -119,28 +119,28 @@ def test_a_saved_model_must_be_the_one_in_memory(graph: Artifact) -> None:
 
 def test_a_sequence_head_s_logits_stay_as_they_are() -> None:
     logits = np.arange(6.0).reshape(2, 3)
-    assert reduced(logits, {"attention_mask": np.ones((2, 4))}, "sequence") is logits
+    assert reduce_logits(logits, {"attention_mask": np.ones((2, 4))}, "sequence") is logits
 
 
 @pytest.mark.parametrize("head", ["token", "span"])
 def test_of_a_token_head_the_real_tokens_stay_row_after_row(head: str) -> None:
     logits = np.arange(12.0).reshape(2, 3, 2)
     batch = {"attention_mask": np.array([[1, 1, 0], [1, 1, 1]])}
-    assert reduced(logits, batch, head).tolist() == [[0, 1], [2, 3], [6, 7], [8, 9], [10, 11]]
+    assert reduce_logits(logits, batch, head).tolist() == [[0, 1], [2, 3], [6, 7], [8, 9], [10, 11]]
 
 
 def test_of_a_mask_head_counts_and_likelihoods_stay() -> None:
     probabilities = np.array([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]], [[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]])
     logits = (np.log(probabilities) + 1000).astype(np.float32)  # a shift changes nothing, and must not overflow
     labels = np.array([[0, 2], [-100, -100]])
-    found = reduced(logits, {"labels": labels, "attention_mask": np.ones((2, 2))}, "mask")
+    found = reduce_logits(logits, {"labels": labels, "attention_mask": np.ones((2, 2))}, "mask")
     assert found[:, :2].tolist() == [[2, 1], [0, 0]]
     assert found[:, 2] == pytest.approx([-np.log(0.7) - np.log(0.3), 0], abs=1e-3)
 
 
 def test_compression_is_a_ratio_to_the_source_and_the_speedup_is_the_first_batch_sizes() -> None:
     row = {"latency": [{"speedup": 4.5}, {"speedup": 2.5}], "disk_bytes": 250}
-    found = m._against(row, {"disk_bytes": 1000})
+    found = m._compare(row, {"disk_bytes": 1000})
     assert found == {**row, "speedup": 4.5, "compression": 4.0}
 
 
@@ -167,7 +167,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
         return np.eye(2)[answers]
 
     process: Any = SimpleNamespace(artifact=artifact, logits=logits)
-    quality, (low, high) = m._quality(process, rows, 400, 0)
+    quality, (low, high) = m._judge_quality(process, rows, 400, 0)
     assert quality == {"accuracy": 45 / 48, "n": 48}
     # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
     half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
@@ -178,7 +178,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
 def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
     process: Any = SimpleNamespace(artifact=open_artifact(teacher), logits=lambda _: np.full((48, 2), np.nan))
     with pytest.raises(HfcompressError, match="values that are not finite"):
-        m._quality(process, read(task, teacher), 100, 0)
+        m._judge_quality(process, read(task, teacher), 100, 0)
 
 
 def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path) -> None:
@@ -203,7 +203,7 @@ def test_every_model_is_timed_on_the_same_rows(task: Any, teacher: Path) -> None
         )  # fmt: skip
 
     options = m.Latency(batch_sizes=[1, 8], rows=8)
-    found, _ = timings([fake(0), fake(1)], [data, data], options, 0, lambda _: None)
+    found, _ = time_models([fake(0), fake(1)], [data, data], options, 0, lambda _: None)
     assert [[batch["input_ids"].tolist() for batch in batches] for batches in seen[0]] == [
         [batch["input_ids"].tolist() for batch in batches] for batches in seen[1]
     ]

@@ -18,7 +18,7 @@ from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.tokens import TokenClassification
-from hfcompress.measure.plain_texts import Reading, ReloadError, read_alike
+from hfcompress.measure.plain_texts import Reading, ReloadError, compare_plain_texts
 from hfcompress.models.artifact import label_ids, load_tokenizer, open_artifact, read_config
 from hfcompress.recipe.loader import load
 from tests import factories
@@ -87,7 +87,7 @@ def saved(folder: Path, kind: str, tokens: str) -> Saved:
 
 def checked(made: Saved) -> dict[str, float]:
     with InThisProcess(open_artifact(made.directory), made.context.task.auto_class, threads=1) as process:
-        return read_alike(process, made.reading)
+        return compare_plain_texts(process, made.reading)
 
 
 @pytest.mark.parametrize("tokens", ["wordpiece", "byte level"])

@@ -17,12 +17,12 @@ from hfcompress.measure.timing import (
     LEAST_ROUNDS,
     MAX_ROUNDS,
     Latency,
-    compared,
+    compare_speed,
     fastest_threads,
-    latency,
+    make_order,
     median_interval,
-    order_of,
-    timings,
+    summarize_turns,
+    time_models,
 )  # fmt: skip
 from tests import factories
 
@@ -60,7 +60,7 @@ class Process:
 
 def timed(*processes: Process, state: dict[str, Any] = factories.QUIET, **options: Any) -> list[list[dict[str, Any]]]:
     with factories.machine_state(state):
-        found, told = timings(processes, [Rows()] * len(processes), Latency(**options), 0, lambda _: None)  # type: ignore[arg-type]
+        found, told = time_models(processes, [Rows()] * len(processes), Latency(**options), 0, lambda _: None)  # type: ignore[arg-type]
     assert told == state
     return found
 
@@ -93,21 +93,21 @@ def test_a_ratio_is_of_the_medians_and_its_interval_of_the_rounds() -> None:
     source = [turn(4.0, 8.0, 6.0) for _ in range(9)]
     own = [turn(seconds, 9.0, 0.5) for seconds in (2.0, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.5, 2.5)]
     # The rounds' ratios in order: 2, 2.4, 3 (5 times), 4, 6; of nine the second to the eighth.
-    assert compared(source, own) == {"speedup": 3.0, "speedup_interval": [2.4, 4.0], "narrow": False}
-    assert compared(source, source) == {"speedup": 1.0, "speedup_interval": [1.0, 1.0], "narrow": True}
+    assert compare_speed(source, own) == {"speedup": 3.0, "speedup_interval": [2.4, 4.0], "narrow": False}
+    assert compare_speed(source, source) == {"speedup": 1.0, "speedup_interval": [1.0, 1.0], "narrow": True}
 
 
 def test_the_interval_holds_the_ratio() -> None:
     source = [turn(1.0, 1.0, 10.0)] * 4 + [turn(10.0, 10.0, 10.0)] * 2
     own = [turn(1.0, 1.0, 1.0)] * 6
-    found = compared(source, own)
+    found = compare_speed(source, own)
     low, high = found["speedup_interval"]
     assert low <= found["speedup"] <= high
 
 
 def test_a_latency_entry_is_the_quantiles_of_what_was_timed() -> None:
     process: Any = Process(lambda *_: 1.0, graph=True)
-    found = latency(process, 8, 17, [turn(0.010, 0.020, 0.030, threads=3), turn(0.040, 0.100, threads=3)])
+    found = summarize_turns(process, 8, 17, [turn(0.010, 0.020, 0.030, threads=3), turn(0.040, 0.100, threads=3)])
     assert found == {
         "device": "cpu",
         "runtime": "onnxruntime",
@@ -127,7 +127,7 @@ def test_a_latency_entry_is_the_quantiles_of_what_was_timed() -> None:
 
 @pytest.mark.parametrize("models", [2, 3, 4, 5])
 def test_over_the_rounds_each_model_follows_each_other_one_equally_often(models: int) -> None:
-    rounds = [order_of(models, number) for number in range(2 * models)]
+    rounds = [make_order(models, number) for number in range(2 * models)]
     assert all(sorted(order) == list(range(models)) for order in rounds)
     followed = [pair for order in rounds for pair in pairwise(order)]
     counts = {(a, b): followed.count((a, b)) for a in range(models) for b in range(models) if a != b}

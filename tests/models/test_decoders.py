@@ -24,12 +24,12 @@ from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import Layer, config_of, shape_of
 from hfcompress.models.surgery import Keep, cut, empty_model
-from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gates import apply_gates
 from hfcompress.pruning.hidden_dimensions import cut_hidden
 from hfcompress.pruning.layer_dropping import drop_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.hidden_gates import hidden_gated
+from tests.hidden_gates import apply_hidden_gates
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
@@ -152,7 +152,7 @@ def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None
 
     small = cut(model, keep)
 
-    with gated(model, *gates(keep)):
+    with apply_gates(model, *gates(keep)):
         expected = logits(model)
     assert torch.allclose(logits(small), expected, atol=1e-5)
     assert not torch.allclose(logits(model), expected, atol=1e-3)
@@ -167,14 +167,14 @@ def test_cutting_equals_gating(family: str, attention: str, layout: str) -> None
 @families
 def test_every_head_is_cut_with_its_model(family: str, head: str) -> None:
     model, keep = factories.model(family, head=head), LAYOUTS["uneven"]
-    with gated(model, *gates(keep)):
+    with apply_gates(model, *gates(keep)):
         assert torch.allclose(logits(cut(model, keep)), logits(model), atol=1e-5)
 
 
 def test_a_gate_closes_all_queries_of_its_group() -> None:
     """Gate 1 of 2, with three queries each, is query heads 3, 4 and 5: input columns 3 d to 6 d of what mixes them."""
     model = factories.model("llama", layers=1, hidden=48, heads=6, num_key_value_heads=2)
-    with gated(model, [torch.tensor([1.0, 0.0])], [torch.ones(64)]):
+    with apply_gates(model, [torch.tensor([1.0, 0.0])], [torch.ones(64)]):
         expected = logits(model)
     model.base_model.layers[0].self_attn.o_proj.weight.data[:, 24:] = 0
     assert torch.allclose(logits(model), expected, atol=1e-6)
@@ -204,7 +204,7 @@ def test_a_cut_model_goes_on_with_a_text_as_the_gated_one_does(family: str, layo
         return made.sequences, torch.stack(made.logits)
 
     words, scores = goes_on(cut(model, keep))
-    with gated(model, *gates(keep)):
+    with apply_gates(model, *gates(keep)):
         expected, expected_scores = goes_on(model)
     assert words.shape == (4, 12 + 5)
     assert torch.equal(words, expected)
@@ -223,7 +223,7 @@ def test_rotations_and_windows_go_on_as_they_were(family: str, variant: dict[str
     plain = factories.model(family, head="causal")
     assert not torch.allclose(logits(model), logits(plain), atol=1e-4)
     for layout in ("stock", "uneven"):
-        with gated(model, *gates(LAYOUTS[layout])):
+        with apply_gates(model, *gates(LAYOUTS[layout])):
             assert torch.allclose(logits(cut(model, LAYOUTS[layout])), logits(model), atol=1e-5)
 
 
@@ -233,7 +233,7 @@ def test_hidden_dimensions_and_layers_are_cut(family: str) -> None:
     dims = [i for i in range(32) if i % 4]
     small = cut_hidden(model, dims)
     assert shape_of(small.config.to_dict()).stock  # 24 is a multiple of 4 heads, whose width the config says
-    with hidden_gated(model, dims):
+    with apply_hidden_gates(model, dims):
         assert torch.allclose(logits(small), logits(model), atol=1e-5)
     last = drop_layers(model, [1, 2])
     model.model.layers = nn.ModuleList(list(model.model.layers)[1:])
@@ -392,4 +392,4 @@ def test_a_stage_with_a_task_of_its_own_needs_a_head_that_a_decoder_can_have(
                "losses": ["hidden_states"]}  # fmt: skip
     recipe = factories.recipe(tmp_path / "r.yaml", model, data, stages=[general, {"kind": "finetune"}])
     assert factories.run_cli("check", recipe) != 0
-    assert "no llama model has a head for fill-mask" in " ".join(capsys.readouterr().err.split())
+    assert "no llama model has a task head for fill-mask" in " ".join(capsys.readouterr().err.split())

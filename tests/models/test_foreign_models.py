@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +23,10 @@ from hfcompress.models.artifact import load_finite_model, load_model, load_token
 from hfcompress.models.weights import weight_files
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.factories import run_cli
+from tests.factories import copy_directory, run_cli
 from tests.in_process import InThisProcess
 
 AUTO = "AutoModelForSequenceClassification"
-
-
-def copied(source: Path, target: Path, *left_out: str) -> Path:
-    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out)))
 
 
 def with_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -48,7 +43,7 @@ def with_config(path: Path, **changes: Any) -> Path:
 @pytest.fixture
 def model(teacher: Path, tmp_path: Path) -> Path:
     """A copy of the teacher, to be spoilt."""
-    return copied(teacher, tmp_path / "model")
+    return copy_directory(teacher, tmp_path / "model")
 
 
 @pytest.fixture
@@ -383,15 +378,15 @@ def test_positions_are_made_as_the_family_counts_them(tmp_path: Path, config: An
     [
         (
             {"inputs": ("input_ids", "attention_mask", "past_key_values.0.key")},
-            "wants the input 'past_key_values.0.key'",
+            "has an unknown input 'past_key_values.0.key'",
         ),
-        ({"inputs": ("input_ids", "attention_mask", "visual_feats")}, "wants the input 'visual_feats'"),
+        ({"inputs": ("input_ids", "attention_mask", "visual_feats")}, "has an unknown input 'visual_feats'"),
         ({"inputs": ("input_ids",)}, "takes no 'attention_mask', so padding would be read as text"),
         ({"axes": (1, 128)}, "input 'input_ids' is 1 x 128"),
-        ({"outputs": ("first", "second")}, "outputs are first, second, and none of them is said to be logits"),
+        ({"outputs": ("first", "second")}, "outputs are first, second, and none of them is named logits"),
         ({"outputs": ("last_hidden_state",)}, "outputs are last_hidden_state"),
-        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "answers with 2 x 2 numbers, where .* answers with 2 x 3"),
-        ({"per_token": True}, "answers with 2 x 3 numbers, where a model ForSequenceClassification"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "answers with 2 x 2 numbers, but .* answers with 2 x 3"),
+        ({"per_token": True}, "answers with 2 x 3 numbers, but a model ForSequenceClassification"),
     ],
     ids=["cache", "unknown input", "no mask", "fixed axes", "unknown outputs", "hidden", "labels", "axes"],
 )
@@ -536,7 +531,7 @@ def test_optimum_s_quantizer_refuses_what_it_cannot_write() -> None:
 
 
 def half(source: Path, path: Path, kind: torch.dtype, **config: Any) -> Path:
-    copied(source, path)
+    copy_directory(source, path)
     with_tensors(path, {n: t.to(kind) for n, t in load_file(source / "model.safetensors").items()})
     return with_config(path, **config)
 
@@ -544,7 +539,7 @@ def half(source: Path, path: Path, kind: torch.dtype, **config: Any) -> Path:
 def test_what_is_stored_is_told_by_the_tensors(teacher: Path, tmp_path: Path) -> None:
     stored = half(teacher, tmp_path / "half", torch.bfloat16)  # its config says float32
     assert open_artifact(stored).dtype == stored_dtype(str(stored)) == "bfloat16"
-    wide = with_config(copied(teacher, tmp_path / "wide"), dtype="float16")
+    wide = with_config(copy_directory(teacher, tmp_path / "wide"), dtype="float16")
     assert open_artifact(wide).dtype == "float32"
 
 
@@ -767,8 +762,8 @@ def test_code_that_comes_with_a_model_is_not_run(model: Path, tmp_path: Path, sa
 
 
 def test_a_model_without_a_tokenizer(teacher: Path, tmp_path: Path) -> None:
-    bare = copied(teacher, tmp_path / "bare", "tokenizer*")  # transformers would make one up that knows no word
-    broken = copied(teacher, tmp_path / "broken")
+    bare = copy_directory(teacher, tmp_path / "bare", "tokenizer*")  # transformers would make one up that knows no word
+    broken = copy_directory(teacher, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("[]")
     for path in (bare, broken):
         with pytest.raises(HfcompressError, match="holds no tokenizer that loads"):
@@ -779,5 +774,5 @@ def test_a_worker_that_the_system_killed_is_told_as_that(tmp_path: Path) -> None
     path = graph(tmp_path / "g")
     with ModelProcess(open_artifact(path), AUTO, threads=1) as process:
         process._process.kill()
-        with pytest.raises(WorkerError, match=r"died: it was killed, as a system does that runs out of memory"):
+        with pytest.raises(WorkerError, match=r"died: it was killed, as systems do when they run out of memory"):
             process.time()

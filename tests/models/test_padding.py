@@ -128,7 +128,7 @@ def test_what_nobody_can_tell_is_refused_before_anything_runs(
 
 def test_files_that_agree_are_not_loaded_by_check(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hfcompress.recipe.validate.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough")
+        "hfcompress.recipe.local_checks.load_tokenizer", lambda *_: pytest.fail("a look at the files was enough")
     )
     recipe = factories.recipe(tmp_path / "r.yaml", saved(tmp_path / "model"), data, stages=[{"kind": "finetune"}])
     assert factories.run_cli("check", recipe) == 0

@@ -13,7 +13,7 @@ from hfcompress.models.architectures import ARCHITECTURES, unit_counts
 from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gates import apply_gates
 from tests import factories
 
 ENCODERS = tuple(name for name, spec in ARCHITECTURES.items() if not spec.decoder)
@@ -93,7 +93,7 @@ def test_cutting_equals_gating(family: str, attention: str, name: str) -> None:
 
     small = cut(model, keep)
 
-    with gated(model, *gates_of(keep)):
+    with apply_gates(model, *gates_of(keep)):
         expected = logits(model, batch)
     assert torch.allclose(logits(small, batch), expected, atol=1e-5)
     assert not torch.allclose(logits(model, batch), expected, atol=1e-3)
@@ -105,7 +105,7 @@ def test_cutting_equals_gating(family: str, attention: str, name: str) -> None:
 def test_cutting_equals_gating_under_every_head(family: str, head: str) -> None:
     model, keep, batch = build(family, head=head), layout(family, "uneven"), factories.batch()
     small = cut(model, keep)
-    with gated(model, *gates_of(keep)):
+    with apply_gates(model, *gates_of(keep)):
         assert torch.allclose(logits(small, batch), logits(model, batch), atol=1e-5)
     assert type(small).__name__ == f"Pruned{type(model).__name__}"
     assert shape_of(small.config.to_dict(), head=head).parameters == small.num_parameters()
@@ -193,7 +193,7 @@ def test_the_gradient_of_a_gate_is_the_slope_of_the_loss(family: str) -> None:
     labels = torch.tensor([0, 1, 1, 0])
 
     def loss(gates: list[list[torch.Tensor]]) -> torch.Tensor:
-        with gated(model, *gates):
+        with apply_gates(model, *gates):
             return torch.nn.functional.cross_entropy(observe(model, batch).logits, labels)
 
     gates = [[torch.rand(n, dtype=torch.float64, requires_grad=True) for n in units] for units in unit_counts(model)]
@@ -213,10 +213,10 @@ def test_each_row_can_have_gates_of_its_own(family: str) -> None:
     rows = len(batch["input_ids"])
     torch.manual_seed(0)
     heads, neurons = [[torch.rand(rows, n) for n in units] for units in unit_counts(model)]
-    with gated(model, heads, neurons):
+    with apply_gates(model, heads, neurons):
         together = logits(model, batch)
     for row in range(rows):
-        with gated(model, [h[row] for h in heads], [n[row] for n in neurons]):
+        with apply_gates(model, [h[row] for h in heads], [n[row] for n in neurons]):
             assert torch.allclose(logits(model, batch)[row], together[row], atol=1e-5)
 
 
@@ -226,16 +226,19 @@ def test_open_gates_change_nothing_and_leave_no_trace(family: str) -> None:
     ones = [[torch.ones(n) for n in units] for units in unit_counts(model)]
     closed = [[torch.zeros(n) for n in units] for units in unit_counts(model)]
     plain = logits(model, batch)
-    with gated(model, *ones):
+    with apply_gates(model, *ones):
         assert torch.equal(logits(model, batch), plain)
-    with pytest.raises(RuntimeError, match="inside"), gated(model, *closed):
+    with pytest.raises(RuntimeError, match="inside"), apply_gates(model, *closed):
         raise RuntimeError("inside")
     assert torch.equal(logits(model, batch), plain)
 
 
 def test_a_gate_is_needed_for_every_layer() -> None:
     model = factories.model()
-    with pytest.raises(ValueError, match="argument 2 is shorter"), gated(model, [torch.ones(4)], [torch.ones(64)]):
+    with (
+        pytest.raises(ValueError, match="argument 2 is shorter"),
+        apply_gates(model, [torch.ones(4)], [torch.ones(64)]),
+    ):
         pass
     assert not any(module._forward_pre_hooks for module in model.modules())
 

@@ -28,7 +28,9 @@ CORPUS = [
 ]
 OTHER = ["xylophones jumped quickly over 12345 lazy dogs", "films awfully storytelling"]
 BERT_SPECIALS = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+ROBERTA_NAMES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+                 "mask_token": "<mask>", "cls_token": "<s>", "sep_token": "</s>"}  # fmt: skip
+ROBERTA_SPECIALS = list(dict.fromkeys(ROBERTA_NAMES.values()))
 
 
 def wordpiece() -> Any:
@@ -55,10 +57,7 @@ def bpe() -> Any:
     )  # fmt: skip
     inner.train_from_iterator(CORPUS + OTHER, trainer)
     inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
-        bos_token="<s>", eos_token="</s>", mask_token="<mask>",
-    )  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **ROBERTA_NAMES)
 
 
 def unigram() -> Any:
@@ -72,10 +71,7 @@ def unigram() -> Any:
     inner.post_processor = processors.Sequence(
         [processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=template)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
-        bos_token="<s>", eos_token="</s>", mask_token="<mask>",
-    )  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **ROBERTA_NAMES)
 
 
 MADE = {"wordpiece": wordpiece, "bpe": bpe, "unigram": unigram}

@@ -20,7 +20,7 @@ from hfcompress.pruning import latency_table as blocks
 from hfcompress.pruning.allocation import keep_best_sum
 from hfcompress.pruning.budget import Budget, compare_latency, target_of
 from hfcompress.pruning.criteria.base import Scores
-from hfcompress.pruning.latency_table import Setting, Table, costs_in_time, find_table, predict, timed
+from hfcompress.pruning.latency_table import LatencyTable, Setting, costs_in_time, find_table, predict, time_models
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensor
 
 FAMILIES = sorted(ARCHITECTURES)
 SMALL = Setting(batch_size=2, length=8, threads=1)
-TABLE = Table(2e-3, ((0, 0.0), (2, 3e-3), (4, 4e-3)), ((0, 0.0), (32, 1e-3), (64, 4e-3)))
+TABLE = LatencyTable(2e-3, ((0, 0.0), (2, 3e-3), (4, 4e-3)), ((0, 0.0), (32, 1e-3), (64, 4e-3)))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counted.append(len(models))
         return [clock(model) for model in models]
 
-    monkeypatch.setattr(blocks, "timed", measured)
+    monkeypatch.setattr(blocks, "time_models", measured)
     return counted
 
 
@@ -109,11 +109,11 @@ def isotonic(values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("values", [[1, 2, 3], [3, 1, 2], [1, 5, 4, 3, 6], [4, 3, 2, 1], [1, 1, 0, 2, 1, 3]])
 def test_noise_does_not_make_more_seem_faster(values: list[float]) -> None:
-    assert blocks._monotone(values) == pytest.approx([0, *isotonic(values)])
+    assert blocks._make_monotone(values) == pytest.approx([0, *isotonic(values)])
 
 
 def test_no_time_is_negative() -> None:
-    assert blocks._monotone([-1.0, -0.5, 2.0]) == [0, 0, 0, 2]
+    assert blocks._make_monotone([-1.0, -0.5, 2.0]) == [0, 0, 0, 2]
 
 
 def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
@@ -125,7 +125,7 @@ def test_the_table_is_made_on_the_threads_that_the_whole_model_is_fastest_on(
         asked.append((len(models), setting.threads))
         return [clock(model) * {1: 3.0, 2: 1.0, 3: 2.0}[setting.threads or 0] for model in models]
 
-    monkeypatch.setattr(blocks, "timed", measured)
+    monkeypatch.setattr(blocks, "time_models", measured)
     monkeypatch.setattr(blocks, "default_threads", lambda: 3)
     model, setting = factories.model(), replace(SMALL, threads=None)
     table = find_table(model, setting)
@@ -215,13 +215,13 @@ def test_models_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch
     turns: list[tuple[int, float]] = []
     times = {2: iter([9.0, 9.0, 1.0, 7.0, 2.0]), 3: iter([9.0, 9.0, 5.0, 4.0, 6.0])}
 
-    def turn(run: blocks.Run) -> float:
+    def turn(run: blocks.TimedModel) -> float:
         depth = run.model.config.num_hidden_layers
         turns.append((depth, next(times[depth])))
         return turns[-1][1]
 
-    monkeypatch.setattr(blocks.Run, "turn", turn)
-    assert timed([factories.model(layers=2), factories.model(layers=3)], SMALL, rounds=3) == [2.0, 5.0]
+    monkeypatch.setattr(blocks.TimedModel, "turn", turn)
+    assert time_models([factories.model(layers=2), factories.model(layers=3)], SMALL, rounds=3) == [2.0, 5.0]
     assert [depth for depth, _ in turns] == [2, 2, 3, 3, *[2, 3] * 3]
 
 
@@ -230,19 +230,19 @@ def test_timing_leaves_the_models_and_the_process_as_they_were(monkeypatch: pyte
     model, threads = factories.model().train(), torch.get_num_threads()
     seen = []
     model.register_forward_pre_hook(lambda module, _: seen.append((module.training, torch.get_num_threads())))
-    (seconds,) = timed([model], replace(SMALL, threads=threads + 1), rounds=2)
+    (seconds,) = time_models([model], replace(SMALL, threads=threads + 1), rounds=2)
     assert seconds > 0
     assert set(seen) == {(False, threads + 1)}
     assert model.training
     assert torch.get_num_threads() == threads
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert timed([model], replace(SMALL, dtype="bfloat16"), rounds=1)[0] > 0
+    assert time_models([model], replace(SMALL, dtype="bfloat16"), rounds=1)[0] > 0
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_deeper_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-3)
-    shallow, deep = timed([factories.model(layers=1), factories.model(layers=12)], SMALL)
+    shallow, deep = time_models([factories.model(layers=1), factories.model(layers=12)], SMALL)
     assert deep > 2 * shallow
 
 
@@ -262,7 +262,7 @@ def test_every_family_can_be_timed(home: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-3)
     heads, neurons = (tuple((n, n * 1e-6) for n in range(0, most + 1, most // 4)) for most in (8, 512))
-    monkeypatch.setattr(blocks, "measure_table", lambda *_: blocks.Table(1e-4, heads, neurons))  # no noise
+    monkeypatch.setattr(blocks, "measure_table", lambda *_: blocks.LatencyTable(1e-4, heads, neurons))  # no noise
     model = factories.model(layers=4, hidden=64, heads=8, ffn=512)
     shape, budget = shape_from(model), Budget(latency=0.6, batch_size=4, length=32, threads=1)
     table = find_table(model, budget.setting)
@@ -284,8 +284,8 @@ def test_a_latency_is_reached_by_the_table_and_noted(home: Path, monkeypatch: py
 
 
 def test_rows_that_the_model_cannot_take_are_refused() -> None:
-    with pytest.raises(HfcompressError, match="a latency at 41 tokens is asked for, and the model takes 40"):
-        timed([factories.model()], replace(SMALL, length=41))
+    with pytest.raises(HfcompressError, match="the budget is a latency at 41 tokens, and the model takes 40"):
+        time_models([factories.model()], replace(SMALL, length=41))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

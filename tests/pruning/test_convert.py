@@ -17,11 +17,11 @@ from hfcompress.models.artifact import load_model, load_tokenizer, open_artifact
 from hfcompress.models.forward import observe
 from hfcompress.pruning.convert.convert import Conversion, convert, rebuild_pruned, summarize
 from hfcompress.pruning.convert.pickles import read_tensors
-from hfcompress.pruning.gates import gated
+from hfcompress.pruning.gates import apply_gates
 from hfcompress.pruning.hidden_dimensions import cut_hidden
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.hidden_gates import hidden_gated
+from tests.hidden_gates import apply_hidden_gates
 
 AUTO = "AutoModelForSequenceClassification"
 KEPT = [((0, 2), range(0, 64, 2)), ((1, 2, 3), range(40))]
@@ -37,7 +37,7 @@ def masked(model: Any, kept: Any = KEPT) -> torch.Tensor:
     """Logits of the full model with what goes masked."""
     heads = [torch.zeros(4).index_fill(0, torch.tensor(list(h), dtype=torch.long), 1.0) for h, _ in kept]
     neurons = [torch.zeros(64).index_fill(0, torch.tensor(list(n), dtype=torch.long), 1.0) for _, n in kept]
-    with gated(model, heads, neurons):
+    with apply_gates(model, heads, neurons):
         return logits(model)
 
 
@@ -169,12 +169,7 @@ def test_cofi_blocks_that_are_missing_are_skipped_with_their_norms(family: str, 
     for index, blocks in gone.items():
         layer = model.base_model.encoder.layer[index]
         for block in blocks:
-            parts = (
-                ("attention.self", "attention.output.dense")
-                if block == "attention"
-                else ("intermediate", "output.dense")
-            )
-            for part in parts:
+            for part in BLOCKS[block]:
                 start = f"{layer_name(model, index)}{part}."
                 weights = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
             owner = layer.attention if block == "attention" else layer
@@ -200,7 +195,7 @@ def test_cofi_dimensions_that_are_cut(tmp_path: Path) -> None:
         weights[name] = tensor
     old = write(tmp_path / "old", model, weights)
     found, done = read(old)
-    with hidden_gated(model, dims):
+    with apply_hidden_gates(model, dims):
         expected = logits(model)
     assert done.shape.hidden == 29
     assert torch.allclose(found, expected, atol=1e-5)
@@ -226,7 +221,7 @@ def test_a_pooler_wider_than_the_stream_keeps_its_strongest_outputs_and_the_boun
 
     full = torch.nn.Linear(30, 32)
     full.weight.data, full.bias.data = dense.weight.detach()[:, dims], dense.bias.detach()
-    with hidden_gated(model, dims), torch.no_grad():
+    with apply_hidden_gates(model, dims), torch.no_grad():
         stream = model.base_model(**factories.batch()).last_hidden_state[:, 0][:, dims]
     exact = (full(stream).tanh() @ reader.weight.T + reader.bias).detach()
     assert done.bound == pytest.approx(float(reader.weight.detach()[:, [3, 11]].abs().sum(1).max()))
@@ -402,6 +397,7 @@ def pickled(path: Path, model: Any, weights: dict[str, torch.Tensor], **changes:
     return path
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = factories.model()
     old = pickled(tmp_path / "old", model, pruned(model), pruned_heads={"0": [1, 3], "1": [0]})
@@ -413,6 +409,7 @@ def test_a_pruned_pickle_is_read_where_it_is_allowed(tmp_path: Path, capsys: pyt
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_pickle_of_which_nothing_was_pruned_becomes_safetensors(tmp_path: Path) -> None:
     model = factories.model(head="mask")
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))
@@ -439,6 +436,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("new*"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_which_pickle_is_the_model_must_be_clear(tmp_path: Path) -> None:
     model = factories.model()
     old = pickled(tmp_path / "old", model, dict(model.state_dict()))

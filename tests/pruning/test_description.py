@@ -41,35 +41,35 @@ def test_the_criterion_is_named_with_its_paper() -> None:
          "cuts 50% of the heads, 1 whole attention block and 2 whole FFN blocks by `taylor`; no recovery"),
         ({"criterion": "cosine", "layers": 3}, "cuts 3 whole layers by `cosine`; no recovery"),
         ({"criterion": "magnitude", "hidden": 0.25}, "cuts 25% of the hidden dimensions by `magnitude`; no recovery"),
-        ({"vocabulary": "corpus"}, "cuts the tokens that its data does not use; no recovery"),
+        ({"vocabulary": "corpus"}, "cuts the tokens that do not occur in the data; no recovery"),
         ({"budget": {"macs": 0.5}},
          "cuts heads and FFN neurons down to 50% of the layers' MACs by `taylor`; no recovery"),
         ({"budget": {"bytes": 0.3}, "rearrange": True, "tune": "scales"},
-         "cuts heads and FFN neurons down to 30% of the layers' bytes by `taylor`; units swapped where together they "
-         "matter less (Kwon et al. 2022); what stays scaled by least squares (Kwon et al. 2022); no recovery"),
+         "cuts heads and FFN neurons down to 30% of the layers' bytes by `taylor`; units swapped by their joint "
+         "importance (Kwon et al. 2022); remaining units scaled by least squares (Kwon et al. 2022); no recovery"),
         ({"budget": {"latency": 0.5, "batch_size": 8, "length": 64}},
          "cuts heads and FFN neurons down to 50% of the model's latency at batch 8 of 64 tokens by `taylor`; "
          "no recovery"),
         ({"criterion": "magnitude", "weights": {"share": 0.6, "block": [4, 1]}},
          "sets 60% of the layers' weights in blocks of 4 x 1 to zero by `magnitude`; no recovery"),
         ({"criterion": "wanda", "weights": {"n_of_m": [1, 4]}, "vocabulary": "corpus"},
-         "cuts the tokens that its data does not use and sets 3 of each 4 of the layers' weights to zero by `wanda`; "
-         "no recovery"),
+         "cuts the tokens that do not occur in the data and sets 3 of each 4 of the layers' weights to zero by "
+         "`wanda`; no recovery"),
         ({"budget": {"parameters": 0.4}, "schedule": {"use": "iterative", "rounds": 3}, "recover": TRAIN},
          f"cuts heads and FFN neurons down to 40% of the layers' parameters by `taylor`; in 3 rounds; recovery after "
          f"each round: {TRAINED}"),
         ({"heads": 0.5, "schedule": "gradual", "train": TRAIN},
-         f"cuts 50% of the heads by `taylor`; while it trains: {TRAINED}; no recovery"),
+         f"cuts 50% of the heads by `taylor`; during training: {TRAINED}; no recovery"),
         ({"criterion": "l0", "budget": {"macs": 0.5}, "train": TRAIN, "recover": {"max_steps": 9, "losses":
           ["hard_labels"], "lora": {}}},
-         f"cuts heads and FFN neurons down to 50% of the layers' MACs by `l0`; while it trains: {TRAINED}; recovery: "
+         f"cuts heads and FFN neurons down to 50% of the layers' MACs by `l0`; during training: {TRAINED}; recovery: "
          "9 steps by `hard_labels` from labels, through LoRA"),
         ({"criterion": "magnitude", "weights": {"share": 0.5}, "train": TRAIN,
           "schedule": {"use": "lottery", "rounds": 2, "rewind_steps": 200}},
          f"sets 50% of the layers' weights to zero by `magnitude`; a lottery ticket drawn in 2 rounds, each from the "
          f"weights of step 200 (Frankle & Carbin 2019): {TRAINED}; no recovery"),
         ({"heads": 0.5, "schedule": {"use": "lottery", "rounds": 1}, "train": TRAIN},
-         f"cuts 50% of the heads by `taylor`; a lottery ticket drawn in 1 round, each from the weights it began with "
+         f"cuts 50% of the heads by `taylor`; a lottery ticket drawn in 1 round, each from the weights before training "
          f"(Frankle & Carbin 2019): {TRAINED}; no recovery"),
     ],
 )  # fmt: skip
@@ -97,8 +97,8 @@ SPARSITY = {"share": 0.6004, "dense_bytes": 438_000_000, "sparse_bytes": 268_300
           "32 hidden dimensions and 1,900 of 30,522 tokens."]),
         ({"kept": KEPT, "latency": LATENCY},
          ["It keeps 7 of 8 attention heads and 1,536 of 4,096 FFN neurons.",
-          "The latency was 41.2 ms before the cut. The target was 20.6 ms, the prediction 19.9 ms; measured: 21.3 ms "
-          "(batch 32 of 128 tokens in float32 on A processor, 2 threads)."]),
+          "The latency was 41.2 ms before the cut. The target was 20.6 ms, the prediction 19.9 ms, and the measured "
+          "latency 21.3 ms (batch 32 of 128 tokens in float32 on A processor, 2 threads)."]),
         ({"kept": KEPT, "sparsity": SPARSITY},
          ["It keeps 7 of 8 attention heads and 1,536 of 4,096 FFN neurons.",
           "60.0% of the weights in the linear modules of its layers are zero. Dense runtimes gain nothing from zeros: "
@@ -145,7 +145,7 @@ def test_a_section_shows_the_facts_and_the_pictures_that_lie_beside_the_card(ren
         ("01-prune-kept.png", "Attention heads and FFN neurons that each layer keeps."),
         (
             "01-prune-latency.png",
-            "The latency that the timings of single blocks predicted, and the measured latency of the model.",
+            "The latency predicted from the timings of single blocks, and the measured latency of the model.",
         ),
     ]
     assert "sensitivity" not in section, "a picture that was not drawn is not shown"

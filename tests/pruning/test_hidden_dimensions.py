@@ -14,10 +14,10 @@ from hfcompress.models.forward import observe
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.hidden_dimensions import cut_hidden
-from hfcompress.pruning.layer_dropping import drop_layers, must_stay
+from hfcompress.pruning.layer_dropping import drop_layers, find_required_layers
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.hidden_gates import hidden_gated
+from tests.hidden_gates import apply_hidden_gates
 
 ENCODERS = [name for name in ARCHITECTURES if name not in ("llama", "qwen2", "qwen3")]
 DECODERS = [name for name in ARCHITECTURES if name not in ENCODERS]
@@ -34,7 +34,7 @@ def logits(model: Any, inputs: Any = None) -> torch.Tensor:
 
 
 def gated_logits(model: Any, dims: Any) -> torch.Tensor:
-    with hidden_gated(model, dims):
+    with apply_hidden_gates(model, dims):
         return logits(model)
 
 
@@ -78,7 +78,7 @@ def test_gated_norms_are_those_of_the_paper_over_the_dimensions_that_stay(family
         normed = centred / (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight[kept]
         expected = torch.zeros_like(words)
         expected[..., kept] = normed if norm.bias is None else normed + norm.bias[kept]
-    with hidden_gated(model, DIMS), torch.no_grad():
+    with apply_hidden_gates(model, DIMS), torch.no_grad():
         seen = observe(model, batch, frozenset({"hidden_states"})).hidden_states[0]
     assert torch.allclose(seen, expected, atol=1e-5)
 
@@ -86,7 +86,7 @@ def test_gated_norms_are_those_of_the_paper_over_the_dimensions_that_stay(family
 def test_a_gated_root_mean_square_is_taken_over_the_dimensions_that_stay() -> None:
     model, batch, kept = factories.model("llama", layers=1), factories.batch(), list(DIMS)
     norm, seen = model.model.layers[0].input_layernorm, []
-    with hidden_gated(model, DIMS), torch.no_grad():
+    with apply_hidden_gates(model, DIMS), torch.no_grad():
         norm.register_forward_hook(lambda _m, _i, output: seen.append(output))
         model(**batch)
     stream = model.model.embed_tokens.weight.detach()[batch["input_ids"]][..., kept]
@@ -191,8 +191,8 @@ def test_modernberts_layers_are_refused_where_only_their_place_tells_their_kind(
 
 def test_modernberts_first_layer_must_stay() -> None:
     model = factories.model("modernbert")
-    assert must_stay(shape_of(model.config.to_dict())) == (0,)
-    assert must_stay(shape_of(factories.model().config.to_dict())) == ()
+    assert find_required_layers(shape_of(model.config.to_dict())) == (0,)
+    assert find_required_layers(shape_of(factories.model().config.to_dict())) == ()
     with pytest.raises(HfcompressError, match="layer 1 of modernbert must stay"):
         drop_layers(model, (1,))
 
@@ -223,6 +223,6 @@ def test_modes_and_settings_stay() -> None:
 def test_gates_leave_no_trace_even_where_the_pass_fails() -> None:
     model = factories.model()
     plain = logits(model)
-    with pytest.raises(RuntimeError, match="inside"), hidden_gated(model, DIMS):
+    with pytest.raises(RuntimeError, match="inside"), apply_hidden_gates(model, DIMS):
         raise RuntimeError("inside")
     assert torch.equal(logits(model), plain)

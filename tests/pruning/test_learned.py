@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hfcompress.models.architectures import ARCHITECTURES, layers_of, spec_of, unit_counts
@@ -20,11 +19,9 @@ from hfcompress.pruning.masks.hard_concrete import HardConcrete
 from hfcompress.pruning.masks.units import GradualUnits
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.schedules import GrowthTimes
-from hfcompress.pruning.sparsity_pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import SparsityPattern
 from hfcompress.training.overlay import TrainingOverlay
 from tests import factories, masked
-from tests.training.test_training import Interrupt
-from tests.two_processes import run_two_processes
 
 
 def l0(model: Any, target: Any, **options: Any) -> HardConcrete:
@@ -173,7 +170,9 @@ def movement(model: Any, kind: str, **options: Any) -> Any:
     criterion: Any = CRITERIA.parse({"use": "movement", **options})
     if kind == "units":
         return criterion.masks(model, masked.target(0.5, least=(0, 0)))
-    return criterion.weight_masks(model, Pattern(share=0.5, block=(2, 4)) if kind == "blocks" else Pattern(share=0.5))
+    return criterion.weight_masks(
+        model, SparsityPattern(share=0.5, block=(2, 4)) if kind == "blocks" else SparsityPattern(share=0.5)
+    )
 
 
 def scored(masks: Any, seed: int = 0) -> Any:
@@ -255,7 +254,7 @@ def test_movement_follows_the_cubic_law_and_keeps_within_the_budget() -> None:
         spent += 64 * sum(z.sum().item() for z in neurons)
         assert wanted - 64 < spent <= wanted + 1e-6
     weights = scored(movement(factories.model(), "weights"))
-    masks_now = weights.covers(factories.model(), 0.3)
+    masks_now = weights.make_masks(factories.model(), 0.3)
     done = 1 - (1 - 0.2 / 0.7) ** 3
     assert all(int((m == 0).sum()) == round(m.numel() * 0.5 * done) for m in masks_now)
 
@@ -266,7 +265,7 @@ def test_the_threshold_and_its_penalty_grow_together() -> None:
         done = 1 - (1 - min(max((progress - 0.1) / 0.7, 0), 1)) ** 3
         means = [float((1 / (1 + torch.exp(-s.detach()))).mean()) for s in masks.scores]
         assert masks.penalty(progress).item() == pytest.approx(20 * done * sum(means) / 12, rel=1e-5)
-        for mask, s in zip(masks.covers(factories.model(), progress), masks.scores, strict=True):
+        for mask, s in zip(masks.make_masks(factories.model(), progress), masks.scores, strict=True):
             assert torch.equal(mask > 0, s.sigmoid() > 0.3 * done)
     assert movement(factories.model(), "weights").penalty(0.5) is None
 
@@ -275,8 +274,8 @@ def test_the_threshold_and_its_penalty_grow_together() -> None:
     ("options", "message"),
     [
         ({"begin": 0.5, "end": 0.5}, r"`end` \(0.5\) must come after `begin` \(0.5\)"),
-        ({"penalty": 3.0}, "`penalty` is for `mode: threshold`"),
-        ({"threshold": 0.2}, "`threshold` is for `mode: threshold`"),
+        ({"penalty": 3.0}, "`penalty` is only for `mode: threshold`"),
+        ({"threshold": 0.2}, "`threshold` is only for `mode: threshold`"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(options: Any, message: str) -> None:
@@ -320,7 +319,7 @@ def _gradual_weights(model: Any) -> TrainingOverlay:
     def magnitudes(scored: Any) -> dict[str, Tensor]:
         return {name: scored.get_parameter(name).abs() for name in masks.names}
 
-    masks = GradualWeights(model, Pattern(share=0.5), magnitudes, GrowthTimes(0.0, 0.8, 2, "cubic"))
+    masks = GradualWeights(model, SparsityPattern(share=0.5), magnitudes, GrowthTimes(0.0, 0.8, 2, "cubic"))
     return masks
 
 
@@ -337,25 +336,7 @@ KINDS: dict[str, Callable[[Any], TrainingOverlay]] = {
 def test_an_interrupted_training_under_masks_ends_where_an_uninterrupted_one_does(
     kind: str, tmp_path: Path, data: Path
 ) -> None:
-    def state(model: Any, masks: TrainingOverlay) -> dict[str, Tensor]:
-        return {**model.state_dict(), **{f"masks.{name}": tensor for name, tensor in masks.state_dict().items()}}
-
-    short = {"epochs": 1.0, "checkpoint_steps": 3}  # six steps
-    whole = factories.model()
-    masks = KINDS[kind](whole)
-    before = {name: tensor.clone() for name, tensor in masks.state_dict().items()}
-    masked.trained(whole, masks, data, tmp_path / "whole", **short)
-    assert any(not torch.equal(before[name], tensor) for name, tensor in masks.state_dict().items())
-    model = factories.model()
-    broken = KINDS[kind](model)
-    with pytest.raises(KeyboardInterrupt):
-        masked.trained(model, broken, data, tmp_path / "parts", [Interrupt(5)], **short)
-    model = factories.model()
-    again = KINDS[kind](model)
-    masked.trained(model, again, data, tmp_path / "parts", **short)
-    wanted, found = state(whole, masks), state(model, again)
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    masked.assert_an_interruption_changes_nothing(KINDS[kind], data, tmp_path, stop=5, every=3)
 
 
 def test_noise_is_of_the_seed_and_the_step() -> None:
@@ -370,43 +351,7 @@ def test_noise_is_of_the_seed_and_the_step() -> None:
     assert first.max() < 1
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[4])
-from safetensors.torch import save_file
-from hfcompress.utils.distributed import process_state
-from tests import factories, masked
-from tests.pruning.test_learned import KINDS, calm
-
-kind, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-process_state()
-model = calm()
-masks = KINDS[kind](model)
-rank = process_state().process_index
-masked.trained(model, masks, data, folder / str(rank), batch_size=8)
-save_file(masks.state_dict() | model.state_dict(), folder / f"{rank}.safetensors")
-process_state().wait_for_everyone()
-process_state().destroy_process_group()
-"""
-
-
-def calm() -> Any:
-    """A model without dropout, which processes would draw differently."""
-    return factories.model(**masked.CALM)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l0", "movement of weights"])
 def test_two_processes_learn_the_masks_that_one_learns(kind: str, tmp_path: Path, data: Path) -> None:
-    model = calm()
-    masks = KINDS[kind](model)
-    masked.trained(model, masks, data, tmp_path / "one")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    run_two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
-    for name, tensor in (masks.state_dict() | model.state_dict()).items():
-        torch.testing.assert_close(second[name], first[name], atol=0, rtol=0)
-        if not name.endswith("attention.self.key.bias"):
-            torch.testing.assert_close(first[name], tensor, atol=1e-5, rtol=1e-4)
+    masked.assert_two_processes_train_as_one(__name__, kind, KINDS[kind], data, tmp_path, epochs=3.0, atol=1e-5)

@@ -19,7 +19,7 @@ from hfcompress.pruning.costs import Costs, Target
 from hfcompress.pruning.masks.units import GradualUnits, expect_cost
 from hfcompress.pruning.masks.weights import GradualWeights
 from hfcompress.pruning.schedules import GrowthTimes, share_done_between
-from hfcompress.pruning.sparsity_pattern import Pattern
+from hfcompress.pruning.sparsity_pattern import SparsityPattern
 from hfcompress.training.overlay import STEADY, TrainingOverlay
 from hfcompress.utils.errors import HfcompressError
 from tests import factories, masked
@@ -86,7 +86,7 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
     before = weight.detach().clone()
     masks = GradualWeights(
         model,
-        Pattern(share=0.5),
+        SparsityPattern(share=0.5),
         lambda m: {n: m.get_parameter(n).abs() for n in masks.names},
         GrowthTimes(0, 0.5, 1, "linear"),
     )
@@ -111,9 +111,9 @@ def test_gradual_weights_come_back_where_they_matter_again() -> None:
 
 
 def test_a_pattern_that_does_not_fit_is_refused_before_any_training() -> None:
-    with pytest.raises(HfcompressError, match="do not tile"):
+    with pytest.raises(HfcompressError, match="do not divide"):
         GradualWeights(
-            factories.model(), Pattern(share=0.5, block=(5, 5)), lambda _: {}, GrowthTimes(0, 1, 1, "linear")
+            factories.model(), SparsityPattern(share=0.5, block=(5, 5)), lambda _: {}, GrowthTimes(0, 1, 1, "linear")
         )
 
 

@@ -15,8 +15,8 @@ from hfcompress.models.forward import observe
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning.criteria.base import CRITERIA, Calibration
 from hfcompress.pruning.obs.solver import DAMPING, damp, refit_columns, removal_costs, sparsify_weight
-from hfcompress.pruning.sparsity import kept_weights, share_of_zeros
-from hfcompress.pruning.sparsity_pattern import Pattern
+from hfcompress.pruning.sparsity import nonzero_masks, share_of_zeros
+from hfcompress.pruning.sparsity_pattern import SparsityPattern
 from hfcompress.utils.distributed import AllReduce
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
@@ -114,7 +114,7 @@ def test_damping_is_a_share_of_the_mean_diagonal_and_makes_anything_invertible()
     assert torch.equal(damp(torch.zeros(2, 2)), torch.eye(2))
 
 
-def literal_sparse_gpt(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
+def literal_sparse_gpt(weight: Tensor, moment: Tensor, pattern: SparsityPattern) -> Tensor:
     """Algorithm 1 of Frantar & Alistarh 2023, without lazy batches: every error goes to all columns at once."""
     weight, upper = weight.clone(), torch.linalg.cholesky(moment.inverse(), upper=True)
     step = pattern.n_of_m[1] if pattern.n_of_m else 128
@@ -137,9 +137,9 @@ def literal_sparse_gpt(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tens
 @pytest.mark.parametrize("pattern", [{"share": 0.5}, {"share": 0.3}, {"n_of_m": (2, 4)}, {"n_of_m": (1, 4)}])
 def test_weights_go_and_are_made_up_for_as_published(pattern: Any) -> None:
     weight, moment = problem(16, 200)
-    found = sparsify_weight(weight, moment, Pattern(**pattern))
-    assert torch.allclose(found, literal_sparse_gpt(weight, moment, Pattern(**pattern)), atol=1e-8)
-    assert float((found == 0).double().mean()) == pytest.approx(Pattern(**pattern).zeros, abs=1e-3)
+    found = sparsify_weight(weight, moment, SparsityPattern(**pattern))
+    assert torch.allclose(found, literal_sparse_gpt(weight, moment, SparsityPattern(**pattern)), atol=1e-8)
+    assert float((found == 0).double().mean()) == pytest.approx(SparsityPattern(**pattern).zeros, abs=1e-3)
 
 
 def test_what_is_made_up_for_leaves_less_error_than_magnitude() -> None:
@@ -151,14 +151,14 @@ def test_what_is_made_up_for_leaves_less_error_than_magnitude() -> None:
         return float(((sparse - weight) @ moment * (sparse - weight)).sum())
 
     by_size = weight * (weight.abs() > weight.abs().median())
-    assert error(sparsify_weight(weight, moment, Pattern(share=0.5))) < 0.5 * error(by_size)
+    assert error(sparsify_weight(weight, moment, SparsityPattern(share=0.5))) < 0.5 * error(by_size)
 
 
 def test_rows_and_blocks_are_kept_to() -> None:
     weight, moment = problem(16, 192)
-    by_row = sparsify_weight(weight, moment, Pattern(share=0.25, scope="row")) == 0
+    by_row = sparsify_weight(weight, moment, SparsityPattern(share=0.25, scope="row")) == 0
     assert by_row.sum(1).tolist() == [48] * 16
-    blocks = (sparsify_weight(weight, moment, Pattern(share=0.5, block=(4, 24))) == 0).view(4, 4, 8, 24)
+    blocks = (sparsify_weight(weight, moment, SparsityPattern(share=0.5, block=(4, 24))) == 0).view(4, 4, 8, 24)
     assert torch.equal(blocks.all(3).all(1), blocks.any(3).any(1))
     assert float(blocks.double().mean()) == pytest.approx(0.5, abs=0.07)
 
@@ -231,7 +231,7 @@ def test_a_block_that_the_loss_does_not_see_costs_nothing() -> None:
 def test_a_single_weight_costs_what_it_says() -> None:
     model, path = factories.model(), "intermediate.dense"
     found = CRITERIA.parse("obs").weight_scores(model, calibration())
-    assert set(found) == set(kept_weights(model))
+    assert set(found) == set(nonzero_masks(model))
     inverse = second(caught(model, 1, path, rows()), around_mean=False).inverse().diagonal()
     weight = model.bert.encoder.layer[1].intermediate.dense.weight.detach().double()
     expected = weight**2 * literal_curvature(model, 1, path).diagonal()[:, None] / inverse
@@ -314,7 +314,7 @@ def test_keeping_everything_changes_nothing() -> None:
 @pytest.mark.parametrize("pattern", [{"n_of_m": (2, 4)}, {"share": 0.5}])
 def test_weights_go_layer_by_layer_on_what_the_pruned_layers_give(family: str, pattern: Any) -> None:
     model, then = factories.model(family), factories.model(family)
-    CRITERIA.parse("obs").sparsify(model, Pattern(**pattern), calibration())
+    CRITERIA.parse("obs").sparsify(model, SparsityPattern(**pattern), calibration())
     assert share_of_zeros(model) == pytest.approx(0.5, abs=0.01)
     parts = spec_of(model).modules
     last = len(layers_of(model)) - 1
@@ -323,7 +323,7 @@ def test_weights_go_layer_by_layer_on_what_the_pruned_layers_give(family: str, p
     then.load_state_dict(state, strict=False)
     for path in (parts.query, parts.attention_output, parts.ffn_in, parts.ffn_out):
         moment = second(caught_tokens(then, last, path), around_mean=False)
-        expected = sparsify_weight(layers_of(then)[last].get_submodule(path).weight, moment, Pattern(**pattern))
+        expected = sparsify_weight(layers_of(then)[last].get_submodule(path).weight, moment, SparsityPattern(**pattern))
         found = layers_of(model)[last].get_submodule(path).weight
         assert torch.allclose(found.double(), expected, atol=1e-3)
 
@@ -349,8 +349,8 @@ def test_over_all_matrices_those_lose_most_that_miss_it_least() -> None:
     with torch.no_grad():
         # Half of this matrix does next to nothing.
         model.bert.encoder.layer[1].output.dense.weight[:, :32] *= 1e-3
-    CRITERIA.parse("obs").sparsify(model, Pattern(share=0.3, scope="global"), calibration())
-    shares = {name: float((~kept).float().mean()) for name, kept in kept_weights(model).items()}
+    CRITERIA.parse("obs").sparsify(model, SparsityPattern(share=0.3, scope="global"), calibration())
+    shares = {name: float((~kept).float().mean()) for name, kept in nonzero_masks(model).items()}
     assert share_of_zeros(model) == pytest.approx(0.3, abs=0.01)
     ffn = {name for name in shares if name.startswith(("bert.encoder.layer.1.output", "bert.encoder.layer.1.inter"))}
     assert min(shares[name] for name in ffn) > max(share for name, share in shares.items() if name not in ffn)
@@ -360,7 +360,7 @@ def test_a_pattern_that_does_not_tile_is_refused_before_anything_changes() -> No
     model = factories.model()
     then = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(HfcompressError, match="groups of 5"):
-        CRITERIA.parse("obs").sparsify(model, Pattern(n_of_m=(2, 5)), calibration())
+        CRITERIA.parse("obs").sparsify(model, SparsityPattern(n_of_m=(2, 5)), calibration())
     assert all(torch.equal(tensor, then[name]) for name, tensor in model.state_dict().items())
 
 
@@ -373,7 +373,7 @@ def test_two_processes_come_to_what_one_comes_to() -> None:
         model, sparse = copy.deepcopy(fresh), copy.deepcopy(fresh)
         scores = obs.scores(model, calibrated)
         obs.refit(model, KEEP, calibrated)
-        obs.sparsify(sparse, Pattern(n_of_m=(2, 4)), calibrated)
+        obs.sparsify(sparse, SparsityPattern(n_of_m=(2, 4)), calibrated)
         return [*scores.heads, *scores.neurons, *model.state_dict().values(), *sparse.state_dict().values()]
 
     two = Two()

@@ -28,7 +28,7 @@ class Rows:
 
     is_streamed, head, max_length, metric = False, "sequence", 16, "accuracy"
 
-    def rows(self) -> int:
+    def count_rows(self) -> int:
         return 96
 
 
@@ -55,27 +55,29 @@ def problems(options: dict[str, Any], of: Shape | None = None) -> list[str]:
         ({"attention_blocks": 2}, "2 of 2 layers would leave none"),
         ({"ffn": 0.5, "multiple_of": 7}, "the FFN width 64 is not a multiple of 7"),
         ({"hidden": 0.5, "multiple_of": 7}, "the hidden width 32 is not a multiple of 7"),
-        ({"budget": {"macs": 0.5}, "heads": 0.5}, "`budget` decides what `heads` decides"),
+        ({"budget": {"macs": 0.5}, "heads": 0.5}, "`budget` and `heads` decide the same thing"),
         ({"budget": {"macs": 0.5}, "allocation": "uneven"}, "so `allocation` changes nothing"),
-        ({"criterion": "random", "budget": {"latency": 0.5}, "hidden": 0.25}, "and `hidden` changes them"),
+        ({"criterion": "random", "budget": {"latency": 0.5}, "hidden": 0.25}, "and `hidden` changes these"),
         ({"vocabulary": "corpus", "allocation": "uneven"}, "no share of heads or neurons is cut"),
         ({"criterion": "movement", "budget": {"macs": 0.5}, "weights": {"share": 0.5}, "train": {}}, "not on both"),
         ({"heads": 0.5, "weights": {"share": 0.5}, "schedule": "gradual", "train": {}}, "not on both"),
-        ({"heads": 0.5, "empty_blocks": True}, "`empty_blocks` is for a `budget`"),
-        ({"vocabulary": "corpus", "tune": "scales"}, "`tune` is for heads and neurons, and none are cut"),
-        ({"heads": 0.5, "train": {}}, "`train` is for learned masks, `gradual` and `lottery`"),
+        ({"heads": 0.5, "empty_blocks": True}, "`empty_blocks` is only for a `budget`"),
+        ({"vocabulary": "corpus", "tune": "scales"}, "`tune` is only for heads and neurons, and none are cut"),
+        ({"heads": 0.5, "train": {}}, "`train` is only for learned masks, `gradual` and `lottery`"),
         ({"heads": 0.5, "schedule": "iterative"}, "there is no `recover`"),
         ({"heads": 0.5, "schedule": "gradual"}, "there is no `train`"),
-        ({"heads": 0.5, "schedule": "lottery", "train": {}, "recover": {}}, "which would undo what `recover` says"),
+        ({"heads": 0.5, "schedule": "lottery", "train": {}, "recover": {}}, "and `recover` would be ignored"),
         ({"criterion": "l0", "budget": {"macs": 0.5}, "train": {}, "schedule": {"use": "gradual"}},
          "l0 has a schedule of its own"),
         ({"heads": 0.5, "schedule": "gradual", "train": {"keep_best": True}},
          "the best model while masks close is one of the first"),
         ({"heads": 0.5, "schedule": "gradual", "train": {}, "sensitivity": {}}, "nothing is scored before"),
-        ({"heads": 0.5, "schedule": "gradual", "train": {"lora": {}}}, "masks are learned with all weights"),
+        ({"heads": 0.5, "schedule": "gradual", "train": {"lora": {}}}, "so `lora` cannot be used here"),
         ({"hidden": 0.5, "schedule": "gradual", "train": {}}, "`hidden` cannot be cut while the model trains"),
-        ({"heads": 0.5, "criterion": "obs", "schedule": "gradual", "train": {}}, "are for one_shot and iterative"),
-        ({"heads": 0.5, "tune": "scales", "schedule": "lottery", "train": {}}, "are for one_shot and iterative"),
+        ({"heads": 0.5, "criterion": "obs", "schedule": "gradual", "train": {}},
+         "only the schedules one_shot and iterative can use"),
+        ({"heads": 0.5, "tune": "scales", "schedule": "lottery", "train": {}},
+         "only the schedules one_shot and iterative can use"),
         ({"heads": 0.5, "recover": {"lora": {}, "losses": ["hard_labels"], "layer_map": "last"}},
          "so `layer_map` changes nothing"),
     ],
@@ -91,7 +93,7 @@ def test_what_cannot_work_is_said_at_its_key(options: dict[str, Any], said: str)
     ("options", "said"),
     [
         ({"schedule": "cubic"}, "cubic"),
-        ({"schedule": {"use": "gradual", "begin": 0.8}}, "comes before `end`"),
+        ({"schedule": {"use": "gradual", "begin": 0.8}}, "must come before `end`"),
         ({"weights": {}}, "say either `share` or `n_of_m`"),
         ({"weights": {"n_of_m": [4, 4]}}, "keeps everything"),
         ({"weights": {"n_of_m": [2, 4], "block": [2, 2]}}, "leave `scope` and `block` out"),
@@ -107,12 +109,12 @@ def test_options_that_contradict_one_another_are_refused(options: dict[str, Any]
 
 
 def test_albert_s_layers_are_one_and_cannot_be_dropped() -> None:
-    assert any("all layers have the same weights" in p for p in problems({"criterion": "cosine", "layers": 1},
+    assert any("all layers share the same weights" in p for p in problems({"criterion": "cosine", "layers": 1},
                                                                          shape("albert")))  # fmt: skip
 
 
 def test_a_hidden_width_that_no_config_can_say_is_refused() -> None:
-    assert any("which no config can say" in p for p in problems({"hidden": 0.5}, shape("electra")))
+    assert any("which no config can express" in p for p in problems({"hidden": 0.5}, shape("electra")))
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2", "albert", "modernbert", "electra", "llama"])
@@ -354,6 +356,7 @@ def test_recovery_by_lora_leaves_a_plain_model(things: tuple[Path, Path], tmp_pa
     assert not [name for name in load_model(made, AUTO).state_dict() if "lora" in name]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_notes_what_stayed_and_reports_it(things: tuple[Path, Path], tmp_path: Path) -> None:
     stages = [{"kind": "prune", "heads": 0.5, "criterion": "magnitude", "recover": TRAIN}]
     path = factories.recipe(tmp_path / "recipe.yaml", *things, stages=stages)

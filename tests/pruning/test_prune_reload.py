@@ -118,12 +118,15 @@ def answers_are_those_of_the_cut(saved: dict[tuple[str, str], Path], layout: str
     ]
 
 
-def test_a_stock_shape_loads_with_stock_transformers_alone(saved: dict[tuple[str, str], Path], tmp_path: Path) -> None:
-    paths = [saved[family, "stock"] for family in ENCODERS]
-    done = load_elsewhere(tmp_path, paths)
-    assert done.returncode == 0, done.stderr
+def test_with_transformers_alone_a_stock_shape_loads_and_an_uneven_one_says_what_it_needs(
+    saved: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    stock, uneven = ([saved[family, layout] for family in ENCODERS] for layout in ("stock", "uneven"))
+    done = load_elsewhere(tmp_path, [*stock, *uneven])
     assert answers_are_those_of_the_cut(saved, "stock") == []
-    assert not any((path / MODELING_FILE).exists() for path in paths)
+    assert not any((path / MODELING_FILE).exists() for path in stock)
+    assert done.returncode == len(uneven), done.stderr
+    assert done.stderr.count("trust_remote_code=True") >= len(uneven)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +143,6 @@ def test_an_uneven_shape_loads_after_the_import_and_with_the_flag(
     assert answers_are_those_of_the_cut(saved, "uneven") == []
     assert answers_are_those_of_the_cut(saved, EMPTY) == []
     assert {line.partition(".")[0] for line in done.stdout.splitlines()} == {package}
-
-
-def test_an_uneven_shape_without_flag_or_import_says_what_it_needs(
-    saved: dict[tuple[str, str], Path], tmp_path: Path
-) -> None:
-    done = load_elsewhere(tmp_path, [saved[family, "uneven"] for family in ENCODERS])
-    assert done.returncode == len(ENCODERS)
-    assert done.stderr.count("trust_remote_code=True") >= len(ENCODERS)
 
 
 @pytest.mark.parametrize(("family", "head"), [pair for pair in factories.headed() if pair[0] in ENCODERS])
@@ -195,6 +190,7 @@ def test_no_way_is_proven_by_another(uneven: tuple[Path, Any], monkeypatch: pyte
         verify(artifact, expected, AUTO)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_model_that_cannot_be_exported_is_said_to_be_unproven_there(
     uneven: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +204,7 @@ def test_a_model_that_cannot_be_exported_is_said_to_be_unproven_there(
     assert "cannot be exported to ONNX: no such operator" in " ".join((told.out + told.err).split())
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_changed_weight_is_found_out(uneven: tuple[Path, Any], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -278,6 +275,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
         assert np.allclose(logits_of(again, probe), found, atol=1e-5)
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_without_any_attention_head_the_graph_reads_no_mask_and_is_the_same_model(family: str, tmp_path: Path) -> None:
     model = cut(factories.model(family), [Keep((), ALL_NEURONS)] * 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hfcompress.models.architectures import layers_of, spec_of
 from hfcompress.models.artifact import load_model, load_tokenizer
 from hfcompress.pruning.criteria.base import Scores
-from hfcompress.pruning.sensitivity import gate, measure_sensitivity
+from hfcompress.pruning.sensitivity import make_gate, measure_sensitivity
 from hfcompress.recipe.loader import load
 from hfcompress.training.evaluate import score
 from tests import factories
@@ -73,10 +73,10 @@ def without(model: Any, block: str, layer: int, width: int, gone: list[int]) -> 
 def test_neurons_go_in_whole_groups_and_the_best_stay() -> None:
     scores = torch.tensor([0.1, 0.9, 0.5, 0.3, 0.8, 0.2, 0.7, 0.6])
 
-    assert gate(scores, 0.4, 1).tolist() == [0, 1, 1, 0, 1, 0, 1, 1]
-    assert gate(scores, 0.4, 4).tolist() == [0, 1, 0, 0, 1, 0, 1, 1]
-    assert gate(scores, 1.0, 4).tolist() == [0] * 8
-    assert gate(torch.zeros(0), 0.5, 1).tolist() == []
+    assert make_gate(scores, 0.4, 1).tolist() == [0, 1, 1, 0, 1, 0, 1, 1]
+    assert make_gate(scores, 0.4, 4).tolist() == [0, 1, 0, 0, 1, 0, 1, 1]
+    assert make_gate(scores, 1.0, 4).tolist() == [0] * 8
+    assert make_gate(torch.zeros(0), 0.5, 1).tolist() == []
 
 
 def test_a_teacher_s_curves_and_the_teacher_after_them(
@@ -94,4 +94,4 @@ def test_a_teacher_s_curves_and_the_teacher_after_them(
     assert all(layer[0] == before for layer in found["heads"]), "a hundredth of four heads is none"
     assert min(layer[1] for block in ("heads", "ffn") for layer in found[block]) < before
     assert score(model, rows, tokenizer, task) == before, "no gate is left on the model"
-    assert f"sensitivity of 2 layers, 9 scorings of {len(rows)} dev rows" in capsys.readouterr().err
+    assert f"sensitivity of 2 layers: 9 evaluations of {len(rows)} dev rows" in capsys.readouterr().err

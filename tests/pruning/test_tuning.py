@@ -14,7 +14,7 @@ from hfcompress.models.architectures import layers_of, spec_of, unit_counts
 from hfcompress.models.forward import select_inputs
 from hfcompress.models.surgery import Keep, cut
 from hfcompress.pruning import mask_tuning
-from hfcompress.pruning.gates import fold_gates, gated
+from hfcompress.pruning.gates import apply_gates, fold_gates
 from hfcompress.pruning.gradients import unit_gradients
 from hfcompress.pruning.mask_tuning import DAMPING, Gates, rearrange_masks, tune_masks
 from tests import factories
@@ -106,7 +106,7 @@ def sides(model: Any, gates: Gates | None, index: int, path: str) -> tuple[Tenso
     for name in (parts.attention_output, parts.ffn_in, parts.ffn_out):
         handles.append(layer.get_submodule(name).register_forward_hook(catch(name)))
     everything = [torch.ones(n) for n in unit_counts(model)[0]], [torch.ones(n) for n in unit_counts(model)[1]]
-    with torch.no_grad(), gated(model, *((gates.heads, gates.neurons) if gates else everything)):
+    with torch.no_grad(), apply_gates(model, *((gates.heads, gates.neurons) if gates else everything)):
         for batch in batches(model):
             model(**batch)
             mask = batch["attention_mask"].bool()
@@ -215,7 +215,7 @@ def test_folded_gates_give_what_gates_give_and_so_does_the_cut_model(family: str
     model = of_family(family)
     gates, inputs = tune_masks(model, KEEP, batches(model)), select_inputs(model, factories.batch())
     with torch.no_grad():
-        with gated(model, gates.heads, gates.neurons):
+        with apply_gates(model, gates.heads, gates.neurons):
             expected = model(**inputs).logits
         fold_gates(model, gates.heads, gates.neurons)
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hfcompress.context import StageContext
@@ -30,27 +29,22 @@ from hfcompress.quantization.qat.learned_steps import RATE, LearnedStepSizes
 from hfcompress.quantization.qat.moving_average import MOMENTUM, MovingAverageRanges
 from hfcompress.recipe.loader import load
 from tests import factories, masked
-from tests.training.test_training import Interrupt
-from tests.two_processes import run_two_processes
 
 AUTO = "AutoModelForSequenceClassification"
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
 def literal_weights(weight: Tensor) -> Tensor:
-    """Symmetric int8 with a step a row, `max |w| / 127`."""
-    rows = []
-    for row in weight.detach().tolist():
-        step = max(abs(w) for w in row) / 127
-        rows.append([step * round(w / step) for w in row])
-    return torch.tensor(rows)
+    """Symmetric int8 with a step a row, `max |w| / 127`, by PyTorch."""
+    steps = weight.detach().abs().amax(1) / 127
+    zeros = torch.zeros(len(steps), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight.detach(), steps, zeros, 0, -127, 127)
 
 
 def literal_inputs(values: Tensor, low: float, high: float) -> Tensor:
-    """Jacob et al. 2018, eq. 12: `s (clamp(round(x / s) + z, 0, 255) - z)`."""
+    """Jacob et al. 2018, eq. 12, `s (clamp(round(x / s) + z, 0, 255) - z)`, by PyTorch."""
     step = (high - low) / 255
-    zero = round(-low / step)
-    return (((values / step).round() + zero).clamp(0, 255) - zero) * step
+    return torch.fake_quantize_per_tensor_affine(values, step, round(-low / step), 0, 255)
 
 
 def batches(count: int = 3) -> list[dict[str, Any]]:
@@ -323,22 +317,7 @@ def test_ranges_freeze(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(kind: str, tmp_path: Path, data: Path) -> None:
-    short = {"epochs": 1.0, "checkpoint_steps": 2}  # six steps
-    whole, states = factories.model(), []
-    masks = KINDS[kind](whole)
-    before = masks.ranges()
-    masked.trained(whole, masks, data, tmp_path / "whole", **short)
-    assert before.inputs != masks.ranges().inputs
-    broken = factories.model()
-    with pytest.raises(KeyboardInterrupt):
-        masked.trained(broken, KINDS[kind](broken), data, tmp_path / "parts", [Interrupt(3)], **short)
-    model = factories.model()
-    again = KINDS[kind](model)
-    masked.trained(model, again, data, tmp_path / "parts", **short)
-    states = [(whole, masks), (model, again)]
-    wanted, found = ({**m.state_dict(), **{f"masks.{k}": v for k, v in q.state_dict().items()}} for m, q in states)
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    masked.assert_an_interruption_changes_nothing(KINDS[kind], data, tmp_path, stop=3, every=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -397,6 +376,7 @@ def stored(backend: Any, model: Any, folder: Path, kind: str = "ema", head: str 
     return plain, trained
 
 
+STATIC = BACKENDS.parse({"use": "onnx_int8", "mode": "static"})
 UNEVEN = [Keep((1, 3), tuple(range(5, 40))), Keep((), tuple(range(64)))]
 INT8 = [
     ("bert", "ema", {}), ("bert", "learned", {}), ("albert", "ema", {}), ("distilbert", "learned", {}),
@@ -414,13 +394,11 @@ def test_int8_logits_are_within_a_step_of_the_fake_quantized_models(
 
 @pytest.mark.parametrize("kind", ["ema", "learned"])
 def test_so_are_those_of_a_pruned_model(kind: str, tmp_path: Path) -> None:
-    backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static"})
-    stored(backend, cut(factories.model(), UNEVEN), tmp_path, kind)
+    stored(STATIC, cut(factories.model(), UNEVEN), tmp_path, kind)
 
 
 def test_so_are_those_of_a_mask_head_whose_weights_are_the_words(tmp_path: Path) -> None:
-    backend = BACKENDS.parse({"use": "onnx_int8", "mode": "static"})
-    stored(backend, factories.model(head="mask"), tmp_path, head="mask")
+    stored(STATIC, factories.model(head="mask"), tmp_path, head="mask")
 
 
 @pytest.mark.parametrize("layout", ["stock", "uneven"])
@@ -457,38 +435,7 @@ def test_a_whole_stage_stores_what_it_trained(
 # However many processes there are
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[4])
-from safetensors.torch import save_file
-from hfcompress.utils.distributed import process_state
-from tests import factories, masked
-from tests.quantization.test_aware import KINDS
-
-kind, data, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-process_state()
-model = factories.model(**masked.CALM)
-masks = KINDS[kind](model)
-rank = process_state().process_index
-masked.trained(model, masks, data, folder / str(rank), epochs=1.0, batch_size=8)
-save_file(masks.state_dict() | model.state_dict(), folder / f"{rank}.safetensors")
-process_state().wait_for_everyone()
-process_state().destroy_process_group()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_come_to_the_ranges_of_one(kind: str, tmp_path: Path, data: Path) -> None:
-    model = factories.model(**masked.CALM)
-    masks = KINDS[kind](model)
-    masked.trained(model, masks, data, tmp_path / "one", epochs=1.0)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    run_two_processes(tmp_path / "script.py", tmp_path / "home", kind, data, tmp_path, root)
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
-    for name, tensor in (masks.state_dict() | model.state_dict()).items():
-        torch.testing.assert_close(second[name], first[name], atol=0, rtol=0)
-        if not name.endswith("attention.self.key.bias"):
-            torch.testing.assert_close(first[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    masked.assert_two_processes_train_as_one(__name__, kind, KINDS[kind], data, tmp_path, epochs=1.0, atol=1e-4)

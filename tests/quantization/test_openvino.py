@@ -20,7 +20,7 @@ from hfcompress.models.shape import shape_of
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.backends.openvino_int8 import OpenvinoInt8
 from hfcompress.quantization.calibration import iterate_rows
-from hfcompress.run.push import uploads
+from hfcompress.run.push import list_uploads
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
 
@@ -172,7 +172,7 @@ def test_push_sends_the_graph_and_no_other_bin(tmp_path: Path) -> None:
     graph(tmp_path, "i8")
     for name in ("README.md", "pytorch_model.bin", "training_args.bin"):
         (tmp_path / name).write_text("x", encoding="utf-8")
-    sent = {file.name for file in uploads(tmp_path)}
+    sent = {file.name for file in list_uploads(tmp_path)}
     assert sent == {"README.md", "config.json", "openvino_model.bin", "openvino_model.xml"}
 
 

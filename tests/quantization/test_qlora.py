@@ -31,16 +31,15 @@ from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from hfcompress.quantization.loftq import alternate, approximate, start_adapters
 from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
-from hfcompress.run.push import uploads
+from hfcompress.run.push import list_uploads
 from hfcompress.training.lora import Lora, add_lora
 from hfcompress.utils.errors import HfcompressError
-from tests import factories
+from tests import factories, masked
 from tests.two_processes import END, RUN_STAGES, run_two_processes
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 EVERY = ["query", "key", "value", "attention_output", "ffn_in", "ffn_out"]
 WIDTHS = {"hidden": 64, "ffn": 128}
-CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 UNEVEN = [Keep((0, 1, 2, 3), tuple(range(128))), Keep((0, 1, 2, 3), tuple(range(0, 128, 2)))]
 BACKENDS_HERE: list[Any] = [
     "bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4"}, {"use": "bnb_4bit", "double_quant": True},
@@ -52,7 +51,7 @@ ROUNDINGS = [b for b in BACKENDS_HERE if isinstance(b, str) or "compute_dtype" n
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """One that is not so sure that rounding could not move its answers."""
-    return factories.fine_tuned(tmp_path_factory.mktemp("teacher"), data, steps=40, **WIDTHS, **CALM)
+    return factories.fine_tuned(tmp_path_factory.mktemp("teacher"), data, steps=40, **WIDTHS, **masked.CALM)
 
 
 @dataclass
@@ -145,7 +144,7 @@ def test_the_quantized_weights_stay_bit_for_bit_and_the_head_is_trained(
 @pytest.mark.parametrize("backend", ["bnb_4bit", {"use": "bnb_4bit", "quant_type": "fp4", "double_quant": True}])
 def test_gradients_through_quantized_layers_are_those_of_the_rounded_weights(backend: Any, tmp_path: Path) -> None:
     """On a CPU, and also after the model was judged: what is packed for inference lets no gradient through."""
-    plain, made = factories.model(**WIDTHS, **CALM), BACKENDS.parse(backend)
+    plain, made = factories.model(**WIDTHS, **masked.CALM), BACKENDS.parse(backend)
     save_model(plain, factories.tokenizer(), tmp_path / "float")
     made.quantize(
         QuantizationJob(tmp_path / "float", tmp_path / "low", CLASSIFIER, make_dummy_inputs(tmp_path / "float"))
@@ -203,12 +202,6 @@ def test_padding_changes_no_answer(trained: Done) -> None:
         assert torch.allclose(alone[0], together[row], atol=2e-2 * float(together.abs().max()))
 
 
-class Interrupt(TrainerCallback):  # type: ignore[misc]
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-
-
 class Kept(TrainerCallback):  # type: ignore[misc]
     """Looks at what a checkpoint holds."""
 
@@ -228,7 +221,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(backend: s
         f"student.{name}" for name in whole.saved if name.startswith(("classifier.", "bert.pooler."))
     }
     with pytest.raises(KeyboardInterrupt):
-        run(backend, tmp_path, callbacks=[Interrupt()], **options)
+        run(backend, tmp_path, callbacks=[masked.Interrupt(4)], **options)
     again = run(backend, tmp_path, **options)
     for one, other in ((whole.adapter, again.adapter), (whole.saved, again.saved)):
         assert one.keys() == other.keys()
@@ -254,7 +247,7 @@ def test_the_adapter_counts_as_weights_and_is_pushed(trained: Done, tmp_path: Pa
     assert artifact.disk_bytes == sum(sizes.values())
     assert trained.result.facts["adapter"] == {"bytes": sizes[file.name]}
     (tmp_path / "final" / "README.md").write_text("a card")
-    names = {upload.name for upload in uploads(tmp_path)}
+    names = {upload.name for upload in list_uploads(tmp_path)}
     assert {"model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
     before = weights_hash(tmp_path / "final")
     file.write_bytes(file.read_bytes()[:-1] + b"\1")

@@ -24,7 +24,6 @@ from hfcompress.recipe.loader import load
 from hfcompress.recipe.validate import check
 from hfcompress.utils.errors import HfcompressError
 from tests import factories
-from tests.in_process import InThisProcess
 
 
 class Coarse(Backend):
@@ -48,8 +47,7 @@ class Coarse(Backend):
 
 
 @pytest.fixture
-def context(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> StageContext:
-    monkeypatch.setattr("hfcompress.quantization.mixed_precision.ModelProcess", InThisProcess)
+def context(tmp_path: Path, teacher: Path, data: Path, in_process: None) -> StageContext:
     recipe = load(factories.recipe(tmp_path / "r.yaml", teacher, data)).recipe
     source = open_artifact(teacher)
     (tmp_path / "work" / "model").mkdir(parents=True)
@@ -110,7 +108,7 @@ def test_a_layer_s_sensitivity_is_the_effect_of_rounding_it_alone(context: Stage
 
     worst = facts["layers"][0]
     model = load_model(context.source.path, context.task.auto_class)
-    rows = context.encoded("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
+    rows = context.encode("dev", factories.tokenizer(), dict(model.config.label2id)).shuffle(seed=0).select(range(16))
     before, _ = predict(model, rows, factories.tokenizer(), context.task)
     layer = model.get_submodule(worst["layers"][0])
     layer.weight.data = layer.weight.data.abs()
@@ -203,13 +201,10 @@ def test_a_plan_needs_nothing_installed_and_a_check_does(
         check(loaded)
 
 
-def test_a_whole_run_tells_what_was_tried_in_its_card(
-    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_a_whole_run_tells_what_was_tried_in_its_card(tmp_path: Path, teacher: Path, data: Path) -> None:
     from hfcompress.run.runner import run as run_
 
-    for module in ("measure.measure", "measure.verify", "quantization.mixed_precision"):
-        monkeypatch.setattr(f"hfcompress.{module}.ModelProcess", InThisProcess)
     stages = [{"kind": "quantize", "backend": "onnx_int8", "max_drop": 0.5}]
     done = run_(load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)), tmp_path / "run")
     assert done is not None

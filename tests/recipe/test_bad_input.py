@@ -20,7 +20,7 @@ from hfcompress.run import directory as run_directory
 from hfcompress.run import runner
 from hfcompress.utils.errors import HfcompressError, disk_problem
 from tests import factories
-from tests.factories import run_cli, snapshot
+from tests.factories import copy_directory, run_cli, snapshot
 
 Refused = Callable[..., str]
 
@@ -71,12 +71,8 @@ def test_a_recipe_that_is_none(refused: Refused, tmp_path: Path) -> None:
 # --- the model
 
 
-def without(source: Path, target: Path, *names: str) -> Path:
-    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(*names)))
-
-
 def test_a_model_directory_without_weights(refused: Refused, teacher: Path, tmp_path: Path) -> None:
-    model = without(teacher, tmp_path / "model", "*.safetensors")
+    model = copy_directory(teacher, tmp_path / "model", "*.safetensors")
     said = refused("--set", f"model={model}")
     assert f"{model} holds no weights" in said
     assert "model.safetensors" in said
@@ -86,7 +82,7 @@ def test_a_model_directory_without_weights(refused: Refused, teacher: Path, tmp_
 def test_a_model_directory_with_pickled_weights_only(
     refused: Refused, teacher: Path, tmp_path: Path, name: str
 ) -> None:
-    model = without(teacher, tmp_path / "model", "*.safetensors")
+    model = copy_directory(teacher, tmp_path / "model", "*.safetensors")
     (model / name).write_bytes(b"cos\nsystem\n(S'echo unpickled'\ntR.")
     said = refused("--set", f"model={model}")
     assert f"pickled weights only ({name})" in said
@@ -94,7 +90,7 @@ def test_a_model_directory_with_pickled_weights_only(
 
 
 def test_a_model_directory_without_a_config(refused: Refused, teacher: Path, tmp_path: Path) -> None:
-    model = without(teacher, tmp_path / "model", "config.json")
+    model = copy_directory(teacher, tmp_path / "model", "config.json")
     assert f"{model} holds no config.json" in refused("--set", f"model={model}")
 
 
@@ -109,7 +105,7 @@ def test_a_model_directory_without_a_config(refused: Refused, teacher: Path, tmp
     ],
 )
 def test_a_config_that_cannot_be_used(refused: Refused, teacher: Path, tmp_path: Path, config: str, why: str) -> None:
-    model = without(teacher, tmp_path / "model")
+    model = copy_directory(teacher, tmp_path / "model")
     (model / "config.json").write_text(config)
     assert why in refused("--set", f"model={model}")
 
@@ -209,14 +205,14 @@ def test_a_run_of_a_recipe_with_another_name(refused: Refused) -> None:
 
 
 def test_a_run_of_the_same_name_on_another_model(refused: Refused, teacher: Path, tmp_path: Path) -> None:
-    model = without(teacher, tmp_path / "model")
+    model = copy_directory(teacher, tmp_path / "model")
     said = refused("--set", f"model={model}", "--set", "task.max_length=12", fresh=False)
     assert "belongs to another recipe (its model, task differs)" in said
     assert "--fresh" in said
 
 
 def test_fresh_takes_over_a_run_of_the_same_name(runs: Path, recipe: Path, teacher: Path, tmp_path: Path) -> None:
-    model = without(teacher, tmp_path / "model")
+    model = copy_directory(teacher, tmp_path / "model")
     opened(load(recipe, [f"model={model}"]), runs, fresh=True)
     assert set(snapshot(runs)) == {"recipe.yaml", "recipe.lock.json"}
     assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["model"] == str(model)
@@ -246,7 +242,7 @@ def test_a_lock_that_cannot_be_read_is_refused_to_other_recipes_and_written_anew
     other.write_text(recipe.read_text() + "seed: 7\n")
     said = refused(recipe_file=other)
     assert why in said
-    assert "the same `hfcompress run` as before writes it anew" in said
+    assert "the same `hfcompress run` as before writes it again" in said
     opened(load(recipe), runs)
     assert (runs / "01-distill" / "model.safetensors").read_bytes() == b"hours of work"
     assert json.loads((runs / "recipe.lock.json").read_text())["recipe"]["name"] == "tiny"
@@ -356,7 +352,9 @@ def test_a_graph_for_which_there_is_no_room_is_not_one_that_cannot_be_exported(
 
     monkeypatch.setattr(verify, "export", full)
     with pytest.raises(OSError, match="No space left"):
-        verify._exported(open_artifact(teacher, "02-prune", "prune"), "AutoModelForSequenceClassification").__enter__()
+        verify._export_graph(
+            open_artifact(teacher, "02-prune", "prune"), "AutoModelForSequenceClassification"
+        ).__enter__()
 
 
 def test_shutils_error_of_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -138,9 +138,7 @@ def test_a_teacher_or_student_with_too_few_positions_is_told(tmp_path: Path, tea
     short = str(factories.save(factories.model(max_position_embeddings=12), tmp_path / "short"))
     only(found(tmp_path, teacher, data, {**DISTIL, "teacher": short}), "stages.0.teacher", "reads at most 12 tokens")
     student = {**DISTIL, "student": {"from": short}}
-    only(
-        found(tmp_path, teacher, data, student), "task.max_length", "wider than the model's position table allows (12)"
-    )
+    only(found(tmp_path, teacher, data, student), "task.max_length", "more than the model's position table allows (12)")
 
 
 def corpus(tmp_path: Path) -> dict[str, Any]:
@@ -211,7 +209,7 @@ def test_modules_to_skip_are_looked_for(tmp_path: Path, teacher: Path, data: Pat
 
 def test_a_pattern_that_does_not_tile_is_told(tmp_path: Path, teacher: Path, data: Path) -> None:
     stage = {"kind": "prune", "criterion": "magnitude", "weights": {"n_of_m": [2, 5]}}
-    only(found(tmp_path, teacher, data, stage), "stages.0.weights", "groups of 5 along the input do not tile")
+    only(found(tmp_path, teacher, data, stage), "stages.0.weights", "groups of 5 along the input do not divide")
     assert found(tmp_path, teacher, data, {**stage, "weights": {"n_of_m": [2, 4]}}) == []
 
 

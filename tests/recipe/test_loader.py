@@ -90,7 +90,7 @@ def test_a_tag_that_builds_an_object_is_refused_and_nothing_is_run(monkeypatch: 
         ('name: a\n"x\\ud800": y\n', ":2", "a character that no file can hold"),
         ("name: \x00\n", "", "special characters are not allowed"),
         ("[" * 5000, "", "nested too deep"),
-        ("- a\n- b\n", "", "a recipe is a mapping (name, model, task, stages), this is a list"),
+        ("- a\n- b\n", "", "a recipe is a mapping (name, model, task, stages), but this is a list"),
         ("just words\n", "", "this is a str"),
         ("", "", "the recipe is empty"),
         ("# only a comment\n", "", "the recipe is empty"),
@@ -113,7 +113,7 @@ def test_aliases_that_multiply_as_merged_keys_are_refused() -> None:
 
 
 def test_an_alias_of_itself_is_refused() -> None:
-    assert "recipe.yaml:1: an alias that contains itself" in refused("a: &a\n  - *a\n")
+    assert "recipe.yaml:1: an alias contains itself" in refused("a: &a\n  - *a\n")
 
 
 def test_an_alias_used_twice_is_fine() -> None:
@@ -140,8 +140,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, why in (
         (tmp_path, "is a directory, not a recipe"),
-        (tmp_path / "pipe", "is no regular file, not a recipe"),
-        (Path("/dev/zero"), "is no regular file, not a recipe"),
+        (tmp_path / "pipe", "is a special file, not a recipe"),
+        (Path("/dev/zero"), "is a special file, not a recipe"),
         (tmp_path / ("x" * 300), "cannot be read: File name too long"),
     ):
         with pytest.raises(HfcompressError, match=why):
@@ -239,14 +239,14 @@ def test_an_override_is_where_its_value_comes_from() -> None:
         ("stages.0.train.epochs.more=1", "'more' cannot be set inside the value 1"),
         ("name=[1", "not YAML"),
         ("name=!!int x", "not an int: x"),
-        ("stages..kind=prune", "a part of it is empty"),
-        (".name=prune", "a part of it is empty"),
-        ("name.=prune", "a part of it is empty"),
+        ("stages..kind=prune", "one of its parts is empty"),
+        (".name=prune", "one of its parts is empty"),
+        ("name.=prune", "one of its parts is empty"),
         (".".join("a" * 5000) + "=1", "it has 5000 parts"),
         (f"stages.{'9' * 5000}.kind=1", "is not one of the 3 entries"),
         ("stages.99999999999.kind=1", "is not one of the 3 entries"),
         ("name=!!python/object/apply:os.getcwd []", "tags that build objects are refused"),
-        ("stages.0.train={epochs: 1, epochs: 2}", "the key 'epochs' stands twice"),
+        ("stages.0.train={epochs: 1, epochs: 2}", "the key 'epochs' occurs twice"),
     ],
 )
 def test_an_override_that_cannot_be_made_says_why(assignment: str, why: str) -> None:

@@ -165,7 +165,7 @@ def test_a_mistake_in_an_override_is_placed_there(recipe: Path) -> None:
         (["stages.1.multiple_of=24"], "stages.1.multiple_of", "the FFN width 64 is not a multiple of 24"),
         (["stages.1.heads=0", "stages.1.ffn=0"], "stages.1.heads", "nothing is pruned"),
         (["stages.0={kind: quantize, backend: float16}"], "stages.1", "prune cannot follow quantize"),
-        (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it comes first"),
+        (["stages.1={kind: finetune}"], "stages.1", "finetune makes the source, so it must come first"),
         (["stages.0.augment={model: ./gone}"], "stages.0.augment.model", "no such model directory: ./gone"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_student_deeper_than_its_teacher_may_learn_from_its_answers(recipe: Pa
 
 def test_a_regression_needs_a_head_with_one_output(recipe: Path, data: Path) -> None:
     task = f"task={{type: regression, text: [sentence], label: label, max_length: 16, dataset: {data}}}"
-    assert "the model's head has 2 outputs, a regression task needs 1" in message(recipe, task)
+    assert "the model's task head has 2 outputs, a regression task needs 1" in message(recipe, task)
     assert check(load(recipe, [task, "stages=[{kind: finetune}, {kind: quantize, backend: float16}]"]))[1].labels == 1
 
 
@@ -357,7 +357,7 @@ def test_a_regression_recipe_plans_a_head_with_one_output(tmp_path: Path) -> Non
         ("hub.license=proprietary", "hub.license", "write `other` for a licence that is not on the Hub's list"),
         ("hub.license=apache2.0", "hub.license", "did you mean 'apache-2.0'?"),
         ("hub.license=MIT", "hub.license", "did you mean 'mit'?"),
-        ("hub.license_name=my-licence", "hub.license_name", "it belongs to `license: other`"),
+        ("hub.license_name=my-licence", "hub.license_name", "use it only with `license: other`"),
         ("hub={license: other, license_name: My Licence}", "hub.license_name", "should match pattern"),
         ("hub={license: other, license_link: LICENSE}", "hub.license_link", "should match pattern"),
         ("hub.language=[no]", "hub.language.0", 'quote it: "no" is Norwegian'),

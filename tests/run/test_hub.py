@@ -154,6 +154,28 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
+def refused(main: Main, *arguments: object) -> str:
+    """What a command says; it ends with 2, without a traceback and without the token."""
+    status, printed = main(*arguments)
+    assert status == 2, printed
+    assert "Traceback" not in printed
+    assert TOKEN not in printed
+    return printed
+
+
+@pytest.fixture
+def down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that does not answer any more."""
+    with loopback_hub.running() as hub:
+        url = hub.url
+    point_at(url, tmp_path / "cache", monkeypatch)
+
+
+@pytest.fixture
+def local_data_recipe(tmp_path: Path, data: Path) -> Path:
+    return write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)})
+
+
 # A run from Hub ids.
 
 
@@ -200,19 +222,14 @@ def test_a_finished_run_needs_no_hub_to_run_again(from_hub: FromHub) -> None:
 # Models by Hub id.
 
 
-def test_plan_fetches_the_config_only(hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path) -> None:
-    hub.add("user/tiny-teacher", model_files(teacher))
-    assert main("plan", write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)}))[0] == 0
-    assert hub.fetched() == ["config.json"]
-    assert not hub.asked("safetensors")
-
-
-def test_check_looks_for_weights_and_fetches_none(
-    hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_a_look_at_a_recipe_fetches_the_config_only(
+    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path, command: str
 ) -> None:
     hub.add("user/tiny-teacher", model_files(teacher))
-    assert main("check", write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)}))[0] == 0
+    assert main(command, local_data_recipe)[0] == 0
     assert hub.fetched() == ["config.json"]
+    assert command == "check" or not hub.asked("safetensors")
 
 
 @pytest.mark.parametrize("revision", ["v2", "refs/pr/7"])
@@ -405,12 +422,8 @@ def test_a_gated_data_set(hub: LoopbackHub, task: TextClassification, data: Path
         task.read("train")
 
 
-def test_a_data_set_of_a_hub_that_is_down(
-    task: TextClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with loopback_hub.running() as hub:
-        url = hub.url
-    point_at(url, tmp_path, monkeypatch)
+@pytest.mark.usefixtures("down")
+def test_a_data_set_of_a_hub_that_is_down(task: TextClassification) -> None:
     with pytest.raises(HfcompressError, match="data set 'user/tiny-data': the Hub cannot be reached"):
         task.read("train")
 
@@ -418,24 +431,12 @@ def test_a_data_set_of_a_hub_that_is_down(
 # What the Hub refuses: one line that says it, exit 2.
 
 
-def refused(main: Main, recipe: Path, command: str = "check") -> str:
-    status, printed = main(command, recipe)
-    assert status == 2, printed
-    assert "Traceback" not in printed
-    return printed
-
-
-@pytest.fixture
-def local_data_recipe(tmp_path: Path, data: Path) -> Path:
-    return write_recipe(tmp_path / "r.yaml", task={**TASK, "dataset": str(data)})
-
-
 def test_pickled_weights_are_refused_before_anything_large_is_fetched(
     hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
 ) -> None:
     files = model_files(teacher)
     hub.add("user/tiny-teacher", {name: files[name] for name in ("config.json", "tokenizer.json", "pytorch_model.bin")})
-    printed = refused(main, local_data_recipe)
+    printed = refused(main, "check", local_data_recipe)
     assert "user/tiny-teacher holds pickled weights only (pytorch_model.bin)" in printed
     assert "refs/pr/N" in printed
     assert hub.fetched() == ["config.json"]
@@ -443,61 +444,43 @@ def test_pickled_weights_are_refused_before_anything_large_is_fetched(
         source.model_directory("user/tiny-teacher")
 
 
-def test_a_repository_without_weights_says_so(
-    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
-) -> None:
-    hub.add("user/tiny-teacher", {"config.json": (teacher / "config.json").read_bytes()})
-    assert "user/tiny-teacher holds no weights" in refused(main, local_data_recipe)
-
-
 @pytest.mark.parametrize("command", ["plan", "check", "run"])
 def test_an_unknown_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, command: str) -> None:
     message = "model 'user/tiny-teacher': it is neither a local directory nor a repository that you can read"
-    assert message in refused(main, local_data_recipe, command)
-
-
-def test_a_repository_without_config(hub: LoopbackHub, main: Main, local_data_recipe: Path) -> None:
-    hub.add("user/tiny-teacher", {"README.md": b"empty"})
-    assert "the repository lacks a file that is needed" in refused(main, local_data_recipe)
+    assert message in refused(main, command, local_data_recipe)
 
 
 def test_an_unknown_revision(hub: LoopbackHub, main: Main, tmp_path: Path, teacher: Path, data: Path) -> None:
     hub.add("user/tiny-teacher", model_files(teacher))
     recipe = write_recipe(tmp_path / "r.yaml", model="user/tiny-teacher@v9", task={**TASK, "dataset": str(data)})
-    assert "it has no such revision" in refused(main, recipe)
+    assert "it has no such revision" in refused(main, "check", recipe)
 
 
-def test_a_gated_repository(hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path) -> None:
-    hub.add("user/tiny-teacher", model_files(teacher), gated=True)
-    printed = refused(main, local_data_recipe)
-    assert "it is gated" in printed
-    assert "accept its terms" in printed
+@pytest.mark.parametrize(
+    ("file", "gated", "refusals", "said"),
+    [
+        ("README.md", False, {}, ["the repository lacks a file that is needed"]),
+        ("config.json", False, {}, ["user/tiny-teacher holds no weights"]),
+        ("config.json", True, {}, ["it is gated", "accept its terms"]),
+        ("config.json", False, {"/user/tiny-teacher": 403}, ["the Hub refuses access (403)", "hf auth login"]),
+        ("config.json", False, {"/resolve/": 500}, ["the Hub answered 500"]),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give(
+    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path, file: str, gated: bool,
+    refusals: dict[str, int], said: list[str],
+) -> None:  # fmt: skip
+    hub.add("user/tiny-teacher", {file: model_files(teacher)[file]}, gated=gated)
+    hub.refusals = refusals
+    printed = refused(main, "check", local_data_recipe)
+    assert all(part in printed for part in said)
 
 
-def test_a_token_that_the_hub_does_not_take(
-    hub: LoopbackHub, main: Main, local_data_recipe: Path, teacher: Path
-) -> None:
-    hub.add("user/tiny-teacher", model_files(teacher))
-    hub.refusals["/user/tiny-teacher"] = 403
-    printed = refused(main, local_data_recipe)
-    assert "the Hub refuses access (403)" in printed
-    assert "hf auth login" in printed
-
-
-def test_a_hub_that_is_down(
-    main: Main, local_data_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with loopback_hub.running() as hub:
-        url = hub.url
-    point_at(url, tmp_path / "cache", monkeypatch)
-    assert "the Hub cannot be reached" in refused(main, local_data_recipe)
+@pytest.mark.usefixtures("down")
+def test_a_hub_that_is_down(main: Main, local_data_recipe: Path) -> None:
+    assert "the Hub cannot be reached" in refused(main, "check", local_data_recipe)
     with pytest.raises(HfcompressError, match="the Hub cannot be reached"):
         source.model_directory("user/tiny-teacher")
-
-
-def test_a_hub_with_an_inner_failure(hub: LoopbackHub, main: Main, local_data_recipe: Path) -> None:
-    hub.refusals["/resolve/"] = 500
-    assert "the Hub answered 500" in refused(main, local_data_recipe)
 
 
 def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
@@ -505,8 +488,7 @@ def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
 ) -> None:
     stage = {"kind": "distill", "teacher": "user/nobody", "losses": ["soft_labels"], "train": {"epochs": 1}}
     changes = {"model": str(teacher), "task": {**TASK, "dataset": str(data)}, "stages": [stage]}
-    status, printed = main("run", write_recipe(tmp_path / "r.yaml", **changes), "-o", tmp_path / "run")
-    assert status == 2
+    printed = refused(main, "run", write_recipe(tmp_path / "r.yaml", **changes), "-o", tmp_path / "run")
     assert "model 'user/nobody'" in printed
     assert not (tmp_path / "run").exists()
 
@@ -515,7 +497,7 @@ def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
 
 
 def test_only_model_card_recipe_and_plot_are_sent(finished: Path) -> None:
-    names = {file.name for file in push_.uploads(finished)}
+    names = {file.name for file in push_.list_uploads(finished)}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} < names
     assert {"README.md", "recipe.yaml", "tradeoff.png"} < names
     assert not names & {"stage.json", "training_args.bin", "optimizer.pt", ".env", ".cache.json", "modeling.py"}
@@ -538,7 +520,7 @@ def test_push_makes_the_repository_and_sends_all_in_one_commit(hub: LoopbackHub,
     assert f"{hub.url}/user/tiny/commit/{repo.refs['main']}" in printed
     assert not repo.private
     sent = repo.commits[repo.refs["main"]]
-    files = {file.name: file.path.read_bytes() for file in push_.uploads(finished)}
+    files = {file.name: file.path.read_bytes() for file in push_.list_uploads(finished)}
     card = files["README.md"].replace(b"PATH_OR_REPO", b"user/tiny")
     assert b'path = "user/tiny"' in card, "the snippet names the repository that the card now stands in"
     assert sent == files | {"README.md": card}
@@ -584,14 +566,6 @@ def test_pushing_twice_commits_what_changed(hub: LoopbackHub, main: Main, finish
     assert repo.commits[repo.refs["main"]]["README.md"].endswith(b"more\n")
 
 
-def refused_push(main: Main, run: Path, *arguments: str) -> str:
-    status, printed = main("push", run, *arguments)
-    assert status == 2, printed
-    assert "Traceback" not in printed
-    assert TOKEN not in printed
-    return printed
-
-
 @pytest.mark.parametrize(
     ("pattern", "status", "message"),
     [
@@ -607,7 +581,7 @@ def test_a_push_that_is_refused(
     hub: LoopbackHub, main: Main, finished: Path, pattern: str, status: int, message: str
 ) -> None:
     hub.refusals[pattern] = status
-    printed = refused_push(main, finished, "--repo", "user/tiny")
+    printed = refused(main, "push", finished, "--repo", "user/tiny")
     assert "the push to user/tiny" in printed
     assert message in printed
     assert not hub.repositories.get(("model", "user/tiny"), loopback_hub.Repository("model", "")).commits
@@ -619,41 +593,26 @@ def test_a_push_without_a_token(
     hub.token = TOKEN
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "hf auth login" in refused_push(main, finished, "--repo", "user/tiny")
+    assert "hf auth login" in refused(main, "push", finished, "--repo", "user/tiny")
 
 
-def test_a_push_to_a_hub_that_is_down(
-    main: Main, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with loopback_hub.running() as hub:
-        url = hub.url
-    point_at(url, tmp_path, monkeypatch)
-    assert "the Hub cannot be reached" in refused_push(main, finished, "--repo", "user/tiny")
+@pytest.mark.usefixtures("down")
+def test_a_push_to_a_hub_that_is_down(main: Main, finished: Path) -> None:
+    assert "the Hub cannot be reached" in refused(main, "push", finished, "--repo", "user/tiny")
 
 
 def test_a_push_while_offline(hub: LoopbackHub, main: Main, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in refused_push(main, finished, "--repo", "user/tiny")
+    assert "HF_HUB_OFFLINE is set" in refused(main, "push", finished, "--repo", "user/tiny")
 
 
-@pytest.mark.parametrize("name", ["user/na me", "a/b/c", "user/-x", "https://hub/user/x", "user/" + "x" * 99])
-@pytest.mark.parametrize("how", ["--dry-run", "--private"])
-def test_a_name_that_is_no_repository(hub: LoopbackHub, main: Main, finished: Path, name: str, how: str) -> None:
-    assert "is no repository name" in refused_push(main, finished, "--repo", name, how)
+def test_a_name_that_is_no_repository(hub: LoopbackHub, main: Main, finished: Path) -> None:
+    for name in ("user/na me", "a/b/c", "user/-x", "https://hub/user/x", "user/" + "x" * 99):
+        for how in ("--dry-run", "--private"):
+            assert "is no repository name" in refused(main, "push", finished, "--repo", name, how)
+    assert "--repo user/tiny" in refused(main, "push", finished, "--repo", "tiny")
+    assert "give --repo user/name, or set `hub.repo`" in refused(main, "push", finished)
     assert hub.requests == []
-
-
-def test_a_name_without_its_owner(hub: LoopbackHub, main: Main, finished: Path) -> None:
-    assert "--repo user/tiny" in refused_push(main, finished, "--repo", "tiny")
-
-
-def test_no_repository_named_anywhere(hub: LoopbackHub, main: Main, finished: Path) -> None:
-    assert "give --repo user/name, or set `hub.repo`" in refused_push(main, finished)
-
-
-def test_a_run_without_a_final_model_is_not_pushed(hub: LoopbackHub, main: Main, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "holds no finished model with a card" in refused_push(main, tmp_path / "empty", "--repo", "user/tiny")
 
 
 def test_a_pushed_model_is_fetched_again(hub: LoopbackHub, finished: Path) -> None:
@@ -693,7 +652,7 @@ def test_a_push_to_a_hub_that_fails_ends_in_one_error(tmp_path: Path, place: str
 
 def test_a_conflict_says_to_try_again(hub: LoopbackHub, main: Main, finished: Path) -> None:
     hub.faults["/commit/"] = "conflict without a word"
-    assert "try again" in refused_push(main, finished, "--repo", "user/tiny")
+    assert "try again" in refused(main, "push", finished, "--repo", "user/tiny")
 
 
 def test_the_causes_of_an_error_hold_no_token(hub: LoopbackHub, finished: Path) -> None:
@@ -736,22 +695,22 @@ def test_a_transfer_that_goes_on_is_not_cut_off() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.monotonic", lambda: now[0])
         for _ in range(1000):
-            with meter.waiting():
+            with meter.count_waiting():
                 now[0] += 5.0
             meter.earn(5 * hub_client.BYTES_PER_SECOND)
-        assert meter.left() == 10.0
-        with meter.waiting():
+        assert meter.seconds_left() == 10.0
+        with meter.count_waiting():
             now[0] += 10.0
         with pytest.raises(hub_client.HubTimeoutError):
-            meter.left()
+            meter.seconds_left()
 
 
-@pytest.mark.parametrize("text", ["soon", "-1", "0", "nan", "inf"])
 def test_a_limit_that_is_no_number_of_seconds(
-    hub: LoopbackHub, main: Main, finished: Path, text: str, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, main: Main, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HFCOMPRESS_HUB_TIMEOUT", text)
-    assert "not a number of seconds" in refused_push(main, finished, "--repo", "user/tiny")
+    for text in ("soon", "-1", "0", "nan", "inf"):
+        monkeypatch.setenv("HFCOMPRESS_HUB_TIMEOUT", text)
+        assert "not a number of seconds" in refused(main, "push", finished, "--repo", "user/tiny")
 
 
 # Files of a push.
@@ -761,7 +720,7 @@ def test_weights_beside_a_graph_are_sent(finished: Path) -> None:
     names = {"model.onnx", "model.onnx_data", "model.onnx.data", "model.onnx_data_1", "bpe.codes"}
     for name in names | {"notes.onnx_database", "model.data"}:
         (finished / "final" / name).write_bytes(b"x")
-    sent = {file.name for file in push_.uploads(finished)}
+    sent = {file.name for file in push_.list_uploads(finished)}
     assert names < sent
     assert not {"notes.onnx_database", "model.data"} & sent
 
@@ -787,7 +746,7 @@ def test_a_file_that_is_not_the_one_that_was_listed(
 
 
 def test_a_file_that_vanishes_before_it_is_read(hub: LoopbackHub, finished: Path) -> None:
-    files = push_.uploads(finished)
+    files = push_.list_uploads(finished)
     (finished / "final" / "model.safetensors").unlink()
     with pytest.raises(HfcompressError, match="vanished"):
-        push_._operations(files, "user/tiny")
+        push_._make_operations(files, "user/tiny")

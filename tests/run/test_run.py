@@ -309,12 +309,12 @@ def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -
 
 
 def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Finished) -> None:
-    from hfcompress.run.push import uploads
+    from hfcompress.run.push import list_uploads
 
     record = json.loads((finished.directory / "02-prune" / "stage.json").read_text())
     assert finished.report["cuts"] == {"02-prune": {"kept": record["kept"]}}
     assert {p.name for p in (finished.directory / "plots").iterdir()} == {"tradeoff.png", "02-prune-kept.png"}
-    assert {"tradeoff.png", "02-prune-kept.png"} <= {file.name for file in uploads(finished.directory)}
+    assert {"tradeoff.png", "02-prune-kept.png"} <= {file.name for file in list_uploads(finished.directory)}
     section = finished.card.partition("## What was cut\n")[2]
     assert "It keeps 3 of 4 attention heads and 48 of 64 FFN neurons." in section
     assert "(02-prune-kept.png)" in section
@@ -382,7 +382,7 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     again = SimpleNamespace(directory=directory, state=factories.QUIET, asked=asked)
     monkeypatch.setattr(measuring, "ModelProcess", process)
-    monkeypatch.setattr(measuring, "timings", times)
+    monkeypatch.setattr(measuring, "time_models", times)
     return again
 
 
@@ -443,7 +443,10 @@ def test_a_report_of_an_earlier_version_or_a_busy_machine_is_timed_anew(again: A
         (lambda run: (run / "report.json").write_text("{"), "is not JSON"),
         (lambda run: shutil.rmtree(run / "final"), "holds no model"),
         (lambda run: shutil.rmtree(run / "02-prune"), "02-prune holds no model"),
-        (lambda run: _append(run / "01-distill" / "config.json"), "01-distill is not the model that the report is of"),
+        (
+            lambda run: _append(run / "01-distill" / "config.json"),
+            "01-distill is not the model that the report",
+        ),
     ],
 )
 def test_what_is_no_finished_run_is_not_timed(

@@ -390,16 +390,8 @@ def _fact(path: Path) -> Any:
         return {key: json.loads(content)[key] for key in ("recipe", "overrides", "revisions")}
     if path.name == "report.json":
         report = json.loads(content)
-        kept = (
-            "stage",
-            "kind",
-            "quality",
-            "quality_interval",
-            "parameters",
-            "encoder_parameters",
-            "disk_bytes",
-            "macs",
-        )
+        kept = ("stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes",
+                "macs")  # fmt: skip
         rows = [{key: row[key] for key in kept} for row in report["rows"]]
         return {key: report[key] for key in ("recipe", "key", "cuts", "rounded", "task")} | {"rows": rows}
     if path.name in ("README.md", "report.md", "report.csv") or path.suffix == ".png":

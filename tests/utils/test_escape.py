@@ -23,8 +23,8 @@ from hfcompress.recipe.yaml_text import parse_yaml
 from hfcompress.report import card, tables
 from hfcompress.utils import logging as console
 from hfcompress.utils.errors import Problem
-from hfcompress.utils.escape import code, fenced, markdown, one_line, printable, without_tokens
-from hfcompress.utils.places import forget_places, is_place, name_of, without_places
+from hfcompress.utils.escape import code, code_block, markdown, one_line, printable, without_tokens
+from hfcompress.utils.places import is_place, last_part, shorten_places, shorten_settings
 from tests import factories
 
 NASTY = [
@@ -189,8 +189,8 @@ def test_a_text_is_shown_literally_by_markdown(text: str) -> None:
     assert html(f"It is {code(text)}, and ends.").tags == ["p", "code"]
     table = f"| a | b |\n|---|---|\n| {markdown(text)} | {code(text, in_table=True)} |\n"
     assert html(table).tags == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td", "code"]
-    assert html(f"{fenced(text, 'yaml')}\n\nIt ends.").tags == ["pre", "code", "p"]
-    assert not CONTROLS.search(markdown(text) + code(text) + fenced(text))
+    assert html(f"{code_block(text, 'yaml')}\n\nIt ends.").tags == ["pre", "code", "p"]
+    assert not CONTROLS.search(markdown(text) + code(text) + code_block(text))
 
 
 @pytest.mark.parametrize("text", ["A processor (2 cores), avx512_vnni", "1.5x", "-", "01-distill", "0.950-1.000"])
@@ -308,13 +308,13 @@ def test_a_report_in_markdown_keeps_its_cells() -> None:
     ],
 )
 def test_a_place_in_a_recipe_is_its_name_alone(text: str, told: str) -> None:
-    assert without_places(text) == told
+    assert shorten_places(text) == told
 
 
 def test_a_place_is_what_begins_at_a_root_or_a_home() -> None:
     assert all(map(is_place, ["/a", "~/a", "~ada/a", "C:\\a", "c:/a", "\\\\srv\\a", "file:///a"]))
     assert not any(map(is_place, ["a", "a/b", "./a", "../a", "/", "</s>", "~", "https://x/y", "a: /b"]))
-    assert [name_of(place) for place in ("/a/b/", "C:\\a\\b", "/")] == ["b", "b", ""]
+    assert [last_part(place) for place in ("/a/b/", "C:\\a\\b", "/")] == ["b", "b", ""]
 
 
 def test_the_settings_of_a_model_name_no_place(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_the_settings_of_a_model_name_no_place(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps({**settings, "inner": [{"base_model_name_or_path": "~/bert"}]}))
     (tmp_path / "untouched.json").write_text('{"a":1}')
     (tmp_path / "broken.json").write_text("{")
-    forget_places(tmp_path)
+    shorten_settings(tmp_path)
     told = {"_name_or_path": "bert", "vocab_file": "vocab.txt", "pad_token": "/x", "n": 1}
     for name in ("config.json", "adapter/adapter_config.json"):
         assert json.loads((tmp_path / name).read_text()) == {**told, "inner": [{"base_model_name_or_path": "bert"}]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfcompress.utils.launch import asked_processes, left_alone
+from hfcompress.utils.launch import lacks_processes, parse_num_processes
 
 ANNOUNCED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 
@@ -22,7 +22,7 @@ ANNOUNCED = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
     ],
 )
 def test_the_number_of_processes_is_read_from_the_command(command: str, expected: int | None) -> None:
-    assert asked_processes(command.split()) == expected
+    assert parse_num_processes(command.split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_the_number_of_processes_is_read_from_the_command(command: str, expected
 def test_a_process_is_left_alone_where_others_were_announced_and_nobody_started_them(
     environment: dict[str, str], expected: bool
 ) -> None:
-    assert left_alone(environment) is expected
+    assert lacks_processes(environment) is expected

@@ -112,15 +112,15 @@ def test_a_lock_whose_directory_was_removed_or_moved_is_not_intact(tmp_path: Pat
     here = tmp_path / "here"
     here.mkdir()
     with hold(here / ".lock") as held:
-        assert held.intact()
+        assert held.is_intact()
         here.rename(tmp_path / "there")
-        assert not held.intact()
+        assert not held.is_intact()
         here.mkdir()
         with hold(here / ".lock") as other:  # somebody begins again in its place
-            assert other.intact()
-            assert not held.intact()
+            assert other.is_intact()
+            assert not held.is_intact()
             shutil.rmtree(tmp_path / "there")
-            assert not held.intact()
+            assert not held.is_intact()
 
 
 def test_the_loss_is_noticed_while_the_lock_is_held(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_how_long_an_owner_is_silent_is_read_off_the_file_servers_clock(
 
 @pytest.fixture
 def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_locked", lambda descriptor, shared: None)
+    monkeypatch.setattr(lock, "_take_system_lock", lambda descriptor, shared: None)
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
 
 

@@ -15,7 +15,7 @@ from hfcompress.utils.processors import control_groups, cpu_quota, default_threa
 def eight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of eight processors that says nothing of threads."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(processors, "permitted", lambda: list(range(8)))
+    monkeypatch.setattr(processors, "permitted_processors", lambda: list(range(8)))
 
 
 def system(folder: Path, groups: str, mounts: dict[str, str], **files: str) -> Path:
@@ -105,7 +105,7 @@ def test_affinity_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {max(before)})
-        assert processors.permitted() == [max(before)]
+        assert processors.permitted_processors() == [max(before)]
         assert default_threads(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, before)

@@ -15,7 +15,7 @@ from hfcompress.measure.environment import cpu_flags, versions
 from hfcompress.models.architectures import TASK_HEADS
 from hfcompress.models.artifact import Artifact, label_ids, load_model, load_tokenizer, weights_hash
 from hfcompress.models.forward import observe
-from hfcompress.utils.distributed import agreed, on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import Problem
 from hfcompress.utils.hashing import hash_file, hash_json
 from hfcompress.utils.places import is_file, local_path
@@ -72,10 +72,13 @@ class Augment(StrictModel):
             message = f"augment rewrites texts for text-classification and regression, and the task is {task.type}"
             found.append(Problem(message, "leave it out", ("augment",)))
         elif self.minimum_confidence is not None and task.type == "regression":
-            message, fix = "a regression has no classes to be confident of", "use `tolerance`, in units of the score"
+            message, fix = (
+                "a regression has no classes, so there is no confidence",
+                "use `tolerance`, in units of the score",
+            )
             found.append(Problem(message, fix, ("augment", "minimum_confidence")))
         elif self.tolerance is not None and task.type != "regression":
-            message, fix = "a classification has no score to be near to", "use `minimum_confidence`"
+            message, fix = "a classification has no scores to compare", "use `minimum_confidence`"
             found.append(Problem(message, fix, ("augment", "tolerance")))
         elif self.filters and not has_teacher:
             key = "tolerance" if self.minimum_confidence is None else "minimum_confidence"
@@ -159,7 +162,7 @@ def augment_rows(
 
     facts = dict[str, Any]()
     on_main_process(make)
-    return read_augmented(directory), agreed(facts)
+    return read_augmented(directory), broadcast(facts)
 
 
 def computes_in_bfloat16(precision: str, device: str) -> bool:

@@ -105,7 +105,7 @@ class MaskedWords:
         self._allowed = torch.zeros(len(decoder.weight), dtype=torch.bool, device=device)
         self._allowed[list(self.words)] = True
         if bfloat16:
-            # The head stays in float32: logits in bfloat16 are often equal, and chance would choose the last candidate.
+            # The task head stays in float32: logits in bfloat16 are often equal, and chance would choose among them.
             decoder.weight = torch.nn.Parameter(decoder.weight.detach().clone())
             base.to(torch.bfloat16)
         base.register_forward_hook(self._narrow_output)
@@ -118,7 +118,7 @@ class MaskedWords:
         self._positions: Tensor | None = None
 
     def _narrow_output(self, _module: Any, _inputs: Any, output: Any) -> None:
-        """Gives the head only the masked token of each row, so that the logits are `(batch, 1, vocab)`."""
+        """Gives the task head only the masked token of each row, so that the logits are `(batch, 1, vocab)`."""
         output["last_hidden_state"] = self._select_masked(output[0]).float()
 
     def _select_masked(self, states: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class HiddenStates(Loss):
     @model_validator(mode="after")
     def _check_compat(self) -> HiddenStates:
         if self.tinybert_compat and (self.distance, self.projection) != ("mse", "shared"):
-            raise ValueError("tinybert_compat is `distance: mse` with `projection: shared`")
+            raise ValueError("`tinybert_compat` needs `distance: mse` and `projection: shared`")
         return self
 
     def map_problems(self, student: Shape, teacher: Shape, pairs: Pairs) -> list[str]:

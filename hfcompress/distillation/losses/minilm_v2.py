@@ -77,5 +77,5 @@ class MiniLMv2(LastLayer):
 
 
 def _resplit(tensor: Tensor, heads: int) -> Tensor:
-    """`(batch, any heads, length, …)` to `(batch, heads, length, …)`."""
+    """Splits `(batch, any heads, length, …)` again, into `(batch, heads, length, …)`."""
     return tensor.transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)

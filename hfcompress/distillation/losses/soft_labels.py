@@ -40,7 +40,7 @@ class SoftLabels(Loss):
     @model_validator(mode="after")
     def _check_compat(self) -> SoftLabels:
         if self.tinybert_compat and self.loss == "mse":
-            raise ValueError("tinybert_compat is a cross-entropy; leave out `loss: mse`")
+            raise ValueError("`tinybert_compat` is a cross-entropy; leave out `loss: mse`")
         return self
 
     def problems(self, student: Shape, teacher: Shape) -> list[str]:

@@ -1,4 +1,4 @@
-"""Block Influence: scores layers by how much they turn the hidden states."""
+"""Block Influence: scores layers by the change of direction of the hidden states."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Cosine(DataCriterion):
-    """Block Influence: `I = 1 - mean over real tokens of cos(h_in, h_out)`, a layer's input and output.
+    """`I = 1 - mean over real tokens of cos(h_in, h_out)`, of a layer's input and output.
 
-    Layers that share their weights are scored one by one, as often as they run.
+    Layers that share their weights are scored one by one.
     """
 
     source: ClassVar[str] = "ShortGPT, Men et al. 2024, arXiv:2403.03853, eq. 1"

@@ -1,4 +1,4 @@
-"""Fisher information: scores by the squared gradient of the loss, which stands for its curvature."""
+"""Fisher information: scores by the squared gradient of the loss, which approximates its second derivative."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Fisher(GradientCriterion):
     """`I = mean over rows (∂L/∂ξ)²` at `ξ = 1`, the gate on a head's or neuron's output.
 
-    It is the diagonal of the empirical Fisher matrix of the gates, which stands for the Hessian: at a minimum of the
-    loss, to cut a unit costs `½ I`; the half, common to all, is left out, as in the paper. Scores of all layers are
-    in one unit, that of the squared loss. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what
-    follows the last one, reads the residual stream (`pruning/gradients.py`). Of weights it is
-    `I = w² mean over batches (∂L/∂w)²` of a batch's mean loss, since a gradient for each row and each weight is more
-    than can be afforded; it is smaller the larger the batch.
+    It is the diagonal of the empirical Fisher matrix of the gates, which approximates the Hessian: at a minimum of the
+    loss, cutting a unit costs `½ I`. The factor ½ is the same for all units and is left out, as in the paper. Scores of
+    all layers can be compared. For hidden dimensions, ξ multiplies a dimension wherever a layer, or a module after the
+    last one, reads the residual stream (`pruning/gradients.py`). For weights it is `I = w² mean over batches (∂L/∂w)²`
+    of a batch's mean loss, because a gradient for each row and each weight would be too expensive; larger batches give
+    smaller scores.
     """
 
     comparable: ClassVar[bool] = True
@@ -26,5 +26,5 @@ class Fisher(GradientCriterion):
     scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 
     @staticmethod
-    def of(gradient: Tensor) -> Tensor:
+    def transform(gradient: Tensor) -> Tensor:
         return gradient.square()

@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 class L0(LearnedCriterion):
-    """Hard-concrete gates whose expected cost a Lagrangian drives to the budget.
+    """Hard-concrete gates; a Lagrangian moves their expected cost to the budget.
 
-    In the end the units with the highest probability stay that the budget has room for, each with the value of its
-    gate, which goes into the weights.
+    At the end, the units with the highest probability stay, as many as the budget has room for. The value of each gate
+    is multiplied into the weights.
     """
 
     source: ClassVar[str] = "Xia et al. 2022 (CoFi), arXiv:2204.00408; gates: Louizos et al. 2018, arXiv:1712.01312"
 
     learning_rate: float = Field(default=0.01, gt=0)
-    """Of the gates' log α, all through the training."""
+    """Learning rate of the gates' log α, constant during the training."""
     multiplier_learning_rate: float = Field(default=0.01, gt=0)
-    """Of the Lagrange multipliers, all through the training; a short one needs more (LLM-Shearing takes 1)."""
+    """Learning rate of the Lagrange multipliers, constant; a short training needs more (LLM-Shearing uses 1)."""
     warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps over which the target falls from everything to the budget."""
+    """Share of the steps over which the target falls from the whole model to the budget."""
     temperature: float = Field(default=2 / 3, gt=0)
-    """β: the lower, the closer a gate that is sampled is to 0 or 1."""
+    """β: a lower value moves sampled gates closer to 0 or 1."""
     heads_start: float = 10.0
-    """log α of heads and blocks at the start: nearly always open."""
+    """log α of heads and blocks at the start; by default they are almost always open."""
     neurons_start: float = 0.0
-    """log α of neurons at the start: open five times out of six."""
+    """log α of neurons at the start; by default they are open with probability 5/6."""
 
     def masks(self, model: PreTrainedModel, target: Target) -> TrainingOverlay:
-        from hfcompress.pruning.masks.hard_concrete import HardConcrete, Learning
+        from hfcompress.pruning.masks.hard_concrete import HardConcrete, L0Settings
 
-        learning = Learning(
+        settings = L0Settings(
             self.learning_rate, self.multiplier_learning_rate, self.warmup, self.temperature,
             self.heads_start, self.neurons_start,
         )  # fmt: skip
-        return HardConcrete(model, target, learning)
+        return HardConcrete(model, target, settings)

@@ -1,4 +1,4 @@
-"""Magnitude: scores by the size of the weights."""
+"""Magnitude: scores by the norm of the weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Magnitude(Criterion):
-    """The norm of all the weights that cutting a unit, or a hidden dimension, would remove; of a weight, `|w|`.
+    """The norm of all weights that are removed with a unit or a hidden dimension; for a single weight, `|w|`.
 
-    Biases and norms are left out. Whole layers are not scored: how much a layer adds to the stream depends on the
+    Biases and the weights of norms are left out. Whole layers are not scored: the output of a layer depends on the
     norms around it more than on the size of its weights.
     """
 
@@ -25,7 +25,7 @@ class Magnitude(Criterion):
     scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 
     norm: Literal["l1", "l2"] = "l2"
-    """`l1` is the sum of the weights' magnitudes, `l2` the root of the sum of their squares; of one weight the same."""
+    """`l1` is the sum of absolute weights, `l2` the root of the sum of squares; equal for single weights."""
 
     def scores(self, model: PreTrainedModel, calibration: Calibration) -> Scores:
         modules = spec_of(model).modules
@@ -42,7 +42,7 @@ class Magnitude(Criterion):
         from hfcompress.pruning.hidden_dimensions import pooler_places
 
         sums, axes = torch.zeros(model.config.hidden_size, device=model.device), axes_of(model)
-        # What a pooler gives is as wide as the stream and no part of it.
+        # A pooler's outputs are as wide as the residual stream, but no part of it.
         pooled = pooler_places(model, axes)
         for name, weight in model.named_parameters():
             places = [
@@ -53,7 +53,7 @@ class Magnitude(Criterion):
                 for axis in places:
                     sums += powers.movedim(axis, 0).flatten(1).sum(1)
                 if len(places) == 2:
-                    # Where both axes are the stream's, row and column of a dimension cross.
+                    # If both axes are hidden dimensions, the row and the column of a dimension share one weight.
                     sums -= powers.diagonal()
         return self._root(sums)
 
@@ -62,7 +62,14 @@ class Magnitude(Criterion):
         return {f"{name}.weight": module.weight.detach().float().abs() for name, module in linears}
 
     def _units(self, layer: nn.Module, rows: Mapping[str, int], columns: str, count: int) -> Tensor:
-        """The norms of `count` units, which have rows of some modules, in so many parts each, and columns of one."""
+        """Computes the norms of `count` units: of their columns in one module, and their rows in others.
+
+        Args:
+            layer: The layer.
+            rows: By module path, the number of parts side by side in which each unit has rows.
+            columns: Path of the module in which each unit has columns.
+            count: The number of units.
+        """
         sums = _by_unit(self._powers(_weight(layer, columns)).sum(0), count)
         for path, parts in rows.items():
             sums = sums + _by_unit(self._powers(_weight(layer, path)).sum(1), count, parts)
@@ -81,5 +88,5 @@ def _weight(layer: nn.Module, path: str) -> Tensor:
 
 
 def _by_unit(values: Tensor, count: int, parts: int = 1) -> Tensor:
-    """Sums over what each of `count` units has in each of `parts` parts, side by side."""
+    """Sums the values of each of `count` units, in `parts` parts side by side."""
     return values.reshape(parts, count, -1).sum((0, 2)) if count else values.new_zeros(0)

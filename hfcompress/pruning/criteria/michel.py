@@ -1,4 +1,4 @@
-"""Head importance of Michel et al.: scores units by the gradient of the loss, relative to their own layer."""
+"""Head importance of Michel et al.: scores units by the gradient of the loss, normalized by layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Michel(DataCriterion):
-    """`I = mean over rows |∂L/∂ξ|` at `ξ = 1`, divided by its L2 norm over the heads (the neurons) of its layer.
+    """`I = mean over rows |∂L/∂ξ|` at `ξ = 1`, divided by its L2 norm over the heads (or neurons) of the layer.
 
-    Within a layer it ranks as `taylor` does; across layers it does not: here every layer has its share of what
-    matters, and there a layer may matter less than another as a whole.
+    Within a layer the ranking is that of `taylor`. Across layers it differs: here all layers matter equally, and with
+    `taylor` a whole layer can matter less than another.
     """
 
     source: ClassVar[str] = "Michel et al. 2019, arXiv:1905.10650, eq. 5 and section 4.1"
@@ -26,9 +26,9 @@ class Michel(DataCriterion):
 
         batches = calibration.batches(self.rows)
         heads, neurons = mean_unit_gradients(model, batches, calibration.loss, calibration.all_reduce_sum, torch.abs)
-        return Scores([_normalised(layer) for layer in heads], [_normalised(layer) for layer in neurons])
+        return Scores([_normalize(layer) for layer in heads], [_normalize(layer) for layer in neurons])
 
 
-def _normalised(scores: Tensor) -> Tensor:
-    # A layer whose gradients are all zero stays so.
+def _normalize(scores: Tensor) -> Tensor:
+    # If all gradients of a layer are zero, its scores stay zero.
     return scores / (scores.norm() + 1e-20)

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 class Taylor(GradientCriterion):
     """`I = mean over rows |ξ ∂L/∂ξ|` at `ξ = 1`, the gate on a head's or neuron's output.
 
-    The gradient is taken row by row (each row has gates of its own), so the score depends neither on the batch size
-    nor on which rows share a batch. Of hidden dimensions ξ multiplies a dimension wherever a layer, or what follows
-    the last one, reads the residual stream (`pruning/gradients.py`). Of weights it is `I = mean over batches |w ∂L/∂w|`
-    of a batch's mean loss.
+    The gradient is taken for each row, so the score does not depend on the batches. For hidden dimensions, ξ multiplies
+    a dimension wherever a layer, or a module after the last one, reads the residual stream (`pruning/gradients.py`).
+    For weights it is `I = mean over batches |w ∂L/∂w|` of a batch's mean loss.
     """
 
     source: ClassVar[str] = (
@@ -26,5 +25,5 @@ class Taylor(GradientCriterion):
     scored: ClassVar[frozenset[str]] = frozenset({"units", "hidden", "weights"})
 
     @staticmethod
-    def of(gradient: Tensor) -> Tensor:
+    def transform(gradient: Tensor) -> Tensor:
         return gradient.abs()

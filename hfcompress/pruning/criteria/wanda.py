@@ -1,4 +1,4 @@
-"""Wanda: scores weights by their size times the norm of their input."""
+"""Wanda: scores weights by their magnitude times the norm of their input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Wanda(DataCriterion):
-    """`I_ij = |W_ij| ‖X_j‖₂`, X_j being input j of a linear module over all real tokens.
+    """`I_ij = |W_ij| ‖X_j‖₂`, where X_j is input j of a linear module over all real tokens.
 
     The paper compares weights within an output row (`scope: row`). A unit's score is the sum over its columns of the
-    module behind it, `Σ_{j ∈ unit} Σ_i |W_ij| ‖X_j‖₂`.
+    next linear module, `Σ_{j ∈ unit} Σ_i |W_ij| ‖X_j‖₂`.
     """
 
     source: ClassVar[str] = "Sun et al. 2023, arXiv:2306.11695, eq. 1"
@@ -51,7 +51,7 @@ class Wanda(DataCriterion):
 
 
 def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) -> dict[str, Tensor]:
-    """`‖X_j‖₂` over the real tokens of all processes, `(inputs,)`, by the name of the linear module."""
+    """Computes `‖X_j‖₂` over the real tokens of all processes, `(inputs,)`, by the name of the linear module."""
     import torch
 
     linears = layer_linears(model)
@@ -63,7 +63,7 @@ def _input_norms(model: PreTrainedModel, calibration: Calibration, rows: int) ->
     masks: list[Tensor] = []
 
     def add(name: str, _module: Any, args: tuple[Tensor, ...]) -> None:
-        # In a layer's run the first call counts: DeBERTa sends its relative positions through some after the text.
+        # The first call in a layer counts: DeBERTa sends its relative positions through some modules after the text.
         if name not in seen:
             seen.add(name)
             squares[name] += (args[0].float() * masks[-1]).square().sum((0, 1), dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""Masks that learn while a model trains."""
+"""Masks on units and on single weights while a model trains."""

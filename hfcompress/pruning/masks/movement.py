@@ -1,4 +1,4 @@
-"""Masks whose scores are learned straight through: what moves away from zero stays."""
+"""Movement masks: scores are trained by a straight-through estimator, and weights that move away from zero stay."""
 
 from __future__ import annotations
 
@@ -19,91 +19,91 @@ if TYPE_CHECKING:
 
     from hfcompress.models.surgery import Keep
     from hfcompress.pruning.costs import Target
-    from hfcompress.pruning.sparsity_pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import SparsityPattern
 
 
 @dataclass(frozen=True)
-class Movement:
-    """How scores are learned, and what they cover.
+class MovementSettings:
+    """The settings of movement masks.
 
     Attributes:
-        learning_rate: Of the scores, which the schedule of the model's makes rise and fall.
-        begin, end: Shares of the steps between which the cut, or the threshold, grows by the cubic law.
-        threshold: τ in the end; None where the lowest scores are covered, as many as the cut asks for.
-        penalty: λ in the end, of a threshold.
+        learning_rate: Learning rate of the scores; it follows the model's schedule.
+        begin, end: Shares of the steps between which the cut, or the threshold, grows by the cubic curve.
+        threshold: τ at the end; None to mask the lowest scores, as many as the cut needs.
+        penalty_factor: λ at the end, for a threshold.
     """
 
     learning_rate: float
     begin: float
     end: float
     threshold: float | None
-    penalty: float
+    penalty_factor: float
 
-    def done(self, progress: float) -> float:
-        """How much of the cutting is done."""
+    def share_done(self, progress: float) -> float:
+        """Computes the share of the cutting that is done."""
         return share_done_between("cubic", progress, self.begin, self.end)
 
-    def group(self, scores: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-        """The optimizer's group of the scores, without weight decay."""
+    def parameter_group(self, scores: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+        """Makes the optimizer group of the scores, without weight decay."""
         return [{"params": list(scores), "lr": self.learning_rate, "weight_decay": 0.0}]
 
-    def passed(self, scores: Tensor, progress: float) -> Tensor:
-        """True where `σ(S) > τ`."""
+    def passes_threshold(self, scores: Tensor, progress: float) -> Tensor:
+        """Makes a mask that is true where `σ(S) > τ`."""
         assert self.threshold is not None
-        return scores.detach().sigmoid() > self.threshold * self.done(progress)
+        return scores.detach().sigmoid() > self.threshold * self.share_done(progress)
 
-    def pull(self, scores: Sequence[Tensor], progress: float) -> Tensor | None:
-        """`λ mean σ(S)`, λ growing with τ; the mean of the tensors' means."""
+    def penalty(self, scores: Sequence[Tensor], progress: float) -> Tensor | None:
+        """Computes `λ mean σ(S)`, the mean of the tensors' means; λ grows with τ. None without a threshold."""
         if self.threshold is None:
             return None
         means = torch.stack([s.sigmoid().mean() for s in scores if s.numel()])
-        return self.penalty * self.done(progress) * means.mean()
+        return self.penalty_factor * self.share_done(progress) * means.mean()
 
 
-def straight_through(mask: Tensor, scores: Tensor) -> Tensor:
-    """The mask, whose gradient goes to the scores as it is."""
+def pass_gradient(mask: Tensor, scores: Tensor) -> Tensor:
+    """Returns the mask with the gradient passed to the scores unchanged."""
     return mask.to(scores.dtype) + (scores - scores.detach())
 
 
 class MovementUnits(UnitMasks):
-    """A score for each head and neuron (Lagunas et al. 2021): its mask is the gate on what feeds `W_o` or `W_2`.
+    """Movement masks on heads and neurons (Lagunas et al. 2021): each has a score, and its mask gates its output.
 
-    `∂L/∂S = ∂L/∂gate = Σ ∂L/∂W' ⊙ W` over the unit's columns.
+    `∂L/∂S = ∂L/∂gate = Σ ∂L/∂W' ⊙ W` over the unit's columns of `W_o` or `W_2`.
     """
 
-    def __init__(self, model: PreTrainedModel, target: Target, movement: Movement) -> None:
+    def __init__(self, model: PreTrainedModel, target: Target, movement: MovementSettings) -> None:
         super().__init__(model)
         self.target, self.movement = target, movement
         self.scores = nn.Parameter(torch.zeros(sum(self.heads) + sum(self.neurons)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return self.movement.group([self.scores])
+        return self.movement.parameter_group([self.scores])
 
     def gates(self, progress: float) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         if self.training and self.movement.threshold is not None:
-            mask = self.movement.passed(self.scores, progress)
+            mask = self.movement.passes_threshold(self.scores, progress)
         else:
-            heads, neurons = self.gates_of(self._kept(progress))
+            heads, neurons = self.gates_of(self._select_units(progress))
             mask = torch.cat([*heads, *neurons]).to(self.scores.device)
-        return self.split(straight_through(mask, self.scores))
+        return self.split(pass_gradient(mask, self.scores))
 
     def penalty(self, progress: float) -> Tensor | None:
         heads, neurons = self.split(self.scores)
-        return self.movement.pull([*heads, *neurons], progress)
+        return self.movement.penalty([*heads, *neurons], progress)
 
     def keep(self) -> list[Keep]:
-        return self._kept(1.0)
+        return self._select_units(1.0)
 
-    def _kept(self, progress: float) -> list[Keep]:
+    def _select_units(self, progress: float) -> list[Keep]:
         return keep_highest(
-            *self.split(self.scores.detach().cpu()), ease_target(self.target, self.movement.done(progress))
+            *self.split(self.scores.detach().cpu()), ease_target(self.target, self.movement.share_done(progress))
         )
 
 
 class MovementWeights(WeightMasks):
-    """A score for each weight, or for each of the pattern's blocks of weights (Sanh et al. 2020)."""
+    """Movement masks on single weights, or on the pattern's blocks of weights (Sanh et al. 2020)."""
 
-    def __init__(self, model: PreTrainedModel, pattern: Pattern, movement: Movement) -> None:
+    def __init__(self, model: PreTrainedModel, pattern: SparsityPattern, movement: MovementSettings) -> None:
         super().__init__(model, pattern)
         self.movement = movement
         shapes = [model.get_parameter(name).shape for name in self.names]
@@ -111,21 +111,21 @@ class MovementWeights(WeightMasks):
         self.scores = nn.ParameterList(torch.zeros(n // rows, m // columns) for n, m in shapes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return self.movement.group(list(self.scores))
+        return self.movement.parameter_group(list(self.scores))
 
-    def covers(self, model: PreTrainedModel, progress: float) -> Sequence[Tensor]:
-        scores = [_spread(score, self.pattern.block) for score in self.scores]
+    def make_masks(self, model: PreTrainedModel, progress: float) -> Sequence[Tensor]:
+        scores = [_expand_blocks(score, self.pattern.block) for score in self.scores]
         if self.training and self.movement.threshold is not None:
-            masks = [self.movement.passed(score, progress) for score in scores]
+            masks = [self.movement.passes_threshold(score, progress) for score in scores]
         else:
             named = {name: score.detach() for name, score in zip(self.names, scores, strict=True)}
-            masks = self.cover_lowest(model, named, self.movement.done(progress))
-        return [straight_through(mask, score) for mask, score in zip(masks, scores, strict=True)]
+            masks = self.mask_lowest(model, named, self.movement.share_done(progress))
+        return [pass_gradient(mask, score) for mask, score in zip(masks, scores, strict=True)]
 
     def penalty(self, progress: float) -> Tensor | None:
-        return self.movement.pull(list(self.scores), progress)
+        return self.movement.penalty(list(self.scores), progress)
 
 
-def _spread(scores: Tensor, block: tuple[int, int]) -> Tensor:
-    """A block's score at each of its weights."""
+def _expand_blocks(scores: Tensor, block: tuple[int, int]) -> Tensor:
+    """Repeats a block's score for each of its weights."""
     return scores if block == (1, 1) else scores.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)

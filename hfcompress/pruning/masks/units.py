@@ -1,4 +1,4 @@
-"""Gates on heads and neurons while a model trains, and those that close by a criterion's scores."""
+"""Masks on heads and neurons while a model trains: the base class, and gates that a gradual schedule closes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfcompress.models.architectures import unit_counts
 from hfcompress.models.surgery import Keep
-from hfcompress.pruning.gates import fold_gates, gated
+from hfcompress.pruning.gates import apply_gates, fold_gates
 from hfcompress.pruning.schedules import GrowthTimes
 from hfcompress.training.overlay import TrainingOverlay, in_eval_mode
 
@@ -26,7 +26,7 @@ class UnitMasks(TrainingOverlay):
     """Masks on heads and neurons.
 
     Attributes:
-        heads, neurons: How many each layer has.
+        heads, neurons: The numbers of heads and of neurons of each layer.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -34,34 +34,34 @@ class UnitMasks(TrainingOverlay):
         self.heads, self.neurons = unit_counts(model)
 
     def gates(self, progress: float) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """One tensor for each layer's weights, `(heads,)`, and one `(ffn,)`, in the mode that the module is in."""
+        """Returns one tensor `(heads,)` and one `(ffn,)` for each layer's weights, by the mode of the module."""
         raise NotImplementedError
 
     @contextmanager
     def lay_over(self, model: PreTrainedModel, progress: float) -> Iterator[None]:
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            heads, neurons = (_like(model, gates) for gates in self.gates(progress))
-        with gated(model, heads, neurons):
+            heads, neurons = (_match_model(model, gates) for gates in self.gates(progress))
+        with apply_gates(model, heads, neurons):
             yield
 
     def settle(self, model: PreTrainedModel) -> None:
-        """The gates go into the columns of the linear layers that they feed."""
+        """Multiplies the gates into the columns of the next linear layers."""
         self.eval()
         with torch.no_grad():
             fold_gates(model, *self.gates(1.0))
 
     def split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """`(units,)`, all heads and then all neurons, as one tensor for each layer's heads and one for its neurons."""
+        """Splits `(units,)`, all heads and then all neurons, into one tensor for each layer's heads and neurons."""
         parts = list(flat.split([*self.heads, *self.neurons]))
         return parts[: len(self.heads)], parts[len(self.heads) :]
 
     def gates_of(self, keep: Sequence[Keep]) -> tuple[list[Tensor], list[Tensor]]:
-        """1 for what is kept, else 0."""
+        """Makes gates: 1 for units that are kept, else 0."""
         heads = [_ones_at(k.heads, n) for k, n in zip(keep, self.heads, strict=True)]
         return heads, [_ones_at(k.neurons, n) for k, n in zip(keep, self.neurons, strict=True)]
 
 
-def _like(model: PreTrainedModel, gates: Sequence[Tensor]) -> list[Tensor]:
+def _match_model(model: PreTrainedModel, gates: Sequence[Tensor]) -> list[Tensor]:
     return [gate.to(model.device, model.dtype) for gate in gates]
 
 
@@ -72,11 +72,11 @@ def _ones_at(index: Sequence[int], count: int) -> Tensor:
 
 
 class GradualUnits(UnitMasks):
-    """Gates that a criterion closes, more and more of them, as the training goes on.
+    """Gates that a criterion closes step by step during the training.
 
-    The cut grows as Zhu & Gupta 2017 (arXiv:1710.01878) let it, or linearly. Each time the model is scored under the
-    gates, so that to a criterion that looks at gradients or activations a closed unit is worth nothing and stays
-    closed; one that looks at weights alone may open it again.
+    The cut grows by the cubic curve of Zhu & Gupta 2017 (arXiv:1710.01878), or linearly. The model is scored under the
+    gates: for a criterion of gradients or activations a closed unit scores 0 and stays closed; a criterion of weights
+    alone may open it again.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class GradualUnits(UnitMasks):
         rescore: Callable[[PreTrainedModel, float], Sequence[Keep]],
         times: GrowthTimes,
     ) -> None:
-        """Starts with every gate open.
+        """Opens every gate.
 
         Args:
-            model: The model that they go on.
-            rescore: What stays of the model when that share of all the cutting is done; asked on every process alike.
-            times: When the cut grows.
+            model: The model.
+            rescore: Selects the units that stay when this share of the cutting is done; called on every process.
+            times: The steps at which the cut grows.
         """
         super().__init__(model)
         self.rescore, self.times = rescore, times
@@ -116,25 +116,25 @@ class GradualUnits(UnitMasks):
 
 
 def keep_where(heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> list[Keep]:
-    """The units at which masks `(heads,)` and `(ffn,)` are true, layer by layer."""
+    """Lists the units at which masks `(heads,)` and `(ffn,)` are true, layer by layer."""
     pairs = zip(heads, neurons, strict=True)
     return [Keep(tuple(h.nonzero().flatten().tolist()), tuple(n.nonzero().flatten().tolist())) for h, n in pairs]
 
 
 def ease_target(target: Target, done: float) -> Target:
-    """The target when so much of the cutting is done: everything may stay at 0, the budget holds at 1."""
+    """Returns the target when the share `done` of the cutting is done: the whole model at 0, the budget at 1."""
     return replace(target, budget=target.costs.whole + done * (target.budget - target.costs.whole))
 
 
 def expect_cost(costs: Costs, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Tensor:
     """Computes the expected cost of the units that stay, a scalar with gradients.
 
-    Each block's costs are read at the expected count, linearly between two counts: where they are linear, which those
-    of parameters, bytes and MACs are, that is the exact expectation.
+    Each block's costs are interpolated linearly at the expected count. For linear costs, such as parameters, bytes and
+    MACs, this is the exact expectation.
 
     Args:
-        costs: What units cost.
-        heads, neurons: For each layer's weights the expected number that stays, scalars.
+        costs: The costs of units.
+        heads, neurons: For each layer's weights, the expected number that stays, scalars.
     """
     tables = [*costs.heads, *costs.neurons]
     counts = torch.stack([*heads, *(count / costs.group for count in neurons)])

@@ -1,1 +1,1 @@
-"""Optimal Brain Surgeon."""
+"""Optimal Brain Surgeon: the output Hessian, and the solver for one linear layer."""

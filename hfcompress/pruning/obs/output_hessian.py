@@ -1,4 +1,4 @@
-"""The Hessian of the loss by the outputs of linear layers, approximated by second moments of gradients."""
+"""Approximates the Hessian of the loss by the outputs of linear layers, from second moments of gradients."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def output_hessian(
 ) -> list[Tensor]:
     """Computes the mean over rows of `Σ_tokens g gᵀ`, `g` the gradient of a row's loss by a module's output at a token.
 
-    With the second moment of the module's inputs it stands for the curvature of the loss by the module's weights, as
-    if inputs and gradients were independent, and tokens too (Martens & Grosse 2015, arXiv:1503.05671, eq. 1).
+    Together with the second moment of the module's inputs it approximates the Hessian of the loss by the module's
+    weights, if inputs and gradients are independent, and tokens too (Martens & Grosse 2015, arXiv:1503.05671, eq. 1).
 
     Args:
-        model: A model with its head; left as it was.
-        modules: Linear layers of it.
+        model: A model with its task head; left as it was.
+        modules: Linear layers of the model.
         batches: This process's encoded batches with labels.
         loss: `(logits, labels, mask)` to the mean loss over rows.
         all_reduce_sum: Sums tensors over the processes, in place.
@@ -52,7 +52,7 @@ def output_hessian(
             finally:
                 for handle in handles:
                     handle.remove()
-            # Each row's own loss: rows do not meet inside of the model.
+            # The sum gives each row the gradient of its own loss: rows do not mix inside the model.
             (loss(logits, labels, mask) * len(labels)).backward()
             rows += len(labels)
     all_reduce_sum([*sums, rows])
@@ -60,13 +60,13 @@ def output_hessian(
 
 
 def _watch(moment: Tensor, _module: Any, _args: Any, output: Tensor) -> Tensor:
-    # The first of all has nothing below it that asks for a gradient: the graph begins here.
+    # Nothing below the first of these modules needs a gradient: the graph starts here.
     output = output if output.requires_grad else output.detach().requires_grad_()
     output.register_hook(partial(_add, moment))
     return output
 
 
 def _add(moment: Tensor, gradient: Tensor) -> None:
-    # At padding it is zero: no real token attends to it.
+    # The gradient at padding is zero: no real token attends to it.
     flat = gradient.flatten(0, -2).float()
     moment += flat.T @ flat

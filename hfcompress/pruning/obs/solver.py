@@ -1,27 +1,27 @@
-"""Optimal Brain Surgeon on one linear layer: what it costs to lose inputs or weights, and how the rest takes over.
+"""Optimal Brain Surgeon for one linear layer: the cost of removing inputs or weights, and the refit of the others.
 
-The error is that of the layer's output, `tr(ΔW H ΔWᵀ)`, with `H` the second moment of its inputs (Hassibi & Stork
-1993). Everything is exact for that quadratic, in float64.
+The cost is the error of the layer's output, `tr(ΔW H ΔWᵀ)`, with `H` the second moment of its inputs (Hassibi & Stork
+1993). All results are exact for this quadratic form, in float64.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hfcompress.pruning.sparsity import lowest
+from hfcompress.pruning.sparsity import select_lowest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hfcompress.pruning.sparsity_pattern import Pattern
+    from hfcompress.pruning.sparsity_pattern import SparsityPattern
 
 DAMPING = 0.01
-"""What is added to the diagonal of a second moment, as a share of its mean (Frantar & Alistarh 2023, section 4)."""
+"""Added to the diagonal of a second moment, as a share of the diagonal's mean (Frantar & Alistarh 2023, section 4)."""
 _PENDING = 128
 
 
 class Moments:
-    """Sums over the inputs of a linear layer: their outer products, themselves, their number."""
+    """Sums over the inputs of a linear layer: of outer products, of inputs, and their number."""
 
     def __init__(self, module: nn.Linear) -> None:
         import torch
@@ -41,7 +41,7 @@ class Moments:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The sums, to be added up over processes."""
+        """The sums, to be added over processes."""
         return [self.products, self.inputs, self.count]
 
     @property
@@ -49,19 +49,19 @@ class Moments:
         """The mean input, `(width,)`."""
         return self.inputs / self.count.clamp(min=1)
 
-    def second(self) -> Tensor:
-        """The damp mean of `x xᵀ`, `(width, width)`."""
+    def second_moment(self) -> Tensor:
+        """Computes the damped mean of `x xᵀ`, `(width, width)`."""
         return damp(self.products / self.count.clamp(min=1))
 
-    def around_mean(self) -> Tensor:
-        """The damp second moment of what a bias cannot make up for: around the mean, where there is a bias."""
+    def centred_second_moment(self) -> Tensor:
+        """Computes the damped second moment, around the mean if the layer has a bias: a bias can correct the mean."""
         if self.module.bias is None:
-            return self.second()
+            return self.second_moment()
         return damp(self.products / self.count.clamp(min=1) - self.mean.outer(self.mean))
 
 
 def damp(moment: Tensor) -> Tensor:
-    """Adds `DAMPING` times the mean diagonal to the diagonal of a second moment; inputs that are always 0 get 1."""
+    """Adds `DAMPING` times the diagonal's mean to the diagonal of a second moment, or 1 if that mean is 0."""
     import torch
 
     added = DAMPING * moment.diagonal().mean().clamp(min=0) if len(moment) else moment.new_zeros(())
@@ -71,22 +71,21 @@ def damp(moment: Tensor) -> Tensor:
 
 
 def removal_costs(gram: Tensor, moment: Tensor, units: int) -> Tensor:
-    """Computes what each unit adds to the error when units are removed one at a time, the cheapest first.
+    """Computes the error that each unit adds when units are removed one at a time, the cheapest first.
 
-    A unit S (a head's columns, a neuron's one) costs `Σ_i W_iS ((H⁻¹)_SS)⁻¹ W_iSᵀ`; the rest takes over by
-    `δ = -W_S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S,:`, and Gaussian elimination takes S out of `H⁻¹` (Kurtic et al. 2023,
-    arXiv:2302.04089, eq. 2 and 3). Of `W` only `WᵀW` is needed, or `WᵀGW` where outputs count by `G`: what is best for
-    the rest does not depend on it. Changes to both matrices wait until some columns of them are together, so that
-    thousands of units cost some matrix products; each choice is made on exact values.
+    A unit S (a head's columns, or a neuron's one column) costs `Σ_i W_iS ((H⁻¹)_SS)⁻¹ W_iSᵀ`. The other weights are
+    refitted by `δ = -W_S ((H⁻¹)_SS)⁻¹ (H⁻¹)_S,:`, and Gaussian elimination removes S from `H⁻¹` (Kurtic et al. 2023,
+    arXiv:2302.04089, eq. 2 and 3). `WᵀW` is enough in place of `W`, or `WᵀGW` if outputs are weighted by `G`: the best
+    refit does not depend on the weighting. Updates of both matrices are collected over several columns, so that
+    thousands of units cost few matrix products; each choice still uses exact values.
 
     Args:
-        gram: `WᵀW` or `WᵀGW`, `(width, width)`, in float64; it is used up.
+        gram: `WᵀW` or `WᵀGW`, `(width, width)`, in float64; it is overwritten.
         moment: Damped second moment of the inputs, `(width, width)`.
-        units: Units of equal width, side by side.
+        units: The number of units, of equal width, side by side.
 
     Returns:
-        `(units,)`, rising in the order of removal: where a later unit costs less than one before it (together they do
-        more than each alone), it costs as much.
+        `(units,)`, ascending in the order of removal: a unit that costs less than an earlier one gets the earlier cost.
     """
     import torch
 
@@ -104,7 +103,10 @@ def removal_costs(gram: Tensor, moment: Tensor, units: int) -> Tensor:
 
 
 class _Elimination:
-    """`inverse` is H⁻¹ and `gram` WᵀW, less what is pending: `left rightᵀ`, and `half leftᵀ + left halfᵀ`."""
+    """Gaussian elimination of units from `inverse`, H⁻¹, and `gram`, WᵀW.
+
+    Pending updates are still to be subtracted: `left rightᵀ` from `inverse`, `half leftᵀ + left halfᵀ` from `gram`.
+    """
 
     def __init__(self, gram: Tensor, moment: Tensor, units: int) -> None:
         import torch
@@ -119,12 +121,12 @@ class _Elimination:
         self.used = 0
 
     def _blocks(self, matrix: Tensor) -> Tensor:
-        """The diagonal blocks of the units, `(units, width, width)`."""
+        """Returns the diagonal blocks of the units, `(units, width, width)`."""
         tiles = matrix.unflatten(0, (self.units, self.width)).unflatten(2, (self.units, self.width))
         return tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
     def remove_cheapest(self) -> tuple[int, Tensor]:
-        """Takes the unit out that costs least; its number and its cost."""
+        """Removes the unit with the lowest cost; returns its index and its cost."""
         import torch
 
         costs = torch.linalg.solve(self.diagonal, self.squares).diagonal(dim1=1, dim2=2).sum(-1)
@@ -150,12 +152,12 @@ class _Elimination:
         crossed = by_unit[2] @ by_unit[0].mT
         self.squares -= crossed + crossed.mT
         self.gone[unit] = True
-        # The block of what is gone is zero but for rounding; it must stay invertible.
+        # The block of a removed unit is zero except for rounding, and must stay invertible.
         self.diagonal[unit] = torch.eye(self.width, dtype=column.dtype, device=column.device)
         if self.used == self.left.shape[1]:
-            self._settle()
+            self._apply_pending()
 
-    def _settle(self) -> None:
+    def _apply_pending(self) -> None:
         self.inverse -= self.left @ self.right.T
         crossed = self.half @ self.left.T
         self.gram -= crossed + crossed.T
@@ -163,9 +165,9 @@ class _Elimination:
 
 
 def refit_columns(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
-    """Refits the kept columns of a weight to give what all gave: `W H[:,K] (H[K,K])⁻¹`; the other columns are 0.
+    """Refits the kept columns of a weight to the output of all columns: `W H[:,K] (H[K,K])⁻¹`; the others become 0.
 
-    That is where removing the others one at a time ends, in any order.
+    Removing the other columns one at a time gives the same result, in any order.
 
     Args:
         weight: `(outputs, width)`.
@@ -180,17 +182,17 @@ def refit_columns(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
     return result
 
 
-def sparsify_weight(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
-    """Sets weights to zero by a pattern, column after column; the columns to the right take over (SparseGPT).
+def sparsify_weight(weight: Tensor, moment: Tensor, pattern: SparsityPattern) -> Tensor:
+    """Sets weights to zero by a pattern, column after column, and corrects the columns to the right (SparseGPT).
 
-    Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1: with `U` the upper Cholesky factor of `H⁻¹`, weights of the
-    lowest `w² / U_jj²` become zero, chosen for 128 columns at a time (for each group, of `n_of_m`), and the error
-    `w / U_jj` of column `j` times `U_j,k` is taken off column `k > j`.
+    Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1: with `U` the upper Cholesky factor of `H⁻¹`, the weights
+    with the lowest `w² / U_jj²` become zero. They are selected for 128 columns at a time, or for each group of
+    `n_of_m`. The error `w / U_jj` of column `j` times `U_j,k` is subtracted from each column `k > j`.
 
     Args:
-        weight: `(outputs, width)`; the pattern tiles it.
+        weight: `(outputs, width)`; the pattern must divide it.
         moment: Damped second moment of the inputs, `(width, width)`.
-        pattern: How many, and where; `global` is `layer` here.
+        pattern: The number and the places of the zeros; the scope `global` is treated as `layer`.
     """
     import torch
 
@@ -202,7 +204,7 @@ def sparsify_weight(weight: Tensor, moment: Tensor, pattern: Pattern) -> Tensor:
     for begin in range(0, found.shape[1], step):
         end = min(begin + step, found.shape[1])
         saliency = (found[:, begin:end] / upper.diagonal()[begin:end]) ** 2
-        gone = lowest(saliency, tile, pattern.zeros, by_row)
+        gone = select_lowest(saliency, tile, pattern.zeros, by_row)
         errors = torch.zeros_like(saliency)
         for column in range(begin, end):
             lost = torch.where(gone[:, column - begin], found[:, column], 0.0)

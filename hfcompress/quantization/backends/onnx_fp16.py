@@ -71,5 +71,5 @@ def require_float16_range(model: PreTrainedModel) -> None:
         if beyond:
             raise HfcompressError(
                 f"{name} has {beyond} values that are not finite or beyond float16's {LARGEST:g}",
-                "use bfloat16 or onnx_int8; train the model again where a value is not finite",
+                "use bfloat16 or onnx_int8; if a value is not finite, train the model again",
             )
