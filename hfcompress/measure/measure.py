@@ -6,7 +6,7 @@ Each model stays in a process of its own from the start to the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -14,6 +14,8 @@ from pydantic import Field
 from hfcompress.data.labels import names_by_id
 from hfcompress.measure.answers import Answer, Answers, align
 from hfcompress.measure.environment import device_facts
+from hfcompress.measure.plain_runtime import describe as describe_plain_runtime
+from hfcompress.measure.plain_runtime import export_source
 from hfcompress.measure.process import Batch, ModelProcess
 from hfcompress.measure.sizes import sizes
 from hfcompress.measure.timing import Latency, time_models
@@ -52,6 +54,9 @@ class Measure(StrictModel):
     margin: AnyMargin = Margin(0.01, relative=True)
     """The largest loss of quality that is accepted: `1%` of the source's score, or `0.01` of the metric. The report
     says whether a loss beyond it is ruled out, and how many rows could tell."""
+    plain_runtime: bool = True
+    """If a model runs in ONNX Runtime or OpenVINO, also time the source in ONNX Runtime, in float32, to tell how much
+    of a speed-up is due to the runtime alone."""
     slices: list[str] = []
     """Columns of the data; the report also compares the models for each of their values."""
 
@@ -77,10 +82,9 @@ def measure(
         of the models.
     """
     with _load_models(artifacts, task, options, progress) as (processes, encoded):
-        latencies, state = time_models(processes, encoded, options.latency, seed, progress)
-        latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
+        latencies, timing = _time(processes, encoded, len(artifacts), options.latency, seed, progress)
         rows, answers = [], []
-        for process, data, latency in zip(processes, encoded, latencies, strict=True):
+        for process, data, latency in zip(processes, encoded, latencies, strict=False):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
             energy = process.energy(ENERGY_SECONDS) if options.energy else None
@@ -88,10 +92,7 @@ def measure(
             answers.append(judge_rows(process, data))
             quality, interval = _score_answers(answers[-1], task, options.bootstrap, seed)
             rows.append(_make_row(process, task, quality, interval, latency, memory, energy))
-    content: dict[str, Any] = {
-        "machine": _describe_machine(state, options.latency),
-        "rows": [_compare(row, rows[0]) for row in rows],
-    }
+    content: dict[str, Any] = {**timing, "rows": [_compare(row, rows[0]) for row in rows]}
     if answers[0].logits is not None:
         content["labels"] = names_by_id(label_ids(read_config(artifacts[0].path)))
     return content, align(answers)
@@ -116,13 +117,34 @@ def time_again(
         The report with the new times.
     """
     with _load_models(artifacts, task, options, progress) as (processes, encoded):
-        latencies, state = time_models(processes, encoded, options.latency, seed, progress)
-        latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
+        latencies, timing = _time(processes, encoded, len(artifacts), options.latency, seed, progress)
     rows = [
         {**row, "latency": latency, "speedup": latency[0]["speedup"]}
         for row, latency in zip(content["rows"], latencies, strict=True)
     ]
-    return {**content, "machine": _describe_machine(state, options.latency), "rows": rows}
+    return {**content, **timing, "rows": rows}
+
+
+def _time(
+    processes: Sequence[ModelProcess],
+    encoded: Sequence[Rows],
+    models: int,
+    options: Latency,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
+    """Times the models; a process more than there are models holds the source in another runtime.
+
+    Returns:
+        For each model an entry for each batch size; and `machine` and `plain_runtime` of the report.
+    """
+    plain = len(processes) > models
+    latencies, state = time_models(processes, encoded, options, seed, progress, plain)
+    latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
+    timing = {"machine": _describe_machine(state, options)}
+    if plain:
+        timing["plain_runtime"] = describe_plain_runtime(latencies[-1])
+    return latencies[:models], timing
 
 
 def _note_dtype(process: ModelProcess, latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -142,10 +164,16 @@ def _describe_machine(state: Mapping[str, Any], options: Latency) -> dict[str, A
 def _load_models(
     artifacts: Sequence[Artifact], task: Task, options: Measure, progress: Callable[[str], None]
 ) -> Iterator[tuple[list[ModelProcess], list[Rows]]]:
-    """Loads each model in a process of its own, and encodes the judged rows with its tokenizer."""
+    """Loads each model in a process of its own, and encodes the judged rows with its tokenizer.
+
+    A last process may hold the source in another runtime (`plain_runtime.export_source`).
+    """
     rows = task.read(task.judged_split())
     threads = options.latency.threads or default_threads()
     with ExitStack() as stack:
+        exported = export_source(artifacts, task, options.latency.device) if options.plain_runtime else nullcontext()
+        plain = stack.enter_context(exported)
+        artifacts = [*artifacts, *([plain] if plain else [])]
         progress("loading every model in a process of its own")
         processes = [
             stack.enter_context(ModelProcess(a, task.auto_class, options.latency.device, threads, task.head))

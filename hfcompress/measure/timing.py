@@ -67,6 +67,7 @@ def time_models(
     options: Latency,
     seed: int,
     progress: Callable[[str], None],
+    plain: bool = False,
 ) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
     """Times all models at each batch size.
 
@@ -76,6 +77,8 @@ def time_models(
         options: Batch sizes, threads and so on.
         seed: Seed of the choice of rows.
         progress: Called with a line about each round.
+        plain: True if the last model is the source in another runtime; the entries of the others then also have
+            `speedup_plain`, how many times faster they are than it.
 
     Returns:
         For each model a list with an entry for each batch size, as in the report; and the state of the machine.
@@ -98,7 +101,9 @@ def time_models(
                 if same_device
                 else dict.fromkeys(("speedup", "speedup_interval", "narrow"))
             )
-            entries.append({**summarize_turns(process, size, length, own), **speed})
+            beside = {f"{key}_plain": value for key, value in compare_speed(turns[-1], own).items()} if plain else {}
+            beside.pop("narrow_plain", None)
+            entries.append({**summarize_turns(process, size, length, own), **speed, **beside})
     return found, machine.judge_all(watched)
 
 
@@ -193,6 +198,7 @@ def summarize_turns(process: ModelProcess, size: int, length: int, turns: Sequen
         "sequence_length": length,
         "p50_ms": milliseconds(turns, 0.5),
         "p95_ms": milliseconds(turns, 0.95),
+        "p99_ms": milliseconds(turns, 0.99),
         "samples_per_s": round(size * len(seconds) / sum(seconds), 2),
         "rounds": len(turns),
     }

@@ -120,7 +120,9 @@ def _describe_speed(entry: Mapping[str, Any]) -> str:
     if not faster:
         factor, ends = 1 / factor, ends and [1 / end for end in reversed(ends)]
     interval = f" ({'-'.join(map(format_ratio, ends))})" if ends and not entry["narrow"] else ""
-    return f"**{factor:.1f}x**{interval} {'faster' if faster else 'slower'} at batch {entry['batch_size']}"
+    compression = entry.get("speedup_plain")
+    share = f" ({compression:.1f}x against the source in ONNX Runtime)" if compression else ""
+    return f"**{factor:.1f}x**{interval} {'faster' if faster else 'slower'} at batch {entry['batch_size']}{share}"
 
 
 def _hide_places(assignment: str) -> str:

@@ -29,6 +29,7 @@ def describe_conditions(content: Mapping[str, Any]) -> str:
         f"Times are medians of interleaved rounds on {device}, {threads}, each model in a process of its own. "
         f"The mean padded length is {lengths}.",
         *([_describe_busy_machine(content)] if was_busy(content) else _describe_intervals(content)),
+        *([] if was_busy(content) else _describe_plain_runtime(content)),
         *_describe_casts(content),
         f"Peak memory is that of the whole process. MACs are counted at {task['max_length']} tokens.",
     ]
@@ -82,6 +83,19 @@ def _describe_intervals(content: Mapping[str, Any]) -> list[str]:
     if wide:
         sentences.append(f"The times of these varied too much to know the speed-up within 5%: {', '.join(wide)}.")
     return sentences
+
+
+def _describe_plain_runtime(content: Mapping[str, Any]) -> list[str]:
+    """Says how fast the source is in ONNX Runtime, and the last model compared with that."""
+    if "plain_runtime" not in content:
+        return []
+    plain, last = content["plain_runtime"]["latency"], content["rows"][-1]
+    alone = " and ".join(f"{e['speedup']:.2f}x at batch {e['batch_size']}" for e in plain if e["speedup"])
+    rest = " and ".join(f"{e['speedup_plain']:.2f}x" for e in last["latency"] if e.get("speedup_plain"))
+    return [
+        f"The unchanged source is {alone} faster in ONNX Runtime, in float32, than in PyTorch. Compared with that, "
+        f"{last['stage']} is {rest} faster."
+    ]
 
 
 def _describe_casts(content: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ from hfcompress.utils.wording import significant
 if TYPE_CHECKING:
     from rich.table import Table
 
-_TIMED = ("p50_ms", "p95_ms", "samples_per_s", "speedup", "speedup_low", "speedup_high", "rounds", "threads")
+_TIMED = ("p50_ms", "p95_ms", "p99_ms", "samples_per_s", "speedup", "speedup_low", "speedup_high", "speedup_plain",
+          "rounds", "threads")  # fmt: skip
 """Columns of the CSV for each batch size."""
 _COMPARED = {
     "change": "change", "low": "change_low", "high": "change_high", "reading": "reading", "p_value": "p_value",
