@@ -381,16 +381,22 @@ RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directo
 
 @app.command()
 def report(
-    run_directory: RunDirectory,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, such as runs/NAME.")],
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the models again, then write the report, plots and card.")
     ] = False,
     wide: Wide = False,
 ) -> None:
-    """Print the report of a run again, and redraw its plots."""
+    """Print the report of a run again, and redraw its plots; of several runs, put their last models side by side."""
     from hfcompress.report.report import read, write
     from hfcompress.run.directory import exclusive
 
+    if len(runs) > 1:
+        if measure:
+            raise HfcompressError("--measure times the models of one run", "name one run at a time")
+        _print_side_by_side(runs, wide)
+        return
+    (run_directory,) = runs
     if measure:
         from hfcompress.run.again import measure_again
 
@@ -402,6 +408,17 @@ def report(
             content = read(run_directory)
             write(content, run_directory)
     _print_run(content, run_directory, wide)
+
+
+def _print_side_by_side(runs: list[Path], wide: bool) -> None:
+    from hfcompress.report.report import read
+    from hfcompress.report.side_by_side import describe_seeds, join_reports
+
+    distinct = len({run.name for run in runs}) == len(runs)
+    contents = {run.name if distinct else str(run): read(run) for run in runs}
+    _print_report(join_reports(contents), wide)
+    if seeds := describe_seeds(contents):
+        out().print(seeds)
 
 
 @app.command()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.report.conditions import render_conditions, was_busy
@@ -227,6 +227,6 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
 def _shorten(names: Iterable[str]) -> list[str]:
     """Leaves out the directory that all names begin with."""
     names = list(names)
-    shared = os.path.commonpath(names)
-    shared = shared.rpartition("/")[0] if shared in names else shared
-    return [name.removeprefix(f"{shared}/") for name in names]
+    folders = zip(*(name.split("/")[:-1] for name in names), strict=False)
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, folders)]
+    return ["/".join(name.split("/")[len(shared) :]) for name in names]

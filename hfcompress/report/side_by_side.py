@@ -1,0 +1,55 @@
+"""Several runs in one table: `hfcompress report RUN RUN …`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfcompress.report.statistics.several import summarize_seeds
+from hfcompress.report.tables import find_metric
+from hfcompress.utils.errors import HfcompressError
+
+SAME = ("type", "dataset", "config", "text", "split", "max_length", "metric")
+"""Keys of a report's task that must agree: other rows or another metric give figures that cannot be compared."""
+
+
+def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins the reports of several runs: the source of the first, then the last model of each.
+
+    Args:
+        contents: The reports, by the name of the run.
+
+    Raises:
+        HfcompressError: if the runs were judged on other rows, by another metric, or timed at other batch sizes.
+    """
+    (first, content), *others = contents.items()
+    for name, other in others:
+        if different := [key for key in SAME if content["task"].get(key) != other["task"].get(key)]:
+            raise HfcompressError(
+                f"{first} and {name} differ in {', '.join(f'task.{key}' for key in different)}",
+                "only figures on the same rows, by the same metric, can stand side by side; `hfcompress evaluate` "
+                "measures models anew",
+            )
+        if _batch_sizes(content) != _batch_sizes(other):
+            raise HfcompressError(
+                f"{first} was timed at batch sizes {_batch_sizes(content)}, {name} at {_batch_sizes(other)}",
+                "`hfcompress evaluate` measures models anew",
+            )
+    rows = [{**each["rows"][-1], "stage": name} for name, each in contents.items()]
+    busy = next((each["machine"] for each in contents.values() if each.get("machine", {}).get("busy")), None)
+    machine = {"machine": busy} if busy is not None else {}
+    return {**content, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
+
+
+def describe_seeds(contents: Mapping[str, Mapping[str, Any]]) -> str:
+    """Says mean and deviation of the last models' scores if all runs have the name of one recipe; else nothing."""
+    if len({content["name"] for content in contents.values()}) > 1:
+        return ""
+    metric = find_metric(next(iter(contents.values())))
+    scores = [content["rows"][-1]["quality"][metric] for content in contents.values()]
+    found = summarize_seeds(scores)
+    return f"{metric} of {found.count} runs of one recipe: {found.mean:.4f} ± {found.deviation or 0:.4f} (mean ± sd)."
+
+
+def _batch_sizes(content: Mapping[str, Any]) -> Sequence[int]:
+    return [entry["batch_size"] for entry in content["rows"][0]["latency"]]
