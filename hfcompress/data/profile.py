@@ -211,7 +211,7 @@ def profile(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Profile:
     for split in ("train", "dev", "test"):
         if split in task.required or task.table.read(split) is not None:
             rows = task.read(split)
-            texts[split] = _joined(rows, task.text)
+            texts[split] = _join_columns(rows, task.text)
             if split == "train" and hasattr(task, "label") and task.type != "question-answering":
                 labels = [str(value) for value in rows[task.label][:]]
     train = [normalize(text) for text in texts["train"]]
@@ -229,7 +229,7 @@ def profile(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Profile:
     )  # fmt: skip
 
 
-def _joined(rows: Any, columns: Sequence[str]) -> list[str]:
+def _join_columns(rows: Any, columns: Sequence[str]) -> list[str]:
     values = [rows[column][:] for column in columns]
     return ["\n".join(" ".join(v) if isinstance(v, list) else v for v in row) for row in zip(*values, strict=True)]
 

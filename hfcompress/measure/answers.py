@@ -19,7 +19,7 @@ FILE = "predictions.parquet"
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model answers to the judged units, in the order of the data.
+    """The answers of one model to the judged units, in the order of the data.
 
     Attributes:
         predictions: One a unit: a class id, a score, a list of tags, a text, or counts of masked tokens.

@@ -53,5 +53,5 @@ def export_source(artifacts: Sequence[Artifact], task: Task, device: str) -> Ite
 
 
 def describe(latency: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the report keeps of it."""
+    """Describes it for the report."""
     return {"runtime": "onnxruntime", "dtype": "float32", "latency": list(latency)}

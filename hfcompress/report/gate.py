@@ -23,7 +23,7 @@ EXIT = 3
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model must keep to; None where nothing is asked.
+    """The limits that a model must keep to; None for those that are not given.
 
     Attributes:
         max_drop: The largest loss of quality against the source.
@@ -84,7 +84,7 @@ def check_limits(content: Mapping[str, Any], limits: Limits, model: str | None =
     if limits.max_mb is not None:
         size = row["disk_bytes"] / 1e6
         sentence = f"{size:.1f} MB, at most {limits.max_mb:g} allowed"
-        checks.append(Check(f"--max-mb {limits.max_mb:g}", _passed(size <= limits.max_mb), sentence, size, size))
+        checks.append(Check(f"--max-mb {limits.max_mb:g}", _make_verdict(size <= limits.max_mb), sentence, size, size))
     return checks
 
 
@@ -131,7 +131,7 @@ def _check_drop(content: Mapping[str, Any], row: Mapping[str, Any], limit: Margi
     least, largest = bounds
     told = f"{metric} {after:.4f} against {before:.4f}, a loss of {_loss(drop, limit)}"
     if by_estimate:
-        return Check(name, _passed(drop <= limit.value), told, drop, drop)
+        return Check(name, _make_verdict(drop <= limit.value), told, drop, drop)
     told += f", with 95% confidence at most {_loss(largest, limit)}"
     if largest <= limit.value:
         return Check(name, "pass", told, drop, largest)
@@ -160,7 +160,7 @@ def _check_classes(row: Mapping[str, Any], limit: Margin) -> Check:
         return Check(name, "not shown", f"no class has 30 items or more{left_out}", None, None)
     worst = max(losses, key=losses.__getitem__)
     sentence = f"the largest loss of F1 is {_loss(losses[worst], limit)}, of class {worst}{left_out}"
-    return Check(name, _passed(losses[worst] <= limit.value), sentence, losses[worst], losses[worst])
+    return Check(name, _make_verdict(losses[worst] <= limit.value), sentence, losses[worst], losses[worst])
 
 
 def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limit: float, by_estimate: bool) -> Check:
@@ -171,11 +171,11 @@ def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limit: fl
     low, high = entry.get("speedup_interval") or (speedup, speedup)
     told = f"{speedup:.2f}x at batch {entry['batch_size']}"
     if by_estimate:
-        return Check(name, _passed(speedup >= limit), told, speedup, speedup)
+        return Check(name, _make_verdict(speedup >= limit), told, speedup, speedup)
     told += f", 95% interval {low:.2f}-{high:.2f}"
     verdict: Verdict = "pass" if low >= limit else "fail" if high < limit else "not shown"
     return Check(name, verdict, told, speedup, low)
 
 
-def _passed(value: bool) -> Verdict:
+def _make_verdict(value: bool) -> Verdict:
     return "pass" if value else "fail"

@@ -126,7 +126,7 @@ def _judge_margin(evidence: Evidence, task: Task, options: Measure) -> dict[str,
 def _describe_answers(
     source: Answer, result: Answer, task: Task, labels: Sequence[str], texts: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What changed in the answers: agreement, divergence, classes, and flipped rows with examples."""
+    """Describes the changes in the answers: agreement, divergence, classes, and flipped rows with examples."""
     found: dict[str, Any] = {}
     before, after, references = (list(v) for v in (source.predictions, result.predictions, source.references))
     if task.head != "mask" and task.type != "regression":

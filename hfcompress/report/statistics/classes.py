@@ -19,7 +19,7 @@ Items = dict[str, set[Hashable]]
 
 @dataclass(frozen=True)
 class ClassChange:
-    """How one class fares in the source and in the result.
+    """The scores of one class in the source and in the result.
 
     Attributes:
         name: The class.

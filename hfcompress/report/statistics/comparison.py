@@ -95,7 +95,7 @@ def paired_difference(evidence: Evidence) -> Difference:
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Whether a drop beyond a margin is ruled out, at a one-sided level of 5%.
+    """The verdict on a drop beyond a margin, at a one-sided level of 5%.
 
     Attributes:
         verdict: `shown` if the drop is smaller than the margin, `worse` if it is larger, `not shown` if the units

@@ -20,7 +20,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Confidence:
-    """How good a classifier's probabilities are; of each figure less is better.
+    """Measures of a classifier's probabilities; less is better for each.
 
     Attributes:
         ece: Expected calibration error: by how much the probability of the answer differs from how often it is right.

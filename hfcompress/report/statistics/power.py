@@ -17,7 +17,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Power:
-    """What a number of units can show of a result that is in truth as good as its source.
+    """The power of a number of units for a result that is in truth as good as its source.
 
     Attributes:
         units: Number of units.
@@ -120,13 +120,15 @@ def describe_power(units: int, needed: int, smallest: float, margin: Margin, uni
     A point is one hundredth of the metric; a relative margin is said in percent. What can be shown is rounded up, since
     less cannot.
     """
-    can = f"{_counted(units, unit)} can show {_round_up(100 * smallest)}{'%' if margin.relative else ' points'}"
+    can = f"{_format_count(units, unit)} can show {_round_up(100 * smallest)}{'%' if margin.relative else ' points'}"
     if needed <= units:
         return can
-    return f"{can}, not {margin if margin.relative else f'{100 * margin.value:.10g}'}; {_counted(needed, unit)} could"
+    return (
+        f"{can}, not {margin if margin.relative else f'{100 * margin.value:.10g}'}; {_format_count(needed, unit)} could"
+    )
 
 
-def _counted(number: int, unit: str) -> str:
+def _format_count(number: int, unit: str) -> str:
     return f"{number:,} {unit}" + ("" if number == 1 else "s")
 
 

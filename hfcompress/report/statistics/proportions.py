@@ -28,7 +28,7 @@ _NEAR_0 = 1e-6
 
 @dataclass(frozen=True)
 class Pairs:
-    """How many rows each of two models answers right.
+    """Counts of the rows that each of two models answers right.
 
     Attributes:
         both: Rows that both answer right.
