@@ -77,7 +77,7 @@ def time_models(
         options: Batch sizes, threads and so on.
         seed: Seed of the choice of rows.
         progress: Called with a line about each round.
-        plain: True if the last model is the source in another runtime; the entries of the others then also have
+        plain: True if the last model is the source in ONNX Runtime; the entries of graphs then also have
             `speedup_plain`, how many times faster they are than it.
 
     Returns:
@@ -101,9 +101,11 @@ def time_models(
                 if same_device
                 else dict.fromkeys(("speedup", "speedup_interval", "narrow"))
             )
-            beside = {f"{key}_plain": value for key, value in compare_speed(turns[-1], own).items()} if plain else {}
-            beside.pop("narrow_plain", None)
-            entries.append({**summarize_turns(process, size, length, own), **speed, **beside})
+            entry = {**summarize_turns(process, size, length, own), **speed}
+            if plain and process.artifact.runtime != "torch":
+                beside = compare_speed(turns[-1], own)
+                entry |= {"speedup_plain": beside["speedup"], "speedup_plain_interval": beside["speedup_interval"]}
+            entries.append(entry)
     return found, machine.judge_all(watched)
 
 

@@ -176,7 +176,8 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in format_cells(content)]
     verdicts = "".join(f"- {markdown(sentence)}\n" for sentence in describe_verdicts(content))
-    return "\n".join(lines) + f"\n\n{verdicts}\n{render_conditions(content)}\n"
+    parts = ["\n".join(lines) + "\n", verdicts, f"{render_conditions(content)}\n"]
+    return "\n".join(part for part in parts if part)
 
 
 def render_csv(content: Mapping[str, Any]) -> str:

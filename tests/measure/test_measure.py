@@ -167,7 +167,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
         return np.eye(2)[answers]
 
     process: Any = SimpleNamespace(artifact=artifact, logits=logits)
-    quality, (low, high) = m._judge_quality(process, rows, 400, 0)
+    quality, (low, high) = m._score_answers(m.judge_rows(process, rows), task, 400, 0)
     assert quality == {"accuracy": 45 / 48, "n": 48}
     # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
     half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
@@ -178,7 +178,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
 def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
     process: Any = SimpleNamespace(artifact=open_artifact(teacher), logits=lambda _: np.full((48, 2), np.nan))
     with pytest.raises(HfcompressError, match="values that are not finite"):
-        m._judge_quality(process, read(task, teacher), 100, 0)
+        m.judge_rows(process, read(task, teacher))
 
 
 def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_stage_makes_it_and_the_plan_is_exact(tmp_path: Path) -> None:
     assert read_config(final.path)["embedding_rank"] == 4
     assert finished.report["cuts"]["01-prune"]["embedding_rank"]["rank"] == 4
     assert len(load_tokenizer(final.path)) == len(factories.WORDS)
-    assert "a table of width 4 times a matrix" in (tmp_path / "run" / "final" / "README.md").read_text()
+    assert "a table of width 4 and a matrix" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,9 @@ def test_timing_leaves_the_models_and_the_process_as_they_were(monkeypatch: pyte
 
 def test_deeper_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "TURN", 1e-3)
-    shallow, deep = time_models([factories.model(layers=1), factories.model(layers=12)], SMALL)
-    assert deep > 2 * shallow
+    models = [factories.model(layers=1), factories.model(layers=12)]
+    trials = (time_models(models, SMALL) for _ in range(5))  # other work on the machine can spoil some
+    assert any(deep > 2 * shallow for shallow, deep in trials)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

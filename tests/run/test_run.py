@@ -13,8 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hfcompress.measure.answers import Answer, Answers, align
+from hfcompress.measure.plain_runtime import NAME
 from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
@@ -51,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path
 
 
 def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
-    files = ["recipe.yaml", "recipe.lock.json", "report.json", "report.csv", "report.md"]
+    files = ["recipe.yaml", "recipe.lock.json", "report.json", "report.csv", "report.md", "predictions.parquet"]
     assert {p.name for p in finished.directory.iterdir()} == {*files, *STAGES, "final", "plots"}
     assert (finished.directory / "plots" / "tradeoff.png").is_file()
     assert all((finished.directory / stage / "stage.json").is_file() for stage in STAGES)
@@ -114,15 +117,17 @@ def test_a_stage_tells_what_it_did_and_that_it_reloads(finished: Finished) -> No
 def test_the_report_has_every_key_of_its_contract(finished: Finished) -> None:
     report = json.loads((finished.directory / "report.json").read_text())
     assert report == finished.report
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["name"] == "tiny"
     assert report["environment"]["cpu"]
     assert [row["stage"] for row in report["rows"]] == ["source", *STAGES]
     assert [row["kind"] for row in report["rows"]] == ["source", "distill", "prune", "quantize"]
-    for row in report["rows"]:
-        assert set(row) == {
+    compared = {"against_source"}
+    for number, row in enumerate(report["rows"]):
+        assert set(row) - (compared if number else set()) == {
             "stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes",
             "embedding_bytes", "macs", "latency", "peak_memory_bytes", "energy_wh_per_1k", "speedup", "compression",
+            "confidence",
         }  # fmt: skip
         assert row["quality"]["n"] == 48
         low, high = row["quality_interval"]
@@ -252,7 +257,7 @@ def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
 
     parts = [
         re.findall(r"^\|(.*)\|$", part, re.MULTILINE)
-        for part in finished.card.split("The measurements after each step")
+        for part in finished.card.split("## What changed")[0].split("The measurements after each step")
     ]
     assert [[cell.strip() for cell in line.split("|")] for line in parts[1][2:]] == tables.format_cells(finished.report)
     source, row = finished.report["rows"][0], finished.report["rows"][-1]
@@ -276,13 +281,13 @@ def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, fl
     content["machine"] |= state
     for entry, (ratio, low, high) in zip(content["rows"][-1]["latency"], speeds, strict=True):
         narrow = (high - low) / 2 <= 0.05 * ratio
-        entry |= {"speedup": ratio, "speedup_interval": [low, high], "narrow": narrow}
+        entry |= {"speedup": ratio, "speedup_interval": [low, high], "narrow": narrow, "speedup_plain": ratio / 2}
     return card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
 
 
 def test_the_headline_tells_a_ratio_that_is_not_well_known_with_its_interval(finished: Finished) -> None:
     text = rendered(finished, factories.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("| |")[0]
-    assert "**3.9x** faster at batch 1,\n**2.0x** (1.25-2.50) slower at batch 8." in text
+    assert "**3.9x** faster at batch 1 (2.0x against the source in ONNX Runtime),\n**2.0x** (1.25-2.50) slower" in text
     assert "busy" not in text
 
 
@@ -302,8 +307,8 @@ def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -
     del content["machine"], content["weights"]
     for row in content["rows"]:
         for entry in row["latency"]:
-            for key in ("rounds", "speedup_interval", "narrow"):
-                del entry[key]
+            for key in ("rounds", "speedup_interval", "narrow", "speedup_plain", "speedup_plain_interval", "p99_ms"):
+                entry.pop(key, None)
     text = card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
     assert re.search(r"\*\*\d+\.\dx\*\* (faster|slower) at batch 1,", text)
 
@@ -377,6 +382,7 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def times(processes: Any, *_: Any) -> Any:
         by_stage = {row["stage"]: row["latency"] for row in finished.report["rows"]}
+        by_stage[NAME] = finished.report["plain_runtime"]["latency"]
         new = {"p50_ms": 77.0, "speedup": 3.21, "speedup_interval": [3.2, 3.22], "narrow": True}
         return [[entry | new for entry in by_stage[p.stage]] for p in processes], again.state
 
@@ -388,7 +394,7 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def _without_times(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
-    del content["machine"]
+    del content["machine"], content["plain_runtime"]
     for row in content["rows"]:
         del row["latency"], row["speedup"]
     return content
@@ -396,14 +402,14 @@ def _without_times(path: Path) -> dict[str, Any]:
 
 def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = factories.snapshot(again.directory)
-    assert factories.run_cli("report", again.directory, "--measure") == 0
+    assert factories.run_cli("report", again.directory, "--measure", "--wide") == 0
     after = factories.snapshot(again.directory)
     changed = {name for name in before if before[name] != after.get(name)}
     assert set(after) == set(before)
     assert changed <= {"report.json", "report.csv", "report.md", "plots/tradeoff.png", "final/README.md",
                        "final/tradeoff.png"}  # fmt: skip
     assert {"report.json", "report.csv", "report.md", "final/README.md"} <= changed
-    places = [artifact.path for artifact in again.asked]
+    places = [artifact.path for artifact in again.asked if artifact.stage != NAME]
     assert places == [Path(finished.loaded.recipe.model), *(again.directory / stage for stage in STAGES)]
     assert _without_times(again.directory / "report.json") == _without_times(finished.directory / "report.json")
     assert list(json.loads(after["report.json"])) == list(json.loads(before["report.json"]))
@@ -510,9 +516,11 @@ def swift(tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyP
         made.ran.append(name)
         return run_stage(name, *arguments)
 
-    def unmeasured(artifacts: list[Any], *_: Any) -> dict[str, Any]:
+    def unmeasured(artifacts: list[Any], *_: Any) -> tuple[dict[str, Any], Answers]:
         made.measured.append([a.stage for a in artifacts])
-        return {"machine": factories.QUIET, "rows": [factories.report_row(a.stage, a.kind) for a in artifacts]}
+        rows = [factories.report_row(a.stage, a.kind) for a in artifacts]
+        answer = Answer(np.arange(48) % 2, np.arange(48) % 2)
+        return {"machine": factories.QUIET, "rows": rows, "labels": ["0", "1"]}, align([answer] * len(artifacts))
 
     monkeypatch.setattr(runner, "_run_stage", noted)
     monkeypatch.setattr(finish, "measure", unmeasured)
@@ -700,9 +708,10 @@ def _regression(swift: Swift, tmp_path: Path) -> None:
 
 
 def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scored(artifacts: list[Any], *_: Any) -> dict[str, Any]:
+    def scored(artifacts: list[Any], *_: Any) -> tuple[dict[str, Any], Answers]:
         rows = [factories.report_row(a.stage, a.kind) | {"quality": {"pearson": 0.5, "n": 32}} for a in artifacts]
-        return {"machine": factories.QUIET, "rows": rows}
+        answer = Answer(np.linspace(0, 1, 32), np.linspace(0, 1, 32))
+        return {"machine": factories.QUIET, "rows": rows}, align([answer] * len(artifacts))
 
     monkeypatch.setattr(finish, "measure", scored)
     _regression(swift, tmp_path)

@@ -331,7 +331,7 @@ def test_a_second_run_is_refused_at_once_however_the_directory_is_named(
 def test_a_command_that_writes_into_a_run_is_refused_while_it_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "report.json").write_text('{"rows": [{}]}')
     monkeypatch.setattr(run_directory, "open_finished", lambda directory: (None, {}))
     with holder(tmp_path / run_directory.LOCK) as process:
         for command in (["report", tmp_path], ["card", tmp_path, "--write"]):
