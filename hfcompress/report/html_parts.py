@@ -11,7 +11,7 @@ from hfcompress.report.conditions import was_busy
 from hfcompress.report.tables import find_metric, format_cells, format_ratio, list_columns, shorten_names
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.margin import parse_margin
-from hfcompress.utils.wording import significant
+from hfcompress.utils.wording import count, significant
 
 _NUMBER = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(M?)")
 _BADGES = {"shown": "loss within {}: shown", "not shown": "loss within {}: not shown", "worse": "loses more than {}"}
@@ -115,7 +115,9 @@ def _list_tiles(content: Mapping[str, Any]) -> Iterator[Tile]:
         if entry["speedup"]:
             ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
             interval = f"; 95% interval {ends[0]} to {ends[1]}" if len(set(ends)) > 1 else ""
-            note = f"{significant(old['p50_ms'])} ms, now {significant(entry['p50_ms'])} ms{interval}"
+            plain = entry.get("speedup_plain")
+            alone = f"; {format_ratio(plain)}x against the source in ONNX Runtime" if plain else ""
+            note = f"{significant(old['p50_ms'])} ms, now {significant(entry['p50_ms'])} ms{interval}{alone}"
             yield Tile(f"speed at batch {entry['batch_size']}", _compare(entry["speedup"], "faster", "slower"), note)
 
 
@@ -196,30 +198,40 @@ def _make_waterfall(
 
 
 def make_latency_grid(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the grid of models and batch sizes: median, 95th percentile, throughput, and the speed-up if known."""
+    """Makes the grid of models and batch sizes: median, 95th percentile, throughput, and the speed-up if known.
+
+    If the source was also timed in another runtime, it has a row of its own below the source.
+    """
     rows, busy = content["rows"], was_busy(content)
-    names, entries = shorten_names(row["stage"] for row in rows), rows[0]["latency"]
-    longest = [0 if busy else max(row["latency"][n]["p50_ms"] for row in rows) for n in range(len(entries))]
+    names = shorten_names(row["stage"] for row in rows)
+    timed = [(name, row["latency"], number > 0) for number, (name, row) in enumerate(zip(names, rows, strict=True))]
+    if "plain_runtime" in content:
+        timed.insert(1, ("source in ONNX Runtime", content["plain_runtime"]["latency"], True))
+    columns = zip(*(latency for _, latency, _ in timed), strict=True)
+    longest = [0 if busy else max(entry["p50_ms"] for entry in column) for column in columns]
     cells = [
-        [_make_latency_cell(e, most, n > 0 and not busy) for e, most in zip(row["latency"], longest, strict=True)]
-        for n, row in enumerate(rows)
+        [_make_latency_cell(e, most, compared and not busy) for e, most in zip(latency, longest, strict=True)]
+        for _, latency, compared in timed
     ]
     return {
-        "headings": [f"batch {e['batch_size']} of {e['sequence_length']} tokens" for e in entries],
-        "rows": [{"name": name, "cells": each} for name, each in zip(names, cells, strict=True)],
+        "headings": [f"batch {e['batch_size']} of {e['sequence_length']} tokens" for e in rows[0]["latency"]],
+        "rows": [{"name": name, "cells": row} for (name, _, _), row in zip(timed, cells, strict=True)],
     }
 
 
 def _make_latency_cell(entry: Mapping[str, Any], longest: float, is_compared: bool) -> dict[str, Any]:
-    threads = f", {entry['threads']} thread{'s' * (entry['threads'] != 1)}" if entry.get("threads") else ""
-    speedup = "" if not is_compared or not entry["speedup"] else f"{format_ratio(entry['speedup'])}x"
+    threads = f", {count(entry['threads'], 'thread')}" if entry.get("threads") else ""
+    p99 = f", p99 {entry['p99_ms']:.2f} ms" if "p99_ms" in entry else ""
+    speedup = f"{format_ratio(entry['speedup'])}x" if is_compared and entry["speedup"] else ""
+    plain = entry.get("speedup_plain") if is_compared else None
     ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
     return {
         "p50": f"{entry['p50_ms']:.2f}",
-        "rest": f"p95 {entry['p95_ms']:.2f} ms; {entry['samples_per_s']:,.0f} rows/s",
+        "tails": f"p95 {entry['p95_ms']:.2f} ms{p99}",
+        "rest": f"{entry['samples_per_s']:,.0f} rows/s; {entry['runtime']} {entry['dtype']}{threads}",
         "speedup": f"{speedup} ({ends[0]} to {ends[1]})" if speedup and len(set(ends)) > 1 else speedup,
+        "plain": f"{format_ratio(plain)}x against the source in ONNX Runtime" if plain else "",
         "unsteady": bool(speedup) and not entry.get("narrow", True),
-        "runtime": f"{entry['runtime']} {entry['dtype']}{threads}",
         "share": round(100 * entry["p50_ms"] / longest, 1) if longest else 0,
     }
 
@@ -288,8 +300,8 @@ def make_kept_map(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "layer": number,
             "cells": [
-                {"text": f"{count:,} of {of:,}", "share": round(100 * count / of, 1) if of else 0}
-                for count, of in (kept[block][places[number]] for block in ("heads", "ffn"))
+                {"text": f"{left:,} of {of:,}", "share": round(100 * left / of, 1) if of else 0}
+                for left, of in (kept[block][places[number]] for block in ("heads", "ffn"))
             ]
             if number in places
             else [],
