@@ -114,11 +114,16 @@ def _list_tiles(content: Mapping[str, Any]) -> Iterator[Tile]:
     for entry, old in zip(row["latency"], source["latency"], strict=True):
         if entry["speedup"]:
             ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
-            interval = f"; 95% interval {ends[0]} to {ends[1]}" if len(set(ends)) > 1 else ""
-            plain = entry.get("speedup_plain")
-            alone = f"; {format_ratio(plain)}x against the source in ONNX Runtime" if plain else ""
-            note = f"{significant(old['p50_ms'])} ms, now {significant(entry['p50_ms'])} ms{interval}{alone}"
+            interval = f"95% interval {ends[0]} to {ends[1]}" if len(set(ends)) > 1 else ""
+            times = f"{significant(old['p50_ms'])} ms, now {significant(entry['p50_ms'])} ms"
+            note = "; ".join(filter(None, (times, interval, _describe_plain_speedup(entry))))
             yield Tile(f"speed at batch {entry['batch_size']}", _compare(entry["speedup"], "faster", "slower"), note)
+
+
+def _describe_plain_speedup(entry: Mapping[str, Any]) -> str:
+    """Says how fast a graph is against the source as a graph; nothing for a model that runs in PyTorch."""
+    factor = entry.get("speedup_plain") if entry["runtime"] != "torch" else None
+    return f"{format_ratio(factor)}x against the source in ONNX Runtime" if factor else ""
 
 
 def _compare(factor: float, more: str, less: str) -> str:
@@ -206,7 +211,8 @@ def make_latency_grid(content: Mapping[str, Any]) -> dict[str, Any]:
     names = shorten_names(row["stage"] for row in rows)
     timed = [(name, row["latency"], number > 0) for number, (name, row) in enumerate(zip(names, rows, strict=True))]
     if "plain_runtime" in content:
-        timed.insert(1, ("source in ONNX Runtime", content["plain_runtime"]["latency"], True))
+        plain = [entry | {"speedup_plain": None} for entry in content["plain_runtime"]["latency"]]
+        timed.insert(1, ("source in ONNX Runtime", plain, True))
     columns = zip(*(latency for _, latency, _ in timed), strict=True)
     longest = [0 if busy else max(entry["p50_ms"] for entry in column) for column in columns]
     cells = [
@@ -223,14 +229,13 @@ def _make_latency_cell(entry: Mapping[str, Any], longest: float, is_compared: bo
     threads = f", {count(entry['threads'], 'thread')}" if entry.get("threads") else ""
     p99 = f", p99 {entry['p99_ms']:.2f} ms" if "p99_ms" in entry else ""
     speedup = f"{format_ratio(entry['speedup'])}x" if is_compared and entry["speedup"] else ""
-    plain = entry.get("speedup_plain") if is_compared else None
     ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
     return {
         "p50": f"{entry['p50_ms']:.2f}",
         "tails": f"p95 {entry['p95_ms']:.2f} ms{p99}",
         "rest": f"{entry['samples_per_s']:,.0f} rows/s; {entry['runtime']} {entry['dtype']}{threads}",
         "speedup": f"{speedup} ({ends[0]} to {ends[1]})" if speedup and len(set(ends)) > 1 else speedup,
-        "plain": f"{format_ratio(plain)}x against the source in ONNX Runtime" if plain else "",
+        "plain": _describe_plain_speedup(entry) if is_compared else "",
         "unsteady": bool(speedup) and not entry.get("narrow", True),
         "share": round(100 * entry["p50_ms"] / longest, 1) if longest else 0,
     }
