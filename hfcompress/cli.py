@@ -212,6 +212,7 @@ def _print_run(content: dict[str, Any], directory: Path, wide: bool = False) -> 
     for label, path in (
         ("plot", directory / "plots" / "tradeoff.png"),
         ("report", directory / "report.md"),
+        ("page", directory / "report.html"),
         ("model", directory / "final"),
         ("card", directory / "final" / "README.md"),
     ):
@@ -326,6 +327,7 @@ def evaluate(
             write_answers(answers, [row["stage"] for row in content["rows"]], output / FILE)
             write(content, output)
         out().print(f"report {output / 'report.md'}")
+        out().print(f"page   {output / 'report.html'}")
     if limits:
         verdict, status = _judge(content, limits, model)
         if output is not None:

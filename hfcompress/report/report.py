@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hfcompress.report.html import render_html
 from hfcompress.report.plots import draw_tradeoff
 from hfcompress.report.sections import list_figures
 from hfcompress.report.tables import render_csv, render_markdown
@@ -48,11 +49,12 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def write(content: Mapping[str, Any], directory: Path) -> None:
-    """Writes report.json, report.csv and report.md, and the pictures in plots/ if matplotlib is installed."""
+    """Writes report.json, .csv, .md and .html, and the pictures in plots/ if matplotlib is installed."""
     files = {
         "report.json": json.dumps(content, indent=2) + "\n",
         "report.csv": render_csv(content),
         "report.md": render_markdown(content),
+        "report.html": render_html(content),
     }
     for name, text in files.items():
         write_text(directory / name, text)

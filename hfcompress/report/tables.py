@@ -219,13 +219,13 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
     table.add_column(first, overflow="fold", max_width=None if wide else max(WIDTH - taken, LEAST_NAME))
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
-    names = [row[0] for row in cells] if wide else _shorten(row[0] for row in cells)
+    names = [row[0] for row in cells] if wide else shorten_names(row[0] for row in cells)
     for name, row in zip(names, cells, strict=True):
         table.add_row(name, *row[1:])
     return table
 
 
-def _shorten(names: Iterable[str]) -> list[str]:
+def shorten_names(names: Iterable[str]) -> list[str]:
     """Leaves out the directory that all names begin with."""
     names = list(names)
     folders = zip(*(name.split("/")[:-1] for name in names), strict=False)

@@ -140,7 +140,7 @@ WHOLE = kept([[4, 4]] * 2, [[64, 64]] * 2, [1, 2], 2)
 @pytest.mark.parametrize(
     ("notes", "names"),
     [
-        ({"kept": WHOLE, "sparsity": {"share": 0.5}}, []),
+        ({"kept": WHOLE, "sparsity": {"share": 0.5, "dense_bytes": 4e6, "sparse_bytes": 3e6}}, []),
         ({"kept": {**WHOLE, "hidden": [24, 32]}}, []),
         ({"kept": {**WHOLE, "heads": [[4, 4], [3, 4]]}}, ["02-prune-kept.png"]),
         ({"kept": kept([[4, 4]], [[64, 64]], [2], 2)}, ["02-prune-kept.png"]),

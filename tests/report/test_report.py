@@ -39,7 +39,7 @@ def content() -> dict[str, Any]:
 def test_a_report_is_read_as_it_was_written(content: dict[str, Any], tmp_path: Path) -> None:
     report.write(content, tmp_path)
     assert report.read(tmp_path) == content
-    assert {p.name for p in tmp_path.iterdir()} == {"report.json", "report.csv", "report.md", "plots"}
+    assert {p.name for p in tmp_path.iterdir()} == {"report.json", "report.csv", "report.md", "report.html", "plots"}
 
 
 def test_the_csv_has_one_line_a_model_and_every_figure(content: dict[str, Any]) -> None:

@@ -54,7 +54,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path
 
 
 def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
-    files = ["recipe.yaml", "recipe.lock.json", "report.json", "report.csv", "report.md", "predictions.parquet"]
+    files = [
+        "recipe.yaml",
+        "recipe.lock.json",
+        "report.json",
+        "report.csv",
+        "report.md",
+        "report.html",
+        "predictions.parquet",
+    ]
     assert {p.name for p in finished.directory.iterdir()} == {*files, *STAGES, "final", "plots"}
     assert (finished.directory / "plots" / "tradeoff.png").is_file()
     assert all((finished.directory / stage / "stage.json").is_file() for stage in STAGES)
@@ -406,8 +414,8 @@ def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys:
     after = factories.snapshot(again.directory)
     changed = {name for name in before if before[name] != after.get(name)}
     assert set(after) == set(before)
-    assert changed <= {"report.json", "report.csv", "report.md", "plots/tradeoff.png", "final/README.md",
-                       "final/tradeoff.png"}  # fmt: skip
+    assert changed <= {"report.json", "report.csv", "report.md", "report.html", "plots/tradeoff.png",
+                       "final/README.md", "final/tradeoff.png"}  # fmt: skip
     assert {"report.json", "report.csv", "report.md", "final/README.md"} <= changed
     places = [artifact.path for artifact in again.asked if artifact.stage != NAME]
     assert places == [Path(finished.loaded.recipe.model), *(again.directory / stage for stage in STAGES)]

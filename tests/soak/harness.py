@@ -394,7 +394,7 @@ def _fact(path: Path) -> Any:
                 "macs")  # fmt: skip
         rows = [{key: row[key] for key in kept} for row in report["rows"]]
         return {key: report[key] for key in ("recipe", "key", "cuts", "rounded", "task")} | {"rows": rows}
-    if path.name in ("README.md", "report.md", "report.csv") or path.suffix == ".png":
+    if path.name in ("README.md", "report.md", "report.html", "report.csv") or path.suffix == ".png":
         return "written" if content else "empty"
     return hashlib.sha256(content).hexdigest()[:16] if content else "empty"
 
