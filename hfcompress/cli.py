@@ -126,11 +126,13 @@ def init(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake in a recipe, before anything is trained."""
+    from hfcompress.recipe.license import ask_for_license
     from hfcompress.recipe.validate import check as check_
     from hfcompress.report.doctor import list_warnings
 
     loaded = _load(recipe, overrides)
     check_(loaded)
+    ask_for_license(loaded.recipe)
     for warning in list_warnings(loaded.recipe):
         log.warning(warning)
     out().print(f"{loaded.document.path} is correct: {', '.join(loaded.recipe.stage_names())}")

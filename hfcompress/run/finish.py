@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.data.source import is_local
 from hfcompress.measure.answers import FILE, read_answers, write_answers
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure
@@ -70,6 +71,18 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
         **measured,
     }
     return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
+
+
+def describe_origin(loaded: Loaded, held: dict[str, Any]) -> dict[str, Any]:
+    """Describes where model and data came from: `revisions`, `license` and the data set's own name of the split.
+
+    Args:
+        loaded: The recipe.
+        held: The content of recipe.lock.json.
+    """
+    task = loaded.recipe.task
+    split = None if is_local(task.dataset) else task.table.find_hub_split(task.judged_split())
+    return {"revisions": held["revisions"], "license": held["license"], "dataset_split": split}
 
 
 def finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hfcompress.data.hub import SHOWN, hub_calls
 from hfcompress.models.weights import ADAPTER, openvino_files
+from hfcompress.recipe.license import FIX
 from hfcompress.report.snippet import UNNAMED
 from hfcompress.utils.card_metadata import require_hub_id
 from hfcompress.utils.errors import HfcompressError
@@ -64,14 +65,34 @@ def list_uploads(run: Path) -> list[Upload]:
     """Lists the files of a run to push: the model, its tokenizer, the card, the recipe and the figures; no checkpoints.
 
     Raises:
-        HfcompressError: if the run has no final model or no card.
+        HfcompressError: if the run has no final model or no card, or the card names no licence.
     """
     final = run / "final" if (run / "final").is_dir() else run
     if not (final / "README.md").is_file() or not (final / "config.json").is_file():
         raise HfcompressError(f"{run} holds no finished model with a card", "finish it with `hfcompress run`")
+    require_license_named(final)
     files = (p for p in (*sorted(final.iterdir()), *sorted((final / ADAPTER).glob("*"))) if p.is_file())
     graphs = openvino_files(p.name for p in final.iterdir())
     return [_upload(p, final) for p in files if _is_published(p.name, graphs)]
+
+
+def require_license_named(model: Path) -> None:
+    """Refuses a model whose card names no licence.
+
+    Raises:
+        HfcompressError: if it names none, or its metadata cannot be read.
+    """
+    import yaml
+    from huggingface_hub import metadata_load
+
+    card = model / "README.md"
+    try:
+        named = (metadata_load(card) or {}).get("license")
+    except (ValueError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())[:SHOWN]
+        raise HfcompressError(f"the metadata of {card} cannot be read: {told}", "correct it, then push again") from None
+    if not named:
+        raise HfcompressError(f"{card} names no licence, so nobody would know who may use the model", FIX)
 
 
 def _is_published(name: str, graphs: Collection[str]) -> bool:

@@ -20,8 +20,8 @@ from hfcompress.recipe.loader import Loaded
 from hfcompress.recipe.schema import spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
 from hfcompress.report.sections import collect_facts
-from hfcompress.run.directory import open_run, require_free_directory, require_ours
-from hfcompress.run.finish import finish, measure_models
+from hfcompress.run.directory import open_run, read_lock, require_free_directory, require_ours
+from hfcompress.run.finish import describe_origin, finish, measure_models
 from hfcompress.run.resume import KEY, begin_attempt, find_finished, make_key, read_mark
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
@@ -97,7 +97,7 @@ def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCall
     with ExitStack() as stack:
         on_main_process(lambda: require_ours(loaded, directory, fresh=False))
         shapes = check(loaded, download=True)
-        on_main_process(lambda: open_run(stack, loaded, directory, False, max(s.bytes for s in shapes)))
+        on_main_process(lambda: open_run(stack, loaded, directory, False, max(s.bytes for s in shapes), False))
         return _run_stages(loaded, directory, None, callbacks)
 
 
@@ -111,6 +111,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         return None
     content = {
         **measure_models(loaded, directory, artifacts),
+        **describe_origin(loaded, read_lock(directory)),
         "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
     }
