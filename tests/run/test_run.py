@@ -46,7 +46,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Finished:
     folder = tmp_path_factory.mktemp("run")
-    loaded = load(factories.recipe(folder / "recipe.yaml", teacher, data))
+    loaded = load(factories.recipe(folder / "recipe.yaml", teacher, data, hub={"license": "apache-2.0"}))
     with factories.machine_state():
         done = runner.run(loaded, folder / "tiny")
     assert done is not None
@@ -245,8 +245,12 @@ def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
     (result,) = found.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", round(row["quality"]["accuracy"], 6))
     assert (result.task_type, result.dataset_split) == ("text-classification", "test")
-    assert (found.model_name, found.language, found.library_name) == ("tiny", "en", "transformers")
-    assert found.license is None  # neither the recipe nor a card of the source names one
+    assert (found.model_name, found.license, found.language, found.library_name) == (
+        "tiny",
+        "apache-2.0",
+        "en",
+        "transformers",
+    )
     assert {"distillation", "pruning", "quantization"} <= set(found.tags)
     assert str(finished.loaded.recipe.model) not in str(found.to_dict())  # a local path is no base model
 
@@ -332,7 +336,7 @@ def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Fin
 @pytest.mark.parametrize(
     ("line", "wrong", "message"),
     [
-        ("library_name: transformers", "license: apache-3.0", "hub.license: 'apache-3.0' is no licence id"),
+        ("license: apache-2.0", "license: apache-3.0", "hub.license: 'apache-3.0' is no licence id"),
         ("language: en", "language: english", "hub.language: 'english' is no language code"),
         ("# tiny", "# tiny [More Information Needed]", "the card has an empty section"),
     ],
