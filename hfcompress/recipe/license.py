@@ -12,7 +12,7 @@ from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.logging import log
 from hfcompress.utils.places import last_part
 
-FIX = "say `hub: {license: …}` in the recipe; with a finished run, the same `hfcompress run` then writes the card anew"
+FIX = "say `hub: {license: …}` in the recipe"
 """What to do if the licence is not known."""
 
 
@@ -67,5 +67,5 @@ def ask_for_license(recipe: Recipe, commits: Mapping[str, str | None] | None = N
         problem = Problem(f"{error}", FIX, ("hub", "license"))
     if recipe.hub.push:
         raise HfcompressError([problem])
-    log.warning(f"the card will name no licence, and `push` will refuse it: {problem.message}; {FIX}")
+    log.warning(f"{problem.message}; `push` will refuse the card: {FIX}")
     return None

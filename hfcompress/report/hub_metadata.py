@@ -14,7 +14,13 @@ from hfcompress.models.artifact import Artifact
 from hfcompress.recipe.license import find_license
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report.tables import find_metric
-from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
+from hfcompress.utils.card_metadata import (
+    require_hub_id,
+    require_language,
+    require_library,
+    require_license,
+    require_pipeline,
+)
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import one_line
 from hfcompress.utils.places import last_part
@@ -129,6 +135,8 @@ def validate(text: str) -> None:
     datasets = data.datasets or []
     checks: list[tuple[str, Callable[[Any], object], list[Any]]] = [
         ("license", require_license, [data.license] if data.license else []),
+        ("library_name", require_library, [data.library_name] if data.library_name else []),
+        ("pipeline_tag", require_pipeline, [data.pipeline_tag] if data.pipeline_tag else []),
         ("language", require_language, languages if data.language else []),
         ("base_model", require_hub_id, [data.base_model] if data.base_model else []),
         ("dataset", require_hub_id, [datasets] if isinstance(datasets, str) else datasets),

@@ -148,7 +148,10 @@ def require_license_named(model: Path) -> None:
         told = " ".join(str(error).split())[:SHOWN]
         raise HfcompressError(f"the metadata of {card} cannot be read: {told}", "correct it, then push again") from None
     if not named:
-        raise HfcompressError(f"{card} names no licence, so nobody would know who may use the model", FIX)
+        raise HfcompressError(
+            f"{card} names no licence, so nobody would know who may use the model",
+            f"{FIX}; the same `hfcompress run` then writes the card again",
+        )
 
 
 def _is_published(name: str, graphs: Collection[str]) -> bool:
