@@ -23,6 +23,7 @@ from hfcompress.recipe.validate import check
 from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.report.notebook import Report
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -163,6 +164,8 @@ class Recipe:
         finished = run(self.loaded, place, fresh=fresh, callbacks=callbacks)
         if finished is None:  # not the first process of a distributed run
             return Run(place, Report({"rows": []}), self.loaded.recipe.task.auto_class)
+        if finished.push_problem:
+            log.error(str(finished.push_problem))
         return Run(finished.directory, Report(finished.report), self.loaded.recipe.task.auto_class)
 
 
@@ -321,20 +324,21 @@ def evaluate(
     return Report(compare(names, recipe.loaded)[0])
 
 
-def push(run: str | Path | Run, repo: str | None = None, *, private: bool = False) -> str:
+def push(run: str | Path | Run, repo: str | None = None, *, private: bool = False, stage: int | None = None) -> str:
     """Publishes a finished run on the Hub: model, tokenizer, card and pictures, in one commit.
 
     Args:
         run: A run, or its directory.
         repo: `user/name`; by default `hub.repo` of the recipe.
         private: True to create the repository as a private one.
+        stage: The number of the stage whose model is published, from 1; by default the last model.
 
     Returns:
         The address of the commit.
     """
     from hfcompress.run.push import push
 
-    return push(run.directory if isinstance(run, Run) else Path(run), repo, private)
+    return push(run.directory if isinstance(run, Run) else Path(run), repo, private, stage=stage)
 
 
 def name_model(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:

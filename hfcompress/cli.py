@@ -126,11 +126,13 @@ def init(
 @app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake in a recipe, before anything is trained."""
+    from hfcompress.recipe.license import ask_for_license
     from hfcompress.recipe.validate import check as check_
     from hfcompress.report.doctor import list_warnings
 
     loaded = _load(recipe, overrides)
     check_(loaded)
+    ask_for_license(loaded.recipe)
     for warning in list_warnings(loaded.recipe):
         log.warning(warning)
     out().print(f"{loaded.document.path} is correct: {', '.join(loaded.recipe.stage_names())}")
@@ -174,6 +176,11 @@ def run(
     finished = run_(loaded, output or Path("runs") / loaded.recipe.name, only, fresh)
     if finished is not None:
         _print_run(finished.report, finished.directory)
+        if finished.commit:
+            out().print(f"pushed {finished.commit}")
+        if finished.push_problem:
+            _complain([str(finished.push_problem)])
+            raise typer.Exit(1)
 
 
 def _hide_foreign_progress() -> None:
@@ -460,6 +467,10 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, but send nothing.")] = False,
+    stage: Annotated[
+        int | None,
+        typer.Option("--stage", metavar="N", help="Publish the model of stage N, with its own card."),
+    ] = None,
 ) -> None:
     """Publish a run's model and card in one commit.
 
@@ -467,13 +478,14 @@ def push(
     """
     from hfcompress.run import push as push_
 
-    files = push_.list_uploads(run_directory)
     repo, private = push_.choose_repository(run_directory, repo, private)
-    for file in files:
-        out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
-    out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
-    if not dry_run:
-        out().print(push_.push(run_directory, repo, private))
+    with push_.open_model(run_directory, stage, repo) as folder:
+        files = push_.list_uploads(folder)
+        for file in files:
+            out().print(f"{file.size / 1e6:10.3f} MB  {file.name}")
+        out().print(f"{sum(f.size for f in files) / 1e6:10.3f} MB  in {len(files)} files, to {repo}")
+        if not dry_run:
+            out().print(push_.commit(files, run_directory.resolve().name, repo, private))
 
 
 def main() -> None:

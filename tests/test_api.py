@@ -191,7 +191,9 @@ def test_example_judge_three(teacher: Path, csv: str, tmp_path: Path, capsys: py
 
 def test_example_publish(teacher: Path, csv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = hfc.TextClassification(dataset=csv, text=["sentence"], max_length=16)
-    run = hfc.Recipe(teacher, task, [hfc.Quantize(backend="float16")], measure=QUICK).run(tmp_path / "run")
+    run = hfc.Recipe(teacher, task, [hfc.Quantize(backend="float16")], measure=QUICK, hub={"license": "mit"}).run(
+        tmp_path / "run"
+    )
     with loopback_hub.running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         for name, value in {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}.items():

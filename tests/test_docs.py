@@ -61,6 +61,23 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+HOSTS = {
+    "docs.pytorch.org", "example.org", "github.com", "huggingface.co", "json-schema.org", "onnxruntime.ai",
+    "pytorch.org", "raw.githubusercontent.com",
+}  # fmt: skip
+"""The hosts that pages, cards, recipes and code may name: no registry of packages, and no place that does not exist."""
+
+
+@pytest.mark.parametrize("folder", ["hfcompress", "docs", "model_cards", "recipes", "examples", "scripts", "."])
+def test_only_known_hosts_are_named(folder: str) -> None:
+    pattern = "*" if folder == "." else "**/*"
+    files = [path for path in (ROOT / folder).glob(pattern) if path.suffix in {".md", ".py", ".yaml", ".txt", ".toml"}]
+    assert files
+    for path in files:
+        for host in re.findall(r"https?://([\w.-]+\.[a-z]+)", path.read_text(encoding="utf-8")):
+            assert host in HOSTS, f"{path} names {host}"
+
+
 def test_the_documented_component_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -210,12 +210,26 @@ def model_config(spec: str) -> dict[str, Any]:
     spec, _ = split_graph(spec)
     if spec == BUILTIN or is_directory(spec):
         return read_config(model_directory(spec))
+    return read_config(fetch_file(spec, "config.json").parent)
+
+
+def fetch_file(spec: str, name: str, commit: str | None = None) -> Path:
+    """Fetches one file of a model on the Hub.
+
+    Args:
+        spec: `id` or `id@revision`.
+        name: The file.
+        commit: The commit to take it from, in place of the revision.
+
+    Raises:
+        HfcompressError: if it is not there, or the Hub cannot be reached.
+    """
     refuse_a_path(spec, "model")
     from huggingface_hub import hf_hub_download
 
     repo, revision = _split_revision(spec)
     with hub_calls(f"model '{spec}'"):
-        return read_config(Path(hf_hub_download(repo, "config.json", revision=revision)).parent)
+        return Path(hf_hub_download(repo, name, revision=commit or revision))
 
 
 def refuse_a_path(spec: str, what: str) -> None:
@@ -330,9 +344,14 @@ class Table:
 
     def _on_the_hub(self, split: str, streaming: bool = False) -> Any:
         refuse_a_path(self.dataset, "data")
+        name = self.find_hub_split(split, streaming)
+        return None if name is None else _hub_splits(self.dataset, self.config, streaming)[name]
+
+    def find_hub_split(self, split: str, streaming: bool = False) -> str | None:
+        """Finds the name of a split in a Hub data set, such as `validation` for `dev`; None if it has no such split."""
         found = _hub_splits(self.dataset, self.config, streaming)
         names = (self.splits[split],) if split in self.splits else SPLIT_NAMES[split]
-        return next((found[name] for name in names if name in found), None)
+        return next((name for name in names if name in found), None)
 
     def _describe_split(self, split: str) -> str:
         return f"the {split} split of {self.dataset}"

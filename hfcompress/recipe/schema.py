@@ -30,8 +30,10 @@ class Hub(StrictModel):
     repo: Annotated[str, AfterValidator(partial(require_hub_id, owner=True))] | None = None
     """The repository, such as `user/name`; `push --repo` overrides it."""
     private: bool = False
-    license: Annotated[str, AfterValidator(require_license)] = "apache-2.0"
-    """A licence id from the Hub's list."""
+    push: bool = False
+    """Publishes the model at the end of the run, as `hfcompress push` does; needs `repo`."""
+    license: Annotated[str, AfterValidator(require_license)] | None = None
+    """A licence id from the Hub's list; by default the licence that the card of the source names."""
     license_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=96)
     """The name of a licence that is not on the list (with `license: other`): small letters, digits, `-` and `.`."""
     license_link: str | None = Field(default=None, pattern=r"^https://[^\s]+$", max_length=500)
@@ -42,6 +44,13 @@ class Hub(StrictModel):
     """The Hub id that the card names as base model, if the recipe's model is a local directory."""
     dataset: Annotated[str, AfterValidator(require_hub_id)] | None = None
     """The Hub id that the card names as data set, if the task's is a local directory."""
+
+    @field_validator("push")
+    @classmethod
+    def _where(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("repo"):
+            raise ValueError("it needs `repo: user/name`")
+        return value
 
     @field_validator("license_name", "license_link")
     @classmethod

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from hfcompress.context import Stage
+from hfcompress.data.license import UnknownLicenseError
 from hfcompress.data.source import is_local
 from hfcompress.models.artifact import Artifact
+from hfcompress.recipe.license import find_license
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report.tables import find_metric
-from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
+from hfcompress.utils.card_metadata import (
+    require_hub_id,
+    require_language,
+    require_library,
+    require_license,
+    require_pipeline,
+)
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import one_line
 from hfcompress.utils.places import last_part
@@ -45,14 +54,16 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
     recipe, metric = loaded.recipe, find_metric(content)
     pipeline, languages = _PIPELINES.get(recipe.task.type, recipe.task.type), recipe.hub.language
     base, dataset = find_base_model(loaded), find_dataset(loaded)
-    local = is_local(recipe.task.dataset)
+    split = content.get("dataset_split") or content["task"]["split"]
+    if is_local(recipe.task.dataset) and recipe.hub.dataset:
+        split = None  # local files called `test` need not be the Hub's test split
     result = EvalResult(
         task_type=pipeline,
         dataset_type=dataset or "local",
         dataset_name=one_line(" ".join(filter(None, [dataset or last_part(recipe.task.dataset), recipe.task.config]))),
         dataset_config=recipe.task.config and one_line(recipe.task.config),
-        # Local files called `test` need not be the Hub's test split.
-        dataset_split=None if local and recipe.hub.dataset else content["task"]["split"],
+        dataset_split=split,
+        dataset_revision=content.get("revisions", {}).get(f"datasets/{recipe.task.dataset}"),
         metric_type=metric,
         metric_name=METRIC_NAMES.get(metric, metric),
         metric_value=round(float(row["quality"][metric]), 6),
@@ -60,9 +71,7 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
     stages = list_stages(loaded, artifact)
     return ModelCardData(
         language=(languages[0] if len(languages) == 1 else languages) or None,
-        license=recipe.hub.license,
-        license_name=recipe.hub.license_name,
-        license_link=recipe.hub.license_link,
+        **_read_license(loaded, content),
         library_name="transformers",  # the Hub has no library `onnx`: a graph is a tag
         pipeline_tag=pipeline,
         base_model=base,
@@ -73,6 +82,17 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
         model_name=recipe.name,
         eval_results=[result],
     )
+
+
+def _read_license(loaded: Loaded, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the licence, by the Hub's keys; empty if it is not known."""
+    recipe = loaded.recipe
+    if recipe.hub.license is None and "license" in content:
+        return dict(content["license"] or {})
+    try:
+        return asdict(find_license(recipe))
+    except UnknownLicenseError:
+        return {}
 
 
 def list_stages(loaded: Loaded, artifact: Artifact) -> list[Stage]:
@@ -114,7 +134,9 @@ def validate(text: str) -> None:
     languages = data.language if isinstance(data.language, list) else [data.language]
     datasets = data.datasets or []
     checks: list[tuple[str, Callable[[Any], object], list[Any]]] = [
-        ("license", require_license, [data.license]),
+        ("license", require_license, [data.license] if data.license else []),
+        ("library_name", require_library, [data.library_name] if data.library_name else []),
+        ("pipeline_tag", require_pipeline, [data.pipeline_tag] if data.pipeline_tag else []),
         ("language", require_language, languages if data.language else []),
         ("base_model", require_hub_id, [data.base_model] if data.base_model else []),
         ("dataset", require_hub_id, [datasets] if isinstance(datasets, str) else datasets),

@@ -40,7 +40,7 @@ def _measure_again(directory: Path) -> dict[str, Any]:
     final = directory / "final"
     if not (final / "config.json").is_file():
         raise HfcompressError(f"{final} holds no model", "the same `hfcompress run` writes it again")
-    artifacts = _open_measured(loaded, directory, content)
+    artifacts = open_measured(loaded, directory, content)
     recipe = loaded.recipe
     timed = time_again(artifacts, recipe.task, recipe.measure, recipe.seed, content, log.info)
     if conditions.was_busy(timed) and content.get("machine", {}).get("busy") is False:
@@ -53,19 +53,28 @@ def _measure_again(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _open_measured(loaded: Loaded, directory: Path, content: dict[str, Any]) -> list[Artifact]:
+def open_measured(loaded: Loaded, directory: Path, content: dict[str, Any], only: str | None = None) -> list[Artifact]:
     """Opens the models of a report's rows, in order.
+
+    Args:
+        loaded: The recipe.
+        directory: The run directory.
+        content: The report.
+        only: The row to open; by default all of them.
 
     Raises:
         HfcompressError: if a model is missing, or is not the one that was measured.
     """
     recipe = loaded.recipe
     tuned = [n for n, stage in zip(recipe.stage_names(), recipe.stages, strict=True) if not stage.compresses]
-    places = {name: directory / name for name in recipe.stage_names()}
-    places["source"] = directory / tuned[-1] if tuned else model_directory(recipe.model)
     artifacts = []
     for row in content["rows"]:
-        place = places[row["stage"]]
+        if only not in (None, row["stage"]):
+            continue
+        if row["stage"] == "source":
+            place = directory / tuned[-1] if tuned else model_directory(recipe.model)
+        else:
+            place = directory / row["stage"]
         if not (place / "config.json").is_file():
             raise HfcompressError(f"{place} holds no model", "the same `hfcompress run` makes it again")
         made = open_artifact(place, row["stage"], row["kind"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.data.source import cache_home, data_revision, is_local, model_directory, revision_of
 from hfcompress.measure.environment import environment
+from hfcompress.recipe.license import ask_for_license
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.schema import spell_out
 from hfcompress.report import report
@@ -41,9 +42,21 @@ SPACE_FACTOR = 5
 """A stage needs about five times its model's bytes: the model, a checkpoint with two moments a weight, and a copy."""
 
 
-def open_run(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, largest: int) -> None:
-    """Checks, locks and prepares the run directory; the lock lasts until the stack is closed."""
+def open_run(
+    stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, largest: int, with_card: bool = True
+) -> None:
+    """Checks, locks and prepares the run directory; the lock lasts until the stack is closed.
+
+    Args:
+        stack: Holds the lock.
+        loaded: The recipe.
+        directory: The run directory.
+        fresh: True to empty the directory first.
+        largest: The bytes of the largest model.
+        with_card: False if the run ends without a card, so that no licence is needed.
+    """
     revisions = find_revisions(loaded)
+    license_ = ask_for_license(loaded.recipe, revisions) if with_card else None
     old = sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) if fresh and directory.is_dir() else 0
     free = old + shutil.disk_usage(next(p for p in (directory, *directory.absolute().parents) if p.exists())).free
     if free < SPACE_FACTOR * largest:
@@ -65,6 +78,7 @@ def open_run(stack: ExitStack, loaded: Loaded, directory: Path, fresh: bool, lar
         "recipe": spell_out(loaded.recipe),
         "overrides": list(loaded.document.overrides),
         "revisions": revisions,
+        "license": license_,
         "environment": environment(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.data.source import is_local
 from hfcompress.measure.answers import FILE, read_answers, write_answers
 from hfcompress.measure.environment import environment, versions
 from hfcompress.measure.measure import measure
@@ -72,16 +74,49 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
     return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
 
 
+def describe_origin(loaded: Loaded, held: dict[str, Any]) -> dict[str, Any]:
+    """Describes where model and data came from: `revisions`, `license` and the data set's own name of the split.
+
+    Args:
+        loaded: The recipe.
+        held: The content of recipe.lock.json.
+    """
+    task = loaded.recipe.task
+    split = None if is_local(task.dataset) else task.table.find_hub_split(task.judged_split())
+    return {"revisions": held["revisions"], "license": held["license"], "dataset_split": split}
+
+
 def finish(loaded: Loaded, directory: Path, artifacts: list[Artifact], content: dict[str, Any]) -> None:
     """Writes the report, the figures, `final/` and its card."""
     report.write(content, directory)
-    last = artifacts[-1]
     with new_directory(directory / "final") as final:
-        shutil.copytree(last.path, final, dirs_exist_ok=True, ignore=shutil.ignore_patterns("stage.json", "README.md"))
-        shorten_settings(final)
-        write_text(final / "recipe.yaml", shorten_places(loaded.document.text))
-        write_card(loaded, directory, replace(last, path=final), content)
+        write_model(loaded, directory, artifacts[-1], content, final)
     _remove_leftovers(loaded, directory, {a.stage for a in artifacts})
+
+
+def write_model(
+    loaded: Loaded,
+    directory: Path,
+    model: Artifact,
+    content: dict[str, Any],
+    target: Path,
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> None:
+    """Writes a model as it is published: its files, the recipe, the card and its figures.
+
+    Args:
+        loaded: The recipe.
+        directory: The run directory.
+        model: The model of a stage.
+        content: The report.
+        target: An empty directory.
+        copy: Copies one file.
+    """
+    ignored = shutil.ignore_patterns("stage.json", "README.md")
+    shutil.copytree(model.path, target, dirs_exist_ok=True, ignore=ignored, copy_function=copy)
+    shorten_settings(target)
+    write_text(target / "recipe.yaml", shorten_places(loaded.document.text))
+    write_card(loaded, directory, replace(model, path=target), content)
 
 
 def _remove_leftovers(loaded: Loaded, directory: Path, done: set[str]) -> None:

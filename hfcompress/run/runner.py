@@ -20,11 +20,12 @@ from hfcompress.recipe.loader import Loaded
 from hfcompress.recipe.schema import spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
 from hfcompress.report.sections import collect_facts
-from hfcompress.run.directory import open_run, require_free_directory, require_ours
-from hfcompress.run.finish import finish, measure_models
+from hfcompress.run.directory import open_run, read_lock, require_free_directory, require_ours
+from hfcompress.run.finish import describe_origin, finish, measure_models
+from hfcompress.run.push import push
 from hfcompress.run.resume import KEY, begin_attempt, find_finished, make_key, read_mark
 from hfcompress.utils.distributed import on_main_process, process_state
-from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.files import (
     remove,
     replace_directory,
@@ -45,11 +46,15 @@ class Run:
         directory: `runs/<name>`.
         artifacts: The models of the stages, the source first.
         report: The report's content.
+        commit: The address of the commit that published the model, with `hub: {push: true}`.
+        push_problem: The reason why it could not be published.
     """
 
     directory: Path
     artifacts: list[Artifact]
     report: dict[str, Any]
+    commit: str | None = None
+    push_problem: Problem | None = None
 
 
 def run(
@@ -80,7 +85,24 @@ def run(
         shapes = check(loaded, download=True)
         _require_stages(loaded, only, fresh)
         on_main_process(lambda: open_run(stack, loaded, directory, fresh, max(s.bytes for s in shapes)))
-        return _run(loaded, directory, only, callbacks)
+        finished = _run(loaded, directory, only, callbacks)
+        if finished is None or not loaded.recipe.hub.push or only not in (None, loaded.recipe.stages[-1].kind):
+            return finished
+        return _push(finished)
+
+
+def _push(finished: Run) -> Run:
+    """Publishes a finished run; the run stays what it is if that fails."""
+    log.info(f"push: {finished.directory}")
+    try:
+        return replace(finished, commit=push(finished.directory))
+    except HfcompressError as error:
+        problem, fix = error.problems[0].message, error.problems[0].fix
+    except Exception as error:
+        problem, fix = f"{type(error).__name__}: {error}", ""
+    command = f"`hfcompress push {finished.directory}`"
+    fix = f"{fix}; then {command} publishes it" if fix else f"{command} tries again"
+    return replace(finished, push_problem=Problem(f"the run is finished, but not published: {problem}", fix))
 
 
 def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> list[Artifact]:
@@ -97,7 +119,7 @@ def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCall
     with ExitStack() as stack:
         on_main_process(lambda: require_ours(loaded, directory, fresh=False))
         shapes = check(loaded, download=True)
-        on_main_process(lambda: open_run(stack, loaded, directory, False, max(s.bytes for s in shapes)))
+        on_main_process(lambda: open_run(stack, loaded, directory, False, max(s.bytes for s in shapes), False))
         return _run_stages(loaded, directory, None, callbacks)
 
 
@@ -111,6 +133,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         return None
     content = {
         **measure_models(loaded, directory, artifacts),
+        **describe_origin(loaded, read_lock(directory)),
         "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
     }

@@ -16,17 +16,57 @@ _MAX_ID = 96
 @cache
 def licenses() -> frozenset[str]:
     """Reads the licence ids that the Hub accepts."""
-    return _words("licenses.txt")
+    return _read_list("licenses.txt")
 
 
 @cache
 def languages() -> frozenset[str]:
     """Reads the codes of ISO 639-1, 639-2, 639-3 and 639-5, and the Hub's own `multilingual` and `code`."""
-    return _words("languages.txt")
+    return _read_list("languages.txt")
 
 
-def _words(name: str) -> frozenset[str]:
-    return frozenset(Path(__file__).with_name(name).read_text(encoding="utf-8").split())
+@cache
+def pipelines() -> frozenset[str]:
+    """The pipeline tags of the Hub."""
+    return _read_list("pipelines.txt")
+
+
+@cache
+def libraries() -> frozenset[str]:
+    """The library names of the Hub."""
+    return _read_list("libraries.txt")
+
+
+def _read_list(name: str) -> frozenset[str]:
+    return read_words(Path(__file__).with_name(name))
+
+
+def read_words(path: Path) -> frozenset[str]:
+    """Reads the words of a list; lines that begin with `#` say where it comes from."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+
+
+def require_pipeline(tag: str) -> str:
+    """Requires a pipeline tag of the Hub.
+
+    Raises:
+        ValueError: if the Hub does not know it.
+    """
+    if tag not in pipelines():
+        raise ValueError(f"'{tag}' is no pipeline tag of the Hub; {did_you_mean(tag, pipelines())}")
+    return tag
+
+
+def require_library(name: str) -> str:
+    """Requires a library name of the Hub.
+
+    Raises:
+        ValueError: if the Hub does not know it.
+    """
+    if name not in libraries():
+        raise ValueError(f"'{name}' is no library of the Hub; a file format such as onnx is a tag")
+    return name
 
 
 def require_license(license_id: str) -> str:

@@ -284,7 +284,7 @@ def test_a_disk_that_takes_nothing(refused: Refused, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "write_text", refuses)
     said = refused(fresh=False)
-    assert said.startswith(f"error: {why}: ")
+    assert f"\nerror: {why}: " in f"\n{said}"
     assert "--output" in said
 
 

@@ -20,6 +20,7 @@ from hfcompress import cli
 from hfcompress.data import hub as hub_client
 from hfcompress.data import source
 from hfcompress.data.fill_mask import FillMask
+from hfcompress.data.license import License, UnknownLicenseError, read_license
 from hfcompress.data.sequence import TextClassification
 from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.run import push as push_
@@ -31,6 +32,7 @@ from tests.soak import push as soak
 TOKEN = "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"
 TASK = {"type": "text-classification", "dataset": "user/tiny-data", "text": ["sentence"], "max_length": 16}
 MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
+TEACHER_CARD = b"---\nlicense: cc-by-nc-4.0\n---\n# tiny\n"
 DATA_CARD = """---
 dataset_info:
   features:
@@ -50,7 +52,7 @@ def model_files(folder: Path, **others: bytes) -> dict[str, bytes]:
     """A repository as they are: the model, and its weights again in other formats and folders."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     copies = ["onnx/model.onnx", "openvino/openvino_model.bin", "model.onnx", "pytorch_model.bin", "tf_model.h5"]
-    return files | {"README.md": b"# tiny"} | dict.fromkeys(copies, b"x" * 99) | others
+    return files | {"README.md": TEACHER_CARD} | dict.fromkeys(copies, b"x" * 99) | others
 
 
 def data_files(folder: Path) -> dict[str, bytes]:
@@ -193,6 +195,15 @@ def test_a_run_records_the_commits_of_its_model_and_data(from_hub: FromHub) -> N
 def test_the_card_names_hub_model_and_data_set(from_hub: FromHub) -> None:
     card = ModelCard.load(from_hub.directory / "final" / "README.md").data
     assert (card.base_model, card.datasets) == ("user/tiny-teacher", ["user/tiny-data"])
+    (result,) = card.eval_results
+    assert (result.dataset_type, result.dataset_split) == ("user/tiny-data", "test")
+    assert result.dataset_revision == from_hub.commits["datasets/user/tiny-data"]
+
+
+def test_the_card_takes_the_licence_of_the_source(from_hub: FromHub) -> None:
+    assert ModelCard.load(from_hub.directory / "final" / "README.md").data.license == "cc-by-nc-4.0"
+    lock = json.loads((from_hub.directory / "recipe.lock.json").read_text())
+    assert lock["license"] == {"license": "cc-by-nc-4.0", "license_name": None, "license_link": None}
 
 
 def test_the_measured_rows_are_the_data_sets_test_split(from_hub: FromHub) -> None:
@@ -228,7 +239,8 @@ def test_a_look_at_a_recipe_fetches_the_config_only(
 ) -> None:
     hub.add("user/tiny-teacher", model_files(teacher))
     assert main(command, local_data_recipe)[0] == 0
-    assert hub.fetched() == ["config.json"]
+    card = ["README.md"] if command == "check" else []  # for the licence
+    assert hub.fetched() == [*card, "config.json"]
     assert command == "check" or not hub.asked("safetensors")
 
 
@@ -349,6 +361,15 @@ def test_splits_rename_those_of_a_data_set(hub: LoopbackHub, data: Path) -> None
     assert len(TextClassification(**TASK, splits={"dev": "test"}).read("dev")) == 48
     with pytest.raises(HfcompressError, match="the data set user/tiny-data has no dev split"):
         TextClassification(**TASK).read("dev")
+
+
+def test_the_name_of_a_split_is_the_hubs(hub: LoopbackHub, data: Path) -> None:
+    files = {name: content for name, content in data_files(data).items() if name != "test.csv"}
+    hub.add("user/tiny-data", files, kind="dataset")
+    task = TextClassification(dataset="user/tiny-data", text=["sentence"])
+    assert task.judged_split() == "dev"
+    assert task.table.find_hub_split("dev") == "validation"
+    assert task.table.find_hub_split("test") is None
 
 
 def test_a_data_set_of_parquet_files(hub: LoopbackHub, task: TextClassification, tmp_path: Path) -> None:
@@ -493,7 +514,60 @@ def test_an_unknown_teacher_is_found_before_the_run_directory_is_made(
     assert not (tmp_path / "run").exists()
 
 
+# The licence of a Hub model.
+
+
+def test_the_licence_is_that_of_the_revision(hub: LoopbackHub) -> None:
+    repo = hub.add("user/tiny-teacher", {"README.md": TEACHER_CARD})
+    first = repo.refs["main"]
+    repo.commit({"README.md": b"---\nlicense: mit\n---\n"})
+    assert read_license("user/tiny-teacher") == License("mit")
+    assert read_license(f"user/tiny-teacher@{first}") == License("cc-by-nc-4.0")
+    assert read_license("user/tiny-teacher", first) == License("cc-by-nc-4.0")
+
+
+def test_a_licence_that_the_hub_does_not_list_links_to_its_file(hub: LoopbackHub) -> None:
+    card = b"---\nlicense: other\nlicense_name: tiny-terms\nlicense_link: LICENSE.md\n---\n"
+    repo = hub.add("user/tiny-teacher", {"README.md": card})
+    link = f"https://huggingface.co/user/tiny-teacher/blob/{repo.refs['main']}/LICENSE.md"
+    assert read_license("user/tiny-teacher", repo.refs["main"]) == License("other", "tiny-terms", link)
+
+
+@pytest.mark.parametrize(
+    "files", [{"config.json": b"{}"}, {"README.md": b"# tiny"}, {"README.md": b"---\n{: [\n---\n"}]
+)
+def test_a_hub_model_that_does_not_tell_its_licence(hub: LoopbackHub, files: dict[str, bytes]) -> None:
+    hub.add("user/tiny-teacher", files)
+    with pytest.raises(UnknownLicenseError):
+        read_license("user/tiny-teacher")
+
+
+def test_a_run_that_would_push_without_a_licence_is_refused_before_it_begins(
+    hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    hub.add("user/tiny-teacher", model_files(teacher) | {"README.md": b"# tiny"})
+    changes = {"task": {**TASK, "dataset": str(data)}, "hub": {"repo": "user/tiny", "push": True}}
+    recipe = write_recipe(tmp_path / "r.yaml", **changes)
+    for command in (["check", recipe], ["run", recipe, "-o", tmp_path / "run"]):
+        status, printed = main(*command)
+        assert status == 2
+        assert "hub.license: the licence of user/tiny-teacher is not known: its card names no licence" in printed
+        assert "say `hub: {license: …}`" in printed
+    assert not (tmp_path / "run").exists()
+
+
 # `push`.
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_card_without_a_licence_is_not_pushed(hub: LoopbackHub, main: Main, finished: Path, dry: list[str]) -> None:
+    card = finished / "final" / "README.md"
+    card.write_text(card.read_text().replace("license: cc-by-nc-4.0\n", ""))
+    status, printed = main("push", finished, "--repo", "user/tiny", *dry)
+    assert status == 2
+    assert "names no licence" in printed
+    assert "say `hub: {license: …}` in the recipe" in printed
+    assert hub.requests == []
 
 
 def test_only_model_card_recipe_and_plot_are_sent(finished: Path) -> None:

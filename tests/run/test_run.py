@@ -46,7 +46,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path) -> Finished:
     folder = tmp_path_factory.mktemp("run")
-    loaded = load(factories.recipe(folder / "recipe.yaml", teacher, data))
+    loaded = load(factories.recipe(folder / "recipe.yaml", teacher, data, hub={"license": "apache-2.0"}))
     with factories.machine_state():
         done = runner.run(loaded, folder / "tiny")
     assert done is not None
