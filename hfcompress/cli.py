@@ -124,6 +124,16 @@ def init(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, by which an editor completes and checks them."""
+    import json
+
+    from hfcompress.recipe.json_schema import make_json_schema
+
+    out().print(json.dumps(make_json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Find every mistake in a recipe, before anything is trained."""
     from hfcompress.recipe.validate import check as check_
