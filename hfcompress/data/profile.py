@@ -108,8 +108,8 @@ class Profile:
     def warnings(self) -> list[str]:
         """Lists what makes a result worse or less believable, and what to do about it."""
         found = [
-            f"{count(rows, 'row')} of {self.rows[split]:,} in {split} {'has' if rows == 1 else 'have'} a text of train, "
-            f"so {split} tests not only new texts; leave them out of train"
+            f"{count(rows, 'row')} of {self.rows[split]:,} in {split} {'has' if rows == 1 else 'have'} a text of train"
+            f", so {split} tests not only new texts; leave them out of train"
             for split, rows in self.leaks.items()
             if rows
         ]
