@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 import hfcompress as hfc
 from hfcompress.cli import app
-from hfcompress.data.quickstart import write_model
+from hfcompress.data.quickstart import vocabulary
 from hfcompress.recipe.loader import find_shipped, load, parse, validate
 from hfcompress.recipe.schema import Recipe, spell_out
 from hfcompress.recipe.yaml_text import parse_yaml
@@ -110,8 +110,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("in_process")
 def test_the_tutorial(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     page, done = ROOT / "docs" / "tutorial.md", []
-    model = write_model(here / "model")
-    names = {"sentence-transformers/all-MiniLM-L6-v2": model, '{"train": 6000}': '{"train": 400}'}
+    words = [*factories.WORDS[:5], *vocabulary()]
+    model = factories.save(factories.model(vocab_size=len(words)), here / "model", words)
+    names = {"sentence-transformers/all-MiniLM-L6-v2": model, '{"train": 6000}': '{"train": 160}'}
     with loopback_hub.running() as hub:
         for language, text in documents.read_blocks(page, "bash", "python"):
             text = documents.replace_names(text, names)
@@ -158,6 +159,52 @@ def test_python_of_the_readme(here: Path, deep_teacher: Path, data: Path) -> Non
     space: dict[str, Any] = {}
     exec(documents.replace_names(text, {"my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"'}), space)
     assert [row["stage"] for row in space["run"].report.rows] == ["source", "01-distill", "02-quantize"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_python_of_the_api_page(
+    here: Path, deep_teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(deep_teacher)
+    files = {"train": str(data / "train.tsv"), "validation": str(data / "dev.tsv")}
+    names = {"my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"', "directory-b": deep_teacher,
+             "user/model-c": deep_teacher}  # fmt: skip
+    space: dict[str, Any] = {
+        "hfc": hfc,
+        "F": torch.nn.functional,
+        "model": model,
+        "model_a": model,
+        "tokenizer": AutoTokenizer.from_pretrained(deep_teacher),
+        "dataset": datasets.load_dataset("csv", data_files=files, delimiter="\t"),
+    }
+    with loopback_hub.running() as hub:
+        for _, text in documents.read_blocks(ROOT / "docs" / "api.md", "python"):
+            if "hfc.push" in text:
+                point_at(hub.url, tmp_path / "cache", monkeypatch)
+            exec(documents.replace_names(text, names), space)
+        assert hub.repositories["model", "user/name"].private
+    assert (here / "int8" / "model.onnx").is_file()
+    assert len(space["report"].rows) == 3
+
+
+@pytest.mark.parametrize("page", ["components", "data"])
+def test_python_of_other_pages_runs(page: str) -> None:
+    import evaluate
+
+    import hfcompress.data.metrics
+
+    blocks = documents.read_blocks(ROOT / "docs" / f"{page}.md", "python")
+    assert blocks
+    for number, (_, text) in enumerate(blocks):
+        name = f"documented_{page}_{number}"
+        space = {"__name__": name, "evaluate": evaluate, "hfcompress": hfcompress}
+        exec(compile(text, name, "exec", dont_inherit=True), space)
+        for made in [value for value in space.values() if isinstance(value, type) and value.__module__ == name]:
+            made()
 
 
 # FAQ
