@@ -109,7 +109,7 @@ class Profile:
         """Lists what makes a result worse or less believable, and what to do about it."""
         found = [
             f"{count(rows, 'row')} of {self.rows[split]:,} in {split} {'has' if rows == 1 else 'have'} a text of train"
-            f", so {split} tests not only new texts; leave them out of train"
+            f", so the {split} score may be too high; leave them out of train"
             for split, rows in self.leaks.items()
             if rows
         ]
@@ -152,6 +152,8 @@ def guess_columns(
         raise HfcompressError("the data has no rows", "give it at least ten")
     names = list(dict.fromkeys(name for row in samples for name in row))
     _require_table(names, samples)
+    if len(text) > 2:
+        raise HfcompressError(f"{len(text)} columns of text are named", "a task reads one, or two that make a pair")
     for name in (*text, *([label] if label else [])):
         if name not in names:
             raise HfcompressError(f"the data has no column '{name}'", did_you_mean(name, names))

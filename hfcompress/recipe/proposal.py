@@ -15,6 +15,7 @@ from hfcompress.data.files import data_file
 from hfcompress.data.hub import hub_calls
 from hfcompress.data.profile import SAMPLE, Columns, Profile, guess_columns, profile
 from hfcompress.data.source import SUFFIXES, is_local, model_config, model_directory, split_file
+from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.split import split_rows, write_splits
 from hfcompress.data.tasks import AnyTask
 from hfcompress.models.artifact import label_ids, load_tokenizer
@@ -128,7 +129,7 @@ def _write_recipe(
         "seed": seed,
     }
     editor = f"{MODELINE}\n" if (path.parent / FILE).is_file() else ""
-    text = editor + _comment(path, recipe, facts, trained, target) + _comment_lines(dump_yaml(recipe))
+    text = editor + _comment(path, recipe, facts, trained, target) + _comment_lines(dump_yaml(recipe), facts)
     check(validate(parse(text, path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
@@ -152,7 +153,11 @@ def _read_samples(place: Path, encoding: str) -> list[dict[str, Any]]:
             raise HfcompressError(f"{place} has no train file", f"name it train with one of {', '.join(SUFFIXES)}")
         return data_file(file, encoding).samples(SAMPLE)
     if not place.is_file():
-        raise HfcompressError(f"no such data: {place}", "give a file, or a directory with train, dev and test files")
+        raise HfcompressError(
+            f"no such data: {place}",
+            "give a file, or a directory with train, dev and test files; for data of the Hub, start with a recipe of "
+            "`hfcompress list recipes`",
+        )
     if place.suffix not in SUFFIXES:
         raise HfcompressError(f"{place} is no data file", f"its name ends with one of {', '.join(SUFFIXES)}")
     return data_file(place, encoding).samples(SAMPLE)
@@ -191,6 +196,7 @@ def _make_task(columns: Columns, place: dict[str, str], max_length: int, metric:
     keys: dict[str, Any] = {"type": columns.type, **place, "text": list(columns.text)}
     keys |= {"label": columns.label} if columns.label else {}
     keys |= {"metric": metric} if metric else {}
+    keys |= {"stride": max_length // 4} if _needs_stride(columns, max_length) else {}
     try:
         return TypeAdapter(AnyTask).validate_python({**keys, "max_length": max_length})  # type: ignore[no-any-return]
     except ValidationError as error:
@@ -224,7 +230,13 @@ def _choose_metric(columns: Columns, facts: Profile) -> str | None:
 def _task_keys(task: Task, columns: Columns, place: dict[str, str]) -> dict[str, Any]:
     keys: dict[str, Any] = {"type": columns.type, **place, "text": list(columns.text)}
     keys |= {"label": columns.label} if columns.label else {}
-    return {**keys, "metric": task.metric_name, "max_length": task.max_length}
+    keys |= {"metric": task.metric_name, "max_length": task.max_length}
+    return keys | ({"stride": task.max_length // 4} if _needs_stride(columns, task.max_length) else {})
+
+
+def _needs_stride(columns: Columns, max_length: int) -> bool:
+    """True if windows of a context are too short for the default overlap."""
+    return columns.type == "question-answering" and 2 * QuestionAnswering.model_fields["stride"].default > max_length
 
 
 def _choose_stages(shape: Shape, facts: Profile, target: float, trained: bool) -> list[dict[str, Any]]:
@@ -266,15 +278,20 @@ LINE_COMMENTS = {
     "- kind: distill": "a smaller student learns from the source",
     "- kind: prune": "removes the heads and neurons that matter least, and trains what is left",
     "- kind: quantize": "int8 weights and activations, in a graph for ONNX Runtime",
-    "  metric: matthews_correlation": "unlike accuracy, it sees the rare class",
-    "  metric: f1": "the mean over classes: unlike accuracy, it sees the rare ones",
     "  margin: 1%": "the loss that you accept; the report says whether a larger one is ruled out",
 }
 
 
-def _comment_lines(text: str) -> str:
+METRIC_COMMENTS = {
+    "  metric: matthews_correlation": "unlike accuracy, it sees the rare class",
+    "  metric: f1": "the mean over classes: unlike accuracy, it sees the rare ones",
+}
+"""For classes of which some are rare."""
+
+
+def _comment_lines(text: str, facts: Profile) -> str:
     """Adds to some lines of a dumped recipe what they do."""
-    for line, comment in LINE_COMMENTS.items():
+    for line, comment in {**LINE_COMMENTS, **(METRIC_COMMENTS if facts.rare_classes else {})}.items():
         text = text.replace(f"{line}\n", f"{line}  # {comment}\n")
     return text
 
@@ -285,7 +302,7 @@ def _comment(path: Path, recipe: dict[str, Any], facts: Profile, trained: bool, 
     head = (
         "the model answers this task already, so no `finetune` stage is needed"
         if trained
-        else "the model has no head for these labels, so `finetune` trains one first"
+        else "the model has no task head for these labels, so `finetune` trains one first"
     )
     lines = [
         f"{', '.join(kinds)}, to make the model about {target:g} times as fast on a CPU (a run measures it).",

@@ -176,6 +176,7 @@ def test_a_rare_class_changes_the_metric(teacher: Path, tmp_path: Path) -> None:
     rows = [{**row, "label": str(int(int(row["id"]) % 20 == 0))} for row in ROWS]
     made = propose(str(teacher), str(_write_csv(tmp_path / "f.csv", rows)), tmp_path / "f.yaml")
     assert load(made.path).recipe.task.metric == "matthews_correlation"
+    assert "matthews_correlation  # unlike accuracy" in made.path.read_text(encoding="utf-8")
     assert made.profile.rare_classes == ["1"]
 
 
@@ -268,3 +269,17 @@ def test_a_recipe_names_the_schema_that_lies_beside_it(teacher: Path, tmp_path: 
     text = made.path.read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n# quantize, to make")
     assert load(made.path).headline.startswith("quantize, to make")
+
+
+def test_short_contexts_of_questions_get_a_short_stride(teacher: Path, tmp_path: Path) -> None:
+    made = propose(str(teacher), str(factories.write_questions(tmp_path / "qa")), tmp_path / "qa.yaml")
+    task: Any = load(made.path).recipe.task
+    assert (task.type, task.label) == ("question-answering", "answers")
+    assert task.stride == task.max_length // 4
+    assert "metric: f1\n" in made.path.read_text(encoding="utf-8")
+
+
+def test_three_columns_are_no_text(tmp_path: Path) -> None:
+    file = _write_csv(tmp_path / "f.csv", ROWS)
+    with pytest.raises(HfcompressError, match="3 columns of text"):
+        propose("nowhere", str(file), tmp_path / "f.yaml", ["id", "sentence", "label"])
