@@ -106,21 +106,43 @@ def init(
         Path | None, typer.Option("--output", "-o", help="The recipe file; default: NAME.yaml here.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides how one file is split.")] = 42,
+    encoding: Annotated[str, typer.Option(help="The encoding of text files, such as cp1252.")] = "utf-8",
 ) -> None:
     """Look at a data file and write a first recipe for it; one file is split into train, dev and test."""
     from hfcompress.recipe.proposal import propose
+    from hfcompress.report.statistics.power import describe_test_size
+    from hfcompress.utils.wording import count
 
     columns = tuple(name.strip() for name in text.split(",") if name.strip())
-    made = propose(model, data, output, columns, label, task, target_speedup, seed)
-    found = f"text {', '.join(made.columns.text)}" + (f", label {made.columns.label}" if made.columns.label else "")
-    out().print(f"{made.columns.type}: {found}")
+    _hide_foreign_progress()
+    made = propose(model, data, output, columns, label, task, target_speedup, seed, encoding)
+    found = made.columns
+    out().print(f"task: {found.type}; text: {', '.join(found.text)}; label: {found.label or 'none'}")
     for fact in made.profile.describe():
         out().print(fact)
     if made.split is not None:
-        out().print(f"split into {made.split}")
+        left_out = f"; left out: {count(made.left_out, 'row')} without text or label" if made.left_out else ""
+        out().print(f"split: {data} into {made.split}{left_out}")
+    rows = made.profile.rows
+    judged = "test" if "test" in rows else "dev"
+    if found.type == "text-classification":
+        out().print(f"{judged}: {describe_test_size(rows[judged])}")
+    out().print(f"stages: {', '.join(made.stages)}")
+    if found.label is None:
+        log.warning("no column looks like a label, so it is read as raw text; name one with --label")
     for warning in made.profile.warnings():
         log.warning(warning)
     out().print(f"{made.path}: read it, then `hfcompress check {made.path}` and `hfcompress run {made.path}`")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, by which an editor completes and checks them."""
+    import json
+
+    from hfcompress.recipe.json_schema import make_json_schema
+
+    out().print(json.dumps(make_json_schema(), indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -189,7 +211,8 @@ def _hide_foreign_progress() -> None:
 
     from transformers.utils import logging
 
-    for name in ("bitsandbytes", "torchao"):  # they warn about kernels for GPUs, or kernels that they could download
+    # They warn of kernels that they could download or that are for GPUs, and of what one library does with another.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         standard.getLogger(name).setLevel(standard.ERROR)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

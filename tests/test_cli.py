@@ -38,8 +38,8 @@ def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 def test_help_names_every_command(capsys: Capture) -> None:
     assert set(re.findall(r"^  (\w+)  ", printed(capsys, "--help"), re.MULTILINE)) == {
-        "list", "show", "copy", "init", "check", "plan", "run", "evaluate", "gate", "report", "card", "push", "doctor",
-        "convert",
+        "list", "show", "copy", "init", "schema", "check", "plan", "run", "evaluate", "gate", "report", "card", "push",
+        "doctor", "convert",
     }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ import sys
 import hfcompress.data.quickstart
 from hfcompress import cli
 recipe, model = sys.argv[1:]
-for arguments in (["check", recipe], ["plan", recipe], ["list"], ["--help"], ["doctor"], ["doctor", model]):
+for arguments in (["check", recipe], ["plan", recipe], ["list"], ["schema"], ["--help"], ["doctor"], ["doctor", model]):
     sys.argv = ["hfcompress", *arguments]
     try:
         cli.main()

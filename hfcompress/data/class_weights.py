@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from hfcompress.data.task import IGNORED, Task
 from hfcompress.utils.errors import HfcompressError, Problem, did_you_mean
@@ -34,7 +34,10 @@ def _parse(value: Any) -> Any:
     return found
 
 
-ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_parse)]
+_Spelled = Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, float] | None, BeforeValidator(_parse, json_schema_input_type=_Spelled)
+]
 """`balanced`, or the weights of some classes; all others have weight 1."""
 
 

@@ -54,8 +54,8 @@ _MAGIC = {
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8, or say `encoding: utf-16` in the task"),
 }
 _ENCODINGS = (
-    "save it as UTF-8, or name its encoding in the task, such as `encoding: cp1252` (Windows, western Europe), "
-    "`latin-1`, `utf-16`, `gb18030` or `shift_jis`"
+    "save it as UTF-8, or name its encoding (`encoding:` of the task, `--encoding` of init), such as cp1252 (Windows, "
+    "western Europe), latin-1, utf-16, gb18030 or shift_jis"
 )
 Record = tuple[int | None, Sequence[Any]]
 """The line at which a row begins (None if it is not known), and the row's values in the columns that are read."""

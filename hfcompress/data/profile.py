@@ -24,6 +24,8 @@ MAX_CLASSES = 100
 """A column of whole numbers with more different values than this holds scores, not classes."""
 RARE = 0.2
 """A class with less than this share of an equal share is rare: accuracy hardly sees it."""
+FEW = 10
+"""Rows of a class that are too few to learn it from, and to split."""
 TOKENIZED = 5000
 """Rows whose tokens are counted."""
 TEXT_NAMES = (
@@ -90,35 +92,48 @@ class Profile:
             found.append(f"{len(self.classes)} classes: {self._describe_classes()}")
         if self.lengths:
             found.append(
-                f"tokens of a row: {self.length_of(0.5)} in the median, {self.length_of(0.99)} in 99 of 100, "
-                f"{self.lengths[-1]} at most"
+                f"tokens in a row: median {self.length_of(0.5)}, 99th percentile {self.length_of(0.99)}, "
+                f"longest {self.lengths[-1]}"
             )
         return found
 
     def _describe_classes(self) -> str:
         total = sum(self.classes.values())
         told = [
-            f"{show_value(name)} {rows / total:.1%}"
+            f"{show_value(name)} ({rows / total:.1%})"
             for name, rows in sorted(self.classes.items(), key=lambda item: -item[1])
         ]
-        return ", ".join(told) if len(told) <= 8 else f"from {told[0]} to {told[-1]} of the rows"
+        return ", ".join(told) if len(told) <= 8 else f"from {told[0]} to {told[-1]}"
 
     def warnings(self) -> list[str]:
         """Lists what makes a result worse or less believable, and what to do about it."""
         found = [
-            f"{count(rows, 'row')} of {self.rows[split]:,} in {split} have a text that train has too: they do not show "
-            "how the model does on new texts; leave them out of train"
+            f"{count(rows, 'row')} of {self.rows[split]:,} in {split} {'has' if rows == 1 else 'have'} a text of train"
+            f", so the {split} score may be too high; leave them out of train"
             for split, rows in self.leaks.items()
             if rows
         ]
         if self.conflicts:
-            found.append(f"{count(self.conflicts, 'text')} of train have more than one label; correct them")
+            has = "has" if self.conflicts == 1 else "have"
+            found.append(f"{count(self.conflicts, 'text')} of train {has} more than one label; correct them")
         if self.duplicates:
-            found.append(f"{count(self.duplicates, 'row')} of train repeat a text that stands there before")
+            repeat = "repeats" if self.duplicates == 1 else "repeat"
+            found.append(f"{count(self.duplicates, 'row')} of train {repeat} an earlier text")
         if self.rare_classes:
-            names = ", ".join(map(show_value, self.rare_classes[:5]))
-            found.append(f"rare classes: {names}; accuracy hardly sees them, and compression breaks them first")
+            found.append(
+                f"rare classes: {_list_some(self.rare_classes)}; accuracy hardly sees them, and compression "
+                "breaks them first"
+            )
+        if few := [name for name, rows in self.classes.items() if rows < FEW]:
+            found.append(
+                f"fewer than {FEW} rows of train for {_list_some(few)}: too few to learn or to judge a class by"
+            )
         return found
+
+
+def _list_some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(show_value, names[:5])) + rest
 
 
 def guess_columns(
@@ -135,13 +150,45 @@ def guess_columns(
     """
     if not samples:
         raise HfcompressError("the data has no rows", "give it at least ten")
-    names = list(samples[0])
+    names = list(dict.fromkeys(name for row in samples for name in row))
+    _require_table(names, samples)
+    if len(text) > 2:
+        raise HfcompressError(f"{len(text)} columns of text are named", "a task reads one, or two that make a pair")
     for name in (*text, *([label] if label else [])):
         if name not in names:
             raise HfcompressError(f"the data has no column '{name}'", did_you_mean(name, names))
-    label = label or _guess_label([name for name in names if name not in text], samples)
+    if label is None:
+        label = _guess_label([name for name in names if name not in text], samples)
+        if label is not None and any(row.get(label) == label for row in samples):
+            raise HfcompressError(
+                f"the column '{label}' also holds the value '{label}': the first line looks like a row, not a header",
+                "begin the file with a line of column names, such as text,label",
+            )
     text = tuple(text) or _guess_text([name for name in names if name != label], samples)
-    return Columns(type or _guess_type(samples, text, label), tuple(text), label)
+    type = type or _guess_type(samples, text, label)
+    values = {str(row.get(label)) for row in samples} if label and type == "text-classification" else set()
+    if len(values) > max(len(samples) / 2, FEW):
+        raise HfcompressError(
+            f"the column '{label}' has {len(values)} different values in {len(samples)} rows, which are no classes",
+            "name the column of the label with --label, or another type with --task",
+        )
+    return Columns(type, text, label)
+
+
+def _require_table(names: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses a file whose columns were not told apart, or that is one nested object."""
+    separators = [mark for mark in (";", "\t", "|", ",") if mark in names[0]]
+    if len(names) == 1 and separators:
+        raise HfcompressError(
+            f"the header is one column, {names[0]!r}: its columns seem to be separated by {separators[0]!r}",
+            "save the file with commas as .csv, or with tabs as .tsv",
+        )
+    for name, value in samples[0].items():
+        if len(samples) == 1 and isinstance(value, list) and value and isinstance(value[0], Mapping):
+            raise HfcompressError(
+                f"the data is one object with a list '{name}', not a list of rows",
+                'write one row a line as .jsonl, such as {"question": …, "context": …, "answers": …}',
+            )
 
 
 def _guess_label(names: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> str | None:

@@ -29,7 +29,8 @@ def split_rows(texts: Sequence[str], classes: Sequence[Any], seed: int) -> dict[
     """Divides rows into train, dev and test, 8 to 1 to 1.
 
     Rows with the same text stay together, so that no split tests what another has taught. Each split has about the same
-    share of each class (`StratifiedGroupKFold` of scikit-learn).
+    share of each class (`StratifiedGroupKFold` of scikit-learn); classes with fewer than ten rows are spread as
+    one, and train has at least one row of each class.
 
     Args:
         texts: The text of each row.
@@ -48,18 +49,23 @@ def split_rows(texts: Sequence[str], classes: Sequence[Any], seed: int) -> dict[
     from sklearn.model_selection import StratifiedGroupKFold
 
     _, groups = np.unique([normalize(text) for text in texts], return_inverse=True)
-    _, strata = np.unique([str(value) for value in classes], return_inverse=True)
+    _, known, sizes = np.unique([str(value) for value in classes], return_inverse=True, return_counts=True)
+    strata = np.where(sizes[known] < FOLDS, -1, known)  # too few for each fold: they are spread as one class
     if groups.max(initial=-1) + 1 < FOLDS:
         raise HfcompressError(
             f"there are {groups.max(initial=-1) + 1} different texts, too few to split into train, dev and test",
             "add rows; a model that is to be judged needs some hundreds",
         )
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # of classes with fewer than ten rows, which `profile` tells of
+    with warnings.catch_warnings():  # of the rare classes, if they are fewer than ten rows together
         warnings.simplefilter("ignore", UserWarning)
         folds: list[NDArray[Any]] = [fold for _, fold in splitter.split(groups, strata, groups)]
-    test, dev, *train = folds
-    return {"train": sorted(np.concatenate(train).tolist()), "dev": sorted(dev.tolist()), "test": sorted(test.tolist())}
+    test, dev, *rest = folds
+    train = np.concatenate(rest)
+    unlearned = np.flatnonzero(~np.isin(known, known[train]))  # a class that train lacks cannot be tested
+    moved = np.flatnonzero(np.isin(groups, groups[unlearned]))
+    splits = {"train": np.union1d(train, moved), "dev": np.setdiff1d(dev, moved), "test": np.setdiff1d(test, moved)}
+    return {split: rows.tolist() for split, rows in splits.items()}
 
 
 def write_splits(file: Path, numbers: dict[str, list[int]], folder: Path, encoding: str = "utf-8") -> list[Path]:

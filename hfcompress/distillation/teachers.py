@@ -48,7 +48,7 @@ def _parse(value: Any) -> Any:
     return {"models": value} if isinstance(value, list) else value
 
 
-AnyTeachers = Annotated[Teachers, BeforeValidator(_parse)]
+AnyTeachers = Annotated[Teachers, BeforeValidator(_parse, json_schema_input_type=str | list[str] | Teachers)]
 """A name, a list of names, or `{models, combine, weights}`."""
 
 

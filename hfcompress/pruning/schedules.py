@@ -111,6 +111,6 @@ def _name_to_mapping(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value
 
 
-Schedule = Annotated[
-    Annotated[OneShot | Iterative | Gradual | Lottery, Field(discriminator="use")], BeforeValidator(_name_to_mapping)
-]
+_Options = Annotated[OneShot | Iterative | Gradual | Lottery, Field(discriminator="use")]
+_Name = Literal["one_shot", "iterative", "gradual", "lottery"]
+Schedule = Annotated[_Options, BeforeValidator(_name_to_mapping, json_schema_input_type=_Name | _Options)]

@@ -60,8 +60,8 @@ class Loaded:
 
 
 def read_headline(text: str) -> str:
-    """Reads the first comment line of a recipe; empty if it has none."""
-    first = text.lstrip().partition("\n")[0]
+    """Reads the first comment line of a recipe, but for the one that names its JSON Schema; empty if it has none."""
+    first = next((line for line in text.lstrip().splitlines() if not line.startswith("# yaml-language-server")), "")
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

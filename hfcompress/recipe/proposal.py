@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,15 +15,17 @@ from hfcompress.data.files import data_file
 from hfcompress.data.hub import hub_calls
 from hfcompress.data.profile import SAMPLE, Columns, Profile, guess_columns, profile
 from hfcompress.data.source import SUFFIXES, is_local, model_config, model_directory, split_file
+from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.split import split_rows, write_splits
 from hfcompress.data.tasks import AnyTask
 from hfcompress.models.artifact import label_ids, load_tokenizer
 from hfcompress.models.shape import Shape, shape_of
+from hfcompress.recipe.json_schema import FILE, MODELINE
 from hfcompress.recipe.loader import parse, validate
 from hfcompress.recipe.validate import check
 from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.training.task_heads import has_task_head
-from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.errors import HfcompressError, did_you_mean
 from hfcompress.utils.files import remove, write_text
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ LEAST_MACS = 0.25
 layers is distilled first."""
 OBS_ROWS = 2048
 """Rows that `obs` scores on, as in those measurements."""
+TYPES = [task.model_fields["type"].default for task in get_args(get_args(AnyTask)[0])]
 SHORTEST, LONGEST = 16, 512
 """Bounds of the proposed `max_length`, in tokens."""
 
@@ -48,12 +52,16 @@ class Proposal:
         columns: The columns that it reads.
         profile: The facts of the data.
         split: The directory that the data was split into; None if it had its splits.
+        left_out: Rows without a text or a label, which stand in none of these splits.
+        stages: The kinds of the proposed stages.
     """
 
     path: Path
     columns: Columns
     profile: Profile
     split: Path | None
+    left_out: int
+    stages: tuple[str, ...]
 
 
 def propose(
@@ -65,6 +73,7 @@ def propose(
     type: str | None = None,
     target_speedup: float = INT8_SPEEDUP,
     seed: int = 42,
+    encoding: str = "utf-8",
 ) -> Proposal:
     """Looks at the data and writes a commented recipe for it, which `check` finds sound.
 
@@ -78,6 +87,7 @@ def propose(
         type: The type of the task; by default it follows from the columns.
         target_speedup: How much faster the model should get on a CPU.
         seed: Decides the split, and is the recipe's.
+        encoding: The encoding of text files; the files of a split are written in UTF-8.
 
     Raises:
         HfcompressError: if a file is there already, or the data or the model cannot be used.
@@ -86,37 +96,44 @@ def propose(
     name = re.sub(r"[^\w.-]+", "-", place.resolve().stem).strip("-.") or "mine"
     path = path or Path(f"{name}.yaml")
     _require_free(path)
-    columns = guess_columns(_read_samples(place), text, label, type)
-    folder, made = _split_data(place, columns, path.with_name(f"{path.stem}-data"), seed)
+    if type is not None and type not in TYPES:
+        raise HfcompressError(f"there is no type of task '{type}'", did_you_mean(type, TYPES))
+    columns = guess_columns(_read_samples(place, encoding), text, label, type)
+    config = model_config(model)
+    made = None if _has_dev(place) else path.with_name(f"{path.stem}-data")
+    left_out = 0 if made is None else _split_data(place, columns, made, seed, encoding)
+    keys = {"dataset": str(made or place)} | ({"encoding": encoding} if made is None and encoding != "utf-8" else {})
     try:
-        facts = _write_recipe(model, path, columns, folder, target_speedup, seed)
+        recipe, facts = _write_recipe(model, config, path, columns, keys, target_speedup, seed)
     except BaseException:
         if made is not None:  # nothing is left in the way of the next try
             remove(made)
         raise
-    return Proposal(path, columns, facts, made)
+    return Proposal(path, columns, facts, made, left_out, tuple(stage["kind"] for stage in recipe["stages"]))
 
 
-def _write_recipe(model: str, path: Path, columns: Columns, folder: Path, target: float, seed: int) -> Profile:
-    config = model_config(model)
+def _write_recipe(
+    model: str, config: dict[str, Any], path: Path, columns: Columns, keys: dict[str, str], target: float, seed: int
+) -> tuple[dict[str, Any], Profile]:
     shape = shape_of(config)
     limit = min(shape.usable_positions, LONGEST)
-    facts = profile(_make_task(columns, folder, limit), _load_tokenizer(model))
-    task = _make_task(columns, folder, _choose_length(facts, limit), _choose_metric(columns, facts))
+    facts = profile(_make_task(columns, keys, limit), _load_tokenizer(model))
+    task = _make_task(columns, keys, _choose_length(facts, limit), _choose_metric(columns, facts))
     trained = _answers(config, shape, task)
     recipe = {
-        "name": path.stem,
+        "name": re.sub(r"[^\w.-]+", "-", path.stem),
         "model": model,
-        "task": _task_keys(task, columns),
+        "task": _task_keys(task, columns, keys),
         "stages": _choose_stages(shape, facts, target, trained),
-        "measure": {"latency": {"device": "cpu", "batch_sizes": [1, 32]}},
+        "measure": {"latency": {"device": "cpu", "batch_sizes": [1, 32]}, "margin": "1%"},
         "seed": seed,
     }
-    text = _comment(recipe, facts, trained, target) + _comment_stages(dump_yaml(recipe))
+    editor = f"{MODELINE}\n" if (path.parent / FILE).is_file() else ""
+    text = editor + _comment(path, recipe, facts, trained, target) + _comment_lines(dump_yaml(recipe), facts)
     check(validate(parse(text, path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-    return facts
+    return recipe, facts
 
 
 def _require_free(path: Path) -> None:
@@ -124,47 +141,62 @@ def _require_free(path: Path) -> None:
         raise HfcompressError(f"{path} exists, and is left as it is", "name another file with --output")
 
 
-def _read_samples(place: Path) -> list[dict[str, Any]]:
+def _has_dev(place: Path) -> bool:
+    return place.is_dir() and split_file(str(place), "dev", {}) is not None
+
+
+def _read_samples(place: Path, encoding: str) -> list[dict[str, Any]]:
     """The first rows of a data file, or of the train file of a directory."""
     if place.is_dir():
         file = split_file(str(place), "train", {})
         if file is None:
             raise HfcompressError(f"{place} has no train file", f"name it train with one of {', '.join(SUFFIXES)}")
-        return data_file(file).samples(SAMPLE)
+        return data_file(file, encoding).samples(SAMPLE)
     if not place.is_file():
-        raise HfcompressError(f"no such data: {place}", "give a file, or a directory with train, dev and test files")
+        raise HfcompressError(
+            f"no such data: {place}",
+            "give a file, or a directory with train, dev and test files; for data of the Hub, start with a recipe of "
+            "`hfcompress list recipes`",
+        )
     if place.suffix not in SUFFIXES:
         raise HfcompressError(f"{place} is no data file", f"its name ends with one of {', '.join(SUFFIXES)}")
-    return data_file(place).samples(SAMPLE)
+    return data_file(place, encoding).samples(SAMPLE)
 
 
-def _split_data(place: Path, columns: Columns, folder: Path, seed: int) -> tuple[Path, Path | None]:
-    """The directory with the splits of the data, and the same if it was made here, else None."""
-    if place.is_dir() and split_file(str(place), "dev", {}) is not None:
-        return place, None
+def _split_data(place: Path, columns: Columns, folder: Path, seed: int, encoding: str) -> int:
+    """Writes the splits of the data into a new directory; returns how many rows without text or label it left out."""
     if folder.exists():
         raise HfcompressError(f"{folder} exists, and is left as it is", "name another recipe with --output")
     train = split_file(str(place), "train", {}) if place.is_dir() else place
     assert train is not None
-    rows = data_file(train).samples(2**31 - 1)
-    texts = ["\n".join(str(row.get(name)) for name in columns.text) for row in rows]
-    classes = [row.get(columns.label or "") if columns.type == "text-classification" else None for row in rows]
-    numbers = split_rows(texts, classes, seed)
+    rows = data_file(train, encoding).samples(2**31 - 1)
+    kept = [number for number, row in enumerate(rows) if _is_whole(row, columns)]
+    texts = ["\n".join(str(rows[number].get(name)) for name in columns.text) for number in kept]
+    by_class = columns.label if columns.type == "text-classification" else None
+    found = split_rows(texts, [rows[number][by_class] if by_class else None for number in kept], seed)
+    numbers = {split: [kept[place] for place in places] for split, places in found.items()}
     test = split_file(str(place), "test", {}) if place.is_dir() else None
     if test is not None:
         numbers = {"train": sorted(numbers["train"] + numbers.pop("test")), "dev": numbers["dev"]}
     folder.mkdir(parents=True)
-    write_splits(train, numbers, folder)
+    write_splits(train, numbers, folder, encoding)
     if test is not None:
-        reader = data_file(test)
-        write_splits(test, {"test": list(range(reader.count()))}, folder)
-    return folder, folder
+        reader = data_file(test, encoding)
+        write_splits(test, {"test": list(range(reader.count()))}, folder, encoding)
+    return len(rows) - len(kept)
 
 
-def _make_task(columns: Columns, folder: Path, max_length: int, metric: str | None = None) -> Task:
-    keys: dict[str, Any] = {"type": columns.type, "dataset": str(folder), "text": list(columns.text)}
+def _is_whole(row: dict[str, Any], columns: Columns) -> bool:
+    """True if a row has a text in each text column, and a label if the task has one."""
+    needed = [row.get(name) for name in (*columns.text, *([columns.label] if columns.label else []))]
+    return not any(value is None or value == [] or (isinstance(value, str) and not value.strip()) for value in needed)
+
+
+def _make_task(columns: Columns, place: dict[str, str], max_length: int, metric: str | None = None) -> Task:
+    keys: dict[str, Any] = {"type": columns.type, **place, "text": list(columns.text)}
     keys |= {"label": columns.label} if columns.label else {}
     keys |= {"metric": metric} if metric else {}
+    keys |= {"stride": max_length // 4} if _needs_stride(columns, max_length) else {}
     try:
         return TypeAdapter(AnyTask).validate_python({**keys, "max_length": max_length})  # type: ignore[no-any-return]
     except ValidationError as error:
@@ -195,10 +227,16 @@ def _choose_metric(columns: Columns, facts: Profile) -> str | None:
     return "f1" if len(facts.classes) > 2 else "matthews_correlation"
 
 
-def _task_keys(task: Task, columns: Columns) -> dict[str, Any]:
-    keys = {"type": columns.type, "dataset": task.dataset, "text": list(columns.text)}
+def _task_keys(task: Task, columns: Columns, place: dict[str, str]) -> dict[str, Any]:
+    keys: dict[str, Any] = {"type": columns.type, **place, "text": list(columns.text)}
     keys |= {"label": columns.label} if columns.label else {}
-    return {**keys, "metric": task.metric_name, "max_length": task.max_length}
+    keys |= {"metric": task.metric_name, "max_length": task.max_length}
+    return keys | ({"stride": task.max_length // 4} if _needs_stride(columns, task.max_length) else {})
+
+
+def _needs_stride(columns: Columns, max_length: int) -> bool:
+    """True if windows of a context are too short for the default overlap."""
+    return columns.type == "question-answering" and 2 * QuestionAnswering.model_fields["stride"].default > max_length
 
 
 def _choose_stages(shape: Shape, facts: Profile, target: float, trained: bool) -> list[dict[str, Any]]:
@@ -235,38 +273,46 @@ def _answers(config: dict[str, Any], shape: Shape, task: Task) -> bool:
     return fits and not task.label_problems(label_ids(config))
 
 
-STAGE_COMMENTS = {
-    "finetune": "trains the source model, which the others are compared with",
-    "distill": "a smaller student learns from the source",
-    "prune": "removes the heads and neurons that matter least, and trains what is left",
-    "quantize": "int8 weights and activations, in a graph for ONNX Runtime",
+LINE_COMMENTS = {
+    "- kind: finetune": "trains the source model, which the others are compared with",
+    "- kind: distill": "a smaller student learns from the source",
+    "- kind: prune": "removes the heads and neurons that matter least, and trains what is left",
+    "- kind: quantize": "int8 weights and activations, in a graph for ONNX Runtime",
+    "  margin: 1%": "the loss that you accept; the report says whether a larger one is ruled out",
 }
 
 
-def _comment_stages(text: str) -> str:
-    """Adds to each stage of a dumped recipe what it does."""
-    for kind, comment in STAGE_COMMENTS.items():
-        text = text.replace(f"- kind: {kind}\n", f"- kind: {kind}  # {comment}\n")
+METRIC_COMMENTS = {
+    "  metric: matthews_correlation": "unlike accuracy, it sees the rare class",
+    "  metric: f1": "the mean over classes: unlike accuracy, it sees the rare ones",
+}
+"""For classes of which some are rare."""
+
+
+def _comment_lines(text: str, facts: Profile) -> str:
+    """Adds to some lines of a dumped recipe what they do."""
+    for line, comment in {**LINE_COMMENTS, **(METRIC_COMMENTS if facts.rare_classes else {})}.items():
+        text = text.replace(f"{line}\n", f"{line}  # {comment}\n")
     return text
 
 
-def _comment(recipe: dict[str, Any], facts: Profile, trained: bool, target: float) -> str:
+def _comment(path: Path, recipe: dict[str, Any], facts: Profile, trained: bool, target: float) -> str:
     """The head of the recipe: what it makes, what is known of the data, and what to run next."""
     kinds = [stage["kind"] for stage in recipe["stages"]]
     head = (
         "the model answers this task already, so no `finetune` stage is needed"
         if trained
-        else "the model has no head for these labels, so `finetune` trains one first"
+        else "the model has no task head for these labels, so `finetune` trains one first"
     )
     lines = [
-        f"{recipe['name']}: {', '.join(kinds)}, for about {target:g} times the speed on a CPU.",
+        f"{', '.join(kinds)}, to make the model about {target:g} times as fast on a CPU (a run measures it).",
         "",
         *facts.describe(),
-        *(f"mind: {warning}" for warning in facts.warnings()),
+        *(line for warning in facts.warnings() for line in wrap(f"warning: {warning}", 118, subsequent_indent="  ")),
         head,
         "",
-        f"check: hfcompress check {recipe['name']}.yaml        plan: hfcompress plan {recipe['name']}.yaml",
-        f"run:   hfcompress run {recipe['name']}.yaml",
+        f"check: hfcompress check {path}        plan: hfcompress plan {path}",
+        f"run:   hfcompress run {path}",
         "more speed: --target-speedup; every key: docs/recipes.md",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

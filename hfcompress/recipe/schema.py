@@ -38,7 +38,7 @@ class Hub(StrictModel):
     """The name of a licence that is not on the list (with `license: other`): small letters, digits, `-` and `.`."""
     license_link: str | None = Field(default=None, pattern=r"^https://[^\s]+$", max_length=500)
     """The address of that licence."""
-    language: list[Annotated[str, BeforeValidator(require_language)]] = ["en"]
+    language: list[Annotated[str, BeforeValidator(require_language, json_schema_input_type=str)]] = ["en"]
     """ISO 639 codes, or `multilingual`, or `code`."""
     base_model: Annotated[str, AfterValidator(require_hub_id)] | None = None
     """The Hub id that the card names as base model, if the recipe's model is a local directory."""

@@ -12,6 +12,7 @@ from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.constructor import ConstructorError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import BaseResolver
 
 from hfcompress.utils.errors import HfcompressError, Key, Problem
@@ -57,9 +58,24 @@ def _make_yaml() -> YAML:
     return yaml
 
 
+class _Representer(SafeRepresenter):
+    """Writes a list of numbers or words on one line, and a value that stands twice twice, without an anchor."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_list(self, data: list[Any]) -> Any:
+        short = all(value is None or isinstance(value, bool | int | float | str) for value in data)
+        return self.represent_sequence(f"{_TAG}seq", data, flow_style=short)
+
+
+_Representer.add_representer(list, _Representer.represent_list)
+
+
 def dump_yaml(value: Any) -> str:
     """Writes plain values as YAML, in their order."""
     yaml, text = _make_yaml(), io.StringIO()
+    yaml.Representer = _Representer
     yaml.default_flow_style, yaml.width, yaml.allow_unicode = False, 120, False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(value, text)

@@ -124,7 +124,8 @@ def _number_or_ramp(value: Any) -> Any:
     return float(value)
 
 
-Weight = Annotated[float | Ramp, BeforeValidator(_number_or_ramp)]
+_Spelled = Annotated[float, Field(ge=0)] | Ramp
+Weight = Annotated[float | Ramp, BeforeValidator(_number_or_ramp, json_schema_input_type=_Spelled)]
 
 
 class Loss(Component):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 _HINT = "write '1%' for one hundredth of the source's score, or 0.01 for an absolute drop"
 
@@ -53,9 +53,13 @@ def parse_margin(value: Any) -> Margin:
     return Margin(size, relative)
 
 
-def _plain(margin: Margin) -> str | float:
+def spell_margin(margin: Margin) -> str | float:
+    """The margin as a recipe spells it: `1%` or 0.01."""
     return str(margin) if margin.relative else margin.value
 
 
-AnyMargin = Annotated[Margin, BeforeValidator(parse_margin), PlainSerializer(_plain)]
+_Spelled = Annotated[str, Field(pattern=r"^\s*\+?(\d+\.?\d*|\.\d+)\s*%?\s*$")] | Annotated[float, Field(gt=0, lt=1)]
+AnyMargin = Annotated[
+    Margin, BeforeValidator(parse_margin, json_schema_input_type=_Spelled), PlainSerializer(spell_margin)
+]
 """A field of options that takes `1%` or `0.01`."""

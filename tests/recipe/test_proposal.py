@@ -114,8 +114,9 @@ def test_one_file_becomes_a_sound_recipe_and_three_splits(teacher: Path, tmp_pat
 
     assert status == 0
     said = capsys.readouterr().out
-    assert "text-classification: text sentence, label label" in said
+    assert "task: text-classification; text: sentence; label: label" in said
     assert "160 in train, 20 in dev, 20 in test" in said
+    assert "test: 20 rows can rule out a loss above 19 points of accuracy; 2,562 rows could rule out 1 point" in said
     loaded = load(recipe).recipe
     assert [stage.kind for stage in loaded.stages] == ["quantize"]  # the teacher answers this task already
     assert Path(loaded.task.dataset) == tmp_path / "films-data"
@@ -157,7 +158,7 @@ def test_a_directory_without_dev_gets_one_from_train_and_keeps_its_test(teacher:
     assert dict(made.profile.rows) == {"train": 180, "dev": 20, "test": 10}
     assert made.profile.leaks["dev"] == 0
     assert made.profile.leaks["test"] > 0
-    assert any("in test have a text that train has too" in warning for warning in made.profile.warnings())
+    assert any("in test have a text of train" in warning for warning in made.profile.warnings())
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ def test_a_rare_class_changes_the_metric(teacher: Path, tmp_path: Path) -> None:
     rows = [{**row, "label": str(int(int(row["id"]) % 20 == 0))} for row in ROWS]
     made = propose(str(teacher), str(_write_csv(tmp_path / "f.csv", rows)), tmp_path / "f.yaml")
     assert load(made.path).recipe.task.metric == "matthews_correlation"
+    assert "matthews_correlation  # unlike accuracy" in made.path.read_text(encoding="utf-8")
     assert made.profile.rare_classes == ["1"]
 
 
@@ -192,3 +194,92 @@ def test_repeated_and_contradicting_texts_are_told() -> None:
     assert ["leave them out" in warnings[0], "more than one label" in warnings[1], "repeat" in warnings[2]] == [
         True
     ] * 3
+
+
+def _write_text(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+BAD_FILES = [
+    ("text;label\ngood;1\nbad;0\n", "separated by ';'", "commas"),
+    ("a good film,b\na bad film,a\na long film,b\na dull film,a\n", "the first line looks like a row", "column names"),
+    ("text,label\n" + "".join(f"film {n},x{n}\n" for n in range(40)), "40 different values in 40 rows", "--label"),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "fix"), BAD_FILES, ids=["semicolons", "no header", "no classes"])
+def test_a_file_that_was_read_wrongly_is_refused(text: str, message: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(HfcompressError) as error:
+        propose("nowhere", str(_write_text(tmp_path / "f.csv", text)), tmp_path / "f.yaml")
+    assert message in error.value.problems[0].message
+    assert fix in error.value.problems[0].fix
+    assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
+
+
+def test_a_nested_object_is_no_list_of_rows(tmp_path: Path) -> None:
+    nested = {"version": "1", "data": [{"title": "t", "paragraphs": []}]}
+    with pytest.raises(HfcompressError, match="one object with a list 'data'"):
+        propose("nowhere", str(_write_text(tmp_path / "f.json", json.dumps(nested))), tmp_path / "f.yaml")
+
+
+def test_a_type_of_task_is_spelled_as_in_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(HfcompressError, match="no type of task 'classification'") as error:
+        propose("nowhere", "f.csv", tmp_path / "f.yaml", type="classification")
+    assert "text-classification" in error.value.problems[0].fix
+
+
+def test_rows_without_text_or_label_stand_in_no_split(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = [
+        {**row, "label": ""} if n < 7 else {**row, "sentence": " "} if n < 10 else row for n, row in enumerate(ROWS)
+    ]
+    file = _write_csv(tmp_path / "f.csv", rows)
+
+    assert factories.run_cli("init", "--model", teacher, "--data", file, "--output", tmp_path / "f.yaml") == 0
+
+    assert "left out: 10 rows without text or label" in capsys.readouterr().out
+    found = [
+        row for split in ("train", "dev", "test") for row in data_file(tmp_path / f"f-data/{split}.csv").samples(999)
+    ]
+    assert {row["id"] for row in found} == {row["id"] for row in ROWS[10:]}
+
+
+def test_a_split_keeps_each_class_in_train() -> None:
+    classes = ["often"] * 90 + [f"once {n}" for n in range(10)]
+    for seed in range(5):
+        numbers = split_rows([f"text {n}" for n in range(100)], classes, seed)
+        assert {classes[row] for row in numbers["train"]} == set(classes)
+        assert sorted(row for rows in numbers.values() for row in rows) == list(range(100))
+
+
+def test_a_file_in_another_encoding_becomes_utf_8(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = "".join(f"film \xe9t\xe9 {n},{'good' if n % 3 else 'bad'}\n" for n in range(60))
+    file = _write_text(tmp_path / "f.csv", f"text,label\n{rows}", "cp1252")
+    command = ("init", "--model", teacher, "--data", file, "--output", tmp_path / "f.yaml")
+    assert factories.run_cli(*command) == 2
+    assert "--encoding" in capsys.readouterr().err
+    assert factories.run_cli(*command, "--encoding", "cp1252") == 0
+    assert "\xe9t\xe9" in (tmp_path / "f-data" / "train.csv").read_text(encoding="utf-8")
+    assert load(tmp_path / "f.yaml").recipe.task.encoding == "utf-8"
+
+
+def test_a_recipe_names_the_schema_that_lies_beside_it(teacher: Path, tmp_path: Path) -> None:
+    _write_text(tmp_path / "recipe.schema.json", "{}")
+    made = propose(str(teacher), str(_write_csv(tmp_path / "f.csv", ROWS)), tmp_path / "f.yaml")
+    text = made.path.read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n# quantize, to make")
+    assert load(made.path).headline.startswith("quantize, to make")
+
+
+def test_short_contexts_of_questions_get_a_short_stride(teacher: Path, tmp_path: Path) -> None:
+    made = propose(str(teacher), str(factories.write_questions(tmp_path / "qa")), tmp_path / "qa.yaml")
+    task: Any = load(made.path).recipe.task
+    assert (task.type, task.label) == ("question-answering", "answers")
+    assert task.stride == task.max_length // 4
+    assert "metric: f1\n" in made.path.read_text(encoding="utf-8")
+
+
+def test_three_columns_are_no_text(tmp_path: Path) -> None:
+    file = _write_csv(tmp_path / "f.csv", ROWS)
+    with pytest.raises(HfcompressError, match="3 columns of text"):
+        propose("nowhere", str(file), tmp_path / "f.yaml", ["id", "sentence", "label"])

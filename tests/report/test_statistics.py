@@ -28,6 +28,7 @@ from hfcompress.report.statistics.draws import Draws
 from hfcompress.report.statistics.flips import find_flips, logit_margins, mean_divergence, share_agreement
 from hfcompress.report.statistics.power import (
     describe_power,
+    describe_test_size,
     find_power,
     rows_needed,
     smallest_margin,
@@ -847,3 +848,11 @@ def test_slices_are_scored_as_their_rows_alone(name: str) -> None:
     assert pairs[0].difference.units == len(set((np.arange(200) // 2)[few]))
     with pytest.raises(ValueError, match="there are 200 units, and 3 in the division 'x'"):
         compare_slices(metric, source, result, truth, {"x": np.ones(3, bool)})
+
+
+def test_the_loss_that_a_test_split_can_rule_out_is_told_beforehand() -> None:
+    assert describe_test_size(872) == (
+        "872 rows can rule out a loss above 1.8 points of accuracy; 2,562 rows could rule out 1 point "
+        "(if compression changes 4% of the answers)"
+    )
+    assert "could" not in describe_test_size(rows_needed(0.04, 0.01))

@@ -128,6 +128,19 @@ def describe_power(units: int, needed: int, smallest: float, margin: Margin, uni
     )
 
 
+def describe_test_size(rows: int, discordance: float = 0.04) -> str:
+    """Says which loss of accuracy a number of test rows can rule out, before any model is compared.
+
+    Args:
+        rows: Rows of the split that a run is judged on.
+        discordance: The share of rows that only one of the two models is expected to answer right.
+    """
+    smallest, needed = smallest_margin(rows, discordance), rows_needed(discordance, 0.01)
+    found = f"{_format_count(rows, 'row')} can rule out a loss above {_round_up(100 * smallest)} points of accuracy"
+    could = "" if needed <= rows else f"; {needed:,} rows could rule out 1 point"
+    return f"{found}{could} (if compression changes {100 * discordance:g}% of the answers)"
+
+
 def _format_count(number: int, unit: str) -> str:
     return f"{number:,} {unit}" + ("" if number == 1 else "s")
 
