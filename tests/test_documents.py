@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # before a test captures what is printed: its log handlers keep the stream that they find
 import typer
 from pydantic import TypeAdapter
 
@@ -166,7 +167,6 @@ def test_python_of_the_api_page(
     here: Path, deep_teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import datasets
-    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(deep_teacher)
