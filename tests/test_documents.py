@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch  # before a test captures what is printed: its log handlers keep the stream that they find
 import typer
 from pydantic import TypeAdapter
 
@@ -103,9 +103,14 @@ def _place_of(key: str) -> Any:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory. Log handlers that a library makes meanwhile go: they write to the captured stream."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    loggers = [logging.getLogger(name) for name in (None, "transformers")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield tmp_path
+    for logger, handlers in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
 
 
 @pytest.mark.usefixtures("in_process")
@@ -113,6 +118,7 @@ def test_the_tutorial(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPat
     page, done = ROOT / "docs" / "tutorial.md", []
     words = [*factories.WORDS[:5], *vocabulary()]
     model = factories.save(factories.model(vocab_size=len(words)), here / "model", words)
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")  # as its card on the Hub says
     names = {"sentence-transformers/all-MiniLM-L6-v2": model, '{"train": 6000}': '{"train": 160}'}
     with loopback_hub.running() as hub:
         for language, text in documents.read_blocks(page, "bash", "python"):
@@ -150,7 +156,9 @@ def test_the_tutorial(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def deep_teacher(tmp_path: Path, data: Path) -> Path:
     """Deep enough for the students of the pages."""
-    return factories.fine_tuned(tmp_path / "deep", data, layers=6, max_position_embeddings=128)
+    model = factories.fine_tuned(tmp_path / "deep", data, layers=6, max_position_embeddings=128)
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return model
 
 
 @pytest.mark.usefixtures("in_process")
@@ -167,6 +175,7 @@ def test_python_of_the_api_page(
     here: Path, deep_teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import datasets
+    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(deep_teacher)
