@@ -94,7 +94,7 @@ def test_yaml_of_a_page_is_valid(text: str) -> None:
 
 
 def _place_of(key: str) -> Any:
-    places = {"student": hfc.Distill, "metric": hfc.TextClassification, "measure": Recipe}
+    places = {"student": hfc.Distill, "metric": hfc.TextClassification, "measure": Recipe, "hub": Recipe}
     field = places[key].model_fields[key]
     return field.annotation
 

@@ -61,7 +61,7 @@ def make_arguments(
         use_cpu=process_state().device.type == "cpu",
         ddp_find_unused_parameters=find_unused,
         ddp_broadcast_buffers=False,  # all processes make the same masks
-        disable_tqdm=False,
+        disable_tqdm=True,  # `progress.Progress` shows one bar
         report_to=options.report_to or "none",
         seed=seed,
     )

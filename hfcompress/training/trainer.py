@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hfcompress.training.arguments import make_arguments
 from hfcompress.training.batches import SHARES, TEACHERS, Collator, SeededLengthSampler
@@ -22,6 +22,7 @@ from hfcompress.training.evaluate import score
 from hfcompress.training.objective import Objective
 from hfcompress.training.options import Train, count_rows
 from hfcompress.training.overlay import STEADY
+from hfcompress.training.progress import Progress
 from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
@@ -79,6 +80,8 @@ class CompressionTrainer(Trainer):
             data_collator=collator,
             callbacks=[_TellStep(objective), *callbacks, _TellEpoch(collator)],
         )
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Progress())
         self._parts: dict[str, Tensor] = {}
         self._steps_counted = 0.0
         self._in_step = 1

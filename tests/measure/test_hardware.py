@@ -223,7 +223,7 @@ def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     capsys.readouterr()
     assert factories.run_cli("check", recipe) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith("warning: stages.0.backend: float16: measured 3.1 to 4.1 times slower")
+    assert "warning: stages.0.backend: float16: measured 3.1 to 4.1 times slower" in captured.err
     assert "is correct" in captured.out
     monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: replace(ZEN4, flags=frozenset({"avx_vnni"})))
     assert factories.run_cli("check", recipe) == 0

@@ -117,6 +117,7 @@ def test_a_latency_entry_is_the_quantiles_of_what_was_timed() -> None:
         "sequence_length": 17,
         "p50_ms": 30.0,
         "p95_ms": 88.0,  # 0.8 of the way from the fourth to the fifth
+        "p99_ms": 97.6,
         "samples_per_s": 200.0,  # 40 rows in 0.2 s
         "rounds": 2,
     }

@@ -170,7 +170,8 @@ def test_the_hash_sees_weights_and_graph(tmp_path: Path) -> None:
 
 def test_push_sends_the_graph_and_no_other_bin(tmp_path: Path) -> None:
     graph(tmp_path, "i8")
-    for name in ("README.md", "pytorch_model.bin", "training_args.bin"):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    for name in ("pytorch_model.bin", "training_args.bin"):
         (tmp_path / name).write_text("x", encoding="utf-8")
     sent = {file.name for file in list_uploads(tmp_path)}
     assert sent == {"README.md", "config.json", "openvino_model.bin", "openvino_model.xml"}

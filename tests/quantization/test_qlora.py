@@ -246,7 +246,7 @@ def test_the_adapter_counts_as_weights_and_is_pushed(trained: Done, tmp_path: Pa
     assert set(sizes) == {"model.safetensors", file.name}
     assert artifact.disk_bytes == sum(sizes.values())
     assert trained.result.facts["adapter"] == {"bytes": sizes[file.name]}
-    (tmp_path / "final" / "README.md").write_text("a card")
+    (tmp_path / "final" / "README.md").write_text("---\nlicense: mit\n---\n")
     names = {upload.name for upload in list_uploads(tmp_path)}
     assert {"model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= names
     before = weights_hash(tmp_path / "final")
