@@ -227,7 +227,7 @@ def test_check_warns_of_what_is_slow_here_and_refuses_nothing(
     assert "is correct" in captured.out
     monkeypatch.setattr("hfcompress.report.doctor.abilities", lambda: replace(ZEN4, flags=frozenset({"avx_vnni"})))
     assert factories.run_cli("check", recipe) == 0
-    assert capsys.readouterr().err == ""
+    assert "slower" not in capsys.readouterr().err
 
 
 def test_list_backends_shows_device_extra_paper_and_whether_it_runs_here(
