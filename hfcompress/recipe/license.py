@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from hfcompress.data.license import License, UnknownLicenseError, read_license
-from hfcompress.distillation.stage import Distill
 from hfcompress.recipe.schema import Recipe
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.logging import log
@@ -44,7 +43,7 @@ def find_license(recipe: Recipe, commits: Mapping[str, str | None] | None = None
 def list_origins(recipe: Recipe) -> list[str]:
     """Lists the models that the weights come from: the recipe's, and those that students start from."""
     inside = {"source", "parent", "model", *recipe.stage_names()}
-    students = [stage.student.origin for stage in recipe.stages if isinstance(stage, Distill) and stage.student]
+    students = [spec for stage in recipe.stages if (spec := stage.specs().get(("student", "from")))]
     return list(dict.fromkeys([recipe.model, *(spec for spec in students if spec not in inside)]))
 
 
