@@ -23,7 +23,7 @@ PLAIN_X86 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INST
 	OPENBLAS_CORETYPE=Nehalem
 PLAIN := $(if $(filter x86_64,$(shell uname -m)),$(PLAIN_X86))
 
-.PHONY: help setup demo test lint unit test-portable test-optimum soak test-slow bench lock docs clean
+.PHONY: help setup demo test lint unit test-portable test-optimum soak test-slow bench lock docs cards clean
 
 help:  ## What there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ test-slow: $(STAMP)  ## The tests that take longer.
 bench: $(STAMP) $(OPTIMUM_STAMP)  ## The benchmarks, each ending in a ratio.
 	for file in $(filter-out %/optimum_onnx.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file --quick || exit 1; done
 	$(OPTIMUM)/bin/python benchmarks/optimum_onnx.py --quick
+
+cards: $(STAMP)  ## The cards in model_cards/, from the reports beside them.
+	$(BIN)/python scripts/cards.py
 
 docs: $(STAMP)  ## The recipe reference, from the schema.
 	$(BIN)/python scripts/reference.py docs/recipes.md

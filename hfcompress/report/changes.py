@@ -82,5 +82,5 @@ def _render_slices(name: str, parts: Sequence[Mapping[str, Any]]) -> Markdown:
 
 
 def _render_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markdown:
-    lines = [head, ["---"] * len(head), *rows]
-    return Markdown("\n".join("| " + " | ".join(map(markdown, cells)) + " |" for cells in lines))
+    first, *others = ("| " + " | ".join(map(markdown, cells)) + " |" for cells in (head, *rows))
+    return Markdown("\n".join([first, "|" + "---|" * len(head), *others]))

@@ -14,6 +14,7 @@ from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.tokens import TokenClassification
 from hfcompress.measure.answers import Answer, Answers
 from hfcompress.measure.measure import Measure
+from hfcompress.report.changes import describe_changes
 from hfcompress.report.gate import Check, Limits, check_limits
 from hfcompress.report.judge import OTHER_UNITS, add_comparisons
 from hfcompress.utils.errors import HfcompressError
@@ -211,3 +212,14 @@ def test_a_file_that_is_no_report_is_a_mistake(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "other.json").write_text("[]")
     assert factories.run_cli("gate", tmp_path / "other.json", "--max-mb", "1") == 2
     assert "is no report" in capsys.readouterr().err
+
+
+def test_what_changed_is_told_in_tables(task: TextClassification) -> None:
+    from markdown_it import MarkdownIt
+
+    content = _report(task, _answer(set()), _answer({1, 3, 5}), slices=["source"])
+    parts = describe_changes(content, content["rows"][1])
+    page = MarkdownIt("commonmark").enable("table").render("\n\n".join(parts))
+    assert page.count("<table>") == 2  # classes, and the slices by `source`; all texts are of one length
+    assert "<td>yes</td>" in page
+    assert "3 of 200 became wrong, 0 became right." in page
