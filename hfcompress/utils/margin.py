@@ -48,7 +48,7 @@ def parse_margin(value: Any) -> Margin:
     if size == 0:
         raise ValueError("a margin of 0 can never be shown: no number of rows rules out the smallest drop; " + _HINT)
     if size >= 1:
-        unit = "100% or more of the score" if relative else f"ambiguous: {text}% of the score, or {text} of the metric?"
+        unit = "100% or more of the score" if relative else f"ambiguous, {text}% of the score or {text} of the metric"
         raise ValueError(f"a margin of {text} is {unit}; {_HINT}")
     return Margin(size, relative)
 
