@@ -43,7 +43,7 @@ def test_a_relative_margin_is_a_share_of_the_score() -> None:
 
 @pytest.mark.parametrize("written", [1, "1", 1.0, 2, "3"])
 def test_a_bare_number_of_1_or_more_is_ambiguous(written: Any) -> None:
-    with pytest.raises(ValueError, match="is ambiguous, .*% of the score or .* of the metric; write '1%'"):
+    with pytest.raises(ValueError, match=r"is ambiguous, .*% of the score or .* of the metric; write '1%'"):
         parse_margin(written)
 
 
