@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ RUNTIMES = {"onnxruntime": "onnx"}
 
 def render(folder: Path) -> str:
     """Renders the card of a directory that holds the report.json and the recipe.yaml of a run."""
-    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content = report.read(folder)
     text = (folder / "recipe.yaml").read_text(encoding="utf-8")
     row = content["rows"][-1]
     timed = row["latency"][0]
@@ -34,8 +33,7 @@ def list_folders() -> list[Path]:
 def main() -> None:
     """Writes the cards and their figures."""
     for folder in list_folders():
-        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        for name, draw in report.list_pictures(content).items():
+        for name, draw in report.list_pictures(report.read(folder)).items():
             draw(folder / name)
         (folder / "README.md").write_text(render(folder), encoding="utf-8")
         sys.stdout.write(f"{folder / 'README.md'}\n")

@@ -9,7 +9,7 @@ from typing import Any
 from hfcompress.models.artifact import MODELING_FILE, Artifact
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report.changes import describe_changes
-from hfcompress.report.conditions import name_timing_command, render_conditions, was_busy
+from hfcompress.report.conditions import find_metric, name_timing_command, render_conditions, was_busy
 from hfcompress.report.hub_metadata import (
     METRIC_NAMES,
     find_base_model,
@@ -20,7 +20,7 @@ from hfcompress.report.hub_metadata import (
 )
 from hfcompress.report.sections import list_sections
 from hfcompress.report.snippet import UNNAMED, write_snippet
-from hfcompress.report.tables import find_metric, format_ratio, render_markdown
+from hfcompress.report.tables import format_ratio, render_markdown
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.escape import Markdown, code, code_block, markdown
 from hfcompress.utils.places import last_part, shorten_places

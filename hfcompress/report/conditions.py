@@ -9,6 +9,11 @@ from hfcompress.utils.escape import Markdown, markdown
 from hfcompress.utils.wording import count
 
 
+def find_metric(content: Mapping[str, Any]) -> str:
+    """Finds the name of the metric that the rows are compared by."""
+    return next(name for name in content["rows"][0]["quality"] if name != "n")
+
+
 def was_busy(content: Mapping[str, Any]) -> bool:
     """True if the machine did other work while models were timed; False for a report of a version that did not look."""
     return bool(content.get("machine", {}).get("busy"))

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hfcompress.report.conditions import was_busy
-from hfcompress.report.tables import find_metric
+from hfcompress.report.conditions import find_metric, was_busy
 from hfcompress.utils.errors import HfcompressError, did_you_mean
 from hfcompress.utils.margin import Margin
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.report import html_parts
-from hfcompress.report.conditions import render_conditions, was_busy
+from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.html_plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_panels
 from hfcompress.report.sections import REPORTED
-from hfcompress.report.tables import find_metric, shorten_names
+from hfcompress.report.tables import shorten_names
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import printable
 from hfcompress.utils.places import last_part

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.report.conditions import was_busy
-from hfcompress.report.tables import find_metric, format_cells, format_ratio, list_columns, shorten_names
+from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.tables import format_cells, format_ratio, list_columns, shorten_names
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.margin import parse_margin
 from hfcompress.utils.wording import count, significant

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hfcompress.data.metrics import LOWER_IS_BETTER
-from hfcompress.report.conditions import was_busy
-from hfcompress.report.tables import find_metric, shorten_names
+from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.tables import shorten_names
 from hfcompress.utils.wording import significant
 
 WIDTH, HEIGHT = 380, 300

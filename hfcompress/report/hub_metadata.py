@@ -13,7 +13,7 @@ from hfcompress.data.source import is_local
 from hfcompress.models.artifact import Artifact
 from hfcompress.recipe.license import find_license
 from hfcompress.recipe.loader import Loaded
-from hfcompress.report.tables import find_metric
+from hfcompress.report.conditions import find_metric
 from hfcompress.utils.card_metadata import (
     require_hub_id,
     require_language,

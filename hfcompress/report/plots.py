@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report.conditions import was_busy
-from hfcompress.report.tables import find_metric
+from hfcompress.report.conditions import find_metric, was_busy
 from hfcompress.utils.figures import ACCENT, FAINT, INK, make_panels, save, tidy
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcompress.report.conditions import find_metric
 from hfcompress.report.statistics.several import summarize_seeds
-from hfcompress.report.tables import find_metric
 from hfcompress.utils.errors import HfcompressError
 
 SAME = ("type", "dataset", "config", "text", "split", "max_length", "metric")

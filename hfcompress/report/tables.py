@@ -10,7 +10,7 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report.conditions import render_conditions, was_busy
+from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import markdown
 from hfcompress.utils.wording import significant
@@ -31,11 +31,6 @@ _NESTED = ("quality", "quality_interval", "latency", "against_source", "confiden
 WIDTH, LEAST_NAME = 80, 12
 """Characters of the narrow table, and of a model's name at least; longer names are folded."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
-
-
-def find_metric(content: Mapping[str, Any]) -> str:
-    """Finds the name of the metric that the rows are compared by."""
-    return next(name for name in content["rows"][0]["quality"] if name != "n")
 
 
 @dataclass(frozen=True)

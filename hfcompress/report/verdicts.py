@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hfcompress.report.conditions import find_metric
+
 
 def describe_verdicts(content: Mapping[str, Any]) -> list[str]:
     """Says of each model but the source how it compares; empty for a report of an earlier version."""
@@ -17,7 +19,7 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     found = row["against_source"]
     if "not_compared" in found:
         return f"{row['stage']} is not compared with the source: {found['not_compared']}."
-    metric = next(name for name in row["quality"] if name != "n")
+    metric = find_metric(content)
     before, after = content["rows"][0]["quality"][metric], row["quality"][metric]
     sentences = [
         f"{row['stage']}: {metric} {after:.4f} against {before:.4f}, a change of {found['change']:+.4f} "
