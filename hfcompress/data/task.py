@@ -290,6 +290,25 @@ class Task(StrictModel):
         test = self._find("test")
         return "dev" if test is None or self._lacks_labels(test) else "test"
 
+    def read_slices(self, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Reads columns of the judged split by which a report is divided: a value for each judged unit.
+
+        Raises:
+            HfcompressError: if a column is missing, or a unit is not a row of the data.
+        """
+        if columns and self.head == "mask":
+            raise HfcompressError(
+                f"a {self.type} task is judged on blocks of several rows, so no column divides them",
+                "leave `measure.slices` out",
+            )
+        found: dict[str, list[Any]] = {}
+        for column in columns:
+            table = source.Table(self.dataset, self.config, self.splits.renamed, {column: LABEL}, self.encoding)
+            rows = table.read(self.judged_split())
+            assert rows is not None
+            found[column] = list(rows[column][:])
+        return found
+
     def _lacks_labels(self, rows: datasets.Dataset) -> bool:
         return False
 

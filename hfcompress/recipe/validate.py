@@ -47,6 +47,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
         readable = not any(problem.key[:2] in _READING for problem in problems)
         if readable and (download or (weights and is_local(recipe.task.dataset))):
             problems += recipe.task.label_problems(None if recipe.trains_source_head else label_ids(config))
+            problems += _find_missing_slices(recipe)
         if weights:
             require_weights(recipe.model)
             problems += find_padding_problems(recipe, download)
@@ -67,6 +68,15 @@ def _check_stages(recipe: Recipe, weights: bool) -> list[Problem]:
         found = find_unknown_names(recipe, index) + (stage.unavailable() if weights else [])
         problems += [replace(p, key=("stages", index, *p.key)) for p in found]
     return problems
+
+
+def _find_missing_slices(recipe: Recipe) -> list[Problem]:
+    """Finds columns of `measure.slices` that cannot be read: the report would miss them after all training."""
+    try:
+        recipe.task.read_slices(recipe.measure.slices)
+    except HfcompressError as error:
+        return [replace(p, key=("measure", "slices")) for p in error.problems]
+    return []
 
 
 def _find_missing_extras(recipe: Recipe) -> list[Problem]:

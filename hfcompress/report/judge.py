@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.data.source import Table
-from hfcompress.data.values import LABEL
 from hfcompress.measure.answers import Answer, Answers
 from hfcompress.measure.measure import Measure
 from hfcompress.report.statistics.classes import ClassChange, compare_classes, compare_entities, compare_tags
@@ -186,9 +184,4 @@ def _make_slices(source: Answer, task: Task, columns: Sequence[str]) -> dict[str
     found = {}
     if source.lengths is not None and task.type != "fill-mask":
         found["tokens"] = bin_lengths(source.lengths)
-    for column in columns:
-        table = Table(task.dataset, task.config, task.splits.renamed, {column: LABEL}, task.encoding)
-        rows = table.read(task.judged_split())
-        assert rows is not None
-        found[column] = group_column(rows[column][:])
-    return found
+    return found | {name: group_column(values) for name, values in task.read_slices(columns).items()}

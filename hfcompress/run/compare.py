@@ -33,6 +33,7 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:
             raise HfcompressError(replace(p, message=f"{artifact.stage}: {p.message}", key=()) for p in problems)
+    recipe.task.read_slices(recipe.measure.slices)  # a missing column is told before minutes of measuring
     measured, answers = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
     content = {
         "schema": report.SCHEMA,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.metrics import object_array
 from hfcompress.data.sequence import Regression, TextClassification
 from hfcompress.data.tokens import TokenClassification
@@ -223,3 +224,20 @@ def test_what_changed_is_told_in_tables(task: TextClassification) -> None:
     assert page.count("<table>") == 2  # classes, and the slices by `source`; all texts are of one length
     assert "<td>yes</td>" in page
     assert "3 of 200 became wrong, 0 became right." in page
+
+
+def test_check_finds_a_slice_by_a_column_that_is_not_there(
+    teacher: Path, task: TextClassification, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = {"slices": ["source", "sauce"]}
+    recipe = factories.recipe(tmp_path / "r.yaml", teacher, Path(task.dataset), measure=measure)
+    assert factories.run_cli("check", recipe) == 2
+    assert "no column 'sauce'" in (said := capsys.readouterr().err)
+    assert "measure.slices" in said
+
+
+def test_blocks_of_text_are_not_divided_by_a_column(tmp_path: Path) -> None:
+    task = FillMask(dataset=str(factories.write_corpus(tmp_path)))
+    with pytest.raises(HfcompressError, match="judged on blocks of several rows"):
+        task.read_slices(["source"])
+    assert task.read_slices([]) == {}
