@@ -18,13 +18,14 @@ from hfcompress.report.hub_metadata import (
     make_metadata,
     validate,
 )
+from hfcompress.report.plain_runtime import describe_plain_speedup
 from hfcompress.report.sections import list_sections
 from hfcompress.report.snippet import UNNAMED, write_snippet
-from hfcompress.report.tables import format_ratio, render_markdown
+from hfcompress.report.tables import render_markdown
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.escape import Markdown, code, code_block, markdown
 from hfcompress.utils.places import last_part, shorten_places
-from hfcompress.utils.wording import significant
+from hfcompress.utils.wording import format_ratio, significant
 
 
 def render(loaded: Loaded, content: Mapping[str, Any], artifact: Artifact) -> str:
@@ -120,8 +121,8 @@ def _describe_speed(entry: Mapping[str, Any]) -> str:
     if not faster:
         factor, ends = 1 / factor, ends and [1 / end for end in reversed(ends)]
     interval = f" ({'-'.join(map(format_ratio, ends))})" if ends and not entry["narrow"] else ""
-    compression = entry.get("speedup_plain")
-    share = f" ({compression:.1f}x against the source in ONNX Runtime)" if compression else ""
+    compression = describe_plain_speedup(entry)
+    share = f" ({compression})" if compression else ""
     return f"**{factor:.1f}x**{interval} {'faster' if faster else 'slower'} at batch {entry['batch_size']}{share}"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcompress.report.plain_runtime import list_plain_runtimes
 from hfcompress.utils.escape import Markdown, markdown
-from hfcompress.utils.wording import count
+from hfcompress.utils.wording import count, join
 
 
 def find_metric(content: Mapping[str, Any]) -> str:
@@ -91,16 +92,20 @@ def _describe_intervals(content: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_plain_runtime(content: Mapping[str, Any]) -> list[str]:
-    """Says how fast the source is in ONNX Runtime, and the last model compared with that."""
-    if "plain_runtime" not in content:
-        return []
-    plain, last = content["plain_runtime"]["latency"], content["rows"][-1]
-    alone = " and ".join(f"{e['speedup']:.2f}x at batch {e['batch_size']}" for e in plain if e["speedup"])
-    rest = " and ".join(f"{e['speedup_plain']:.2f}x" for e in last["latency"] if e.get("speedup_plain"))
-    return [
-        f"The unchanged source is {alone} faster in ONNX Runtime, in float32, than in PyTorch. Compared with that, "
-        f"{last['stage']} is {rest} faster."
+    """Says how fast the unchanged source is in other runtimes, and the last model compared with the fastest of them."""
+    plain, last = list_plain_runtimes(content), content["rows"][-1]
+    sentences = [
+        f"Without compression, the {each['name']} has a speed-up of {_list_speedups(each['latency'])}."
+        for each in plain
+        if _list_speedups(each["latency"])
     ]
+    rest = _list_speedups(last["latency"], "speedup_plain")
+    against = "the fastest of these at each batch size" if len(plain) > 1 else "that"
+    return [*sentences, *([f"Compared with {against}, {last['stage']} has one of {rest}."] if plain and rest else [])]
+
+
+def _list_speedups(latency: Sequence[Mapping[str, Any]], key: str = "speedup") -> str:
+    return join([f"{e[key]:.2f}x at batch {e['batch_size']}" for e in latency if e.get(key)] or [""])
 
 
 def _describe_casts(content: Mapping[str, Any]) -> list[str]:

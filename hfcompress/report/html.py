@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report import html_parts
+from hfcompress.report import html_grid, html_parts
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.html_plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_panels
 from hfcompress.report.sections import REPORTED
@@ -80,7 +80,7 @@ def _collect_values(content: Mapping[str, Any]) -> dict[str, Any]:
         "panels": draw_panels(content),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "waterfalls": html_parts.make_waterfalls(content),
-        "grid": html_parts.make_latency_grid(content),
+        "grid": html_grid.make_latency_grid(content),
         "changes": changes,
         "direction": "better or worse" if lower else "worse or better",
         "verdicts": describe_verdicts(content),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfcompress.report.conditions import find_metric, was_busy
-from hfcompress.report.tables import format_cells, format_ratio, list_columns, shorten_names
+from hfcompress.report.plain_runtime import describe_plain_speedup
+from hfcompress.report.tables import format_cells, list_columns, shorten_names
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.margin import parse_margin
-from hfcompress.utils.wording import count, significant
+from hfcompress.utils.wording import format_ratio, significant
 
 _NUMBER = re.compile(r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)(M?)")
 _BADGES = {"shown": "loss within {}: shown", "not shown": "loss within {}: not shown", "worse": "loses more than {}"}
@@ -116,14 +117,8 @@ def _list_tiles(content: Mapping[str, Any]) -> Iterator[Tile]:
             ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
             interval = f"95% interval {ends[0]} to {ends[1]}" if len(set(ends)) > 1 else ""
             times = f"{significant(old['p50_ms'])} ms, now {significant(entry['p50_ms'])} ms"
-            note = "; ".join(filter(None, (times, interval, _describe_plain_speedup(entry))))
+            note = "; ".join(filter(None, (times, interval, describe_plain_speedup(entry))))
             yield Tile(f"speed at batch {entry['batch_size']}", _compare(entry["speedup"], "faster", "slower"), note)
-
-
-def _describe_plain_speedup(entry: Mapping[str, Any]) -> str:
-    """Says how fast a graph is against the source as a graph; nothing for a model that runs in PyTorch."""
-    factor = entry.get("speedup_plain") if entry["runtime"] != "torch" else None
-    return f"{format_ratio(factor)}x against the source in ONNX Runtime" if factor else ""
 
 
 def _compare(factor: float, more: str, less: str) -> str:
@@ -200,45 +195,6 @@ def _make_waterfall(
         )
         bars.append(Bar(name, left, saved, added, significant(value), change))
     return Waterfall(title, bars)
-
-
-def make_latency_grid(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the grid of models and batch sizes: median, 95th percentile, throughput, and the speed-up if known.
-
-    If the source was also timed in another runtime, it has a row of its own below the source.
-    """
-    rows, busy = content["rows"], was_busy(content)
-    names = shorten_names(row["stage"] for row in rows)
-    timed = [(name, row["latency"], number > 0) for number, (name, row) in enumerate(zip(names, rows, strict=True))]
-    if "plain_runtime" in content:
-        plain = [entry | {"speedup_plain": None} for entry in content["plain_runtime"]["latency"]]
-        timed.insert(1, ("source in ONNX Runtime", plain, True))
-    columns = zip(*(latency for _, latency, _ in timed), strict=True)
-    longest = [0 if busy else max(entry["p50_ms"] for entry in column) for column in columns]
-    cells = [
-        [_make_latency_cell(e, most, compared and not busy) for e, most in zip(latency, longest, strict=True)]
-        for _, latency, compared in timed
-    ]
-    return {
-        "headings": [f"batch {e['batch_size']} of {e['sequence_length']} tokens" for e in rows[0]["latency"]],
-        "rows": [{"name": name, "cells": row} for (name, _, _), row in zip(timed, cells, strict=True)],
-    }
-
-
-def _make_latency_cell(entry: Mapping[str, Any], longest: float, is_compared: bool) -> dict[str, Any]:
-    threads = f", {count(entry['threads'], 'thread')}" if entry.get("threads") else ""
-    p99 = f", p99 {entry['p99_ms']:.2f} ms" if "p99_ms" in entry else ""
-    speedup = f"{format_ratio(entry['speedup'])}x" if is_compared and entry["speedup"] else ""
-    ends = [format_ratio(end) for end in entry.get("speedup_interval") or ()]
-    return {
-        "p50": f"{entry['p50_ms']:.2f}",
-        "tails": f"p95 {entry['p95_ms']:.2f} ms{p99}",
-        "rest": f"{entry['samples_per_s']:,.0f} rows/s; {entry['runtime']} {entry['dtype']}{threads}",
-        "speedup": f"{speedup} ({ends[0]} to {ends[1]})" if speedup and len(set(ends)) > 1 else speedup,
-        "plain": _describe_plain_speedup(entry) if is_compared else "",
-        "unsteady": bool(speedup) and not entry.get("narrow", True),
-        "share": round(100 * entry["p50_ms"] / longest, 1) if longest else 0,
-    }
 
 
 def list_changes(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import markdown
-from hfcompress.utils.wording import significant
+from hfcompress.utils.wording import format_ratio, significant
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -144,11 +144,6 @@ def _format_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
         return "busy" if busy else "-"
     ends = [format_ratio(value) for value in entry.get("speedup_interval") or ()]
     return f"{entry['speedup']:.2f}x" + (f" ({'-'.join(ends)})" if len(set(ends)) > 1 else "")
-
-
-def format_ratio(value: float) -> str:
-    """Formats a ratio with about three digits."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _format_megabytes(count: int | None) -> str:

@@ -10,6 +10,11 @@ def significant(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
+def format_ratio(value: float) -> str:
+    """Formats a ratio with about three digits."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
 def count(number: float, noun: str) -> str:
     """Formats a number and its noun, in the singular or the plural: `1 layer`, `2 layers`."""
     return f"{number:g} {noun}" + ("" if number == 1 else "s")

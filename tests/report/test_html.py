@@ -18,7 +18,7 @@ import pytest
 from hfcompress.data.sequence import TextClassification
 from hfcompress.measure.answers import Answer, Answers
 from hfcompress.measure.measure import Measure
-from hfcompress.report import html_parts, html_plot
+from hfcompress.report import html_grid, html_parts, html_plot
 from hfcompress.report.html import embed_json, render_html
 from hfcompress.report.judge import add_comparisons
 from tests import factories
@@ -201,7 +201,7 @@ def test_a_busy_report_has_no_speedup(compared: dict[str, Any]) -> None:
         "median latency at batch 1", "median latency at batch 8",
     ]  # fmt: skip
     assert [waterfall.title for waterfall in html_parts.make_waterfalls(compared)] == ["size, MB"]
-    cells = [cell for row in html_parts.make_latency_grid(compared)["rows"] for cell in row["cells"]]
+    cells = [cell for row in html_grid.make_latency_grid(compared)["rows"] for cell in row["cells"]]
     assert {(cell["speedup"], cell["share"]) for cell in cells} == {("", 0)}
     assert "hfcompress report RUN --measure" in page.text
 
@@ -214,7 +214,7 @@ def test_the_runtimes_share_of_a_speedup_is_told(old: dict[str, Any]) -> None:
     }
     old["rows"][2]["latency"] = [entry | graph | {"p99_ms": 9.0} for entry in last]
     old["rows"][1]["latency"][0]["speedup_plain"] = 2.0
-    grid = html_parts.make_latency_grid(old)
+    grid = html_grid.make_latency_grid(old)
     assert [row["name"] for row in grid["rows"]] == ["source", "source in ONNX Runtime", "01-distill", "02-quantize"]
     assert [row["cells"][0]["speedup"] for row in grid["rows"]] == [
         "",
@@ -222,11 +222,11 @@ def test_the_runtimes_share_of_a_speedup_is_told(old: dict[str, Any]) -> None:
         "4.00x (3.90 to 4.10)",
         "2.85x (1.90 to 4.00)",
     ]
-    told = "1.50x against the source in ONNX Runtime"
+    told = "1.5x against the source in ONNX Runtime"
     assert [row["cells"][0]["plain"] for row in grid["rows"]] == ["", "", "", told]
     assert grid["rows"][3]["cells"][0]["tails"] == "p95 5.25 ms, p99 9.00 ms"
-    assert "1.50x against the source in ONNX Runtime" in html_parts.make_headline(old)["tiles"][2].note
-    grid = html_parts.make_latency_grid(old | {"machine": factories.BUSY})
+    assert "1.5x against the source in ONNX Runtime" in html_parts.make_headline(old)["tiles"][2].note
+    grid = html_grid.make_latency_grid(old | {"machine": factories.BUSY})
     assert {(cell["speedup"], cell["plain"]) for row in grid["rows"] for cell in row["cells"]} == {("", "")}
 
 
