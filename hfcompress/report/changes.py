@@ -52,7 +52,7 @@ def _render_classes(classes: Sequence[Mapping[str, Any]]) -> Markdown:
     head = ("class", "items", "F1, source", "F1, this model", "became wrong", "became right")
     rows = [
         (
-            f"{each['name']}{' (rare)' if each['rare'] else ''}",
+            each["name"] + _mark(each),
             f"{each['items']:,}",
             f"{each['source_f1']:.3f}",
             f"{each['result_f1']:.3f}",
@@ -62,6 +62,12 @@ def _render_classes(classes: Sequence[Mapping[str, Any]]) -> Markdown:
         for each in worst
     ]
     return _render_table(head, rows)
+
+
+def _mark(each: Mapping[str, Any]) -> str:
+    """Marks a class of which fewer items are found, beyond noise, and one that is rare."""
+    marks = [mark for mark, holds in (("worse", each.get("reading") == "worse"), ("rare", each["rare"])) if holds]
+    return f" ({', '.join(marks)})" if marks else ""
 
 
 def _render_slices(name: str, parts: Sequence[Mapping[str, Any]]) -> Markdown:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.answers import Answer, Answers
 from hfcompress.measure.measure import Measure
-from hfcompress.report.statistics.classes import ClassChange, compare_classes, compare_entities, compare_tags
+from hfcompress.report.statistics.classes import (
+    ClassChange,
+    compare_classes,
+    compare_entities,
+    compare_tags,
+    read_class,
+)
 from hfcompress.report.statistics.comparison import ALPHA, Evidence, compare_answers, non_inferiority, paired_difference
 from hfcompress.report.statistics.confidence import measure_confidence
 from hfcompress.report.statistics.flips import find_flips, logit_margins, mean_divergence, share_agreement
@@ -163,12 +169,16 @@ def _show_flips(
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds Holm's adjusted p-values if several models are compared with the same source."""
+    """Adds Holm's adjusted p-values: of the models if there are several, and of all their classes together."""
     for key in ("p_value", "p_margin"):
         tested = [row["against_source"] for row in rows if key in row["against_source"]]
         if len(tested) > 1:
             for entry, value in zip(tested, holm([entry[key] for entry in tested]), strict=True):
                 entry[f"{key}_holm"] = value
+    classes = [each for row in rows for each in row["against_source"].get("classes", ())]
+    for entry, value in zip(classes, holm([each["p_value"] for each in classes]), strict=True):
+        entry["p_value_holm"] = value
+        entry["reading"] = read_class(entry["broken"], entry["repaired"], value)
 
 
 def _read_texts(task: Task) -> list[str] | None:

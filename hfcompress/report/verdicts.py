@@ -7,6 +7,9 @@ from typing import Any
 
 from hfcompress.report.conditions import find_metric
 
+MOST_CLASSES = 5
+"""Classes that a sentence names."""
+
 
 def describe_verdicts(content: Mapping[str, Any]) -> list[str]:
     """Says of each model but the source how it compares; empty for a report of an earlier version."""
@@ -26,6 +29,7 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         f"({found['low']:+.4f} to {found['high']:+.4f}), {found['reading']}.",
         _describe_margin(found),
         *_describe_flips(found),
+        *_describe_classes(found),
     ]
     return " ".join(sentences)
 
@@ -50,6 +54,16 @@ def _describe_flips(found: Mapping[str, Any]) -> list[str]:
         f"{found['broken']} answers became wrong and {found['repaired']} right "
         f"(McNemar's exact test, p {_format_p(p_value)}{adjusted})."
     ]
+
+
+def _describe_classes(found: Mapping[str, Any]) -> list[str]:
+    """Names the classes that are worse beyond noise, those with the largest loss of F1 first."""
+    worse = [each["name"] for each in found.get("classes", ()) if each.get("reading") == "worse"]
+    if not worse:
+        return []
+    more = f" and {len(worse) - MOST_CLASSES} more" if len(worse) > MOST_CLASSES else ""
+    of, are = ("Class", "is") if len(worse) == 1 else ("Classes", "are")
+    return [f"{of} {', '.join(worse[:MOST_CLASSES])}{more} {are} worse beyond noise (Holm's correction over classes)."]
 
 
 def _format_p(value: float) -> str:

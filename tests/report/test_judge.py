@@ -18,6 +18,7 @@ from hfcompress.measure.measure import Measure
 from hfcompress.report.changes import describe_changes
 from hfcompress.report.gate import Check, Limits, check_limits
 from hfcompress.report.judge import OTHER_UNITS, add_comparisons
+from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.margin import Margin
 from tests import factories
@@ -156,6 +157,30 @@ def test_a_gate_looks_at_every_class_with_enough_items(task: TextClassification)
     assert check.verdict == "fail"
     assert "of class yes" in check.sentence
     assert _judge(content, per_class=Margin(0.06, relative=True)).verdict == "pass"
+
+
+def test_a_gate_tells_a_loss_of_a_class_from_noise(task: TextClassification) -> None:
+    content = _report(task, _answer(set()), _answer({1, 3, 5}))  # p = 0.25 for class yes
+    check = _judge(content, per_class=Margin(0.01, relative=True))
+    assert check.verdict == "not shown"
+    assert "of class yes, within noise" in check.sentence
+    assert _judge(content, per_class=Margin(0.01, relative=True), by_estimate=True).verdict == "fail"
+
+
+def test_the_classes_of_all_models_are_tested_together(task: TextClassification) -> None:
+    broken, few = _answer({1, 3, 5, 7, 9, 11, 13}), _answer({1})
+    alone, among = _report(task, _answer(set()), broken), _report(task, _answer(set()), broken, few)
+
+    def yes(content: dict[str, Any]) -> dict[str, Any]:
+        return next(each for each in content["rows"][1]["against_source"]["classes"] if each["name"] == "yes")
+
+    assert (yes(alone)["p_value_holm"], yes(among)["p_value_holm"]) == (2 * 2 / 2**7, 4 * 2 / 2**7)
+    assert (yes(alone)["reading"], yes(among)["reading"]) == ("worse", "within noise")
+    assert describe_verdict(alone, alone["rows"][1]).endswith(
+        "Class yes is worse beyond noise (Holm's correction over classes)."
+    )
+    assert "beyond noise" not in describe_verdict(among, among["rows"][1])
+    assert "yes (worse)" in "".join(describe_changes(alone, alone["rows"][1]))
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(2.9, "pass"), (3.0, "not shown"), (3.2, "fail")])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hfcompress.data.entities import find_entities
 from hfcompress.data.metrics import f1_of_counts
 from hfcompress.report.statistics.proportions import mcnemar_exact
+from hfcompress.report.statistics.several import LEVEL
 
 RARE = 30
 """Fewer items of a class than this: one more mistake moves its recall by more than three points."""
@@ -27,7 +28,7 @@ class ClassChange:
         source_f1, result_f1: F1 of the class.
         broken: Items of this class that only the source finds.
         repaired: Items of this class that only the result finds.
-        p_value: McNemar's exact test of these two.
+        p_value: McNemar's exact test of these two, not yet adjusted for the number of classes.
         rare: True if there are fewer than 30 items, so that a change of F1 says little.
     """
 
@@ -71,6 +72,18 @@ def compare_tags(source: Sequence[Any], result: Sequence[Any], references: Seque
 def compare_entities(source: Sequence[Any], result: Sequence[Any], references: Sequence[Any]) -> list[ClassChange]:
     """Compares two models by kind of entity, as conlleval reads them; arguments are lists of tags, one a sentence."""
     return _compare(*map(_entities, (source, result, references)))
+
+
+def read_class(broken: int, repaired: int, p_adjusted: float) -> Literal["better", "worse", "within noise"]:
+    """Tells whether a result finds more or fewer items of a class than its source, beyond noise.
+
+    Args:
+        broken, repaired: Items of the class that only the source finds, and that only the result finds.
+        p_adjusted: The p-value of these two, adjusted for all classes that are tested.
+    """
+    if p_adjusted > LEVEL:
+        return "within noise"
+    return "worse" if broken > repaired else "better"
 
 
 def _items(classes: Sequence[Any], names: Sequence[str] | None) -> Items:

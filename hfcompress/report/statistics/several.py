@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEVEL = 0.05
+"""An adjusted p-value of at most this is beyond noise."""
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusts the p-values of several tests, so that all of them together are wrong at most as often as one alone.
