@@ -419,7 +419,10 @@ def report(
     ] = False,
     wide: Wide = False,
 ) -> None:
-    """Print the report of a run again, and redraw its plots; of several runs, put their last models side by side."""
+    """Print the report of a run again, and redraw its plots; of several runs, put their last models side by side.
+
+    Of runs that differ only in the seed, it also prints mean ± standard deviation.
+    """
     from hfcompress.report.report import read, write
     from hfcompress.run.directory import exclusive
 
@@ -444,13 +447,17 @@ def report(
 
 def _print_side_by_side(runs: list[Path], wide: bool) -> None:
     from hfcompress.report.report import read
-    from hfcompress.report.side_by_side import describe_seeds, join_reports
+    from hfcompress.report.seeds import group_by_seed, read_recipe, render_group
+    from hfcompress.report.side_by_side import join_reports
 
     distinct = len({run.name for run in runs}) == len(runs)
-    contents = {run.name if distinct else str(run): read(run) for run in runs}
+    directories = {run.name if distinct else str(run): run for run in runs}
+    contents = {name: read(run) for name, run in directories.items()}
     _print_report(join_reports(contents), wide)
-    if seeds := describe_seeds(contents):
-        out().print(seeds)
+    recipes = {name: read_recipe(run, contents[name]) for name, run in directories.items()}
+    for group in group_by_seed(contents, recipes):
+        out().print()
+        print_table(render_group(group))
 
 
 @app.command()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfcompress.report.conditions import find_metric
-from hfcompress.report.statistics.several import summarize_seeds
 from hfcompress.utils.errors import HfcompressError
 
 SAME = ("type", "dataset", "config", "text", "split", "max_length", "metric")
@@ -39,16 +37,6 @@ def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     busy = next((each["machine"] for each in contents.values() if each.get("machine", {}).get("busy")), None)
     machine = {"machine": busy} if busy is not None else {}
     return {**content, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
-
-
-def describe_seeds(contents: Mapping[str, Mapping[str, Any]]) -> str:
-    """Says mean and deviation of the last models' scores if all runs have the name of one recipe; else nothing."""
-    if len({content["name"] for content in contents.values()}) > 1:
-        return ""
-    metric = find_metric(next(iter(contents.values())))
-    scores = [content["rows"][-1]["quality"][metric] for content in contents.values()]
-    found = summarize_seeds(scores)
-    return f"{metric} of {found.count} runs of one recipe: {found.mean:.4f} ± {found.deviation or 0:.4f} (mean ± sd)."
 
 
 def _batch_sizes(content: Mapping[str, Any]) -> Sequence[int]:

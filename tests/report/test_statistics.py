@@ -42,7 +42,7 @@ from hfcompress.report.statistics.proportions import (
     score_of_difference,
     score_of_ratio,
 )
-from hfcompress.report.statistics.several import Seeds, holm, summarize_seeds
+from hfcompress.report.statistics.several import Seeds, compare_seeds, holm, summarize_seeds
 from hfcompress.report.statistics.slices import bin_lengths, compare_slices, group_column
 from hfcompress.utils.margin import Margin
 
@@ -603,12 +603,51 @@ def test_what_is_no_p_value_is_refused() -> None:
 
 def test_seeds_are_summarized_by_mean_and_sample_deviation() -> None:
     # Wikipedia, "Standard deviation": eight marks with mean 5; the sum of squares is 32, so the sample's is √(32 / 7)
-    assert summarize_seeds([2, 4, 4, 4, 5, 5, 7, 9]) == Seeds(5.0, pytest.approx(math.sqrt(32 / 7)), 8)
-    assert str(summarize_seeds([0.9, 0.92, 0.91])) == "0.9100 ± 0.0100 (3 seeds)"
-    assert summarize_seeds([0.9]).deviation is None
-    assert str(summarize_seeds([0.9])) == "0.9000"
+    marks = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]
+    assert summarize_seeds(marks) == Seeds(marks, 5.0, pytest.approx(math.sqrt(32 / 7)))
+    assert summarize_seeds([0.9]).sd is None
     with pytest.raises(ValueError, match="there is no score to summarize"):
         summarize_seeds([])
+
+
+# R's `sleep`: the hours that ten patients slept longer with each of two drugs (Student 1908). R's help page of t.test
+# has the paired test: t = -4.0621, p = 0.002833, 95% interval -2.4598858 to -0.7001142.
+SLEEP = (
+    [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
+    [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4],
+)
+
+
+def test_seeds_are_compared_by_student_s_paired_test() -> None:
+    found = compare_seeds(*SLEEP)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-7)
+    assert found.p_value == pytest.approx(0.002833, abs=1e-6)
+    assert found.reading == "better"
+    assert compare_seeds(*SLEEP, lower_is_better=True).reading == "worse"
+    assert compare_seeds(SLEEP[1], SLEEP[0]).reading == "worse"
+
+
+@QUICK
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
+def test_seeds_agree_with_the_formula_of_one_sample(scores: list[tuple[float, float]]) -> None:
+    source, result = map(list, zip(*scores, strict=True))
+    changes = np.subtract(result, source)
+    found = compare_seeds(source, result)
+    assert found.mean == pytest.approx(changes.mean())
+    if np.ptp(changes) > 1e-6:
+        half = scipy.stats.t.ppf(0.975, len(changes) - 1) * changes.std(ddof=1) / math.sqrt(len(changes))
+        assert (found.low, found.high) == pytest.approx((changes.mean() - half, changes.mean() + half), abs=1e-9)
+        assert found.p_value == pytest.approx(scipy.stats.ttest_1samp(changes, 0).pvalue)
+
+
+def test_the_same_change_with_each_seed_has_no_interval() -> None:
+    found = compare_seeds([0.9, 0.8], [0.9 - 0.1, 0.8 - 0.1])  # which differ by rounding
+    assert (found.low, found.high, found.p_value, found.reading) == (None, None, None, "no spread")
+
+
+def test_one_seed_is_not_compared() -> None:
+    with pytest.raises(ValueError, match="two seeds or more"):
+        compare_seeds([0.9], [0.8])
 
 
 # Flips, agreement, divergence
