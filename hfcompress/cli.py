@@ -224,10 +224,12 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 def _print_report(content: dict[str, Any], wide: bool = False) -> None:
     """Prints the table, how the last model (or, if wide, each) compares with the source, and how it was measured."""
     from hfcompress.report.conditions import describe_conditions
-    from hfcompress.report.tables import render_table
+    from hfcompress.report.tables import describe_left_out, render_table
     from hfcompress.report.verdicts import describe_verdicts
 
     print_table(render_table(content, wide))
+    for line in describe_left_out(content, wide):
+        out().print(line)
     for sentence in describe_verdicts(content)[0 if wide else -1 :]:
         out().print(sentence)
     out().print(describe_conditions(content))

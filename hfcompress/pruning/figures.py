@@ -89,7 +89,7 @@ def draw_sensitivity(sensitivity: Mapping[str, Any]) -> Drawing:
     depth, whole, shares = len(sensitivity["heads"]), sensitivity["whole"], [0, *sensitivity["shares"]]
     # The palest yellow is left out: it does not show on white.
     colors = [colormaps["viridis_r"](0.1 + 0.9 * layer / max(depth - 1, 1)) for layer in range(depth)]
-    figure, axes = make_panels(len(UNITS), 4.6, sharey=True)
+    figure, axes = make_panels(len(UNITS), 3.2, 3.0, sharey=True)
     for axis, (block, name) in zip(axes, UNITS.items(), strict=True):
         for color, values in zip(colors, sensitivity[block], strict=True):
             axis.plot(shares, [whole, *values], marker="o", markersize=3.5, linewidth=1.4, color=color)
@@ -119,10 +119,15 @@ def draw_latency(latency: Mapping[str, Any]) -> Drawing:
     Args:
         latency: `source_ms`, `target_ms`, `predicted_ms`, `measured_ms` and the conditions.
     """
+    from matplotlib.patheffects import withStroke
+
     figure, (axis,) = make_panels(1, 6.4, 2.4)
     values = [latency[f"{name}_ms"] for name in BARS]
     bars = axis.barh(list(BARS.values()), values, height=0.6, color=[INK, FAINT, ACCENT])
-    axis.bar_label(bars, [format_milliseconds(value) for value in values], padding=4, fontsize=8, color=INK)
+    axis.bar_label(
+        bars, [format_milliseconds(value) for value in values], padding=4, fontsize=8, color=INK,
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+    )  # fmt: skip
     axis.axvline(latency["target_ms"], color=INK, linewidth=1, linestyle="--")
     target = f"target {format_milliseconds(latency['target_ms'])}"
     axis.annotate(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.report import html_grid, html_parts
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.html_plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw_panels
+from hfcompress.report.names import list_names, list_renamed
 from hfcompress.report.sections import REPORTED
-from hfcompress.report.tables import shorten_names
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import printable
 from hfcompress.utils.places import last_part
@@ -67,7 +67,7 @@ def _make_printable(value: Any) -> Any:
 def _collect_values(content: Mapping[str, Any]) -> dict[str, Any]:
     """Collects the values that the template names."""
     rows, metric = content["rows"], find_metric(content)
-    names = shorten_names(row["stage"] for row in rows)
+    names = list_names(content)
     changes = html_parts.list_changes(content)
     lower = any(change["found"]["lower_is_better"] for change in changes)
     return {
@@ -77,6 +77,7 @@ def _collect_values(content: Mapping[str, Any]) -> dict[str, Any]:
         "is_run": html_parts.is_run(content),
         "headline": html_parts.make_headline(content),
         "table": html_parts.make_table(content),
+        "renamed": list_renamed(content),
         "panels": draw_panels(content),
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "waterfalls": html_parts.make_waterfalls(content),

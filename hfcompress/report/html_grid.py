@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress.report.conditions import was_busy
+from hfcompress.report.names import list_names
 from hfcompress.report.plain_runtime import describe_plain_speedup, list_plain_runtimes
-from hfcompress.report.tables import shorten_names
 from hfcompress.utils.wording import count, format_ratio
 
 
@@ -17,7 +17,7 @@ def make_latency_grid(content: Mapping[str, Any]) -> dict[str, Any]:
     The source in other runtimes has rows of its own below the source.
     """
     rows, busy = content["rows"], was_busy(content)
-    names = shorten_names(row["stage"] for row in rows)
+    names = list_names(content)
     timed = [(name, row["latency"], number > 0) for number, (name, row) in enumerate(zip(names, rows, strict=True))]
     timed[1:1] = [(plain["name"], plain["latency"], True) for plain in list_plain_runtimes(content)]
     columns = zip(*(latency for _, latency, _ in timed), strict=True)

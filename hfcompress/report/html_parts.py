@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.names import list_names
 from hfcompress.report.plain_runtime import describe_plain_speedup
-from hfcompress.report.tables import format_cells, list_columns, shorten_names
+from hfcompress.report.tables import split_columns
 from hfcompress.report.verdicts import describe_verdict
 from hfcompress.utils.margin import parse_margin
 from hfcompress.utils.wording import format_ratio, significant
@@ -85,7 +86,7 @@ class Interval:
 
 def make_headline(content: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the verdict on the last model: a badge, a sentence, and the figures that matter most."""
-    rows, names = content["rows"], shorten_names(row["stage"] for row in content["rows"])
+    rows, names = content["rows"], list_names(content)
     if len(rows) == 1:
         return {"name": names[0], "sentence": "Only the source was measured.", "tiles": []}
     found = rows[-1].get("against_source", {})
@@ -130,27 +131,16 @@ def make_table(content: Mapping[str, Any]) -> SortableTable:
 
     That no speed-up is known of a busy machine is said elsewhere.
     """
-    headings = _name_columns([column.heading for column in list_columns(content)])
-    rows = format_cells(content)
-    for name, row in zip(shorten_names(row[0] for row in rows), rows, strict=True):
-        row[0] = name
-    columns = list(zip(*rows, strict=True))
-    constant = {n for n, cells in enumerate(columns) if n > 1 and len(rows) > 1 and len(set(cells)) == 1}
-    shown = [n for n in range(len(headings)) if n not in constant]
+    shown, constant = split_columns(content)
+    source = content["rows"][0]
     return SortableTable(
-        [headings[n] for n in shown],
-        [[Cell(row[n], read_number(row[n]) if n else None) for n in shown] for row in rows],
-        [(headings[n], columns[n][0]) for n in sorted(constant) if columns[n][0] != "busy"],
+        [column.name for column in shown],
+        [
+            [Cell(name, None), *(Cell(text, read_number(text)) for text in (c.format(row) for c in shown[1:]))]
+            for name, row in zip(list_names(content), content["rows"], strict=True)
+        ],
+        [(column.name, column.format(source)) for column in constant if column.format(source) != "busy"],
     )
-
-
-def _name_columns(headings: Sequence[str]) -> list[str]:
-    """Names the batch size of each `faster` too, which in the other tables follows from the column before."""
-    before = ["", *headings]
-    return [
-        f"{heading}, {last.rpartition(', ')[2]}" if heading == "faster" else heading
-        for last, heading in zip(before, headings, strict=False)
-    ]
 
 
 def read_number(text: str) -> float | None:
@@ -183,7 +173,7 @@ def _make_waterfall(
     content: Mapping[str, Any], title: str, values: Sequence[float], words: tuple[str, str], same: str, within: float
 ) -> Waterfall:
     """Makes the bars of a figure; `same` is what is said of a change that is smaller than the share `within`."""
-    names, longest = shorten_names(row["stage"] for row in content["rows"]), max(values) or 1
+    names, longest = list_names(content), max(values) or 1
     bars = []
     for n, (name, value) in enumerate(zip(names, values, strict=True)):
         before = values[0] if n < 2 or not is_run(content) else values[n - 1]
@@ -200,7 +190,7 @@ def _make_waterfall(
 def list_changes(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lists how each model that was compared with the source differs: figures, interval, flips, classes, slices."""
     rows, metric = content["rows"], find_metric(content)
-    names = shorten_names(row["stage"] for row in rows)
+    names = list_names(content)
     compared = [n for n, row in enumerate(rows) if "change" in row.get("against_source", {})]
     every = [rows[n]["against_source"] for n in compared]
     margins = [_find_margin(found, rows[0]["quality"][metric]) for found in every]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
-from hfcompress.report.seeds import format_spread
+from hfcompress.report.names import list_names, list_renamed
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import markdown
 from hfcompress.utils.wording import format_ratio, significant
@@ -28,18 +27,30 @@ _COMPARED = {
     "broken": "broken", "repaired": "repaired", "agreement": "agreement", "divergence": "divergence",
 }  # fmt: skip
 """Columns of the CSV about the comparison with the source, by key of the report."""
-_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence", "seeds")
+_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence")
 WIDTH, LEAST_NAME = 80, 12
-"""Characters of the narrow table, and of a model's name at least; longer names are folded."""
+"""Characters of the narrow table, and of a model's name at least."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its heading, and how the cell of a row is written."""
+    """A column of the table.
+
+    Attributes:
+        heading: Its heading, which may need the column before it to be understood.
+        format: Writes the cell of a row.
+        alone: What it is called without the column before it, if that is not its heading.
+    """
 
     heading: str
     format: Callable[[Mapping[str, Any]], str]
+    alone: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the column is called where it stands alone."""
+        return self.alone or self.heading
 
 
 def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
@@ -71,7 +82,7 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         for number, size in enumerate(sizes)
         for column in (
             Column(f"ms, batch {size}", partial(_format_milliseconds, number)),
-            Column("faster", partial(_format_speedup, number, busy)),
+            Column("faster", partial(_format_speedup, number, busy), f"faster, batch {size}"),
         )
     ]
     embeddings = [Column("embeddings MB", lambda row: _format_megabytes(row.get("embedding_bytes")))]
@@ -81,7 +92,6 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         Column("95% interval", lambda row: "{:.3f}-{:.3f}".format(*row["quality_interval"])),
         Column("of source", partial(_format_share, content["rows"][0]["quality"][metric], metric)),
         *([change, verdict] if compared else []),
-        *_list_seed_columns(content),
         Column("parameters", lambda row: _format_count(row["parameters"])),
         Column("encoder", lambda row: _format_count(row["encoder_parameters"])),
         Column("MB", lambda row: significant(row["disk_bytes"] / 1e6)),
@@ -91,6 +101,19 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         Column("peak MB", lambda row: f"{row['peak_memory_bytes'] / 1e6:.0f}"),
         *(energy if _has_energy(content) else []),
     ]
+
+
+def split_columns(content: Mapping[str, Any], wide: bool = True) -> tuple[list[Column], list[Column]]:
+    """Splits the columns of the table into those that differ between models, and those that are the same for all.
+
+    Name and quality are always among the first.
+    """
+    shown: list[Column] = []
+    constant: list[Column] = []
+    for number, column in enumerate(list_columns(content, wide)):
+        cells = {column.format(row) for row in content["rows"]}
+        (constant if number > 1 and len(cells) == 1 < len(content["rows"]) else shown).append(column)
+    return shown, constant
 
 
 def list_headings(content: Mapping[str, Any], wide: bool = True) -> list[str]:
@@ -128,14 +151,6 @@ def _format_milliseconds(number: int, row: Mapping[str, Any]) -> str:
 def _format_plain_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
     speedup = row["latency"][number]["speedup"]
     return "busy" if busy else "-" if speedup is None else f"{speedup:.2f}x"
-
-
-def _list_seed_columns(content: Mapping[str, Any]) -> list[Column]:
-    """Lists the column with mean and standard deviation over seeds, if the models were made with several."""
-    count = max((len(row.get("seeds", {}).get("seeds", ())) for row in content["rows"]), default=0)
-    if not count:
-        return []
-    return [Column(f"{count} seeds", lambda row: format_spread(row["seeds"]) if "seeds" in row else "-")]
 
 
 def _has_embedding_sizes(content: Mapping[str, Any]) -> bool:
@@ -190,9 +205,6 @@ def render_csv(content: Mapping[str, Any]) -> str:
         flat |= {f"{metric}_low": row["quality_interval"][0], f"{metric}_high": row["quality_interval"][1]}
         if any("against_source" in each for each in content["rows"]):
             flat |= {name: row.get("against_source", {}).get(key) for key, name in _COMPARED.items()}
-        if any("seeds" in each for each in content["rows"]):
-            found = row.get("seeds", {})
-            flat |= {"seeds": len(found.get("seeds", ())), "seeds_mean": found.get("mean"), "seeds_sd": found.get("sd")}
         for entry in row["latency"]:
             low, high = entry.get("speedup_interval") or (None, None)
             figures = {**entry, "speedup_low": low, "speedup_high": high}
@@ -208,7 +220,7 @@ def render_csv(content: Mapping[str, Any]) -> str:
 
 
 def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
-    """Renders the table for the terminal; long names of models are folded, so that it fits."""
+    """Renders the table for the terminal; what it leaves out is in `describe_left_out`."""
     from rich import box
     from rich.table import Table
 
@@ -216,21 +228,30 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True, show_edge=False
     )
-    first, *others = list_headings(content, wide)
-    cells = format_cells(content, wide)
-    taken = sum(2 + max(map(len, column)) for column in zip(others, *(row[1:] for row in cells), strict=True))
-    table.add_column(first, overflow="fold", max_width=None if wide else max(WIDTH - taken, LEAST_NAME))
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
-    names = [row[0] for row in cells] if wide else shorten_names(row[0] for row in cells)
-    for name, row in zip(names, cells, strict=True):
-        table.add_row(name, *row[1:])
+    shown, _ = split_columns(content, wide)
+    table.add_column(shown[0].heading, overflow="fold", max_width=None if wide else _find_name_width(content))
+    for column in shown[1:]:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    names = list_names(content, None if wide else _find_name_width(content))
+    for name, row in zip(names, content["rows"], strict=True):
+        table.add_row(name, *(column.format(row) for column in shown[1:]))
     return table
 
 
-def shorten_names(names: Iterable[str]) -> list[str]:
-    """Leaves out the directory that all names begin with."""
-    names = list(names)
-    folders = zip(*(name.split("/")[:-1] for name in names), strict=False)
-    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, folders)]
-    return ["/".join(name.split("/")[len(shared) :]) for name in names]
+def _find_name_width(content: Mapping[str, Any]) -> int:
+    """Finds the width that is left for names in a table of `WIDTH` characters."""
+    (_, *columns), _ = split_columns(content, wide=False)
+    cells = ([column.heading, *(column.format(row) for row in content["rows"])] for column in columns)
+    return max(WIDTH - sum(2 + max(map(len, column)) for column in cells), LEAST_NAME)
+
+
+def describe_left_out(content: Mapping[str, Any], wide: bool = False) -> list[str]:
+    """Lists the lines below the table: figures that all models have in common, and names in full."""
+    _, constant = split_columns(content, wide)
+    row, busy = content["rows"][0], was_busy(content)
+    same = [f"{c.name} {c.format(row)}" for c in constant if not (busy and c.format(row) == "busy")]
+    renamed = list_renamed(content, None if wide else _find_name_width(content))
+    return [
+        *([f"the same for all: {', '.join(same)}"] if same else []),
+        *(f"{name} = {full}" for name, full in renamed),
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress.report.conditions import find_metric
-from hfcompress.report.seeds import describe_seeds
 
 MOST_CLASSES = 5
 """Classes that a sentence names."""
@@ -31,7 +30,6 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         _describe_margin(found),
         *_describe_flips(found),
         *_describe_classes(found),
-        *filter(None, [describe_seeds(row)]),
     ]
     return " ".join(sentences)
 

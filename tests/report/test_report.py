@@ -181,32 +181,12 @@ def test_the_report_command_says_how_to_time_a_run_anew(crowded: dict[str, Any],
     assert f"hfcompress report {tmp_path} --measure" in result.output
 
 
-def test_the_plot_of_a_busy_machine_draws_sizes_alone(
-    crowded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from hfcompress.report.plots import draw_tradeoff
-
-    drawn, said = [], []
-    errorbar, text, title = Axes.errorbar, Axes.text, Figure.suptitle
-    monkeypatch.setattr(Axes, "errorbar", lambda axis, x, y, **k: drawn.append(x) or errorbar(axis, x, y, **k))
-    monkeypatch.setattr(Axes, "text", lambda axis, x, y, s, **k: said.append(s) or text(axis, x, y, s, **k))
-    monkeypatch.setattr(Figure, "suptitle", lambda figure, s, **k: said.append(s) or title(figure, s, **k))
-    draw_tradeoff(crowded, tmp_path / "plot.png")
-    assert drawn == [row["disk_bytes"] / 1e6 for row in crowded["rows"]]
-    *panels, heading = said
-    assert all("busy" in words and "hfcompress report RUN --measure" in words for words in panels)
-    assert len(panels) == 2
-    assert "faster" not in heading
-
-
 def test_the_terminals_table_shows_every_cell(content: dict[str, Any]) -> None:
     from rich.console import Console
 
     stream = io.StringIO()
     Console(file=stream, width=250).print(tables.render_table(content, wide=True))
+    stream.write("\n".join(tables.describe_left_out(content, wide=True)))
     assert all(cell in stream.getvalue() for row in tables.format_cells(content) for cell in row)
 
 
@@ -221,49 +201,44 @@ def test_the_narrow_table_fits_80_columns_whatever_the_models_are_called(timed: 
     Console(file=stream, width=200).print(tables.render_table(timed))
     lines = stream.getvalue().splitlines()
     assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert len(lines) == 6
     assert all(cell in stream.getvalue() for row in tables.format_cells(timed, wide=False) for cell in row[1:])
+
+
+def test_long_paths_are_shortened_in_the_table_and_spelled_out_below(timed: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    ends = ("bert/final", "mini/final", "mini/final:model_int8-of-today.onnx")
+    names = [f"/home/someone/projects/{end}" for end in ends]
+    for row, name in zip(timed["rows"], names, strict=True):
+        row["stage"] = name
+    for row in timed["rows"][1:]:
+        row["against_source"] = {"change": -0.0123, "reading": "within noise", "margin": "1%", "verdict": "not shown"}
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(tables.render_table(timed))
+    _, _, _, *rows = (line.rstrip() for line in stream.getvalue().splitlines())
+    short = [row.split()[0] for row in rows]
+    assert max(map(len, rows)) <= 80
+    assert short[:2] == ["bert/final", "mini/final"]
+    assert re.fullmatch(r"final:mo.*….*-of-today\.onnx", short[2])
+    told = tables.describe_left_out(timed)
+    assert told == [f"{name} = {full}" for name, full in zip(short, names, strict=True)]
+
+
+def test_a_column_with_one_value_stands_below_the_table(timed: dict[str, Any], crowded: dict[str, Any]) -> None:
+    assert tables.describe_left_out(timed) == ["the same for all: smaller 1.00x"]
+    shown, constant = tables.split_columns(timed, wide=False)
+    assert [column.heading for column in shown] == ["model", "accuracy", "speed @1", "speed @8"]
+    assert [column.name for column in constant] == ["smaller"]
+    assert tables.describe_left_out(crowded) == ["the same for all: smaller 1.00x"]  # `busy` is in the title
+    assert "parameters 1.23M" in tables.describe_left_out(timed, wide=True)[0]
+    assert tables.describe_left_out(timed | {"rows": timed["rows"][:1]}) == []
 
 
 def _png_size(path: Path) -> tuple[int, int]:
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def test_the_plot_has_a_panel_for_size_and_one_for_each_batch(content: dict[str, Any], tmp_path: Path) -> None:
-    from hfcompress.report.plots import draw_tradeoff
-
-    draw_tradeoff(content, tmp_path / "three.png")
-    for row in content["rows"]:
-        del row["latency"][1]
-    draw_tradeoff(content, tmp_path / "two.png")
-    (wide, height), (narrow, _) = _png_size(tmp_path / "three.png"), _png_size(tmp_path / "two.png")
-    assert wide * 2 == pytest.approx(narrow * 3, rel=0.01)
-    assert 400 < height < 2000
-    assert (tmp_path / "three.png").stat().st_size > 10_000
-    assert {p.name for p in tmp_path.iterdir()} == {"three.png", "two.png"}
-
-
-def test_every_stage_and_its_interval_are_drawn(
-    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.axes import Axes
-
-    from hfcompress.report.plots import draw_tradeoff
-
-    named, bars = [], []
-    annotate, errorbar = Axes.annotate, Axes.errorbar
-    monkeypatch.setattr(
-        Axes, "annotate", lambda axis, text, *a, **k: named.append(text) or annotate(axis, text, *a, **k)
-    )
-    monkeypatch.setattr(
-        Axes, "errorbar", lambda axis, x, y, **k: bars.append((x, y, k["yerr"])) or errorbar(axis, x, y, **k)
-    )
-    draw_tradeoff(content, tmp_path / "plot.png")
-    assert named == ["source", "01-distill", "02-quantize"] * 3
-    x, y, ((below,), (above,)) = bars[1]
-    assert (x, y) == (1.0, 0.76)
-    assert (below, above) == pytest.approx((0.05, 0.05))
 
 
 def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tmp_path: Path) -> None:
@@ -273,7 +248,7 @@ def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tm
     (tmp_path / "report.md").unlink()
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert _png_size(plot)[0] > 1000
+    assert _png_size(plot)[0] > 900
     assert (tmp_path / "report.md").read_text() == tables.render_markdown(content)
     assert re.search(r"01-distill\s+0\.7600", result.output)
     assert str(plot) in result.output
