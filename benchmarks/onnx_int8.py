@@ -60,7 +60,7 @@ def make_variants(source: Path, folder: Path) -> dict[str, Path]:
     model, graph = load_and_export(source, AUTO, probe)
     found = {"torch": source, "onnx float32": folder / "float32"}
     found["onnx float32"].mkdir()
-    write_model_directory(graph, model.config, found["onnx float32"], probe)
+    write_model_directory(graph, model.config, found["onnx float32"], probe, "float32")
 
     def calibration(_count: int) -> list[Batch]:
         return [rows(DRAW.integers(8, 33, 16), vocabulary) for _ in range(4)]

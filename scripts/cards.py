@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from hfcompress.models.artifact import Artifact
+from hfcompress.models.weights import GRAPH_FILES
 from hfcompress.recipe.loader import parse, validate
 from hfcompress.report import card, report
 
@@ -21,7 +22,9 @@ def render(folder: Path) -> str:
     row = content["rows"][-1]
     timed = row["latency"][0]
     runtime = RUNTIMES.get(timed["runtime"], timed["runtime"])
-    model = Artifact(folder, row["stage"], row["kind"], None, runtime, timed.get("stored", timed["dtype"]))
+    dtype = timed.get("stored", timed["dtype"])
+    graph = GRAPH_FILES[dtype] if runtime == "onnx" else ""
+    model = Artifact(folder, row["stage"], row["kind"], None, runtime, dtype, graph)
     return card.render(validate(parse(text, folder / "recipe.yaml")), content, model)
 
 

@@ -68,7 +68,7 @@ def test_a_model_in_memory_is_quantized(loaded: Any, tmp_path: Path) -> None:
     assert small.config.quantization_config.quant_method == "hfcompress_int8"  # type: ignore[union-attr]
     made = hfc.quantize(loaded.model, loaded.tokenizer, loaded.rows, backend="onnx_int8", output=tmp_path / "int8")
     assert isinstance(made, Path)
-    assert (made / "model.onnx").is_file()
+    assert (made / "onnx" / "model_quantized.onnx").is_file()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_examples_are_short() -> None:
 
 def test_example_csv_to_int8(teacher: Path, csv: str, tmp_path: Path) -> None:
     example("csv_to_int8")(str(teacher), csv, str(tmp_path / "run"))
-    assert (tmp_path / "run" / "final" / "model.onnx").is_file()
+    assert (tmp_path / "run" / "final" / "onnx" / "model_quantized.onnx").is_file()
 
 
 def test_example_prune_in_memory(teacher: Path, csv: str, capsys: pytest.CaptureFixture[str]) -> None:

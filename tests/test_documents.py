@@ -147,7 +147,7 @@ def test_the_tutorial(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPat
     assert re.fullmatch(r"(good|bad) the plot was not dull \.\n(good|bad) this film .*\n", answers[0])
     assert answers[1].count("'label'") == 2
     assert sent.private
-    assert {"model.onnx", "README.md", "tokenizer.json"} <= set(sent.commits[sent.refs["main"]])
+    assert {"onnx/model_quantized.onnx", "README.md", "tokenizer.json"} <= set(sent.commits[sent.refs["main"]])
 
 
 # Python
@@ -196,7 +196,7 @@ def test_python_of_the_api_page(
                 point_at(hub.url, tmp_path / "cache", monkeypatch)
             exec(documents.replace_names(text, names), space)
         assert hub.repositories["model", "user/name"].private
-    assert (here / "int8" / "model.onnx").is_file()
+    assert (here / "int8" / "onnx" / "model_quantized.onnx").is_file()
     assert len(space["report"].rows) == 3
 
 

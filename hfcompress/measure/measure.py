@@ -17,6 +17,7 @@ from hfcompress.measure.environment import device_facts
 from hfcompress.measure.plain_runtime import describe as describe_plain_runtime
 from hfcompress.measure.plain_runtime import export_source
 from hfcompress.measure.process import Batch, ModelProcess
+from hfcompress.measure.seeds import AnySeeds
 from hfcompress.measure.sizes import sizes
 from hfcompress.measure.timing import Latency, time_models
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
@@ -59,6 +60,10 @@ class Measure(StrictModel):
     of a speed-up is due to the runtime alone."""
     slices: list[str] = []
     """Columns of the data; the report also compares the models for each of their values."""
+    seeds: AnySeeds = None
+    """Make the models with several seeds, and report the mean and the standard deviation of their quality: `3` for the
+    recipe's seed and the next two, or a list with the recipe's. Each takes as long as a run; only the models of the
+    recipe's seed are timed."""
 
 
 def measure(
@@ -96,6 +101,19 @@ def measure(
     if answers[0].logits is not None:
         content["labels"] = names_by_id(label_ids(read_config(artifacts[0].path)))
     return content, align(answers)
+
+
+def score_models(artifacts: Sequence[Artifact], task: Task, options: Measure) -> list[float]:
+    """Measures the quality of models, and nothing else.
+
+    Args:
+        artifacts: The models, in the order of the scores.
+        task, options: See `measure`.
+    """
+    alone = options.model_copy(update={"plain_runtime": False})
+    with _load_models(artifacts, task, alone, lambda _: None) as (processes, encoded):
+        answers = [judge_rows(process, data) for process, data in zip(processes, encoded, strict=True)]
+    return [task.score(answer.predictions, answer.references) for answer in answers]
 
 
 def time_again(

@@ -43,7 +43,7 @@ def export_source(artifacts: Sequence[Artifact], task: Task, device: str) -> Ite
         try:
             inputs = make_dummy_inputs(source.path)
             model, graph = load_and_export(source.path, task.auto_class, inputs)
-            write_model_directory(graph, model.config, folder, inputs)
+            write_model_directory(graph, model.config, folder, inputs, "float32")
         except (HfcompressError, ImportError) as error:
             log.info(f"the source is not timed in ONNX Runtime: {str(error).partition(chr(10))[0]}")
             yield None

@@ -24,8 +24,15 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 PICKLES, OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".pkl"), (".h5", ".msgpack")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 """The names of pickled weights in transformers; `convert --allow-pickle` reads them."""
-_FOLDERS = ("onnx", "openvino")
+FOLDERS = ("onnx", "openvino")
 """The folders with graphs in a model directory or in a repository on the Hub."""
+GRAPH_FILES = {
+    "float32": "onnx/model.onnx",
+    "float16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "int4": "onnx/model_q4.onnx",
+}
+"""The file of an ONNX graph in a model directory, by the type of its weights: where Transformers.js looks for it."""
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
            "F8_E5M2": "float8_e5m2"}  # fmt: skip
 INDEX_BYTES = 64 << 20
@@ -72,7 +79,7 @@ class Tensor:
 
 def names_in(path: Path) -> list[str]:
     """Lists the files of a model directory and of its folders with graphs, relative to it."""
-    folders = [path, *(path / name for name in _FOLDERS if (path / name).is_dir())]
+    folders = [path, *(path / name for name in FOLDERS if (path / name).is_dir())]
     return sorted(
         file.relative_to(path).as_posix() for folder in folders for file in folder.iterdir() if file.is_file()
     )
@@ -153,7 +160,7 @@ def _no_weights(names: Collection[str], where: str) -> HfcompressError:
             f"rename the file with the whole model to {WHOLE}, or put the index beside its shards",
         )
     return HfcompressError(
-        f"{where} holds no weights", "a model.safetensors (or model.onnx) belongs beside config.json"
+        f"{where} holds no weights", "a model.safetensors (or onnx/model.onnx) belongs beside config.json"
     )
 
 

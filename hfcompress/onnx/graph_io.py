@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.models.architectures import PRUNED
 from hfcompress.models.dummy_inputs import DummyInputs, logits_of
-from hfcompress.models.weights import tensors_of
+from hfcompress.models.weights import GRAPH_FILES, tensors_of
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.processors import default_threads
 
@@ -21,6 +22,8 @@ LIMIT = (1 << 31) - (1 << 24)
 """The largest size of the tensors in a graph's own file: protobuf writes less than 2 GB, nodes included."""
 EXPORT_TOLERANCE = 1e-4
 """The largest difference of a logit that an export may cause, relative to the largest logit or 1."""
+JAVASCRIPT_TYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8", "int4": "q4"}
+"""The names of types in Transformers.js, by the type of a graph's weights; each belongs to a file of `GRAPH_FILES`."""
 
 
 def is_large(graph: onnx.ModelProto) -> bool:
@@ -38,7 +41,7 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     if not is_large(graph):
         onnx.save(graph, path)
         return
-    beside = path.with_name(f"{path.name}_data")
+    beside = _data_file(path)
     beside.unlink(missing_ok=True)  # onnx appends to an existing file
     onnx.save(
         graph,
@@ -51,27 +54,57 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def write_model_directory(graph: onnx.ModelProto, config: Any, target: Path, dummy_inputs: DummyInputs) -> NDArray[Any]:
-    """Writes `model.onnx` and the model's config into a directory; see `save_graph` for large graphs.
+def write_model_directory(
+    graph: onnx.ModelProto, config: Any, target: Path, dummy_inputs: DummyInputs, dtype: str
+) -> NDArray[Any]:
+    """Writes a graph and the model's config into a directory; see `save_graph` for large graphs.
+
+    Args:
+        graph: The graph.
+        config: The model's config.
+        target: The directory.
+        dummy_inputs: A padded batch.
+        dtype: The type of the weights: a key of `GRAPH_FILES`, which names the file.
 
     Returns:
         The logits of the written graph on the dummy inputs.
     """
-    save_graph(graph, target / "model.onnx")
-    write_config(config, target)
-    return run_onnx(target / "model.onnx", dummy_inputs)
+    path = target / GRAPH_FILES[dtype]
+    path.parent.mkdir(exist_ok=True)
+    save_graph(graph, path)
+    write_graph_config(config, target, dtype)
+    return run_onnx(path, dummy_inputs)
 
 
-def write_config(config: Any, path: Path) -> None:
+def write_graph_config(config: Any, target: Path, dtype: str) -> None:
+    """Writes config.json beside the graph of `GRAPH_FILES[dtype]`, with the file that Transformers.js loads."""
+    javascript: dict[str, Any] = {"dtype": JAVASCRIPT_TYPES[dtype]}
+    if _data_file(target / GRAPH_FILES[dtype]).is_file():
+        javascript["use_external_data_format"] = True
+    write_config(config, target, {"transformers.js_config": javascript})
+
+
+def _data_file(path: Path) -> Path:
+    """Returns the file for the tensors of a graph that is too large to contain them."""
+    return path.with_name(f"{path.name}_data")
+
+
+def write_config(config: Any, path: Path, more: Mapping[str, Any] | None = None) -> None:
     """Writes config.json with all label names and the name of the stock architecture.
 
     transformers would leave default label names out. A graph needs no modeling code, even that of a pruned model, so
     the config must not name any.
+
+    Args:
+        config: The model's config.
+        path: The directory.
+        more: Keys to add.
     """
     config.save_pretrained(path)
     content = json.loads((path / "config.json").read_text(encoding="utf-8"))
     content.pop("auto_map", None)
     content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
+    content |= more or {}
     (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from hfcompress.data.tasks import AnyTask
 from hfcompress.distillation.stage import Distill
 from hfcompress.finetuning.stage import Finetune
 from hfcompress.measure.measure import Measure
+from hfcompress.measure.seeds import list_seeds
 from hfcompress.pruning.stage import Prune
 from hfcompress.quantization.stage import Quantize
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
@@ -92,6 +93,10 @@ class Recipe(StrictModel):
     def trains_source_head(self) -> bool:
         """True if a stage trains the task head of the source, so that the model needs none."""
         return any(stage.trains_source_head for stage in self.stages)
+
+    def list_seeds(self) -> list[int]:
+        """Lists the seeds that the models are made with, the recipe's own first."""
+        return list_seeds(self.measure.seeds, self.seed)
 
     def stage_names(self) -> list[str]:
         """Lists the names of the stages' directories: `01-distill`, `02-prune`, …."""

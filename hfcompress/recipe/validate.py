@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfcompress.data.source import is_local, model_config, require_weights
+from hfcompress.measure.seeds import LARGEST
 from hfcompress.models.artifact import label_ids
 from hfcompress.models.shape import Shape
 from hfcompress.recipe.local_checks import find_local_problems, find_padding_problems
@@ -40,6 +41,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     """
     recipe, shapes = loaded.recipe, list[Shape]()
     problems = [*recipe.task.problems(), *_check_stages(recipe, weights), *_find_missing_extras(recipe)]
+    problems += _find_wrong_seeds(recipe)
     try:
         config = model_config(recipe.model)
         problems += [] if recipe.trains_source_head else recipe.task.head_problems(config)
@@ -76,6 +78,17 @@ def _find_missing_slices(recipe: Recipe) -> list[Problem]:
         recipe.task.read_slices(recipe.measure.slices)
     except HfcompressError as error:
         return [replace(p, key=("measure", "slices")) for p in error.problems]
+    return []
+
+
+def _find_wrong_seeds(recipe: Recipe) -> list[Problem]:
+    """Finds seeds that lack the recipe's own, whose models are timed and published, or that are too large."""
+    seeds, key = recipe.measure.seeds, ("measure", "seeds")
+    if isinstance(seeds, list) and recipe.seed not in seeds:
+        fix = f"set `seed: {seeds[0]}`, or name {recipe.seed} too"
+        return [Problem(f"{seeds} lacks the recipe's seed, {recipe.seed}", fix, key)]
+    if max(recipe.list_seeds()) > LARGEST:
+        return [Problem(f"the last seed would be larger than {LARGEST}", "choose a smaller `seed:`", key)]
     return []
 
 

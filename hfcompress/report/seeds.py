@@ -15,6 +15,8 @@ from hfcompress.utils.hashing import hash_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hfcompress.recipe.schema import Recipe
+
 
 @dataclass(frozen=True)
 class SeedGroup:
@@ -68,6 +70,31 @@ def _leave_out_seed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe that decides the figures of each seed."""
     kept = {key: value for key, value in recipe.items() if key not in ("name", "hub", "seed")}
     return {**kept, "measure": {key: value for key, value in recipe["measure"].items() if key != "seeds"}}
+
+
+def add_seeds(content: Mapping[str, Any], recipe: Recipe, scores: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Adds `seeds` to the rows of a report, and removes those of an earlier recipe.
+
+    Args:
+        content: The report of the recipe's own seed.
+        recipe: The recipe. A source that none of its stages trains is the same with each seed, and gets none.
+        scores: By other seed, the score of each model.
+    """
+    rows = [{key: value for key, value in row.items() if key != "seeds"} for row in content["rows"]]
+    if not scores:
+        return {**content, "rows": rows}
+    metric, lower = find_metric(content), not recipe.task.greater_is_better
+    values = {
+        row["stage"]: [row["quality"][metric], *(found[row["stage"]] for found in scores.values())] for row in rows
+    }
+    seeds, source = [recipe.seed, *scores], values[rows[0]["stage"]]
+    described = {stage: describe_row(seeds, source, found, lower) for stage, found in values.items()}
+    described[rows[0]["stage"]] = describe_row(seeds, source, None, lower)
+    untrained = {rows[0]["stage"]} if all(stage.compresses for stage in recipe.stages) else set()
+    return {
+        **content,
+        "rows": [row if row["stage"] in untrained else {**row, "seeds": described[row["stage"]]} for row in rows],
+    }
 
 
 def describe_row(

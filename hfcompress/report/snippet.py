@@ -90,7 +90,7 @@ path = "{place}"
 folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path))
 config = json.loads((folder / "config.json").read_text())
 tokenizer = AutoTokenizer.from_pretrained(folder)
-session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+session = onnxruntime.InferenceSession(str(folder / "{artifact.graph or artifact.choice.file}"))
 batch = tokenizer({example}, return_tensors="np")
 names = [node.name for node in session.get_inputs()]
 logits = session.run(["logits"], {{n: batch.get(n, 0 * batch["input_ids"]).astype("int64") for n in names}})[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
 from hfcompress.report.names import list_names, list_renamed
+from hfcompress.report.seeds import format_spread
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import markdown
 from hfcompress.utils.wording import format_ratio, significant
@@ -27,7 +28,7 @@ _COMPARED = {
     "broken": "broken", "repaired": "repaired", "agreement": "agreement", "divergence": "divergence",
 }  # fmt: skip
 """Columns of the CSV about the comparison with the source, by key of the report."""
-_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence")
+_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence", "seeds")
 WIDTH, LEAST_NAME = 80, 12
 """Characters of the narrow table, and of a model's name at least."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
@@ -92,6 +93,7 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         Column("95% interval", lambda row: "{:.3f}-{:.3f}".format(*row["quality_interval"])),
         Column("of source", partial(_format_share, content["rows"][0]["quality"][metric], metric)),
         *([change, verdict] if compared else []),
+        *_list_seed_columns(content),
         Column("parameters", lambda row: _format_count(row["parameters"])),
         Column("encoder", lambda row: _format_count(row["encoder_parameters"])),
         Column("MB", lambda row: significant(row["disk_bytes"] / 1e6)),
@@ -153,6 +155,14 @@ def _format_plain_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> st
     return "busy" if busy else "-" if speedup is None else f"{speedup:.2f}x"
 
 
+def _list_seed_columns(content: Mapping[str, Any]) -> list[Column]:
+    """Lists the column with mean and standard deviation over seeds, if the models were made with several."""
+    count = max((len(row.get("seeds", {}).get("seeds", ())) for row in content["rows"]), default=0)
+    if not count:
+        return []
+    return [Column(f"{count} seeds", lambda row: format_spread(row["seeds"]) if "seeds" in row else "-")]
+
+
 def _has_embedding_sizes(content: Mapping[str, Any]) -> bool:
     """True if the size of some model's embeddings is known; reports of earlier versions do not have it."""
     return any(row.get("embedding_bytes") is not None for row in content["rows"])
@@ -205,6 +215,9 @@ def render_csv(content: Mapping[str, Any]) -> str:
         flat |= {f"{metric}_low": row["quality_interval"][0], f"{metric}_high": row["quality_interval"][1]}
         if any("against_source" in each for each in content["rows"]):
             flat |= {name: row.get("against_source", {}).get(key) for key, name in _COMPARED.items()}
+        if any("seeds" in each for each in content["rows"]):
+            found = row.get("seeds", {})
+            flat |= {"seeds": len(found.get("seeds", ())), "seeds_mean": found.get("mean"), "seeds_sd": found.get("sd")}
         for entry in row["latency"]:
             low, high = entry.get("speedup_interval") or (None, None)
             figures = {**entry, "speedup_low": low, "speedup_high": high}

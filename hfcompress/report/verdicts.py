@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfcompress.report.conditions import find_metric
+from hfcompress.report.seeds import describe_seeds
 
 MOST_CLASSES = 5
 """Classes that a sentence names."""
@@ -30,6 +31,7 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         _describe_margin(found),
         *_describe_flips(found),
         *_describe_classes(found),
+        *filter(None, [describe_seeds(row)]),
     ]
     return " ".join(sentences)
 

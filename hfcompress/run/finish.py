@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     pass
 
 
-JUDGED_BY = ("margin", "slices")
-"""Options that answers are judged by: the models need not be measured again for others."""
+UNMEASURED = ("margin", "slices", "seeds")
+"""Options that answers are judged by, and other seeds: the models need not be measured again if they change."""
 
 
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
     key = hash_json(
         {
             "models": weights,
-            "measure": recipe.measure.model_dump(exclude=set(JUDGED_BY)),
+            "measure": recipe.measure.model_dump(exclude=set(UNMEASURED)),
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
             "data": recipe.task.fingerprint(judged=True),

@@ -14,7 +14,7 @@ from typing import Any
 
 from hfcompress.data.hub import SHOWN, hub_calls
 from hfcompress.models.artifact import Artifact
-from hfcompress.models.weights import ADAPTER, openvino_files
+from hfcompress.models.weights import ADAPTER, FOLDERS, openvino_files
 from hfcompress.recipe.license import FIX
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report.snippet import UNNAMED
@@ -127,8 +127,9 @@ def list_uploads(run: Path) -> list[Upload]:
     if not (final / "README.md").is_file() or not (final / "config.json").is_file():
         raise HfcompressError(f"{run} holds no finished model with a card", "finish it with `hfcompress run`")
     require_license_named(final)
-    files = (p for p in (*sorted(final.iterdir()), *sorted((final / ADAPTER).glob("*"))) if p.is_file())
-    graphs = openvino_files(p.name for p in final.iterdir())
+    folders = (final, *(final / name for name in (ADAPTER, *FOLDERS)))
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
+    graphs = openvino_files(path.name for path in files)
     return [_upload(p, final) for p in files if _is_published(p.name, graphs)]
 
 

@@ -20,10 +20,12 @@ from hfcompress.recipe.loader import Loaded
 from hfcompress.recipe.schema import spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
 from hfcompress.report.sections import collect_facts
+from hfcompress.report.seeds import add_seeds
 from hfcompress.run.directory import open_run, read_lock, require_free_directory, require_ours
 from hfcompress.run.finish import describe_origin, finish, measure_models
 from hfcompress.run.push import push
 from hfcompress.run.resume import KEY, begin_attempt, find_finished, make_key, read_mark
+from hfcompress.run.seeds import find_directory, replace_seed, score_seeds
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.files import (
@@ -86,7 +88,7 @@ def run(
         _require_stages(loaded, only, fresh)
         on_main_process(lambda: open_run(stack, loaded, directory, fresh, max(s.bytes for s in shapes)))
         finished = _run(loaded, directory, only, callbacks)
-        if finished is None or not loaded.recipe.hub.push or only not in (None, loaded.recipe.stages[-1].kind):
+        if finished is None or not loaded.recipe.hub.push or not _is_whole(loaded, only):
             return finished
         return _push(finished)
 
@@ -126,19 +128,37 @@ def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCall
 def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]) -> Run | None:
     state = process_state()
     artifacts = _run_stages(loaded, directory, only, callbacks)
+    others = _make_with_other_seeds(loaded, directory, callbacks) if _is_whole(loaded, only) else {}
     state.wait_for_everyone()
     # The first process does the rest; the others end before it and must not abort its communication threads.
     state.destroy_process_group()
     if not state.is_main_process:
         return None
+    measured = measure_models(loaded, directory, artifacts)
     content = {
-        **measure_models(loaded, directory, artifacts),
+        **add_seeds(measured, loaded.recipe, score_seeds(loaded, directory, others)),
         **describe_origin(loaded, read_lock(directory)),
         "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
     }
     finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
+
+
+def _is_whole(loaded: Loaded, only: str | None) -> bool:
+    """True if a run with `--only` ends with the last stage of the recipe."""
+    return only in (None, loaded.recipe.stages[-1].kind)
+
+
+def _make_with_other_seeds(
+    loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCallback]
+) -> dict[int, list[Artifact]]:
+    """Makes the models with each other seed of the recipe, in a run directory of its own."""
+    found = {}
+    for seed in loaded.recipe.list_seeds()[1:]:
+        log.info(f"seed {seed}: {find_directory(directory, seed)}")
+        found[seed] = make_models(replace_seed(loaded, seed), find_directory(directory, seed), callbacks)
+    return found
 
 
 def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:

@@ -33,7 +33,7 @@ def test_the_source_becomes_a_graph_with_its_answers(teacher: Path, task: TextCl
         assert plain is not None
         assert (plain.stage, plain.runtime, plain.dtype) == (NAME, "onnx", "float32")
         inputs = make_dummy_inputs(teacher)
-        found = run_onnx(plain.path / "model.onnx", inputs)
+        found = run_onnx(plain.path / "onnx" / "model.onnx", inputs)
         folder = plain.path
     model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
     with torch.inference_mode():

@@ -508,8 +508,12 @@ def test_a_graph_beyond_the_limit_of_protobuf_is_two_files(
     path, logits = made("two")
     assert np.array_equal(logits, expected)
     artifact = open_artifact(path)
-    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.onnx", "model.onnx_data"]
-    assert [file.name for file in artifact.weight_files] == ["model.onnx", "model.onnx_data"]
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "onnx"]
+    (graph, data) = artifact.weight_files
+    assert sorted((path / "onnx").iterdir()) == [graph, data]
+    assert data.name == f"{graph.name}_data"
+    settings = json.loads((path / "config.json").read_text())["transformers.js_config"]
+    assert settings["use_external_data_format"]
     assert artifact.dtype == open_artifact(tmp_path / "one").dtype
     assert verify(artifact, expected, AUTO)["onnx"] <= 1e-5
 

@@ -65,10 +65,10 @@ class Made:
 
     @property
     def graph(self) -> Any:
-        return onnx.load(self.path / "model.onnx")
+        return onnx.load(self.path / "onnx" / "model_quantized.onnx")
 
     def run(self, probe: DummyInputs) -> Any:
-        return run_onnx(self.path / "model.onnx", probe)
+        return run_onnx(self.path / "onnx" / "model_quantized.onnx", probe)
 
     def plain(self, probe: DummyInputs) -> Any:
         return logits_of(self.model, probe)
@@ -118,7 +118,9 @@ def optimized(path: Path, tmp_path: Path) -> list[Any]:
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
-    onnxruntime.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        str(path / "onnx" / "model_quantized.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     return list(onnx.load(tmp_path / "optimized.onnx").graph.node)
 
 

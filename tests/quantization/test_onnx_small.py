@@ -251,7 +251,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
 
 def graph_in(job: QuantizationJob) -> onnx.ModelProto:
-    return onnx.load(job.target / "model.onnx")
+    return onnx.load(graph_file(job))
+
+
+def graph_file(job: QuantizationJob) -> Path:
+    (found,) = (job.target / "onnx").iterdir()
+    return found
 
 
 def rounded_linears(job: QuantizationJob, size: int, keep: Any = ()) -> Any:
@@ -386,7 +391,7 @@ def test_half_precision_refuses_weights_that_it_has_no_room_for(value: float) ->
 @pytest.mark.parametrize("name", ["onnx_int4", "onnx_fp16"])
 def test_batches_and_lengths_never_seen_and_padding(name: str, made: Callable[..., Any]) -> None:
     job, _ = made(name)
-    graph, model = job.target / "model.onnx", load_model(job.source, AUTO)
+    graph, model = graph_file(job), load_model(job.source, AUTO)
     for rows, length in ((1, 3), (1, 37), (7, 11)):
         probe = batch_of(rows, length)
         found, expected = run_onnx(graph, probe), logits_of(model, probe)
@@ -430,8 +435,9 @@ def test_the_plan_s_bytes_are_those_of_the_tensors(name: str, options: Any, tmp_
     source = open_artifact(tmp_path / "float")
     (tmp_path / "out").mkdir()
     backend = BACKENDS.parse({"use": name, **options})
-    backend.quantize(QuantizationJob(source.path, tmp_path / "out", AUTO, make_dummy_inputs(source.path)))
+    job = QuantizationJob(source.path, tmp_path / "out", AUTO, make_dummy_inputs(source.path))
+    backend.quantize(job)
     assert source.shape is not None
-    graph = onnx.load(tmp_path / "out" / "model.onnx")
+    graph = graph_in(job)
     stored = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     assert stored == pytest.approx(backend.plan(source.shape).bytes, rel=0.05)

@@ -791,12 +791,14 @@ def test_a_limit_that_is_no_number_of_seconds(
 
 
 def test_weights_beside_a_graph_are_sent(finished: Path) -> None:
-    names = {"model.onnx", "model.onnx_data", "model.onnx.data", "model.onnx_data_1", "bpe.codes"}
-    for name in names | {"notes.onnx_database", "model.data"}:
+    (finished / "final" / "onnx").mkdir()
+    names = {"model.onnx", "model.onnx_data", "model.onnx.data", "model.onnx_data_1", "bpe.codes",
+             "onnx/model_q4.onnx", "onnx/model_q4.onnx_data"}  # fmt: skip
+    for name in names | {"notes.onnx_database", "model.data", "onnx/notes.log"}:
         (finished / "final" / name).write_bytes(b"x")
     sent = {file.name for file in push_.list_uploads(finished)}
     assert names < sent
-    assert not {"notes.onnx_database", "model.data"} & sent
+    assert not {"notes.onnx_database", "model.data", "onnx/notes.log"} & sent
 
 
 @pytest.mark.parametrize("what", ["changed", "vanished"])

@@ -66,9 +66,15 @@ def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
     assert {p.name for p in finished.directory.iterdir()} == {*files, *STAGES, "final", "plots"}
     assert (finished.directory / "plots" / "tradeoff.png").is_file()
     assert all((finished.directory / stage / "stage.json").is_file() for stage in STAGES)
-    assert {"README.md", "config.json", "model.onnx", "recipe.yaml", "tradeoff.png", "tokenizer.json"} <= {
-        p.name for p in (finished.directory / "final").iterdir()
-    }
+    final = finished.directory / "final"
+    assert {
+        "README.md",
+        "config.json",
+        "onnx/model_quantized.onnx",
+        "recipe.yaml",
+        "tradeoff.png",
+        "tokenizer.json",
+    } <= {p.relative_to(final).as_posix() for p in final.rglob("*")}
     assert not (finished.directory / "final" / "stage.json").exists()
 
 
@@ -197,7 +203,7 @@ def test_final_answers_in_a_bare_onnxruntime_script(finished: Finished, data: Pa
     script = """
 import json, sys
 import numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx")
+session = onnxruntime.InferenceSession(sys.argv[1] + "/onnx/model_quantized.onnx")
 for ids in json.loads(sys.argv[2]):
     known = {"input_ids": numpy.array([ids]), "attention_mask": numpy.ones((1, len(ids)), "int64")}
     feed = {node.name: known.get(node.name, 0 * known["input_ids"]) for node in session.get_inputs()}

@@ -58,7 +58,7 @@ class OnnxFp16(Backend):
                 given = str(folder / "model.onnx")
                 save_graph(graph, Path(given))
             graph = convert_float_to_float16(given, keep_io_types=True)
-        logits = write_model_directory(graph, model.config, job.target, job.dummy_inputs)
+        logits = write_model_directory(graph, model.config, job.target, job.dummy_inputs, "float16")
         if not np.isfinite(logits).all():
             raise HfcompressError(f"{job.source} computes values beyond float16's {LARGEST:g}", "use onnx_int8")
         return QuantizedModel(logits)

@@ -73,7 +73,7 @@ class OnnxInt4(Backend):
         quantize_linears(graph, self.block_size, self.compute, job.keep)
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
-        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs), odd)
+        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs, "int4"), odd)
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
         from hfcompress.quantization.grids.blockwise import fake_quantize_blockwise

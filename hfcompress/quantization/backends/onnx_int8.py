@@ -113,7 +113,7 @@ class OnnxInt8(Backend):
             graph = quantize_static(graph, self._complete_ranges(model, job), job.keep)
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
-        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs), odd)
+        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs, "int8"), odd)
 
     def _scales(self, weight: Tensor) -> Tensor:
         return weight_scales(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -16,8 +17,9 @@ from pydantic import Field, model_validator
 from hfcompress.measure.environment import cpu_flags
 from hfcompress.models.architectures import PRUNED, task_head_of
 from hfcompress.models.shape import Shape
+from hfcompress.models.weights import GRAPH_FILES
 from hfcompress.onnx.export import OPTIMUM_TASKS, quiet
-from hfcompress.onnx.graph_io import LIMIT, require_same_logits, run_onnx, write_config
+from hfcompress.onnx.graph_io import LIMIT, require_same_logits, run_onnx, write_graph_config
 from hfcompress.quantization.backends.base import Backend, QuantizationJob, QuantizedModel
 from hfcompress.quantization.calibration import iterate_rows
 from hfcompress.utils.errors import HfcompressError
@@ -101,9 +103,12 @@ class OptimumOnnx(Backend):
                 # In a separate dynamic pass: a whole static table would be dequantized in each run.
                 graph = self._quantize(graph, folder / "tables", TABLES)
             ranges = self._calibrate(graph, job.rows(self.rows)) if self.mode == "static" else None
-            self._quantize(graph, job.target, LINEAR, ranges)
-        write_config(model.config, job.target)
-        return QuantizedModel(run_onnx(job.target / "model.onnx", job.dummy_inputs))
+            made, path = self._quantize(graph, folder / "made", LINEAR, ranges), job.target / GRAPH_FILES["int8"]
+            path.parent.mkdir()
+            shutil.move(made, path)
+            shutil.move(made.with_name("ort_config.json"), job.target)
+        write_graph_config(model.config, job.target, "int8")
+        return QuantizedModel(run_onnx(path, job.dummy_inputs))
 
     def _quantize(self, graph: Path, target: Path, operators: list[str], ranges: Any = None) -> Path:
         """Writes the graph with these operators in int8, static if ranges are given."""
