@@ -6,26 +6,18 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hfcompress.data.sequence import TextClassification
-from hfcompress.measure.answers import Answer, Answers
-from hfcompress.measure.measure import Measure
 from hfcompress.report import html_grid, html_parts, html_plot
 from hfcompress.report.html import embed_json, render_html
-from hfcompress.report.judge import add_comparisons
 from tests import factories
+from tests.report.contents import ATTACK, CUTS, plain
 
-ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-ROWS = 120
 
 
 class Page(HTMLParser):
@@ -64,57 +56,6 @@ class Page(HTMLParser):
 
     def data(self) -> Any:
         return json.loads(self.inside["script"][0])
-
-
-def plain(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A report as an earlier version wrote it."""
-    return {
-        "schema": 1,
-        "name": "tiny",
-        "environment": {"cpu": "A processor", "cpu_flags": ["avx2"], "cores": 2, "accelerator": None},
-        "task": {"split": "test", "max_length": 16},
-        "rows": list(rows),
-    } | more
-
-
-@pytest.fixture
-def old() -> dict[str, Any]:
-    return plain(
-        factories.report_row("source", "source", 0.8, 10.0, 4_000_000),
-        factories.report_row("01-distill", "distill", 0.76, 2.5, 1_000_000, 4.0, (3.9, 4.1), compression=4.0),
-        factories.report_row("02-quantize", "quantize", 0.75, 3.5, 250_000, 2.85, (1.9, 4.0), compression=16.0),
-        key="0123456789abcdef",
-    )
-
-
-@pytest.fixture
-def compared(old: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A report whose answers were compared; its labels, texts and names are hostile."""
-    labels = ["no", ATTACK, "rare"]
-    references = np.array([2 if n < 6 else n % 2 for n in range(ROWS)])
-    lines = [f'"{ATTACK} {n}",{references[n]},{"ab"[n % 2]}' for n in range(ROWS)]
-    for split in ("train", "dev", "test"):
-        (tmp_path / f"{split}.csv").write_text("\n".join(["sentence,label,part", *lines]) + "\n")
-    task = TextClassification(dataset=str(tmp_path), text=["sentence"])
-
-    def answer(wrong: set[int]) -> Answer:
-        predictions = np.array([(c + 1) % 3 if n in wrong else c for n, c in enumerate(references)])
-        logits = np.eye(3, dtype="float32")[predictions] * 3
-        return Answer(predictions, references, logits, np.arange(ROWS) % 11 + 5)
-
-    content = old | {"schema": 2, "name": ATTACK, "labels": labels, "machine": factories.QUIET | {"cpu": ATTACK}}
-    content["machine"] |= {"cpu_flags": [], "cores": 2, "accelerator": None}
-    content["rows"][1]["stage"] = ATTACK
-    answers = Answers(answer({7}), (answer({0, 1, 7, 8}), answer({1, 9, *range(20, 60)})))
-    return add_comparisons(content, answers, task, Measure.model_validate({"margin": "2%", "slices": ["part"]}))
-
-
-CUTS = {
-    "kept": {"heads": [[3, 4], [0, 4]], "ffn": [[48, 64], [1_024, 2_048]], "hidden": [32, 32],
-             "layers": {"kept": [1, 3], "of": 3}},
-    "sensitivity": {"metric": "accuracy", "split": "dev", "rows": 1234, "whole": 0.95, "shares": [0.5, 1.0],
-                    "heads": [[0.9, 0.8], [0.95, 0.95]], "ffn": [[0.7, 0.45], [0.9, 0.9]]},
-}  # fmt: skip
 
 
 def test_the_page_needs_nothing_from_elsewhere(compared: dict[str, Any]) -> None:
@@ -340,81 +281,3 @@ def test_unusual_rows_are_rendered(change: dict[str, Any]) -> None:
     page = Page(render_html(plain(*rows)))
     assert "org/two" in page.text
     Page(render_html(plain(rows[0])))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, driven by playwright; neither comes with hfcompress."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no browser here")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-def _open(browser: Any, content: dict[str, Any], folder: Path, width: int = 1200, scheme: str = "light") -> Any:
-    (folder / "report.html").write_text(render_html(content), encoding="utf-8")
-    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
-    page.heard = []
-    page.on("console", lambda message: page.heard.append(message.text))
-    page.on("pageerror", lambda error: page.heard.append(str(error)))
-    page.on("request", lambda request: page.heard.append(request.url) if request.url[:5] != "file:" else None)
-    page.goto((folder / "report.html").as_uri())
-    return page
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 400])
-def test_the_page_fits_the_window(
-    browser: Any, compared: dict[str, Any], tmp_path: Path, width: int, scheme: str
-) -> None:
-    page = _open(browser, compared | {"cuts": {"01-distill": CUTS}}, tmp_path, width, scheme)
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
-    assert dark == (scheme == "dark")
-    assert page.heard == []
-
-
-def test_a_heading_sorts_by_click_and_by_key(browser: Any, old: dict[str, Any], tmp_path: Path) -> None:
-    page = _open(browser, old, tmp_path)
-
-    def models() -> list[str]:
-        return [name.strip() for name in page.locator("#models tbody th").all_inner_texts()]
-
-    heading = page.locator("#models thead th", has_text="MB").first
-    heading.get_by_role("button").click()
-    assert models() == ["02-quantize", "01-distill", "source"]
-    assert heading.get_attribute("aria-sort") == "ascending"
-    heading.get_by_role("button").focus()
-    page.keyboard.press("Enter")
-    assert models() == ["source", "01-distill", "02-quantize"]
-    assert heading.get_attribute("aria-sort") == "descending"
-    page.locator("#models thead th").first.get_by_role("button").click()
-    assert models() == ["01-distill", "02-quantize", "source"]
-    assert heading.get_attribute("aria-sort") == "none"
-
-
-def test_a_points_figures_are_shown_to_pointer_and_keyboard(browser: Any, old: dict[str, Any], tmp_path: Path) -> None:
-    page = _open(browser, old, tmp_path, 400)
-    tip = page.locator("#tip")
-    assert tip.is_hidden()
-    page.locator(".point").nth(1).hover()
-    assert tip.inner_text().splitlines()[0] == "01-distill"
-    assert "0.7600 (95% interval 0.7100 to 0.8100)" in tip.inner_text()
-    page.locator(".point").nth(2).focus()
-    assert "02-quantize" in tip.inner_text()
-    assert page.evaluate("document.documentElement.scrollWidth") == 400
-    page.keyboard.press("Escape")
-    assert tip.is_hidden()
-
-
-def test_the_page_gives_back_its_report(browser: Any, compared: dict[str, Any], tmp_path: Path) -> None:
-    page = _open(browser, compared, tmp_path)
-    with page.expect_download() as download:
-        page.locator("#save").click()
-    assert download.value.suggested_filename == "report.json"
-    assert json.loads(Path(download.value.path()).read_text()) == compared
