@@ -232,8 +232,8 @@ class Stage(StrictModel):
     """True for a stage that can put the task head of its task on any model."""
     ends_recipe: ClassVar[bool] = False
     """True for a stage after which no other stage can follow."""
-    tag: ClassVar[str] = ""
-    """A tag for its models on the Hub."""
+    participle: ClassVar[str] = ""
+    """The word for its models, such as `pruned`; a tag on the Hub if the stage compresses."""
     relation: ClassVar[str] = "finetune"
     """The relation of its model to the base model on the Hub (`base_model_relation` in the card)."""
     report_key: ClassVar[str] = ""

@@ -41,6 +41,7 @@ class FillMask(Task):
     """
 
     head: ClassVar[str] = "mask"
+    purpose: ClassVar[str] = "predicts masked words"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     pipeline: ClassVar[str | None] = "fill-mask"
     by_token: ClassVar[bool] = True

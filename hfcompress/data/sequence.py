@@ -81,6 +81,7 @@ class SequenceTask(LabelledTask):
 class TextClassification(SequenceTask):
     """Predicts one class for each text, or pair of texts."""
 
+    purpose: ClassVar[str] = "classifies texts"
     metrics: ClassVar[Mapping[str, Metric]] = CLASSIFICATION
     problem_type: ClassVar[str | None] = "single_label_classification"
 
@@ -141,6 +142,7 @@ class TextClassification(SequenceTask):
 class Regression(SequenceTask):
     """Predicts a score for each text, or pair of texts."""
 
+    purpose: ClassVar[str] = "scores texts"
     metrics: ClassVar[Mapping[str, Metric]] = REGRESSION
     problem_type: ClassVar[str | None] = "regression"
     outputs: ClassVar[int | None] = 1

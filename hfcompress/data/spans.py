@@ -37,6 +37,7 @@ class QuestionAnswering(LabelledTask):
     """
 
     head: ClassVar[str] = "span"
+    purpose: ClassVar[str] = "finds the answer to a question in a text"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     pipeline: ClassVar[str | None] = None
     truncation: ClassVar[str | bool] = "only_second"

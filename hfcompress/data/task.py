@@ -78,6 +78,7 @@ class Task(StrictModel):
 
     Attributes:
         head: The kind of task head, a key of `models.architectures.TASK_HEADS`.
+        purpose: What its models do, for the card.
         auto_class: The class of transformers that loads a model with this head.
         problem_type: The problem type in the model's config; None if transformers has no name for it.
         pipeline: The name of the task's pipeline in transformers; None if the newest transformers has none.
@@ -90,6 +91,7 @@ class Task(StrictModel):
     """
 
     head: ClassVar[str]
+    purpose: ClassVar[str] = "reads texts"
     auto_class: ClassVar[str]
     problem_type: ClassVar[str | None] = None
     pipeline: ClassVar[str | None]

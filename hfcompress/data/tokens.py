@@ -42,6 +42,7 @@ class TokenClassification(LabelledTask):
     """
 
     head: ClassVar[str] = "token"
+    purpose: ClassVar[str] = "labels the words of a text"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     pipeline: ClassVar[str | None] = "token-classification"
     by_token: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from hfcompress.distillation.augmentation.options import Augment, augment_proble
 from hfcompress.distillation.engine import train_student
 from hfcompress.distillation.options import DistillationOptions
 from hfcompress.distillation.student import Student
-from hfcompress.distillation.wording import describe_length, describe_teachers, shorten_name
+from hfcompress.distillation.wording import describe_length, describe_losses, describe_teachers, shorten_name
 from hfcompress.models.artifact import Artifact, load_tokenizer, read_config
 from hfcompress.models.shape import Shape
 from hfcompress.training.options import Train
@@ -35,7 +35,7 @@ class Distill(Stage, DistillationOptions):
     Without `student`, the model of the stage before is trained further, as in TinyBERT's prediction phase.
     """
 
-    tag: ClassVar[str] = "distillation"
+    participle: ClassVar[str] = "distilled"
     makes_task_head: ClassVar[bool] = True
 
     kind: Literal["distill"] = "distill"
@@ -102,11 +102,11 @@ class Distill(Stage, DistillationOptions):
         return self.task or task
 
     def describe(self) -> Markdown:
-        losses = "; ".join(f"`{loss.name}` ({loss.source})" for loss in self.losses)
         corpus = f" on {code(shorten_name(self.task.dataset))}" if self.task else ""
         more = f", {self.augment.copies} new rows for each" if self.augment else ""
-        training = f"{describe_length(self.train)}{more}: {losses}"
-        return Markdown(f"**distill** from {describe_teachers(self)}{corpus}, {training}")
+        length = f"{describe_length(self.train)}{more}"
+        losses = describe_losses(self.losses)
+        return Markdown(f"**distill**: learns from {describe_teachers(self)}{corpus} for {length}, by {losses}")
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         from hfcompress.training.lora import add_lora, merge_adapters

@@ -25,6 +25,7 @@ class Finetune(Stage):
     """Trains the recipe's model on the task's labels; `train: {epochs: 0}` keeps a fine-tuned model as it is."""
 
     compresses: ClassVar[bool] = False
+    participle: ClassVar[str] = "fine-tuned"
     makes_task_head: ClassVar[bool] = True
 
     kind: Literal["finetune"] = "finetune"
@@ -69,8 +70,9 @@ class Finetune(Stage):
         return self.train.steps(task.count_rows())
 
     def describe(self) -> Markdown:
-        length = f"{describe_length(self.train)} on the task's labels"
-        return Markdown(f"**finetune**: {length if self.train.epochs else 'nothing, the model stays as it is'}")
+        if not self.train.epochs:
+            return Markdown("**finetune**: nothing, the model stays as it is")
+        return Markdown(f"**finetune**: trains on the task's labels for {describe_length(self.train)}")
 
     def run(self, parent: Artifact, context: StageContext) -> StageResult:
         require_trainable(parent, self.kind)

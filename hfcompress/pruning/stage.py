@@ -43,7 +43,7 @@ class Sensitivity(StrictModel):
 class Prune(Stage):
     """Cuts the parts of a model that matter least by a criterion, and trains the rest."""
 
-    tag: ClassVar[str] = "pruning"
+    participle: ClassVar[str] = "pruned"
     report_key: ClassVar[str] = "cuts"
     report_heading: ClassVar[str] = "What was cut"
     reports: ClassVar[tuple[str, ...]] = (

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Quantize(Stage):
     """Stores the model in fewer bits, as the backend does."""
 
-    tag: ClassVar[str] = "quantization"
+    participle: ClassVar[str] = "quantized"
     relation: ClassVar[str] = "quantized"
     report_key: ClassVar[str] = "rounded"
     report_heading: ClassVar[str] = "What was rounded"
@@ -100,7 +100,7 @@ class Quantize(Stage):
         backend = self.backend
         chosen = [key for key in type(backend).model_fields if key in backend.model_fields_set]
         options = ", ".join(f"{key} {_spell(getattr(backend, key))}" for key in chosen)
-        parts = [f"`{backend.name}`{f' with {options}' if options else ''} ({backend.source})"]
+        parts = [f"stores the weights by `{backend.name}`{f' with {options}' if options else ''} ({backend.source})"]
         if self.train is not None:
             what = "adapters on the quantized model" if backend.trains == "adapters" else "quantization-aware"
             parts.append(f"training first, {what}: {describe_training(self.train)}")

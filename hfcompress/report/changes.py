@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfcompress.utils.escape import Markdown, markdown
+from hfcompress.report.card_table import render_table
+from hfcompress.report.verdicts import format_change
+from hfcompress.utils.escape import Markdown, code, markdown
 
 MOST = 8
 """Classes that are shown, those with the largest loss first."""
+_CONFIDENCE = (("expected calibration error", "ece"), ("negative log-likelihood", "nll"), ("Brier's score", "brier"))
 
 
 def describe_changes(content: Mapping[str, Any], row: Mapping[str, Any]) -> list[Markdown]:
@@ -19,36 +22,30 @@ def describe_changes(content: Mapping[str, Any], row: Mapping[str, Any]) -> list
     found = row.get("against_source", {})
     parts = [
         _describe_answers(found),
-        _describe_confidence(content["rows"][0].get("confidence"), row.get("confidence")),
-        _render_classes(found.get("classes", ())),
-        *(_render_slices(name, parts) for name, parts in found.get("slices", {}).items()),
+        *_render_classes(found.get("classes", ())),
+        *(part for name, slices in found.get("slices", {}).items() for part in _render_slices(name, slices)),
+        *_render_confidence(content["rows"][0].get("confidence"), row.get("confidence")),
     ]
     return [part for part in parts if part]
 
 
 def _describe_answers(found: Mapping[str, Any]) -> Markdown:
     sentences = []
-    if "agreement" in found:
-        sentences.append(f"{found['agreement']:.1%} of the answers are the same as the source's.")
     if "broken" in found:
         sentences.append(f"{found['broken']} of {found['units']:,} became wrong, {found['repaired']} became right.")
+    if "agreement" in found:
+        sentences.append(f"{found['agreement']:.1%} of the answers are the same as the source's.")
     if "divergence" in found:
         sentences.append(f"The mean Kullback-Leibler divergence from the source is {found['divergence']:.2g} nats.")
     return Markdown(markdown(" ".join(sentences)))
 
 
-def _describe_confidence(source: Mapping[str, Any] | None, result: Mapping[str, Any] | None) -> Markdown:
-    if source is None or result is None:
-        return Markdown("")
-    figures = [("expected calibration error", "ece"), ("negative log-likelihood", "nll"), ("Brier's score", "brier")]
-    changes = ", ".join(f"{name} {source[key]:.3f} before, {result[key]:.3f} now" for name, key in figures)
-    return Markdown(markdown(f"How far its probabilities can be trusted (less is better): {changes}."))
-
-
-def _render_classes(classes: Sequence[Mapping[str, Any]]) -> Markdown:
-    worst = [each for each in classes if each["change"] < 0][:MOST]
+def _render_classes(classes: Sequence[Mapping[str, Any]]) -> list[Markdown]:
+    if not classes:
+        return []
+    worst = [each for each in classes if each["change"] < 0]
     if not worst:
-        return Markdown("")
+        return [Markdown("No class has a lower F1 than before.")]
     head = ("class", "items", "F1, source", "F1, this model", "became wrong", "became right")
     rows = [
         (
@@ -59,9 +56,11 @@ def _render_classes(classes: Sequence[Mapping[str, Any]]) -> Markdown:
             str(each["broken"]),
             str(each["repaired"]),
         )
-        for each in worst
+        for each in worst[:MOST]
     ]
-    return _render_table(head, rows)
+    shown = f"{len(worst)} of {len(classes)} classes have a lower F1 than before"
+    told = f"{shown}{f'; the {MOST} with the largest loss' if len(worst) > MOST else ''}:"
+    return [Markdown(told), render_table(head, rows)]
 
 
 def _mark(each: Mapping[str, Any]) -> str:
@@ -70,9 +69,10 @@ def _mark(each: Mapping[str, Any]) -> str:
     return f" ({', '.join(marks)})" if marks else ""
 
 
-def _render_slices(name: str, parts: Sequence[Mapping[str, Any]]) -> Markdown:
+def _render_slices(name: str, parts: Sequence[Mapping[str, Any]]) -> list[Markdown]:
+    """Renders the change for each value of a column, or for each length of the texts; `tokens` is the length."""
     if len(parts) < 2:
-        return Markdown("")
+        return []
     head = (name, "rows", "source", "this model", "change (95%)")
     rows = [
         (
@@ -80,13 +80,17 @@ def _render_slices(name: str, parts: Sequence[Mapping[str, Any]]) -> Markdown:
             f"{part['difference']['units']:,}",
             f"{part['source']:.4f}",
             f"{part['result']:.4f}",
-            "{change:+.4f} ({low:+.4f} to {high:+.4f})".format(**part["difference"]),
+            format_change(part["difference"]),
         )
         for part in parts
     ]
-    return _render_table(head, rows)
+    by = "the length of the text, in tokens" if name == "tokens" else code(name)
+    return [Markdown(f"By {by}:"), render_table(head, rows)]
 
 
-def _render_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markdown:
-    first, *others = ("| " + " | ".join(map(markdown, cells)) + " |" for cells in (head, *rows))
-    return Markdown("\n".join([first, "|" + "---|" * len(head), *others]))
+def _render_confidence(source: Mapping[str, Any] | None, result: Mapping[str, Any] | None) -> list[Markdown]:
+    if source is None or result is None:
+        return []
+    rows = [(name, f"{source[key]:.3f}", f"{result[key]:.3f}") for name, key in _CONFIDENCE]
+    told = "How far the probabilities can be trusted; less is better:"
+    return [Markdown(told), render_table(("", "source", "this model"), rows)]

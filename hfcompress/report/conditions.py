@@ -27,10 +27,15 @@ def name_timing_command(content: Mapping[str, Any]) -> str:
 
 def describe_conditions(content: Mapping[str, Any]) -> str:
     """Describes in a few sentences how the figures were measured."""
+    return " ".join(list_conditions(content))
+
+
+def list_conditions(content: Mapping[str, Any]) -> list[str]:
+    """Lists sentences on how the figures were measured."""
     source, task = content["rows"][0], content["task"]
     lengths = ", ".join(f"{e['sequence_length']} tokens at batch {e['batch_size']}" for e in source["latency"])
     device, threads = _describe_device(content), _describe_threads(content)
-    sentences = [
+    return [
         f"Quality is measured on the {source['quality']['n']:,} rows of the {task['split']} split.",
         f"Times are medians of interleaved rounds on {device}, {threads}, each model in a process of its own. "
         f"The mean padded length is {lengths}.",
@@ -39,13 +44,17 @@ def describe_conditions(content: Mapping[str, Any]) -> str:
         *_describe_casts(content),
         f"Peak memory is that of the whole process. MACs are counted at {task['max_length']} tokens.",
     ]
-    return " ".join(sentences)
 
 
 def render_conditions(content: Mapping[str, Any]) -> Markdown:
     """Renders `describe_conditions` as Markdown: names of machines literally, the command as code."""
+    return Markdown(" ".join(render_sentences(content)))
+
+
+def render_sentences(content: Mapping[str, Any]) -> list[Markdown]:
+    """Renders `list_conditions` as Markdown."""
     command = name_timing_command(content)
-    return Markdown(markdown(describe_conditions(content)).replace(markdown(command), command))
+    return [Markdown(markdown(told).replace(markdown(command), command)) for told in list_conditions(content)]
 
 
 def _describe_device(content: Mapping[str, Any]) -> str:
@@ -53,6 +62,11 @@ def _describe_device(content: Mapping[str, Any]) -> str:
     found = {**content["environment"], **content.get("machine", {})}
     if content["rows"][0]["latency"][0]["device"] != "cpu":
         return str(found["accelerator"])
+    return describe_processor(found)
+
+
+def describe_processor(found: Mapping[str, Any]) -> str:
+    """Describes the processor of an environment, with its cores and vector instructions."""
     flags = f", {' '.join(found['cpu_flags'])}" if found["cpu_flags"] else ""
     return f"{found['cpu']} ({count(found['cores'], 'core')}){flags}"
 

@@ -78,7 +78,11 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
         base_model_relation=stages[-1].relation if base else None,
         datasets=[dataset] if dataset else None,
         metrics=[metric],
-        tags=["hfcompress", *_FORMATS.get(artifact.runtime, ()), *dict.fromkeys(s.tag for s in stages if s.tag)],
+        tags=[
+            "hfcompress",
+            *_FORMATS.get(artifact.runtime, ()),
+            *dict.fromkeys(stage.participle for stage in stages if stage.compresses),
+        ],
         model_name=recipe.name,
         eval_results=[result],
     )
@@ -97,10 +101,16 @@ def _read_license(loaded: Loaded, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def list_stages(loaded: Loaded, artifact: Artifact) -> list[Stage]:
     """Lists the stages that made a model; a run with `--only` does not reach the recipe's last stage."""
+    stages = dict(zip(loaded.recipe.stage_names(), loaded.recipe.stages, strict=True))
+    return [stages[name] for name in list_stage_names(loaded, artifact)]
+
+
+def list_stage_names(loaded: Loaded, artifact: Artifact) -> list[str]:
+    """Lists the names of the stages that made a model."""
     names, stages = loaded.recipe.stage_names(), loaded.recipe.stages
     if artifact.stage in names:
-        return list(stages[: names.index(artifact.stage) + 1])
-    return [stage for stage in stages if not stage.compresses]
+        return names[: names.index(artifact.stage) + 1]
+    return [name for name, stage in zip(names, stages, strict=True) if not stage.compresses]
 
 
 def find_base_model(loaded: Loaded) -> str | None:

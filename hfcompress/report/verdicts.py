@@ -26,9 +26,9 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     metric = find_metric(content)
     before, after = content["rows"][0]["quality"][metric], row["quality"][metric]
     sentences = [
-        f"{row['stage']}: {metric} {after:.4f} against {before:.4f}, a change of {found['change']:+.4f} "
-        f"({found['low']:+.4f} to {found['high']:+.4f}), {found['reading']}.",
-        _describe_margin(found),
+        f"{row['stage']}: {metric} {after:.4f} against {before:.4f}, a change of {format_change(found)}, "
+        f"{found['reading']}.",
+        describe_margin(found),
         *_describe_flips(found),
         *_describe_classes(found),
         *filter(None, [describe_seeds(row)]),
@@ -36,26 +36,37 @@ def describe_verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _describe_margin(found: Mapping[str, Any]) -> str:
+def describe_margin(found: Mapping[str, Any]) -> str:
+    """Says whether a loss of more than the margin is ruled out; if not, how small a loss the rows can show.
+
+    Args:
+        found: The comparison of a model with the source.
+    """
     margin = found["margin"]
     if found["verdict"] == "shown":
-        return f"A loss of more than {margin} is ruled out (p {_format_p(found['p_margin'])})."
+        return f"A loss of more than {margin} is ruled out (p {format_p(found['p_margin'])})."
     if found["verdict"] == "worse":
         return f"It loses more than {margin}."
-    if "power" not in found:
-        return f"A loss of more than {margin} is not ruled out: {found['why']}."
-    return f"A loss of more than {margin} is not ruled out: {found['power']}."
+    why = found.get("power") or found["why"]
+    return f"A loss of more than {margin} is not ruled out: {why}."
+
+
+def format_change(found: Mapping[str, Any]) -> str:
+    """Formats a change with its 95% interval: `-0.0090 (-0.0237 to +0.0052)`."""
+    return "{change:+.4f} ({low:+.4f} to {high:+.4f})".format(**found)
 
 
 def _describe_flips(found: Mapping[str, Any]) -> list[str]:
     if "broken" not in found:
         return []
+    return [f"{found['broken']} answers became wrong and {found['repaired']} right ({describe_mcnemar(found)})."]
+
+
+def describe_mcnemar(found: Mapping[str, Any]) -> str:
+    """Names the test of the flipped rows and its p-value, which is adjusted if several models were compared."""
     p_value = found.get("p_value_holm", found["p_value"])
     adjusted = ", Holm's correction" if "p_value_holm" in found else ""
-    return [
-        f"{found['broken']} answers became wrong and {found['repaired']} right "
-        f"(McNemar's exact test, p {_format_p(p_value)}{adjusted})."
-    ]
+    return f"McNemar's exact test, p {format_p(p_value)}{adjusted}"
 
 
 def _describe_classes(found: Mapping[str, Any]) -> list[str]:
@@ -68,5 +79,6 @@ def _describe_classes(found: Mapping[str, Any]) -> list[str]:
     return [f"{of} {', '.join(worse[:MOST_CLASSES])}{more} {are} worse beyond noise (Holm's correction over classes)."]
 
 
-def _format_p(value: float) -> str:
+def format_p(value: float) -> str:
+    """Formats a p-value after the letter p: `= 0.36`, `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"

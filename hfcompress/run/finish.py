@@ -40,13 +40,14 @@ UNMEASURED = ("margin", "slices", "seeds")
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
     """Measures the models, or reads their figures from report.json if they were measured before."""
     recipe, weights = loaded.recipe, {a.stage: weights_hash(a.path) for a in artifacts}
+    data = recipe.task.fingerprint(judged=True)
     key = hash_json(
         {
             "models": weights,
             "measure": recipe.measure.model_dump(exclude=set(UNMEASURED)),
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
-            "data": recipe.task.fingerprint(judged=True),
+            "data": data,
             "versions": versions(),
         }
     )
@@ -63,6 +64,7 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
         "name": recipe.name,
         "key": key,
         "weights": weights,
+        "data_hash": data,
         "environment": environment(),
         "seconds": round(time.perf_counter() - start, 1),
         "task": {

@@ -29,8 +29,8 @@ SUFFIXES = frozenset({".json", ".safetensors", ".onnx", ".txt", ".model", ".code
                       ".py", ".yaml", ".jinja"})  # fmt: skip
 EXTERNAL = re.compile(r"\.onnx(_data|\.data)(_\d+)?$")
 """Files with the weights of a graph that is too large to contain them."""
-PATH_IN_CODE = re.compile(r'^path = "[^"\n]*"$', re.MULTILINE)
-"""The line of a card's code that names the repository."""
+PATH_IN_CODE = re.compile(r'^(const )?path = "[^"\n]*"', re.MULTILINE)
+"""The lines of a card's code that name the repository."""
 LEFT_OUT = frozenset({"stage.json", "training_args.bin"})
 SMALL = 10_000_000
 """Largest size, in bytes, of a file that is read before anything is sent, so that it cannot change meanwhile."""
@@ -176,7 +176,7 @@ def _make_operations(files: list[Upload], repo: str) -> list[Any]:
             content: Path | bytes = file.path.read_bytes() if file.size <= SMALL else file.path
             if file.name == "README.md":
                 text = file.path.read_text(encoding="utf-8").replace(UNNAMED, repo)
-                content = PATH_IN_CODE.sub(f'path = "{repo}"', text, count=1).encode()
+                content = PATH_IN_CODE.sub(rf'\g<1>path = "{repo}"', text).encode()
             operations.append(CommitOperationAdd(file.name, content))
         except (OSError, ValueError):
             file.require_unchanged()

@@ -19,6 +19,7 @@ from hfcompress.models.artifact import Artifact, open_artifact
 from hfcompress.recipe.loader import Loaded
 from hfcompress.recipe.schema import spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
+from hfcompress.report.provenance import collect_history
 from hfcompress.report.sections import collect_facts
 from hfcompress.report.seeds import add_seeds
 from hfcompress.run.directory import open_run, read_lock, require_free_directory, require_ours
@@ -140,6 +141,7 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         **describe_origin(loaded, read_lock(directory)),
         "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
+        **collect_history(directory, loaded.recipe.stage_names()),
     }
     finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)

@@ -814,28 +814,3 @@ def test_a_saved_model_of_any_head_is_verified_and_exported(placed: tuple[Any, P
     assert answered.shape == expected.shape
     assert np.abs(answered - expected).max() < 0.2 * np.abs(expected).max()
     assert verify(open_artifact(target), answered, task.auto_class)["onnx"] < 1e-5
-
-
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_the_cards_snippet_answers(
-    placed: tuple[Any, Path], tmp_path: Path, runtime: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a fresh process it runs in test_run.py."""
-
-    from hfcompress.models.artifact import load_tokenizer, open_artifact
-    from hfcompress.models.dummy_inputs import make_dummy_inputs
-    from hfcompress.quantization.backends.onnx_int8 import OnnxInt8
-    from hfcompress.report.snippet import write_snippet
-
-    task, path = placed
-    if runtime == "onnx":
-        source, path = path, tmp_path / "int8"
-        path.mkdir()
-        OnnxInt8().quantize(QuantizationJob(source, path, task.auto_class, make_dummy_inputs(source)))
-        load_tokenizer(source).save_pretrained(path)
-    exec(write_snippet(task, open_artifact(path), str(path)), {})
-    printed = capsys.readouterr().out
-    if task.head == "token":
-        assert {line.split()[-1] for line in printed.strip().splitlines()} <= set(task.label_names())
-    if task.head == "mask":
-        assert printed.strip() in factories.WORDS

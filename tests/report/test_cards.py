@@ -1,4 +1,4 @@
-"""The cards in model_cards/ that have a report beside them are what `make cards` renders."""
+"""Cards: those in model_cards/ are what `make cards` renders, and what a card says of each kind of report."""
 
 from __future__ import annotations
 

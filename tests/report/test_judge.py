@@ -246,7 +246,7 @@ def test_what_changed_is_told_in_tables(task: TextClassification) -> None:
     content = _report(task, _answer(set()), _answer({1, 3, 5}), slices=["source"])
     parts = describe_changes(content, content["rows"][1])
     page = MarkdownIt("commonmark").enable("table").render("\n\n".join(parts))
-    assert page.count("<table>") == 2  # classes, and the slices by `source`; all texts are of one length
+    assert page.count("<table>") == 3  # classes, slices by `source`, confidence; all texts are of one length
     assert "<td>yes</td>" in page
     assert "3 of 200 became wrong, 0 became right." in page
 

@@ -70,8 +70,8 @@ def test_the_model_of_a_stage_is_pushed_with_a_card_of_its_own(
     card = ModelCard(sent["README.md"].decode())
     rows = json.loads((finished / "report.json").read_text())["rows"]
     assert card.data.eval_results[0].metric_value == round(rows[1]["quality"]["accuracy"], 6)
-    assert "pruning" in card.data.tags
-    assert "quantization" not in card.data.tags
+    assert "pruned" in card.data.tags
+    assert "quantized" not in card.data.tags
     assert 'path = "user/pruned"' in card.content
     assert factories.snapshot(finished) == before
     assert len(hub.asked("/commit/")) == 1
@@ -81,7 +81,9 @@ def test_a_card_names_the_repository_that_it_stands_in(hub: LoopbackHub, finishe
     assert factories.run_cli("push", finished) == 0
     assert b'path = "user/from-recipe"' in _sent(hub, "user/from-recipe")["README.md"]
     assert factories.run_cli("push", finished, "--repo", "user/other") == 0
-    assert b'path = "user/other"' in _sent(hub, "user/other")["README.md"]
+    card = _sent(hub, "user/other")["README.md"]
+    assert b'path = "user/other"' in card
+    assert b'user/from-recipe"' not in card, "each snippet names the repository"
 
 
 def test_a_dry_run_of_a_stage_sends_nothing(

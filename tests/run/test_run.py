@@ -23,10 +23,12 @@ from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
 from hfcompress.report import card, tables
 from hfcompress.report.hub_metadata import validate
-from hfcompress.report.snippet import write_snippet
+from hfcompress.report.provenance import format_duration
+from hfcompress.report.snippet import write_snippets
 from hfcompress.run import directory as run_directory
 from hfcompress.run import finish, runner
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.wording import format_ratio, significant
 from tests import factories
 
 STAGES = ["01-distill", "02-prune", "03-quantize"]
@@ -220,16 +222,16 @@ assert not {"torch", "transformers", "hfcompress"} & set(sys.modules)
 def test_the_stage_before_answers_in_stock_transformers(finished: Finished, data: Path) -> None:
     texts, labels = _test_rows(data)
     place = finished.directory / "02-prune"
-    text = write_snippet(finished.loaded.recipe.task, open_artifact(place, "02-prune"), str(place))
-    assert "trust_remote_code=True" in text
-    script = f"""{text}
+    _, snippet = write_snippets(finished.loaded.recipe.task, open_artifact(place, "02-prune"), str(place))
+    assert "trust_remote_code=True" in snippet.code
+    script = f"""{snippet.code}
 import json, sys
 for text in json.loads(sys.argv[1]):
     print(int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()))
 assert "hfcompress" not in sys.modules
 """
-    label, *answers = _python(script, json.dumps(texts)).split()
-    assert label in ("LABEL_0", "LABEL_1")
+    first, second, *answers = _python(script, json.dumps(texts)).splitlines()
+    assert {line.split(" | ")[0] for line in (first, second)} <= {"LABEL_0", "LABEL_1"}
     assert sum(int(a) == b for a, b in zip(answers, labels, strict=True)) / 48 == pytest.approx(
         finished.report["rows"][2]["quality"]["accuracy"]
     )
@@ -239,8 +241,9 @@ def test_the_cards_snippet_runs_once_its_path_is_filled_in(finished: Finished) -
     snippet = re.search(r"```python\n(.*?)```", finished.card, re.DOTALL)
     assert snippet is not None
     assert snippet[1].count("PATH_OR_REPO") == 1
-    printed = _python(snippet[1].replace("PATH_OR_REPO", str(finished.directory / "final")))
-    assert printed in ("LABEL_0", "LABEL_1")
+    printed = _python(snippet[1].replace("PATH_OR_REPO", str(finished.directory / "final"))).splitlines()
+    assert {line.split(" | ")[0] for line in printed} <= {"LABEL_0", "LABEL_1"}
+    assert len(printed) == 2
 
 
 def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
@@ -257,7 +260,7 @@ def test_the_cards_metadata_is_the_reports(finished: Finished) -> None:
         "en",
         "transformers",
     )
-    assert {"distillation", "pruning", "quantization"} <= set(found.tags)
+    assert {"distilled", "pruned", "quantized"} <= set(found.tags)
     assert str(finished.loaded.recipe.model) not in str(found.to_dict())  # a local path is no base model
 
 
@@ -266,27 +269,45 @@ def test_the_card_embeds_the_published_recipe(finished: Finished) -> None:
     assert blocks == [(finished.directory / "final" / "recipe.yaml").read_text().rstrip("\n")]
 
 
-def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
-    from hfcompress.utils.wording import significant
+def _read_table(lines: str) -> list[list[str]]:
+    """The cells of a table in Markdown, without its head."""
+    rows = re.findall(r"^\|(.*)\|$", lines, re.MULTILINE)[2:]
+    return [[cell.strip() for cell in row.split("|")] for row in rows]
 
-    parts = [
-        re.findall(r"^\|(.*)\|$", part, re.MULTILINE)
-        for part in finished.card.split("## What changed")[0].split("The measurements after each step")
-    ]
-    assert [[cell.strip() for cell in line.split("|")] for line in parts[1][2:]] == tables.format_cells(finished.report)
+
+def test_every_figure_of_the_card_is_in_the_report(finished: Finished) -> None:
+    first, _, rest = finished.card.partition("\n## How to use it\n")
+    stages = rest.partition("each step that was measured:\n")[2].partition("\n## ")[0]
+    assert _read_table(stages) == tables.format_cells(finished.report, wide=False)
     source, row = finished.report["rows"][0], finished.report["rows"][-1]
-    figures = set()
-    for model in (source, row):
-        low, high = model["quality_interval"]
-        figures |= {f"{model['quality']['accuracy']:.4f}", f"{low:.3f}", f"{high:.3f}", "95"}
-        figures |= {significant(model[key] / 1e6) for key in ("disk_bytes", "embedding_bytes")}
-        figures |= {f"{model['peak_memory_bytes'] / 1e6:.0f}"}
-        for entry in model["latency"]:
-            figures |= {f"{entry['p50_ms']:.2f}", f"{entry['p95_ms']:.2f}", f"{entry['samples_per_s']:.0f}"}
-            figures |= {str(entry["batch_size"]), "50"}
-    first_table = "\n".join(parts[0]).replace("p50 / p95", "")
-    assert "of which embeddings" in first_table
-    assert set(re.findall(r"\d+(?:\.\d+)?", first_table)) <= figures
+    shown = {name: cells for name, *cells in _read_table(first)}
+    assert shown["weights on disk"][:2] == [f"{significant(each['disk_bytes'] / 1e6)} MB" for each in (source, row)]
+    assert shown["parameters"][:2] == [f"{each['parameters']:,}" for each in (source, row)]
+    assert shown["peak memory of the process"][1] == f"{row['peak_memory_bytes'] / 1e6:.0f} MB"
+    for before, after in zip(source["latency"], row["latency"], strict=True):
+        cells = shown[f"latency, batch {after['batch_size']}: median (p95)"]
+        assert cells[:2] == [f"{each['p50_ms']:.2f} ({each['p95_ms']:.2f}) ms" for each in (before, after)]
+        assert cells[2].startswith(
+            (f"{format_ratio(after['speedup'])}x faster", f"{format_ratio(1 / after['speedup'])}x slower")
+        )
+    share = row["quality"]["accuracy"] / source["quality"]["accuracy"]
+    assert shown["Accuracy (95% interval)"][2] == f"{share:.1%} of the source's"
+    found = row["against_source"]
+    assert shown[f"loss of more than {found['margin']}"][1:2] == [
+        {"shown": "ruled out", "worse": "shown", "not shown": "not ruled out"}[found["verdict"]]
+    ]
+
+
+def test_the_card_says_when_and_from_what_the_model_was_made(finished: Finished) -> None:
+    history = finished.report["history"]
+    assert list(history) == STAGES
+    (weights,) = (file for file in history["03-quantize"]["sha256"])
+    digest = hashlib.sha256((finished.directory / "final" / weights).read_bytes()).hexdigest()
+    assert f"- **weights**: `{weights}`, SHA-256 `{digest}`" in finished.card
+    assert finished.report["data_hash"] == finished.loaded.recipe.task.fingerprint(judged=True)
+    assert finished.report["data_hash"] in finished.card
+    seconds = sum(record["seconds"] for record in history.values())
+    assert f"{format_duration(seconds)} for 3 stages" in finished.card
 
 
 def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, float, float]) -> str:
@@ -300,31 +321,33 @@ def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, fl
 
 
 def test_the_headline_tells_a_ratio_that_is_not_well_known_with_its_interval(finished: Finished) -> None:
-    text = rendered(finished, factories.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("| |")[0]
-    assert "**3.9x** faster at batch 1 (2.0x against the source in ONNX Runtime),\n**2.0x** (1.25-2.50) slower" in text
+    text = rendered(finished, factories.QUIET, (3.94, 3.8, 4.1), (0.5, 0.4, 0.8)).partition("\n|")[0]
+    assert "**3.9x faster** at batch 1 and **2.0x slower** (1.25-2.50) at batch 8." in text
+    assert "against the source in ONNX Runtime, it is 2.0x faster at batch 1 and 4.0x slower at batch 8." in text
     assert "busy" not in text
 
 
 def test_a_card_of_a_busy_machine_has_no_speedup(finished: Finished) -> None:
     text = rendered(finished, factories.BUSY, (201.0, 190.0, 212.0), (447.0, 440.0, 460.0))
-    headline, *rest = text.partition("| |")
-    assert "smaller on disk" in headline
+    headline, *rest = text.partition("\n|")
+    assert "MB)" in headline
     assert "**busy**" in headline
     assert "`hfcompress report RUN --measure`" in headline
-    assert not re.search(r"faster|slower", headline)
+    assert not re.search(r"faster|slower", text.partition("## How to use it")[0])
     assert not re.search(r"\b(201|447|190|440|212|460)\b", text)
-    assert "latency, batch 8 (p50 / p95; machine busy)" in "".join(rest)
+    assert "the machine was busy" in "".join(rest)
 
 
 def test_a_report_of_an_earlier_version_still_makes_a_card(finished: Finished) -> None:
     content = json.loads(json.dumps(finished.report))
-    del content["machine"], content["weights"]
+    for key in ("machine", "weights", "history", "data_hash", "plain_runtime", "labels"):
+        content.pop(key, None)
     for row in content["rows"]:
         for entry in row["latency"]:
             for key in ("rounds", "speedup_interval", "narrow", "speedup_plain", "speedup_plain_interval", "p99_ms"):
                 entry.pop(key, None)
     text = card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
-    assert re.search(r"\*\*\d+\.\dx\*\* (faster|slower) at batch 1,", text)
+    assert re.search(r"\*\*(\d+\.\dx (faster|slower)|as fast)\*\* at batch 1 and", text)
 
 
 def test_what_was_cut_is_in_the_report_drawn_and_shown_in_the_card(finished: Finished) -> None:
@@ -427,7 +450,7 @@ def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys:
     assert places == [Path(finished.loaded.recipe.model), *(again.directory / stage for stage in STAGES)]
     assert _without_times(again.directory / "report.json") == _without_times(finished.directory / "report.json")
     assert list(json.loads(after["report.json"])) == list(json.loads(before["report.json"]))
-    assert "**3.2x** faster at batch 1" in after["final/README.md"].decode()
+    assert "**3.2x faster** at batch 1" in after["final/README.md"].decode()
     assert "3.21x (3.20-3.22)" in capsys.readouterr().out
     assert after["final/tradeoff.png"] == after["plots/tradeoff.png"]
 
@@ -444,7 +467,8 @@ def test_times_of_a_busy_machine_do_not_replace_those_of_a_quiet_one(
 def test_a_report_of_an_earlier_version_or_a_busy_machine_is_timed_anew(again: Any) -> None:
     path = again.directory / "report.json"
     content = json.loads(path.read_text())
-    del content["machine"], content["weights"]
+    for key in ("machine", "weights", "history", "data_hash", "plain_runtime", "labels"):
+        content.pop(key, None)
     path.write_text(json.dumps(content))
     again.state = factories.BUSY
     assert factories.run_cli("report", again.directory, "--measure") == 0
@@ -599,8 +623,8 @@ def test_the_card_of_a_part_of_the_chain_tells_of_that_part(swift: Swift) -> Non
 
     swift(only="distill", stages=CHAIN)
     made = ModelCard((swift.run / "final" / "README.md").read_text())
-    assert "distillation" in made.data.tags
-    assert not {"pruning", "quantization"} & set(made.data.tags)
+    assert "distilled" in made.data.tags
+    assert not {"pruned", "quantized"} & set(made.data.tags)
     assert "**distill**" in made.content
     assert "**prune**" not in made.content
     assert "**quantize**" not in made.content
@@ -734,7 +758,7 @@ def test_a_regression_on_pairs_goes_through(swift: Swift, tmp_path: Path, monkey
     assert swift.stage("01-finetune")["dev"] > 0.7
     assert swift.stage("02-distill")["dev"] > 0.5
     card_text = (swift.run / "final" / "README.md").read_text()
-    assert "print(float(logits[0, 0]))" in card_text
+    assert "print(float(score)" in card_text
     assert "Pearson" in card_text
 
 
@@ -754,4 +778,5 @@ def test_a_regression_is_measured_and_its_card_runs(
     assert rows[2]["compression"] == pytest.approx(2 * rows[1]["compression"], rel=0.2)
     snippet = re.search(r"```python\n(.*?)```", (swift.run / "final" / "README.md").read_text(), re.DOTALL)
     assert snippet is not None
-    float(_python(snippet[1].replace("PATH_OR_REPO", str(swift.run / "final"))))
+    printed = _python(snippet[1].replace("PATH_OR_REPO", str(swift.run / "final"))).splitlines()
+    assert [float(line.split(" | ")[0]) for line in printed]

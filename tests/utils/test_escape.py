@@ -234,7 +234,8 @@ stages:
                       "tried": [], "layers": [{"layers": [name], "error": 0.1, "metric": 0.8}]},
         }},
     }  # fmt: skip
-    return card.render(loaded, content, Artifact(model, "02-quantize", "quantize", None, "onnx", "int8"))
+    graph = "onnx/model_quantized.onnx"
+    return card.render(loaded, content, Artifact(model, "02-quantize", "quantize", None, "onnx", "int8", graph))
 
 
 def shape(text: str) -> list[str]:
