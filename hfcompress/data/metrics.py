@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+_AT_ONCE = 1_000_000
+"""Entries of the matrices of draws that are scored at once: 8 MB each."""
 Metric = Callable[["Array", "Array"], float]
 
 
@@ -43,6 +46,24 @@ class RowMetric:
         if self.library is not None:
             return self.library(predictions, references)
         return self.total(self.rows(predictions, references).sum(0))
+
+
+@dataclass(frozen=True)
+class DrawnMetric:
+    """A metric that is no formula of sums, but scores many draws of the units at once.
+
+    Attributes:
+        says: Its description in one line.
+        function: Computes the metric of all units.
+        score_draws: Computes the metric of each row of two matrices, `(draws, units)`; gives `(draws,)`.
+    """
+
+    says: str
+    function: Callable[[Array, Array], float]
+    score_draws: Callable[[Array, Array], Array]
+
+    def __call__(self, predictions: Array, references: Array) -> float:
+        return self.function(predictions, references)
 
 
 def ratio(part: float, whole: float) -> float:
@@ -130,6 +151,26 @@ def spearman(predictions: Array, references: Array) -> float:
     return pearson(rankdata(predictions), rankdata(references))
 
 
+def _correlate_rows(predictions: Array, references: Array) -> Array:
+    """Computes Pearson's correlation of each row of two matrices, `(draws, units)`; 0 where one side does not vary."""
+    import numpy as np
+
+    constant = np.zeros(len(predictions), dtype=bool)
+    sides = []
+    for values in (predictions.astype(float), references.astype(float)):
+        constant |= values.min(axis=1) == values.max(axis=1)
+        centred = values - values.mean(axis=1, keepdims=True)
+        sides.append(centred / np.where(constant, 1.0, np.linalg.norm(centred, axis=1))[:, None])
+    # rounding can lead slightly beyond 1
+    return np.where(constant, 0.0, np.clip((sides[0] * sides[1]).sum(axis=1), -1, 1))
+
+
+def _correlate_ranks(predictions: Array, references: Array) -> Array:
+    from scipy.stats import rankdata
+
+    return _correlate_rows(rankdata(predictions, axis=1), rankdata(references, axis=1))
+
+
 def _is_constant(values: Array) -> bool:
     # min and max, because rounding can give equal numbers a deviation above 0
     return bool(values.min() == values.max())
@@ -166,8 +207,12 @@ CLASSIFICATION: dict[str, Metric] = {
     ),
 }
 REGRESSION: dict[str, Metric] = {
-    "pearson": pearson,
-    "spearman": spearman,
+    "pearson": DrawnMetric("Pearson's correlation; 0 if one side does not vary.", pearson, _correlate_rows),
+    "spearman": DrawnMetric(
+        "Spearman's rank correlation, with mean ranks for ties; 0 if one side does not vary.",
+        spearman,
+        _correlate_ranks,
+    ),
     "mse": RowMetric("Mean squared error.", _squares, lambda s: ratio(*s)),
 }
 TOKENS: dict[str, Metric] = {
@@ -289,6 +334,12 @@ def resample(
         if clusters is not None:
             rows = np.stack([np.bincount(numbers, weights=column, minlength=count) for column in rows.T], axis=1)
         return np.array([function.total(np.bincount(draw, minlength=count) @ rows) for draw in draws])
+    if isinstance(function, DrawnMetric) and clusters is None:
+        scores = []
+        while part := list(islice(draws, max(_AT_ONCE // count, 1))):
+            rows = np.stack(part)
+            scores.append(function.score_draws(predictions[rows], references[rows]))
+        return np.concatenate(scores)
     if clusters is not None:
         members = [np.flatnonzero(numbers == number) for number in range(count)]
         draws = (np.concatenate([members[number] for number in draw]) for draw in draws)

@@ -97,6 +97,31 @@ def test_correlations_are_of_values_and_of_ranks() -> None:
 # Degenerate inputs
 
 
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("pearson", lambda x, y: pearsonr(x, y).statistic), ("spearman", lambda x, y: spearmanr(x, y).statistic)],
+)
+def test_all_draws_of_a_correlation_are_scored_as_each_alone(
+    name: str, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    references = np.round(generator.normal(size=40), 1)  # with ties
+    predictions = references + generator.normal(size=40)
+    monkeypatch.setattr(metrics, "_AT_ONCE", 7 * 40)  # parts that do not divide the number of draws
+
+    found = metrics.resample(metrics.REGRESSION[name], predictions, references, samples=100, seed=5)
+
+    drawn = np.random.default_rng(5)
+    draws = [drawn.integers(0, 40, 40) for _ in range(100)]
+    assert found == pytest.approx([reference(predictions[d], references[d]) for d in draws], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_draws_without_any_difference_correlate_with_nothing(name: str) -> None:
+    found = metrics.resample(metrics.REGRESSION[name], np.array([1.0, 2.0]), np.array([3.0, 4.0]), samples=50)
+    assert set(np.round(found, 12)) == {0.0, 1.0}  # half of the draws of two units hold one of them twice
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 49])
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_a_constant_answer_correlates_with_nothing(name: str, rows: int) -> None:
