@@ -92,7 +92,8 @@ def copy(
 def init(
     model: Annotated[str, typer.Option("--model", "-m", help="A directory or Hub id.")],
     data: Annotated[
-        str, typer.Option("--data", "-d", help="A csv, tsv, jsonl, json, txt or parquet file, or a directory.")
+        str,
+        typer.Option("--data", "-d", help="A csv, tsv, jsonl, json, txt or parquet file, a directory, or a Hub id."),
     ],
     text: Annotated[str, typer.Option(help="The column with the text, or two with a comma; guessed by default.")] = "",
     label: Annotated[str | None, typer.Option(help="The column with the label; guessed by default.")] = None,
@@ -107,6 +108,9 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides how one file is split.")] = 42,
     encoding: Annotated[str, typer.Option(help="The encoding of text files, such as cp1252.")] = "utf-8",
+    config: Annotated[
+        str | None, typer.Option("--config", help="The configuration of a data set on the Hub, such as sst2.")
+    ] = None,
 ) -> None:
     """Look at a data file and write a first recipe for it; one file is split into train, dev and test."""
     from hfcompress.recipe.proposal import propose
@@ -115,7 +119,7 @@ def init(
 
     columns = tuple(name.strip() for name in text.split(",") if name.strip())
     _hide_foreign_progress()
-    made = propose(model, data, output, columns, label, task, target_speedup, seed, encoding)
+    made = propose(model, data, output, columns, label, task, target_speedup, seed, encoding, config)
     found = made.columns
     out().print(f"task: {found.type}; text: {', '.join(found.text)}; label: {found.label or 'none'}")
     for fact in made.profile.describe():

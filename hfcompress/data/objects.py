@@ -59,10 +59,10 @@ def _splits_of(rows: Any) -> dict[str, datasets.Dataset]:
             f"the data set has a split '{unknown[0]}'; the splits are train, validation and test",
             "name the splits so, such as DatasetDict(train=…, validation=…)",
         )
-    return {_SPLITS[name]: _with_names(split) for name, split in rows.items()}
+    return {_SPLITS[name]: spell_class_names(split) for name, split in rows.items()}
 
 
-def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
+def spell_class_names(rows: datasets.Dataset) -> datasets.Dataset:
     """Replaces the ids of class labels by their names; -1, which stands for no label, has none."""
     import datasets
 

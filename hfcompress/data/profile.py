@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.data.objects import spell_class_names
 from hfcompress.data.split import normalize
 from hfcompress.data.values import Number, show_value
 from hfcompress.utils.errors import HfcompressError, did_you_mean
@@ -260,7 +261,7 @@ def profile(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Profile:
             rows = task.read(split)
             texts[split] = _join_columns(rows, task.text)
             if split == "train" and hasattr(task, "label") and task.type != "question-answering":
-                labels = [str(value) for value in rows[task.label][:]]
+                labels = [str(value) for value in spell_class_names(rows)[task.label][:]]
     train = [normalize(text) for text in texts["train"]]
     known = set(train)
     leaks = {

@@ -357,6 +357,18 @@ class Table:
         return f"the {split} split of {self.dataset}"
 
 
+def read_hub_rows(dataset: str, config: str | None, split: str) -> datasets.Dataset | None:
+    """Reads one split of a data set on the Hub with all its columns; None if it has no such split.
+
+    Args:
+        dataset: The Hub id.
+        config: Its configuration.
+        split: `train`, `dev` or `test`.
+    """
+    found: datasets.Dataset | None = Table(dataset, config, {}, {})._on_the_hub(split)
+    return found
+
+
 def _convert_row(row: Mapping[str, Any], number: int, types: Mapping[str, ColumnType], where: str) -> dict[str, Any]:
     return {
         column: read_column(kind, [row[column]], column, lambda _: where, number)[0] for column, kind in types.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from hfcompress.data.files import data_file
 from hfcompress.data.hub import hub_calls
+from hfcompress.data.hub_rows import is_hub_id, read_samples, save_splits
 from hfcompress.data.profile import SAMPLE, Columns, Profile, guess_columns, profile
-from hfcompress.data.source import SUFFIXES, is_local, model_config, model_directory, split_file
+from hfcompress.data.source import SUFFIXES, is_local, model_config, model_directory, read_hub_rows, split_file
 from hfcompress.data.spans import QuestionAnswering
 from hfcompress.data.split import split_rows, write_splits
 from hfcompress.data.tasks import AnyTask
@@ -74,37 +76,53 @@ def propose(
     target_speedup: float = INT8_SPEEDUP,
     seed: int = 42,
     encoding: str = "utf-8",
+    subset: str | None = None,
 ) -> Proposal:
     """Looks at the data and writes a commented recipe for it, which `check` finds sound.
 
-    One data file is split into train, dev and test; so is the train file of a directory without a dev split.
+    One data file is split into train, dev and test. The train split of a directory or of a data set on the Hub is split
+    if there is no dev split.
 
     Args:
         model: A directory or Hub id.
-        data: A data file, or a directory with splits.
+        data: A data file, a directory with splits, or a data set on the Hub, such as `owner/name`.
         path: The recipe file; by default `NAME.yaml` here, named after the data.
         text, label: Columns; by default they are guessed.
         type: The type of the task; by default it follows from the columns.
         target_speedup: How much faster the model should get on a CPU.
         seed: Decides the split, and is the recipe's.
         encoding: The encoding of text files; the files of a split are written in UTF-8.
+        subset: The configuration of a data set on the Hub, such as `sst2` of `nyu-mll/glue`.
 
     Raises:
         HfcompressError: if a file is there already, or the data or the model cannot be used.
     """
-    place = Path(data)
-    name = re.sub(r"[^\w.-]+", "-", place.resolve().stem).strip("-.") or "mine"
+    place, is_hub = Path(data), is_hub_id(data)
+    if subset is not None and not is_hub:
+        raise HfcompressError("--config names a part of a data set on the Hub, and --data names none", "leave it out")
+    stem = "-".join([data.partition("@")[0].split("/")[-1], *([subset] if subset else [])])
+    name = re.sub(r"[^\w.-]+", "-", stem if is_hub else place.resolve().stem).strip("-.") or "mine"
     path = path or Path(f"{name}.yaml")
     _require_free(path)
     if type is not None and type not in TYPES:
         raise HfcompressError(f"there is no type of task '{type}'", did_you_mean(type, TYPES))
-    columns = guess_columns(_read_samples(place, encoding), text, label, type)
+    samples = read_samples(data, subset, SAMPLE) if is_hub else _read_samples(place, encoding)
+    columns = guess_columns(samples, text, label, type)
     config = model_config(model)
-    made = None if _has_dev(place) else path.with_name(f"{path.stem}-data")
-    left_out = 0 if made is None else _split_data(place, columns, made, seed, encoding)
-    keys = {"dataset": str(made or place)} | ({"encoding": encoding} if made is None and encoding != "utf-8" else {})
+    has_dev = read_hub_rows(data, subset, "dev") is not None if is_hub else _has_dev(place)
+    made = None if has_dev else path.with_name(f"{path.stem}-data")
+    left_out = 0
+    if made is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            if is_hub:
+                place = save_splits(data, subset, columns.label, Path(scratch))
+            left_out = _split_data(place, columns, made, seed, encoding)
+    keys = {"dataset": str(made or data)}
+    if made is None:
+        keys |= {"config": subset} if subset else {"encoding": encoding} if encoding != "utf-8" else {}
+    hub = {"hub": {"dataset": data.partition("@")[0]}} if is_hub and made is not None else {}
     try:
-        recipe, facts = _write_recipe(model, config, path, columns, keys, target_speedup, seed)
+        recipe, facts = _write_recipe(model, config, path, columns, keys, target_speedup, seed, hub)
     except BaseException:
         if made is not None:  # nothing is left in the way of the next try
             remove(made)
@@ -113,7 +131,14 @@ def propose(
 
 
 def _write_recipe(
-    model: str, config: dict[str, Any], path: Path, columns: Columns, keys: dict[str, str], target: float, seed: int
+    model: str,
+    config: dict[str, Any],
+    path: Path,
+    columns: Columns,
+    keys: dict[str, str],
+    target: float,
+    seed: int,
+    hub: dict[str, Any],
 ) -> tuple[dict[str, Any], Profile]:
     shape = shape_of(config)
     limit = min(shape.usable_positions, LONGEST)
@@ -126,6 +151,7 @@ def _write_recipe(
         "task": _task_keys(task, columns, keys),
         "stages": _choose_stages(shape, facts, target, trained),
         "measure": {"latency": {"device": "cpu", "batch_sizes": [1, 32]}, "margin": "1%"},
+        **hub,
         "seed": seed,
     }
     editor = f"{MODELINE}\n" if (path.parent / FILE).is_file() else ""
@@ -155,8 +181,7 @@ def _read_samples(place: Path, encoding: str) -> list[dict[str, Any]]:
     if not place.is_file():
         raise HfcompressError(
             f"no such data: {place}",
-            "give a file, or a directory with train, dev and test files; for data of the Hub, start with a recipe of "
-            "`hfcompress list recipes`",
+            "give a file, a directory with train, dev and test files, or a data set on the Hub as owner/name",
         )
     if place.suffix not in SUFFIXES:
         raise HfcompressError(f"{place} is no data file", f"its name ends with one of {', '.join(SUFFIXES)}")

@@ -22,6 +22,8 @@ from hfcompress.data import source
 from hfcompress.data.fill_mask import FillMask
 from hfcompress.data.license import License, UnknownLicenseError, read_license
 from hfcompress.data.sequence import TextClassification
+from hfcompress.recipe.loader import load
+from hfcompress.recipe.proposal import propose
 from hfcompress.recipe.yaml_text import dump_yaml
 from hfcompress.run import push as push_
 from hfcompress.utils.errors import HfcompressError
@@ -412,6 +414,46 @@ def test_plan_reads_no_data_set(hub: LoopbackHub, main: Main, teacher: Path, dat
     hub.add("user/tiny-data", data_files(data), kind="dataset")
     assert main("plan", write_recipe(tmp_path / "r.yaml"))[0] == 0
     assert not hub.asked("datasets")
+
+
+def test_init_writes_a_recipe_for_data_of_the_hub(
+    hub: LoopbackHub, main: Main, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    hub.add("user/tiny-data", data_files(data), kind="dataset")
+    status, said = main(
+        "init", "--model", teacher, "--data", "user/tiny-data", "--config", "default", "-o", tmp_path / "r.yaml"
+    )
+    assert status == 0, said
+    assert "rows: 96 in train, 48 in dev, 48 in test" in said
+    recipe = load(tmp_path / "r.yaml").recipe
+    assert (recipe.task.dataset, recipe.task.config, recipe.task.label) == ("user/tiny-data", "default", "label")
+    assert [path.name for path in tmp_path.glob("r*")] == ["r.yaml"]
+    assert "2 classes: 'gloomy'" in said
+    status, said = main("check", tmp_path / "r.yaml")
+    assert status == 0, said
+
+
+def test_init_splits_data_of_the_hub_that_has_no_dev_split(
+    hub: LoopbackHub, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = data_files(data)
+    hub.add("user/tiny-data", {name: files[name] for name in ("README.md", "train.csv", "test.csv")}, kind="dataset")
+    monkeypatch.chdir(tmp_path)
+
+    made = propose(str(teacher), "user/tiny-data")
+
+    assert (made.path, made.split) == (Path("tiny-data.yaml"), Path("tiny-data-data"))
+    assert made.profile.rows["train"] + made.profile.rows["dev"] == 96
+    assert made.profile.rows["test"] == 48
+    assert set(made.profile.classes) == {"gloomy", "sunny"}
+    assert load(made.path).recipe.hub.dataset == "user/tiny-data"
+
+
+def test_init_tells_what_is_neither_here_nor_on_the_hub(hub: LoopbackHub, main: Main, teacher: Path) -> None:
+    said = refused(main, "init", "--model", teacher, "--data", "user/no-such-data")
+    assert "user/no-such-data is no file or directory here; data set 'user/no-such-data'" in said
+    said = refused(main, "init", "--model", teacher, "--data", "nowhere.csv", "--config", "sst2")
+    assert "--config names a part of a data set on the Hub" in said
 
 
 def test_a_data_set_without_the_column(hub: LoopbackHub, data: Path) -> None:
