@@ -11,7 +11,7 @@ from typing import Any
 from hfcompress.utils.processors import default_threads
 
 PACKAGES = ("hfcompress", "torch", "transformers", "datasets", "accelerate", "onnxruntime", "bitsandbytes", "optimum",
-            "optimum-intel", "openvino", "nncf")  # fmt: skip
+            "openvino", "nncf")  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 

@@ -45,7 +45,8 @@ class ModelProcess:
         device: `cpu` or `cuda`; graphs of ONNX and OpenVINO run on the CPU.
         threads: Threads of one operator; default: `default_threads()`. For a PyTorch model `time` can choose fewer.
         head: The kind of task head, which decides how `worker.reduce_logits` reduces the logits; `sequence` keeps them.
-        as_stored: Compute in the type in which the weights are stored, see `Artifact.computed_on`.
+        as_stored: Compute in the type in which the weights are stored, see `Artifact.computed_on`; OpenVINO then
+            computes floats in float32.
 
     Raises:
         WorkerError: if it does not load.
@@ -99,8 +100,7 @@ class ModelProcess:
             auto_class=self.auto_class,
             head=self.head,
             classes=_count_classes(self.auto_class, config),
-            # The config of a quantized model says in which type it computes.
-            dtype=self.dtype if artifact.trainable else None,
+            dtype=self._requested_dtype(),
             trust=trust,
             register=register,
             changes=find_missing_config(artifact.path) if artifact.runtime == "torch" else {},
@@ -109,9 +109,19 @@ class ModelProcess:
             require_complete_weights(artifact.path, self.auto_class, self.loaded["loading"], config)
             require_finite_weights(artifact.path, self.loaded["loading"]["not_finite"])
 
+    def _requested_dtype(self) -> str | None:
+        """Returns the type to compute in; None if a quantized model's config or the runtime chooses it."""
+        if self.artifact.runtime == "openvino":
+            return "float32" if self.as_stored else None
+        if not self.artifact.trainable:
+            return None
+        return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
+
     @property
     def dtype(self) -> str:
         """The type that the model computes in; the stored type if its weights are quantized."""
+        if self.loaded["computing_type"] is not None:
+            return str(self.loaded["computing_type"])
         return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
 
     def _environment(self) -> dict[str, str]:

@@ -83,6 +83,9 @@ class TorchModel:
         if self.torch.get_num_threads() != threads:
             self.torch.set_num_threads(threads)
 
+    def computing_type(self) -> None:
+        """Returns None: it computes in the type that it was loaded in."""
+
     def finish(self) -> None:
         """Waits until the device is done."""
         if self.device.startswith("cuda"):
@@ -166,6 +169,10 @@ class GraphModel:
     def use_threads(self, threads: int) -> None:
         """Does nothing: the threads were set when the graph was loaded."""
 
+    def computing_type(self) -> str | None:
+        """Returns the type that it computes in if its runtime chooses that; else None."""
+        return None
+
     def finish(self) -> None:
         """Does nothing: a graph's answer is complete when the call returns."""
 
@@ -195,14 +202,21 @@ class OnnxModel(GraphModel):
 
 
 class OpenVinoModel(GraphModel):
-    """A graph that OpenVINO runs, with the device options of `OVModel`."""
+    """A graph that OpenVINO runs as `OVModel` does by default: in bfloat16 where the processor can.
 
-    def __init__(self, path: str, threads: int, auto_class: str, graph: str = "openvino_model.xml", **_: Any) -> None:
+    With `dtype="float32"` it computes float operators in float32.
+    """
+
+    def __init__(
+        self, path: str, threads: int, auto_class: str, graph: str = "openvino_model.xml", dtype: str | None = None,
+        **_: Any,
+    ) -> None:  # fmt: skip
         import openvino
 
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        options |= {"INFERENCE_PRECISION_HINT": "f32"} if dtype == "float32" else {}
         compiled = openvino.Core().compile_model(Path(path) / graph, "CPU", options)
-        self.request = compiled.create_infer_request()
+        self.compiled, self.request = compiled, compiled.create_infer_request()
         inputs = {
             node.get_any_name(): (
                 node.get_element_type().to_dtype().name,
@@ -215,6 +229,21 @@ class OpenVinoModel(GraphModel):
     def __call__(self, batch: dict[str, Any]) -> Any:
         return self.pick_logits({node.get_any_name(): value for node, value in self.request.infer(batch).items()})
 
+    def computing_type(self) -> str:
+        """Finds the types of the compiled graph, which OpenVINO chooses by the processor.
+
+        Returns:
+            The type of most linear layers' products. If that is `int8` and the other operators are not in float32,
+            their type too: `int8 and bfloat16`.
+        """
+        floats = FLOATS[self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()]
+        facts = [node.get_rt_info() for node in self.compiled.get_runtime_model().get_ops()]
+        # Such as `brgemm_avx512_bf16`; `runtimePrecision` would be the type of the weights.
+        kernels = [x["primitiveType"].astype(str) for x in facts if x["layerType"].astype(str) == "FullyConnected"]
+        if 2 * sum(kernel.lower().endswith(("_i8", "_u8")) for kernel in kernels) <= len(kernels):
+            return floats
+        return "int8" if floats == "float32" else f"int8 and {floats}"
+
 
 RUNTIMES: dict[str, Any] = {"torch": TorchModel, "onnx": OnnxModel, "openvino": OpenVinoModel}
 
@@ -223,6 +252,8 @@ ONNX_KINDS = {
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool", "tensor(float)": "float32",
     "tensor(float16)": "float16",
 }  # fmt: skip
+FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+"""OpenVINO's names of types."""
 MEANINGS = {
     "input_ids": ("input_ids", "input_word_ids"),
     "attention_mask": ("attention_mask", "input_mask"),
@@ -443,6 +474,7 @@ class Worker:
         return {
             "parameters": self.model.parameters,
             "loading": self.model.loading,
+            "computing_type": self.model.computing_type(),
             "seconds": seconds,
             "pid": os.getpid(),
         }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hfcompress.models.architectures import task_head_of
 from hfcompress.models.artifact import load_model
 from hfcompress.models.dummy_inputs import DummyInputs
-from hfcompress.onnx.graph_io import require_same_logits, save_graph
+from hfcompress.onnx.graph_io import require_same_logits, run_onnx, save_graph
 from hfcompress.utils.files import scratch_directory
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def load_and_export(
     with scratch_directory() as folder, quiet():
         path = folder / "model.onnx"
         export(model, path, dummy_inputs)
-        require_same_logits(path, model, dummy_inputs)
+        require_same_logits(run_onnx(path, dummy_inputs), model, dummy_inputs)
         return model, onnx.load(path)
 
 

@@ -126,4 +126,4 @@ def _describe_casts(content: Mapping[str, Any]) -> list[str]:
     """Lists the models that ran in another number type than they are stored in."""
     entries = [(row["stage"], row["latency"][0]) for row in content["rows"]]
     casts = [f"{stage} (stored in {e['stored']}) in {e['dtype']}" for stage, e in entries if e.get("stored")]
-    return [f"Run in the number type that training uses: {', '.join(casts)}."] if casts else []
+    return [f"Run in another number type than stored: {', '.join(casts)}."] if casts else []

@@ -18,6 +18,7 @@ from hfcompress.quantization.calibration import Method, calibrate
 from hfcompress.quantization.grids.ranges import LARGEST, LEVELS, Ranges, scale_and_zero_point, weight_scales
 
 if TYPE_CHECKING:
+    import onnx
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -102,18 +103,24 @@ class OnnxInt8(Backend):
     def quantize(self, job: QuantizationJob) -> QuantizedModel:
         from hfcompress.onnx.export import load_and_export
         from hfcompress.onnx.graph_io import write_model_directory
-        from hfcompress.quantization.graphs.embeddings import quantize_embeddings
-        from hfcompress.quantization.graphs.int8 import quantize_dynamic, quantize_static
 
         model, graph = load_and_export(job.source, job.auto_class, job.dummy_inputs)
         odd = self.find_odd_weights(linears(model), job)
+        graph = self.quantize_graph(model, graph, job)
+        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs, "int8"), odd)
+
+    def quantize_graph(self, model: PreTrainedModel, graph: onnx.ModelProto, job: QuantizationJob) -> onnx.ModelProto:
+        """Returns the quantized graph of a float model and its float graph."""
+        from hfcompress.quantization.graphs.embeddings import quantize_embeddings
+        from hfcompress.quantization.graphs.int8 import quantize_dynamic, quantize_static
+
         if self.mode == "dynamic":
             graph = quantize_dynamic(graph, job.keep, self.per_channel, self.reduce_range)
         else:
             graph = quantize_static(graph, self._complete_ranges(model, job), job.keep)
         if self.embeddings:
             quantize_embeddings(graph, self.embedding_bits)
-        return QuantizedModel(write_model_directory(graph, model.config, job.target, job.dummy_inputs, "int8"), odd)
+        return graph
 
     def _scales(self, weight: Tensor) -> Tensor:
         return weight_scales(weight, self.per_channel, REDUCED if self.reduce_range else LARGEST)
