@@ -62,8 +62,8 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 HOSTS = {
-    "docs.pytorch.org", "example.org", "github.com", "huggingface.co", "json-schema.org", "onnxruntime.ai",
-    "pytorch.org", "raw.githubusercontent.com",
+    "docs.openvino.ai", "docs.pytorch.org", "example.org", "github.com", "huggingface.co", "json-schema.org",
+    "onnxruntime.ai", "pytorch.org", "raw.githubusercontent.com",
 }  # fmt: skip
 """The hosts that pages, cards, recipes and code may name: no registry of packages, and no place that does not exist."""
 

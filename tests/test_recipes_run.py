@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hfcompress.models.artifact import load_tokenizer
+from hfcompress.quantization.backends.base import BACKENDS
 from hfcompress.recipe.loader import Loaded, find_shipped, load
 from hfcompress.recipe.plan import plan
 from hfcompress.run import directory as run_directory
@@ -23,6 +24,7 @@ from tests import factories
 from tests.in_process import in_this_process
 
 MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
+HAS_OPENVINO = BACKENDS.parse("openvino_int8").unavailable() is None
 LEARNS, GOES_ON = (f"{{batch_size: 32, learning_rate: 5.0e-3, max_steps: {steps}}}" for steps in (60, 24))
 """Long enough to learn the data from scratch, and from a teacher."""
 
@@ -163,6 +165,7 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "sst2-minilm": _sst2_minilm,
     "stsb-distilbert": _stsb,
     **{name: partial(_pruned_as, name) for name in PRUNED},
+    **({"openvino": lambda things: _as_it_is(things, "backend.rows=8")} if HAS_OPENVINO else {}),
     "int8-dynamic": _as_it_is,
     "int8-static": lambda things: _as_it_is(things, "backend.rows=32", "rows=16"),
     "qat": lambda things: _as_it_is(things, *_trained("train")),
@@ -171,8 +174,8 @@ OVERRIDES: dict[str, Callable[[Things], list[str]]] = {
     "bnb-nf4": _nf4,
     "qlora": lambda things: [*_nf4(things), *(f"stages.0.{x}" for x in _trained("train"))],
 }
-ELSEWHERE = {"optimum-onnx", "openvino"}
-"""Recipes that run in an environment of their own, which has tests of its own; planned here."""
+ELSEWHERE = {"optimum-onnx", *([] if HAS_OPENVINO else ["openvino"])}
+"""Recipes whose backend cannot run in this environment; planned here."""
 FOUND = {"prune-latency", "prune-iterative", "prune-l0", "prune-post-training", "prune-vocab", "smallest"}
 """Recipes whose shape is found in the run: a plan tells about how much stays."""
 CODED = {name for name in PRUNED if name not in ("prune-lottery", "prune-movement", "prune-vocab", "prune-2of4")}

@@ -89,32 +89,54 @@ with torch.inference_mode():
 
 def _write_onnx(task: Task, artifact: Artifact, place: str, example: Example) -> Iterator[Snippet]:
     graph = find_graph(artifact)
+    code = _spell_graph(
+        task, place, example, library="onnxruntime",
+        load=f'session = onnxruntime.InferenceSession(folder / "{graph}")',
+        inputs='{node.name: batch.get(node.name, unused).astype("int64") for node in session.get_inputs()}',
+        run='session.run(["logits"], inputs)[0]',
+    )  # fmt: skip
+    yield Snippet("ONNX Runtime", ("onnxruntime", "transformers"), code, note=_UNEQUAL)
+    if task.head != "span":  # Optimum and Transformers.js expect two outputs of a model that answers questions
+        yield _write_optimum(task, graph, place, example)
+        yield from _write_javascript(task, graph, place, example)
+
+
+def _write_openvino(task: Task, artifact: Artifact, place: str, example: Example) -> Iterator[Snippet]:
+    code = _spell_graph(
+        task, place, example, library="openvino",
+        load=f'model = openvino.Core().compile_model(folder / "{find_graph(artifact)}", "CPU")',
+        inputs='{node.any_name: batch.get(node.any_name, unused).astype("int64") for node in model.inputs}',
+        run='model(inputs)["logits"]',
+    )  # fmt: skip
+    optimum = f"`{task.auto_class.replace('Auto', 'OV', 1)}` of optimum-intel loads the directory too."
+    yield Snippet("OpenVINO", ("openvino", "transformers"), code, note=f"{_UNEQUAL} {optimum}")
+
+
+def _spell_graph(task: Task, place: str, example: Example, library: str, load: str, inputs: str, run: str) -> str:
+    """Spells the code that runs a graph on numpy arrays in a library other than torch."""
     labels = "\nid2label = {int(label): name for label, name in config['id2label'].items()}".replace("'", '"')
     answers = example.answers.replace("model.config.id2label", "id2label")
     code = f"""import json
 from pathlib import Path
 
-import onnxruntime
+import {library}
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 path = "{place}"
 folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path))
 tokenizer = AutoTokenizer.from_pretrained(folder)
-session = onnxruntime.InferenceSession(folder / "{graph}")
+{load}
 {_spell_batch(task, example, "np")}
 unused = 0 * batch["input_ids"]  # for an input that the tokenizer does not make
-inputs = {{node.name: batch.get(node.name, unused).astype("int64") for node in session.get_inputs()}}
-logits = session.run(["logits"], inputs)[0]
+inputs = {inputs}
+logits = {run}
 """
     if "id2label" in answers:
         code += f'config = json.loads((folder / "config.json").read_text(encoding="utf-8")){labels}\n'
     else:
         code = code.removeprefix("import json\n")
-    yield Snippet("ONNX Runtime", ("onnxruntime", "transformers"), code + answers, note=_UNEQUAL)
-    if task.head != "span":  # Optimum and Transformers.js expect two outputs of a model that answers questions
-        yield _write_optimum(task, graph, place, example)
-        yield from _write_javascript(task, graph, place, example)
+    return code + answers
 
 
 _UNEQUAL = "The texts of a batch may differ in length: shorter ones are padded, and the mask hides the padding."
@@ -145,22 +167,6 @@ const path = "{place}";
 const answer = await pipeline("{task.pipeline}", path, {{ dtype: "{_PRECISIONS[graph]}" }});
 console.log(await answer({example.javascript}));"""
     yield Snippet("Transformers.js", ("@huggingface/transformers",), code, "js")
-
-
-def _write_openvino(task: Task, artifact: Artifact, place: str, example: Example) -> Iterator[Snippet]:
-    auto = task.auto_class.replace("Auto", "OV", 1)
-    code = f"""import torch
-from optimum.intel import {auto}
-from transformers import AutoTokenizer
-
-path = "{place}"
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = {auto}.from_pretrained(path)
-{_spell_batch(task, example, "pt")}
-output = model(**batch)
-{_spell_output(task)}
-{example.answers}"""
-    yield Snippet("OpenVINO", ("optimum-intel[openvino]", "torch"), code, note=_UNEQUAL)
 
 
 def find_graph(artifact: Artifact) -> str:

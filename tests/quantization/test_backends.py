@@ -67,7 +67,7 @@ EXPECTED = {
     "onnx_fp16": Expected("float16", "onnx", near=0.01, exact=False),
 }
 """The backends that run on a CPU, in the environment of one of the two locks; others have tests of their own."""
-ELSEWHERE = {"optimum_onnx", "openvino_int8", "gptq"}
+ELSEWHERE = {"optimum_onnx", "openvino", "openvino_int8", "gptq"}
 HERE = [name for name in EXPECTED if BACKENDS.get(name)().unavailable() is None]
 QUICK = {
     ("float16", "uneven"),

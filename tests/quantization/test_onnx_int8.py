@@ -26,7 +26,7 @@ from hfcompress.models.linears import linears
 from hfcompress.models.odd_weights import OddWeights
 from hfcompress.models.shape import shape_of
 from hfcompress.models.surgery import Keep, cut
-from hfcompress.onnx import graph_io
+from hfcompress.onnx import export
 from hfcompress.onnx.fuse import paths_of
 from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob, QuantizedModel
@@ -365,7 +365,7 @@ def test_an_export_that_differs_from_the_model_fails(
     wrong: float, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = quantized().job.source
-    monkeypatch.setattr(graph_io, "run_onnx", lambda path, probe: run_onnx(path, probe) + wrong)
+    monkeypatch.setattr(export, "run_onnx", lambda path, probe: run_onnx(path, probe) + wrong)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
         quantize(source, tmp_path)
     assert list(tmp_path.iterdir()) == []

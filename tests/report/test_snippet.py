@@ -159,10 +159,17 @@ def test_transformers_js_finds_a_graph_by_its_name(graph: str, precision: str | 
 
 def test_a_command_quotes_the_names_that_a_shell_would_expand(tmp_path: Path) -> None:
     task = TASKS["one text"]
-    artifact = replace(open_artifact(save_for(task, tmp_path)), runtime="openvino")
+    artifact = replace(open_artifact(save_for(task, tmp_path)), runtime="onnx", graph="model.onnx")
+    found = {snippet.title: snippet for snippet in write_snippets(task, artifact, "user/tiny")}
+    assert found["Optimum"].install == "pip install 'optimum-onnx[onnxruntime]'"
+
+
+def test_the_code_for_openvino_needs_openvino_alone(tmp_path: Path) -> None:
+    task = TASKS["one text"]
+    artifact = replace(open_artifact(save_for(task, tmp_path)), runtime="openvino", graph="openvino_model.xml")
     (snippet,) = write_snippets(task, artifact, "user/tiny")
-    assert snippet.install == "pip install 'optimum-intel[openvino]' torch"
-    assert "OVModelForSequenceClassification" in snippet.code
+    assert snippet.install == "pip install openvino transformers"
+    assert "OVModelForSequenceClassification" in snippet.note
     compile(snippet.code, "snippet", "exec")
 
 

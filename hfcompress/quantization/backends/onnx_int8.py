@@ -1,4 +1,4 @@
-"""int8 weights and activations for ONNX Runtime: the fastest on most CPUs."""
+"""int8 weights and activations for ONNX Runtime."""
 
 from __future__ import annotations
 
