@@ -16,6 +16,7 @@ from hfcompress.measure.plain_texts import Reading
 from hfcompress.models.adapters import base_of, is_adapter, merge_adapter
 from hfcompress.models.artifact import Artifact, note_problem_type, open_artifact, save_weights, weights_hash
 from hfcompress.models.dummy_inputs import logits_of, make_dummy_inputs
+from hfcompress.models.save_tokenizer import save_tokenizer
 from hfcompress.models.shape import Shape
 from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Key, Problem
@@ -197,7 +198,7 @@ class StageContext:
 
     def save_reading(self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, int]) -> Reading:
         """Saves the tokenizer and the problem type, so that a pipeline answers as the measured model did."""
-        tokenizer.save_pretrained(self.model_directory)
+        save_tokenizer(tokenizer, self.model_directory)
         note_problem_type(self.model_directory, self.task.problem_type)
         return Reading(self.task, tokenizer, labels, self.rows("dev"))
 

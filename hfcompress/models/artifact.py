@@ -15,6 +15,7 @@ from hfcompress.models.bounds import require_bounds
 from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
+from hfcompress.models.save_tokenizer import save_tokenizer
 from hfcompress.models.shape import Shape, count_labels, shape_of
 from hfcompress.models.weights import (
     ADAPTER,
@@ -415,7 +416,7 @@ def find_missing_config(path: Path) -> dict[str, Any]:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Writes weights (safetensors), config and tokenizer, and the modeling file for a pruned shape."""
     save_weights(model, path)
-    tokenizer.save_pretrained(path)
+    save_tokenizer(tokenizer, path)
 
 
 def save_weights(model: PreTrainedModel, path: Path) -> None:

@@ -90,10 +90,10 @@ def _data_file(path: Path) -> Path:
 
 
 def write_config(config: Any, path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Writes config.json with all label names and the name of the stock architecture.
+    """Writes config.json with all label names and the names of the stock architecture and class.
 
     transformers would leave default label names out. A graph needs no modeling code, even that of a pruned model, so
-    the config must not name any.
+    the config must not name any; clients choose their own code by the stock names.
 
     Args:
         config: The model's config.
@@ -104,6 +104,7 @@ def write_config(config: Any, path: Path, more: Mapping[str, Any] | None = None)
     content = json.loads((path / "config.json").read_text(encoding="utf-8"))
     content.pop("auto_map", None)
     content |= {"id2label": config.id2label, "model_type": str(config.model_type).removeprefix(PRUNED)}
+    content["architectures"] = [name.removeprefix("Pruned") for name in content.get("architectures") or []]
     content |= more or {}
     (path / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.nn import Identity
 
-from hfcompress.models.artifact import save_model
+from hfcompress.models.artifact import load_tokenizer, open_artifact, save_model
 from hfcompress.models.dummy_inputs import DummyInputs, make_dummy_inputs
+from hfcompress.models.save_tokenizer import save_tokenizer
 from hfcompress.models.surgery import Keep, cut
+from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.quantization.backends.base import BACKENDS, QuantizationJob
 from tests import factories
 from tests.optimum.loaded import CLASSES, answers, auto_class
@@ -64,3 +67,21 @@ def test_its_pipeline_tells_the_labels_by_name(data: Path, teacher: Path, tmp_pa
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     found = classify(["the film was great", "the film was awful"])
     assert [answer["label"] for answer in found] == ["LABEL_1", "LABEL_0"]
+
+
+@pytest.mark.parametrize("way", ["onnx_int8", "onnx_int4"])
+def test_sentence_transformers_loads_the_file_by_its_name(way: str, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = factories.save(factories.model(hidden=64, labels=1), tmp_path / "float")
+    quantized(way, source, tmp_path / "made")
+    tokenizer = load_tokenizer(source)
+    save_tokenizer(tokenizer, tmp_path / "made")
+    (graph,) = open_artifact(tmp_path / "made").weight_files
+    name = graph.relative_to(tmp_path / "made").as_posix()
+    model = sentence_transformers.CrossEncoder(
+        str(tmp_path / "made"), backend="onnx", model_kwargs={"file_name": name}, activation_fn=Identity()
+    )
+    pairs = [("the film was great", "a dull story"), ("it was very good and fine", "the cast")]
+    batch = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="np")
+    expected = run_onnx(graph, {name: value.astype("int64") for name, value in batch.items()})
+    np.testing.assert_allclose(model.predict(pairs), expected[:, 0], atol=1e-4 * np.abs(expected).max())
