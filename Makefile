@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum
 # Optimum's ONNX half needs an older transformers, so it has an environment and a lock of its own.
 OPTIMUM := .venv-optimum
 OPTIMUM_STAMP := $(OPTIMUM)/.installed-$(shell cat requirements-optimum.lock pyproject.toml | cksum | cut -d' ' -f1)
-OPTIMUM_NEEDS := '.[optimum,onnx,bitsandbytes,plots,energy,peft]' onnxscript pytest pytest-xdist
+OPTIMUM_NEEDS := '.[optimum,onnx,bitsandbytes,plots,energy,peft]' onnxscript sentence-transformers pytest pytest-xdist
+NODE := .node
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,7 +24,7 @@ PLAIN_X86 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INST
 	OPENBLAS_CORETYPE=Nehalem
 PLAIN := $(if $(filter x86_64,$(shell uname -m)),$(PLAIN_X86))
 
-.PHONY: help setup demo test lint unit test-portable test-optimum soak test-slow bench lock docs cards clean
+.PHONY: help setup demo test lint unit test-portable test-optimum test-clients soak test-slow bench lock docs cards clean
 
 help:  ## What there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,6 +64,11 @@ test-portable: $(STAMP)  ## The numerical tests as on another processor: fewer v
 test-optimum: $(OPTIMUM_STAMP)  ## Optimum's tests, and some of the quick ones, on the transformers that it needs.
 	OMP_NUM_THREADS=1 $(OPTIMUM)/bin/pytest -n 2 --dist loadfile tests/optimum $(EITHER)
 
+# The install scripts are left out: they fetch onnxruntime's part for GPUs.
+test-clients: $(STAMP)  ## Transformers.js on directories that hfcompress writes; needs Node and npm.
+	npm install --prefix $(NODE) --ignore-scripts --no-save --no-audit --no-fund @huggingface/transformers@4.3.2
+	NODE_PATH=$(abspath $(NODE))/node_modules $(BIN)/pytest -m 'slow or not slow' tests/onnx/test_clients.py
+
 soak: $(STAMP)  ## Kills, full disks, two runs at once, fuzzed input: everything that may befall a run, in about 40 minutes.
 	$(BIN)/python -m tests.soak --write docs/reliability.md
 
@@ -92,4 +98,4 @@ define resolve
 endef
 
 clean:  ## Remove the environment and what was built; runs/ stays.
-	rm -rf $(VENV) $(OPTIMUM) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OPTIMUM) $(NODE) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
