@@ -14,7 +14,16 @@ import typer
 
 from hfcompress.utils.errors import HfcompressError, Problem, disk_problem, require_directory
 from hfcompress.utils.launch import is_lost_process
-from hfcompress.utils.logging import err, guard_terminal, log, log_to_terminal, out, print_table, print_traceback
+from hfcompress.utils.logging import (
+    err,
+    guard_terminal,
+    log,
+    log_to_terminal,
+    out,
+    print_table,
+    print_text,
+    print_traceback,
+)
 from hfcompress.utils.stop import stoppable
 
 if TYPE_CHECKING:
@@ -235,8 +244,8 @@ def _print_report(content: dict[str, Any], wide: bool = False) -> None:
     for line in describe_left_out(content, wide):
         out().print(line)
     for sentence in describe_verdicts(content)[0 if wide else -1 :]:
-        out().print(sentence)
-    out().print(describe_conditions(content))
+        print_text(sentence)
+    print_text(describe_conditions(content))
 
 
 def _print_run(content: dict[str, Any], directory: Path, wide: bool = False) -> None:

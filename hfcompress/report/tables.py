@@ -245,7 +245,7 @@ def render_table(content: Mapping[str, Any], wide: bool = False) -> Table:
     table.add_column(shown[0].heading, overflow="fold", max_width=None if wide else _find_name_width(content))
     for column in shown[1:]:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    names = list_names(content, None if wide else _find_name_width(content))
+    names = [str(row["stage"]) for row in content["rows"]] if wide else list_names(content, _find_name_width(content))
     for name, row in zip(names, content["rows"], strict=True):
         table.add_row(name, *(column.format(row) for column in shown[1:]))
     return table
@@ -263,7 +263,7 @@ def describe_left_out(content: Mapping[str, Any], wide: bool = False) -> list[st
     _, constant = split_columns(content, wide)
     row, busy = content["rows"][0], was_busy(content)
     same = [f"{c.name} {c.format(row)}" for c in constant if not (busy and c.format(row) == "busy")]
-    renamed = list_renamed(content, None if wide else _find_name_width(content))
+    renamed = [] if wide else list_renamed(content, _find_name_width(content))
     return [
         *([f"the same for all: {', '.join(same)}"] if same else []),
         *(f"{name} = {full}" for name, full in renamed),

@@ -13,6 +13,7 @@ from hfcompress.models.artifact import read_config
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report import report
 from hfcompress.report.judge import add_comparisons
+from hfcompress.report.names import find_tails
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
@@ -28,7 +29,8 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         A report with one row for each model, and the answers of the models.
     """
     recipe = loaded.recipe
-    artifacts = [open_model(model, _label(model)) for model in models]
+    labels = find_tails([model.rstrip("/") or model for model in models], least=2)
+    artifacts = [open_model(model, label) for model, label in zip(models, labels, strict=True)]
     for artifact in artifacts:
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:
@@ -43,8 +45,3 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         **measured,
     }
     return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed), answers
-
-
-def _label(model: str) -> str:
-    parts = [part for part in model.rstrip("/").split("/") if part]
-    return "/".join(parts[-2:])

@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 
 from hfcompress.utils.logging import log
 
+FORMAT = "{percentage:3.0f}%|{bar:12}| step {n_fmt} of {total_fmt}, {remaining} left{postfix}"
+
 
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Shows steps, time left, loss and dev metric; transformers' own callbacks print dictionaries."""
@@ -21,7 +23,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and sys.stderr.isatty():
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, unit="step")
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=FORMAT, mininterval=0.5
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -31,9 +35,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         found = {_name(key): f"{value:.4g}" for key, value in (logs or {}).items() if _name(key)}
         if not found or not state.is_world_process_zero:
             return
-        self.figures |= found
         if self.bar is not None:
-            self.bar.set_postfix(self.figures)
+            # The parts of a loss do not fit into a line; trackers get them, and a file or a pipe has them.
+            self.figures |= {name: value for name, value in found.items() if not name.startswith("loss_")}
+            self.bar.set_postfix_str(
+                ", ".join(f"{name} {value}" for name, value in self.figures.items()), refresh=False
+            )
         else:
             told = ", ".join(f"{name} {value}" for name, value in found.items())
             log.info(f"step {state.global_step:,} of {state.max_steps:,}: {told}")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from textwrap import fill
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 160
 """Width, in columns, of a table in a file or a pipe."""
+TEXT_WIDTH = 100
+"""Width, in columns, of a paragraph on a terminal at most."""
 
 
 def _console(**options: Any) -> Console:
@@ -52,6 +55,14 @@ def out() -> Console:
 def err() -> Console:
     """Returns the console for progress and errors, on standard error."""
     return _console(stderr=True)
+
+
+def print_text(text: str) -> None:
+    """Prints a paragraph: broken between words on a terminal, as one line in a file or a pipe."""
+    console = out()
+    if console.is_terminal:
+        text = fill(printable(text), min(console.width, TEXT_WIDTH), break_long_words=False, break_on_hyphens=False)
+    console.print(text)
 
 
 def print_table(table: Table) -> None:

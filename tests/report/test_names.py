@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from hfcompress.report.names import list_renamed, shorten_names
+from hfcompress.report.names import find_tails, list_renamed, shorten_names
 
 
 @pytest.mark.parametrize(
     ("names", "short"),
     [
         (["source", "01-distill"], ["source", "01-distill"]),
-        (["/a/runs/x/01-distill", "/a/runs/x/02-quantize:model.onnx"], ["01-distill", "02-quantize:model.onnx"]),
-        (["runs/a/final", "runs/b/final", "org/model"], ["a/final", "b/final", "model"]),
-        (["final", "b/final"], ["final", "b/final"]),
-        (["a/b", "a/b", "a/c"], ["b", "b", "c"]),
+        (["org/model", "other/model"], ["org/model", "other/model"]),
+        (["/a/runs/x/01-distill", "/a/runs/x/02-quantize:a.onnx"], ["01-distill", "02-quantize:a.onnx"]),
+        (["/big/data/runs/a/final", "/big/data/runs/b/final", "/big/data/c"], ["runs/a/final", "runs/b/final", "c"]),
+        (["one-organization/a", "another-organization/b"], ["a", "b"]),
+        (["final", "directory/of/runs/final"], ["final", "runs/final"]),
+        (["much-longer-directory/b", "much-longer-directory/b", "much-longer-directory/c"], ["b", "b", "c"]),
         (["/", "a/"], ["/", "a/"]),
         ([], []),
     ],
 )
-def test_the_last_parts_that_differ_are_kept(names: list[str], short: list[str]) -> None:
-    assert shorten_names(names) == short
+def test_a_name_loses_as_little_as_is_needed(names: list[str], short: list[str]) -> None:
+    assert shorten_names(names, 18) == short
+
+
+def test_the_last_parts_that_no_other_path_ends_with_are_found() -> None:
+    paths = ["/runs/a/final", "/old/runs/a/final", "/runs/b/final", "org/model"]
+    assert find_tails(paths) == ["/runs/a/final", "old/runs/a/final", "b/final", "model"]
+    assert find_tails(paths[2:], least=2) == ["b/final", "org/model"]
 
 
 def test_a_long_name_loses_its_middle_unless_it_is_mistaken_then() -> None:
@@ -33,4 +41,5 @@ def test_a_long_name_loses_its_middle_unless_it_is_mistaken_then() -> None:
 
 def test_what_a_short_name_stands_for_is_told_once() -> None:
     rows = [{"stage": name} for name in ("x/a", "x/a", "b")]
-    assert list_renamed({"rows": rows}) == [("a", "x/a")]
+    assert list_renamed({"rows": rows}, 2) == [("a", "x/a")]
+    assert list_renamed({"rows": rows}) == []

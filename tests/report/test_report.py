@@ -254,6 +254,12 @@ def test_the_report_command_prints_again_and_redraws(content: dict[str, Any], tm
     assert str(plot) in result.output
 
 
+def test_a_pipe_gets_no_control_characters(timed: dict[str, Any], tmp_path: Path) -> None:
+    report.write(timed, tmp_path)
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", result.output)
+
+
 def test_a_directory_without_a_report_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(HfcompressError, match=r"holds no report\.json\n.*hfcompress run"):
         report.read(tmp_path)

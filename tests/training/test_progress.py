@@ -44,7 +44,10 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch, lines: list[st
     state.global_step = 12
     shown.on_step_end(None, state, None)
     assert (bar.n, bar.total) == (12, 20)
-    assert bar.postfix == "loss=0.2813, loss_cosine=0.1, dev accuracy=0.91"
+    line = str(bar)
+    assert "step 12 of 20, " in line
+    assert line.endswith(" left, loss 0.2813, dev accuracy 0.91")
+    assert len(line) < 80
     shown.on_train_end(None, state, None)
     assert lines == []
     assert shown.bar is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
 import sys
 
 import pytest
 
-from hfcompress.utils.logging import log, log_to_terminal
+from hfcompress.utils import logging as console
+from hfcompress.utils.logging import log, log_to_terminal, print_text
 
 
 @pytest.mark.parametrize(("setup", "shown"), [("", "warned"), ("logging.basicConfig(level='INFO')", "told warned")])
@@ -44,3 +46,16 @@ def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
         log.log(logging.INFO, "x " * 200)
 
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(True, 100), (False, 239)])
+def test_a_paragraph_is_broken_between_words_on_a_terminal_alone(
+    terminal: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "out", lambda: console._console(file=stream, force_terminal=terminal, width=300))
+    print_text(f"{'word ' * 20}/a/path/{'x' * 120} some-thing")
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) == max(width, 128)
+    assert any(line.startswith("/a/path/") for line in lines) == terminal
+    assert lines[-1].endswith("some-thing")
