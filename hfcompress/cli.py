@@ -433,6 +433,10 @@ def report(
         bool, typer.Option("--measure", help="Time the models again, then write the report, plots and card.")
     ] = False,
     wide: Wide = False,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Write the scores as files of another format: every-eval-ever."),
+    ] = None,
 ) -> None:
     """Print the report of a run again, and redraw its plots; of several runs, put their last models side by side.
 
@@ -441,6 +445,11 @@ def report(
     from hfcompress.report.report import read, write
     from hfcompress.run.directory import exclusive
 
+    if format_ is not None:
+        if len(runs) > 1 or measure:
+            raise HfcompressError("--format writes the scores of one run", "name one run, without --measure")
+        _write_format(runs[0], format_)
+        return
     if len(runs) > 1:
         if measure:
             raise HfcompressError("--measure times the models of one run", "name one run at a time")
@@ -458,6 +467,21 @@ def report(
             content = read(run_directory)
             write(content, run_directory)
     _print_run(content, run_directory, wide)
+
+
+def _write_format(run_directory: Path, name: str) -> None:
+    import time
+
+    from hfcompress.report.every_eval_ever import write_records
+    from hfcompress.run.directory import exclusive, open_finished
+
+    if name != "every-eval-ever":
+        raise HfcompressError(f"there is no format '{name}'", "the only one is every-eval-ever")
+    open_finished(run_directory)
+    with exclusive(run_directory):
+        loaded, content = open_finished(run_directory)
+        for path in write_records(loaded, content, run_directory, int(time.time())):
+            out().print(str(path))
 
 
 def _print_side_by_side(runs: list[Path], wide: bool) -> None:
