@@ -9,6 +9,7 @@ from hfcompress.report.card_summary import find_recovery
 from hfcompress.report.conditions import find_metric, was_busy
 from hfcompress.report.hub_metadata import METRIC_NAMES
 from hfcompress.report.plain_runtime import ONNX, list_plain_runtimes
+from hfcompress.report.seeds import describe_seed_change, format_spread
 from hfcompress.report.tables import format_cells, list_headings
 from hfcompress.report.verdicts import describe_mcnemar, format_change, format_p
 from hfcompress.utils.escape import Markdown, markdown
@@ -65,6 +66,10 @@ def _list_quality(
         f"{each['quality'][metric]:.4f} ({_join_interval(each['quality_interval'], '.3f')})" for each in (source, row)
     ]
     yield (f"{METRIC_NAMES.get(metric, metric)} (95% interval)", *scores, share)
+    if "seeds" in row:
+        several = [format_spread(each["seeds"]) if "seeds" in each else "" for each in (source, row)]
+        heading = f"{METRIC_NAMES.get(metric, metric)} of {len(row['seeds']['seeds'])} seeds, mean ± standard deviation"
+        yield (heading, *several, describe_seed_change(row["seeds"]))
     if "change" in found:
         yield ("change on the same rows", "", format_change(found), found["reading"])
     if "verdict" in found:

@@ -118,15 +118,19 @@ def describe_seeds(row: Mapping[str, Any]) -> str:
     if not found:
         return ""
     told = f"{len(found['seeds'])} seeds score {format_spread(found)} (mean ± standard deviation)"
+    change = describe_seed_change(found)
+    return f"{told}, a mean change of {change}." if change else f"{told}."
+
+
+def describe_seed_change(found: Mapping[str, Any]) -> str:
+    """Describes the `change` in the `seeds` of a row: mean, interval and reading; empty for the source."""
     change = found.get("change")
     if not change:
-        return f"{told}."
+        return ""
+    if change["low"] is None:
+        return f"{change['mean']:+.4f}, the same with each seed"
     interval = format_seed_interval(change)
-    return f"{told}, a mean change of {change['mean']:+.4f}{interval and f' ({interval})'}, {_read(change)}."
-
-
-def _read(change: Mapping[str, Any]) -> str:
-    return "the same with each seed" if change["low"] is None else f"{change['reading']} (paired t-test over seeds)"
+    return f"{change['mean']:+.4f} ({interval}), {change['reading']} (paired t-test over seeds)"
 
 
 def format_spread(found: Mapping[str, Any], digits: int = 4, unit: str = "") -> str:
@@ -148,10 +152,10 @@ def render_group(group: SeedGroup) -> Table:
     contents = list(group.reports.values())
     metric, busy = find_metric(contents[0]), any(map(was_busy, contents))
     seeds = ", ".join(map(str, group.reports))
+    title = f"{len(contents)} seeds ({seeds}): mean ± standard deviation, change by a paired t-test over seeds"
     table = Table(
-        box=box.SIMPLE_HEAD, title=f"{len(contents)} seeds ({seeds}): mean ± sd", title_justify="left", pad_edge=False,
-        collapse_padding=True, show_edge=False,
-    )  # fmt: skip
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True, show_edge=False
+    )
     sizes = [entry["batch_size"] for entry in contents[0]["rows"][0]["latency"]]
     table.add_column("model")
     for heading in (metric, "change (95%)", "", *(f"speed @{size}" for size in sizes)):
@@ -167,7 +171,8 @@ def render_group(group: SeedGroup) -> Table:
         if change and (interval := format_seed_interval(change)):
             told[0] += f" ({interval})"
         speeds = [_format_speeds([row["latency"][n]["speedup"] for row in rows], busy) for n in range(len(sizes))]
-        table.add_row(stage, format_spread(found), *told, *speeds)
+        fixed = scores is None and len(set(source)) == 1  # no stage trains the source
+        table.add_row(stage, f"{source[0]:.4f}" if fixed else format_spread(found), *told, *speeds)
     return table
 
 

@@ -56,7 +56,8 @@ def test_runs_that_differ_in_the_seed_alone_have_a_mean_and_a_test(tmp_path: Pat
     assert factories.run_cli("report", *runs, other) == 0
 
     said = capsys.readouterr().out
-    assert "3 seeds (0, 1, 2): mean ± sd" in said
+    assert "3 seeds (0, 1, 2): mean ± standard deviation" in said
+    assert "0.9000 ±" not in said  # no stage trains the source
     assert "0.8200 ± 0.0200" in said
     assert "-0.0800 (-0.1297 to -0.0303)" in said  # 0.02 / √3 times 4.303, the quantile of t with 2 degrees of freedom
     assert "worse" in said

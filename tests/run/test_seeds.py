@@ -112,7 +112,7 @@ def test_each_seed_makes_its_own_models_and_the_report_tells_both(seeded: Seeded
 
 def test_card_and_tables_tell_the_spread(seeded: Seeded) -> None:
     card = (seeded.directory / "final" / "README.md").read_text(encoding="utf-8")
-    assert "2 seeds score" in card
+    assert "| Accuracy of 2 seeds, mean ± standard deviation |" in card
     assert "2 seeds" in (seeded.directory / "report.md").read_text(encoding="utf-8")
     rows = list(csv.DictReader((seeded.directory / "report.csv").open()))
     assert [row["seeds"] for row in rows] == ["0", "2", "2"]
