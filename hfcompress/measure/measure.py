@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hfcompress.data.labels import names_by_id
 from hfcompress.measure.answers import Answer, Answers, align
+from hfcompress.measure.energy import AnyEnergy, measure_energy
 from hfcompress.measure.environment import device_facts
 from hfcompress.measure.plain_runtime import describe as describe_plain_runtime
 from hfcompress.measure.plain_runtime import export_source
@@ -24,6 +25,7 @@ from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read
 from hfcompress.models.weights import first_not_finite
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.margin import AnyMargin, Margin
+from hfcompress.utils.price import AnyPrice
 from hfcompress.utils.processors import default_threads, thread_counts
 from hfcompress.utils.strict_model import StrictModel
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from hfcompress.data.task import Task
 
-ENERGY_SECONDS = 10.0
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
 """Rows in a batch when quality is measured; the logits of a mask head span the whole vocabulary for each token."""
@@ -48,8 +49,12 @@ class Measure(StrictModel):
     """Options of measuring."""
 
     latency: Latency = Latency()
-    energy: bool = False
-    """Estimate watt-hours for 1,000 rows with codecarbon (extra `energy`)."""
+    energy: AnyEnergy = None
+    """`true`, or options: measure the watt-hours of 1,000 rows, and of making each model, with codecarbon (extra
+    `energy`)."""
+    price: AnyPrice | None = None
+    """The price of an hour of this machine, such as `0.40` or `0.40 EUR`; the report then has the cost of a million
+    rows."""
     bootstrap: int = Field(default=1000, ge=100)
     """Resamples behind the 95% interval."""
     margin: AnyMargin = Margin(0.01, relative=True)
@@ -92,7 +97,7 @@ def measure(
         for process, data, latency in zip(processes, encoded, latencies, strict=False):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
             memory = process.peak_bytes()
-            energy = process.energy(ENERGY_SECONDS) if options.energy else None
+            energy = measure_energy(process) if options.energy else None
             require_padding_unread(process, data)
             answers.append(judge_rows(process, data))
             quality, interval = _score_answers(answers[-1], task, options.bootstrap, seed)
@@ -309,7 +314,7 @@ def _make_row(
     interval: list[float],
     latency: list[dict[str, Any]],
     memory: int,
-    energy: float | None,
+    energy: dict[str, Any] | None,
 ) -> dict[str, Any]:
     artifact, shape = process.artifact, process.artifact.shape
     return {
@@ -324,7 +329,8 @@ def _make_row(
         "macs": shape.macs(task.max_length) if shape else None,
         "latency": latency,
         "peak_memory_bytes": memory,
-        "energy_wh_per_1k": energy,
+        "energy_wh_per_1k": energy and energy["wh_per_1k"],
+        **({"energy": energy} if energy else {}),
     }
 
 

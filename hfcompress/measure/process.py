@@ -65,6 +65,7 @@ class ModelProcess:
         self.artifact, self.auto_class, self.head, self.as_stored = artifact, auto_class, head, as_stored
         self.device = device if artifact.runtime == "torch" else "cpu"
         self.threads = threads or default_threads()
+        self.batch_size = 0
         self._folder = TemporaryDirectory(prefix="hfcompress-worker-")
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
@@ -151,7 +152,9 @@ class ModelProcess:
         )
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Sends the batches that `time` and `energy` run, and warms the model up."""
+        """Sends the batches that `time` and `run_for` run, and warms the model up."""
+        batches = list(batches)
+        self.batch_size = len(batches[0]["input_ids"])
         self._ask("prepare", inputs=self._write(batches))
 
     @property
@@ -179,10 +182,10 @@ class ModelProcess:
         """Returns the peak memory so far, in bytes."""
         return int(self._ask("memory")["bytes"])
 
-    def energy(self, seconds: float) -> float:
-        """Estimates the watt-hours for 1,000 rows of the prepared batches with codecarbon."""
-        answer = self._ask("energy", seconds=seconds)
-        return float(answer["watt_hours"] * 1000 / answer["rows"])
+    def run_for(self, seconds: float) -> tuple[int, float]:
+        """Runs the prepared batches over and over, for at least some seconds; returns the rows and the seconds."""
+        answer = self._ask("run_for", seconds=seconds)
+        return int(answer["rows"]), float(answer["seconds"])
 
     def _write(self, batches: Iterable[Batch]) -> str:
         import numpy as np

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfcompress.data.source import is_local, model_config, require_weights
+from hfcompress.measure.energy import find_country, is_installed
 from hfcompress.measure.seeds import LARGEST
 from hfcompress.models.artifact import label_ids
 from hfcompress.models.shape import Shape
@@ -40,7 +40,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
         HfcompressError: with all problems at once.
     """
     recipe, shapes = loaded.recipe, list[Shape]()
-    problems = [*recipe.task.problems(), *_check_stages(recipe, weights), *_find_missing_extras(recipe)]
+    problems = [*recipe.task.problems(), *_check_stages(recipe, weights), *_find_energy_problems(recipe)]
     problems += _find_wrong_seeds(recipe)
     try:
         config = model_config(recipe.model)
@@ -92,7 +92,16 @@ def _find_wrong_seeds(recipe: Recipe) -> list[Problem]:
     return []
 
 
-def _find_missing_extras(recipe: Recipe) -> list[Problem]:
-    if recipe.measure.energy and importlib.util.find_spec("codecarbon") is None:
+def _find_energy_problems(recipe: Recipe) -> list[Problem]:
+    """Finds out if codecarbon is missing, or has no data for the country."""
+    energy = recipe.measure.energy
+    if energy is None:
+        return []
+    if not is_installed():
         return [Problem("codecarbon is not installed", "pip install 'hfcompress[energy]'", ("measure", "energy"))]
+    try:
+        if energy.country is not None:
+            find_country(energy.country)
+    except HfcompressError as error:
+        return [replace(p, key=("measure", "energy", "country")) for p in error.problems]
     return []

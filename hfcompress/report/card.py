@@ -12,6 +12,7 @@ from hfcompress.report.card_summary import describe_judgement, describe_model, d
 from hfcompress.report.card_table import render_comparison, render_stages
 from hfcompress.report.changes import describe_changes
 from hfcompress.report.conditions import find_metric, render_sentences
+from hfcompress.report.effort import describe_effort
 from hfcompress.report.hub_metadata import list_stages, make_metadata, validate
 from hfcompress.report.provenance import list_provenance
 from hfcompress.report.sections import list_sections
@@ -68,6 +69,7 @@ def _collect_values(
         "plot": (artifact.path / "tradeoff.png").is_file(),
         "snippets": write_snippets(recipe.task, artifact, recipe.hub.repo or UNNAMED),
         "made": [stage.describe() for stage in list_stages(loaded, artifact)],
+        "effort": describe_effort(content, artifact.stage),
         "stages": render_stages(content) if len(content["rows"]) > 2 else "",
         "sections": list(list_sections(content, artifact.path)),
         "conditions": render_sentences(content),

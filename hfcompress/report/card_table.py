@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.report.card_summary import find_recovery
 from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.costs import list_row_costs
 from hfcompress.report.hub_metadata import METRIC_NAMES
 from hfcompress.report.plain_runtime import ONNX, list_plain_runtimes
 from hfcompress.report.seeds import describe_seed_change, format_spread
@@ -38,7 +39,7 @@ def render_comparison(task: Task, content: Mapping[str, Any], row: Mapping[str, 
         *_list_quality(task, content, source, row),
         *_list_sizes(source, row),
         *_list_latencies(content, source, row),
-        *_list_costs(source, row),
+        *_list_costs(content, source, row),
     ]
     return render_table(("", "source", "this model", "difference"), rows)
 
@@ -107,14 +108,14 @@ def _list_latencies(content: Mapping[str, Any], source: Mapping[str, Any], row: 
             yield (f"against the {runtime}", times, _format_times(after), ratio)
 
 
-def _list_costs(source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Cells]:
-    """Lists what a report need not have: memory, and the energy of the answers."""
+def _list_costs(content: Mapping[str, Any], source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Cells]:
+    """Lists memory, and what a report need not have: energy, CO2 and money."""
     memory = [f"{each['peak_memory_bytes'] / 1e6:.0f} MB" for each in (source, row)]
     yield ("peak memory of the process", *memory, _compare(source, row, "peak_memory_bytes", "less", "more"))
-    if row.get("energy_wh_per_1k") is not None and source.get("energy_wh_per_1k") is not None:
-        energies = [f"{each['energy_wh_per_1k']:.4g} Wh" for each in (source, row)]
-        ratio = _compare(source, row, "energy_wh_per_1k", "less", "more")
-        yield ("energy for 1,000 rows (codecarbon's estimate)", *energies, ratio)
+    for name, unit, before, after in list_row_costs(content, row):
+        if before is not None and after is not None:
+            figures = [f"{value:.4g} {unit}".rstrip() for value in (before, after)]
+            yield (name, *figures, _describe_ratio(before, after, "less", "more"))
 
 
 def _describe_speedup(entry: Mapping[str, Any], key: str) -> str:
@@ -142,7 +143,11 @@ def _megabytes(source: Mapping[str, Any], row: Mapping[str, Any], key: str) -> l
 
 def _compare(source: Mapping[str, Any], row: Mapping[str, Any], key: str, less: str, more: str) -> str:
     """Compares a figure of the source and of a model of which less is better."""
-    factor = source[key] / row[key] if row[key] and source[key] else 1.0
+    return _describe_ratio(source[key], row[key], less, more)
+
+
+def _describe_ratio(before: float, after: float, less: str, more: str) -> str:
+    factor = before / after if before and after else 1.0
     if abs(factor - 1) < 0.005:
         return "the same"
     return f"{format_ratio(factor)}x {less}" if factor > 1 else f"{format_ratio(1 / factor)}x {more}"

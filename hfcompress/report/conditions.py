@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcompress.report.costs import describe_costs
 from hfcompress.report.plain_runtime import list_plain_runtimes
 from hfcompress.utils.escape import Markdown, markdown
 from hfcompress.utils.wording import count, join
@@ -42,6 +43,7 @@ def list_conditions(content: Mapping[str, Any]) -> list[str]:
         *([_describe_busy_machine(content)] if was_busy(content) else _describe_intervals(content)),
         *([] if was_busy(content) else _describe_plain_runtime(content)),
         *_describe_casts(content),
+        *describe_costs(content),
         f"Peak memory is that of the whole process. MACs are counted at {task['max_length']} tokens.",
     ]
 

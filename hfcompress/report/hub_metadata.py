@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from hfcompress.context import Stage
 from hfcompress.data.license import UnknownLicenseError
 from hfcompress.data.source import is_local
+from hfcompress.data.task import Task
+from hfcompress.measure.energy import name_sources
 from hfcompress.models.artifact import Artifact
 from hfcompress.recipe.license import find_license
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report.conditions import find_metric
+from hfcompress.report.effort import select_effort, sum_emissions
 from hfcompress.utils.card_metadata import (
+    require_emissions,
     require_hub_id,
     require_language,
     require_library,
@@ -24,6 +28,7 @@ from hfcompress.utils.card_metadata import (
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.escape import one_line
 from hfcompress.utils.places import last_part
+from hfcompress.utils.wording import join
 
 METRIC_NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "matthews_correlation": "Matthews correlation", "pearson": "Pearson",
@@ -85,7 +90,29 @@ def make_metadata(loaded: Loaded, content: Mapping[str, Any], row: Mapping[str, 
         ],
         model_name=recipe.name,
         eval_results=[result],
+        **_find_emissions(content, row["stage"], stages, recipe.task),
     )
+
+
+def _find_emissions(content: Mapping[str, Any], stage: str, stages: Sequence[Stage], task: Task) -> dict[str, Any]:
+    """Finds the grams of CO2 of making a model, by the Hub's key; empty unless all of it was measured in a country."""
+    efforts = select_effort(content, stage)
+    grams = sum_emissions(efforts)
+    if grams is None:
+        return {}
+    # The Hub knows two types; to learn from raw text is the first.
+    raw = {each.task_of(task).type == "fill-mask" for each in stages}
+    types = [name for name, found in (("pre-training", True in raw), ("fine-tuning", False in raw)) if found]
+    hardware = dict.fromkeys(effort["hardware"] for effort in efforts.values() if "hardware" in effort)
+    sources = name_sources(effort["source"] for effort in efforts.values() if "source" in effort)
+    emissions = {
+        "emissions": float(f"{grams:.4g}"),
+        "source": f"codecarbon, energy by {sources}",
+        "training_type": join(types),
+        "geographical_location": content["electricity"]["name"],
+        "hardware_used": join(list(hardware)),
+    }
+    return {"co2_eq_emissions": emissions}
 
 
 def _read_license(loaded: Loaded, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +187,11 @@ def validate(text: str) -> None:
     for result in data.eval_results or []:
         if type(result.metric_value) is not float or not math.isfinite(result.metric_value):
             problems.append(f"the metric {result.metric_type} has the value {result.metric_value!r}")
+    if (emissions := data.to_dict().get("co2_eq_emissions")) is not None:
+        try:
+            require_emissions(emissions)
+        except ValueError as error:
+            problems.append(f"co2_eq_emissions: {error}")
     if "[More Information Needed]" in text:
         problems.append("the card has an empty section")
     if problems:

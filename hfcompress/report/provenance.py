@@ -1,4 +1,4 @@
-"""How a model came about: time and files of each stage, versions, hashes and hardware, for the report and the card."""
+"""How a model came about: files of each stage, versions, hashes and hardware, for the report and the card."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hfcompress.report.hub_metadata import find_dataset, list_stage_names
 from hfcompress.utils.escape import Markdown, code, markdown
 from hfcompress.utils.files import read_json
 from hfcompress.utils.places import last_part
-from hfcompress.utils.wording import count, join
+from hfcompress.utils.wording import count, format_duration
 
 if TYPE_CHECKING:
     from hfcompress.models.artifact import Artifact
     from hfcompress.recipe.loader import Loaded
 
 HISTORY = "history"
-"""The key of the report with the seconds and the hashes of the weight files of each stage."""
+"""The key of the report with the hashes of the weight files of each stage."""
 
 
 def collect_history(directory: Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reads from each stage.json of a run how long the stage took, and the SHA-256 of its weight files.
+    """Reads from each stage.json of a run the SHA-256 of its weight files.
 
     Args:
         directory: The run directory.
@@ -34,31 +34,21 @@ def collect_history(directory: Path, stages: Sequence[str]) -> dict[str, dict[st
         if record := read_json(directory / name / "stage.json"):
             hashes = record.get("files", {})
             weights = [file for file in weight_files(directory / name) if file in hashes]
-            found[name] = {"seconds": record.get("seconds"), "sha256": {file: hashes[file] for file in weights}}
+            found[name] = {"sha256": {file: hashes[file] for file in weights}}
     return {HISTORY: found}
 
 
 def list_provenance(loaded: Loaded, content: Mapping[str, Any], artifact: Artifact) -> list[tuple[str, Markdown]]:
     """Lists what identifies a model and its making, each with a name; what a report does not hold is left out."""
     history, stages = content.get(HISTORY, {}), list_stage_names(loaded, artifact)
-    made = [history[stage] for stage in stages if stage in history]
     rows: list[tuple[str, Markdown]] = []
     rows += [("weights", _join_lines(_list_hashes(history, stages, artifact.stage)))]
     rows += [("source", _describe_source(content))]
     rows += [("data", _describe_data(loaded, content))]
-    rows += [("time", _describe_time(made, content))]
+    rows += [("time", _describe_time(content))]
     rows += [("hardware", _describe_hardware(content))]
     rows += [("versions", _describe_versions(content["environment"]))]
     return [(name, value) for name, value in rows if value]
-
-
-def format_duration(seconds: float) -> str:
-    """Formats a time as `12 s`, `5 min 12 s` or `3 h 5 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _list_hashes(history: Mapping[str, Any], stages: Sequence[str], stage: str) -> Iterator[str]:
@@ -83,14 +73,11 @@ def _describe_data(loaded: Loaded, content: Mapping[str, Any]) -> Markdown:
     return Markdown(", ".join(filter(None, parts)))
 
 
-def _describe_time(made: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> Markdown:
-    parts = []
-    if made and all(record.get("seconds") is not None for record in made):
-        total = format_duration(sum(record["seconds"] for record in made))
-        parts.append(f"{total} for {count(len(made), 'stage')}")
-    if content.get("seconds"):
-        parts.append(f"{format_duration(content['seconds'])} to measure {count(len(content['rows']), 'model')}")
-    return markdown(join(parts) if parts else "")
+def _describe_time(content: Mapping[str, Any]) -> Markdown:
+    """Says how long measuring took; how long the stages took, `describe_effort` says."""
+    if not content.get("seconds"):
+        return Markdown("")
+    return markdown(f"{format_duration(content['seconds'])} to measure {count(len(content['rows']), 'model')}")
 
 
 def _describe_hardware(content: Mapping[str, Any]) -> Markdown:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.report.conditions import find_metric, render_conditions, was_busy
+from hfcompress.report.costs import list_cost_columns
 from hfcompress.report.names import list_names, list_renamed
 from hfcompress.report.seeds import format_spread
 from hfcompress.report.verdicts import describe_verdicts
@@ -28,7 +29,9 @@ _COMPARED = {
     "broken": "broken", "repaired": "repaired", "agreement": "agreement", "divergence": "divergence",
 }  # fmt: skip
 """Columns of the CSV about the comparison with the source, by key of the report."""
-_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence", "seeds")
+_ENERGY = {"source": "energy_source", "co2_g_per_1k": "co2_g_per_1k"}
+"""Columns of the CSV about energy, beside the watt-hours, by key of the report."""
+_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence", "seeds", "energy")
 WIDTH, LEAST_NAME = 80, 12
 """Characters of the narrow table, and of a model's name at least."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
@@ -87,7 +90,6 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         )
     ]
     embeddings = [Column("embeddings MB", lambda row: _format_megabytes(row.get("embedding_bytes")))]
-    energy = [Column("Wh / 1k", lambda row: _format_energy(row["energy_wh_per_1k"]))]
     return [
         *head,
         Column("95% interval", lambda row: "{:.3f}-{:.3f}".format(*row["quality_interval"])),
@@ -101,7 +103,7 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         smaller,
         *timed,
         Column("peak MB", lambda row: f"{row['peak_memory_bytes'] / 1e6:.0f}"),
-        *(energy if _has_energy(content) else []),
+        *(Column(heading, format) for heading, format in list_cost_columns(content, busy)),
     ]
 
 
@@ -168,10 +170,6 @@ def _has_embedding_sizes(content: Mapping[str, Any]) -> bool:
     return any(row.get("embedding_bytes") is not None for row in content["rows"])
 
 
-def _has_energy(content: Mapping[str, Any]) -> bool:
-    return any(row["energy_wh_per_1k"] is not None for row in content["rows"])
-
-
 def _format_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
     """Formats a speed-up with its interval, `3.90x (3.82-3.98)`; an interval that rounds to one number is left out."""
     entry = row["latency"][number]
@@ -183,10 +181,6 @@ def _format_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
 
 def _format_megabytes(count: int | None) -> str:
     return "-" if count is None else significant(count / 1e6)
-
-
-def _format_energy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _format_count(count: int | None) -> str:
@@ -207,7 +201,7 @@ def render_markdown(content: Mapping[str, Any]) -> str:
 
 def render_csv(content: Mapping[str, Any]) -> str:
     """Renders every figure as CSV, with a line for each model and a column for each figure."""
-    metric = find_metric(content)
+    metric, timed = find_metric(content), (*_TIMED, *(["cost_per_million"] if "price" in content else []))
     lines = []
     for row in content["rows"]:
         flat = {k: v for k, v in row.items() if k not in _NESTED}
@@ -218,12 +212,14 @@ def render_csv(content: Mapping[str, Any]) -> str:
         if any("seeds" in each for each in content["rows"]):
             found = row.get("seeds", {})
             flat |= {"seeds": len(found.get("seeds", ())), "seeds_mean": found.get("mean"), "seeds_sd": found.get("sd")}
+        if any("energy" in each for each in content["rows"]):
+            flat |= {name: row.get("energy", {}).get(key) for key, name in _ENERGY.items()}
         for entry in row["latency"]:
             low, high = entry.get("speedup_interval") or (None, None)
             figures = {**entry, "speedup_low": low, "speedup_high": high}
-            flat |= {f"batch_{entry['batch_size']}_{key}": figures.get(key) for key in _TIMED}
+            flat |= {f"batch_{entry['batch_size']}_{key}": figures.get(key) for key in timed}
         if was_busy(content):
-            flat |= {key: "busy" for key in flat if "speedup" in key}
+            flat |= {key: "busy" for key in flat if "speedup" in key or "cost_" in key}
         lines.append(flat)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(lines[0]))

@@ -10,6 +10,7 @@ from hfcompress.measure.measure import time_again
 from hfcompress.models.artifact import Artifact, open_artifact, weights_hash
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report import conditions, report
+from hfcompress.report.costs import add_costs
 from hfcompress.run.directory import exclusive, open_finished
 from hfcompress.run.finish import write_card
 from hfcompress.utils.errors import HfcompressError
@@ -47,7 +48,7 @@ def _measure_again(directory: Path) -> dict[str, Any]:
         why = "; ".join(timed["machine"]["why"])
         log.info(f"the machine is busy now ({why}): the report keeps the times of before, when it was quiet")
         return content
-    content = timed
+    content = add_costs(timed, recipe.measure)
     report.write(content, directory)
     write_card(loaded, directory, open_artifact(final, artifacts[-1].stage, artifacts[-1].kind), content)
     return content

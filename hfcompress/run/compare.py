@@ -12,6 +12,7 @@ from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
 from hfcompress.recipe.loader import Loaded
 from hfcompress.report import report
+from hfcompress.report.costs import add_costs
 from hfcompress.report.judge import add_comparisons
 from hfcompress.report.names import find_tails
 from hfcompress.utils.errors import HfcompressError
@@ -44,4 +45,5 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         "task": {**recipe.task.model_dump(mode="json"), "split": recipe.task.judged_split()},
         **measured,
     }
-    return add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed), answers
+    content = add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
+    return add_costs(content, recipe.measure), answers

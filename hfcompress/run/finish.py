@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     pass
 
 
-UNMEASURED = ("margin", "slices", "seeds")
-"""Options that answers are judged by, and other seeds: the models need not be measured again if they change."""
+UNMEASURED = ("margin", "slices", "seeds", "price")
+"""Options that figures are judged by, and other seeds: the models need not be measured again if they change."""
 
 
 def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def measure_models(loaded: Loaded, directory: Path, artifacts: list[Artifact]) -
     key = hash_json(
         {
             "models": weights,
-            "measure": recipe.measure.model_dump(exclude=set(UNMEASURED)),
+            # The country of the electricity changes no measured figure.
+            "measure": recipe.measure.model_dump(exclude=set(UNMEASURED)) | {"energy": bool(recipe.measure.energy)},
             "seed": recipe.seed,
             "task": recipe.task.model_dump(),
             "data": data,

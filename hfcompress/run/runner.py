@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from hfcompress.data.source import model_directory
 from hfcompress.measure.verify import verify
 from hfcompress.models.artifact import Artifact, open_artifact
 from hfcompress.recipe.loader import Loaded
-from hfcompress.recipe.schema import spell_out, spell_out_stage
+from hfcompress.recipe.schema import Recipe, spell_out, spell_out_stage
 from hfcompress.recipe.validate import check
+from hfcompress.report.costs import add_costs
 from hfcompress.report.provenance import collect_history
 from hfcompress.report.sections import collect_facts
 from hfcompress.report.seeds import add_seeds
 from hfcompress.run.directory import open_run, read_lock, require_free_directory, require_ours
+from hfcompress.run.effort import Sums, collect_effort, count_effort
 from hfcompress.run.finish import describe_origin, finish, measure_models
 from hfcompress.run.push import push
 from hfcompress.run.resume import KEY, begin_attempt, find_finished, make_key, read_mark
@@ -142,7 +143,9 @@ def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[
         "recipe": hash_json(spell_out(loaded.recipe)),
         **collect_facts(artifacts),
         **collect_history(directory, loaded.recipe.stage_names()),
+        "made": collect_effort(directory, loaded.recipe.stage_names()[: _find_last(loaded.recipe, only) + 1]),
     }
+    content = add_costs(content, loaded.recipe.measure)
     finish(loaded, directory, artifacts, content)
     return Run(directory, artifacts, content)
 
@@ -177,14 +180,18 @@ def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
         )
 
 
+def _find_last(recipe: Recipe, only: str | None) -> int:
+    """Finds the index of the last stage that runs."""
+    return max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
+
+
 def _run_stages(
     loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]
 ) -> list[Artifact]:
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
     artifacts, made = [source], {"model": replace(source, stage="model", kind="model")}
-    last = max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
-    for name, stage in zip(recipe.stage_names()[: last + 1], recipe.stages, strict=False):
+    for name, stage in zip(recipe.stage_names()[: _find_last(recipe, only) + 1], recipe.stages, strict=False):
         task = stage.task_of(recipe.task)
         context = StageContext(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
         key = make_key(stage, artifacts[-1], context)
@@ -197,7 +204,8 @@ def _run_stages(
                 raise HfcompressError(
                     f"{name} comes first and is not done", f"run it: `hfcompress run RECIPE --only {stage.kind}`"
                 )
-            done = _run_stage(name, stage, artifacts[-1], context, key, directory)
+            energy = recipe.measure.energy is not None
+            done = _run_stage(name, stage, artifacts[-1], context, key, directory, energy)
         made[name] = done
         if stage.compresses:
             artifacts.append(done)
@@ -209,20 +217,23 @@ def _run_stages(
     return [artifact for artifact in artifacts if artifact.stage not in elsewhere]
 
 
-def _run_stage(name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path) -> Artifact:
+def _run_stage(
+    name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path, energy: bool
+) -> Artifact:
     from transformers import set_seed
 
     log.info(f"{name}: {stage.kind}")
-    start = time.perf_counter()
     on_main_process(lambda: begin_attempt(context.directory, key))
-    set_seed(context.seed)
-    result = stage.run(parent, context)
-    on_main_process(lambda: _complete(name, stage, context, result, key, directory, time.perf_counter() - start))
+    with count_effort(context.directory, energy) as effort:
+        set_seed(context.seed)
+        result = stage.run(parent, context)
+    sums = effort.sums if effort else Sums()
+    on_main_process(lambda: _complete(name, stage, context, result, key, directory, sums))
     return open_artifact(directory / name, name, stage.kind)
 
 
 def _complete(
-    name: str, stage: Stage, context: StageContext, result: StageResult, key: str, directory: Path, seconds: float
+    name: str, stage: Stage, context: StageContext, result: StageResult, key: str, directory: Path, sums: Sums
 ) -> None:
     """Checks the saved model in a fresh process, then gives the stage's directory its name."""
     mark = context.directory / KEY
@@ -235,7 +246,8 @@ def _complete(
     record = {
         "key": key,
         "stage": spell_out_stage(stage),
-        "seconds": round(seconds, 1),
+        "seconds": round(sums.seconds, 1),
+        "effort": asdict(sums),
         "reload": differences,
         "files": hash_files(result.directory),
         **result.facts,
@@ -244,7 +256,7 @@ def _complete(
     replace_directory(result.directory, directory / name)
     remove(context.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
-    log.info(f"{name}: done in {seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
+    log.info(f"{name}: done in {sums.seconds:.0f} s, reloaded in a fresh process, with difference: {told}")
 
 
 def _may_have_run_on_gpu(stage: Stage, model: Artifact) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hfcompress.utils.errors import did_you_mean
 
@@ -67,6 +69,28 @@ def require_library(name: str) -> str:
     if name not in libraries():
         raise ValueError(f"'{name}' is no library of the Hub; a file format such as onnx is a tag")
     return name
+
+
+EMISSIONS = ("emissions", "source", "training_type", "geographical_location", "hardware_used")
+"""The keys of `co2_eq_emissions`: the first a number of grams, the others texts."""
+
+
+def require_emissions(found: Any) -> Any:
+    """Requires `co2_eq_emissions` as the Hub reads it: grams of CO2, or a mapping with them and texts.
+
+    Raises:
+        ValueError: for another key, grams that are no finite number of at least 0, and an empty text.
+    """
+    entries = found if isinstance(found, dict) else {"emissions": found}
+    if unknown := [key for key in entries if key not in EMISSIONS]:
+        raise ValueError(f"it has no key '{unknown[0]}'; it has {', '.join(EMISSIONS)}")
+    grams = entries.get("emissions")
+    if isinstance(grams, bool) or not isinstance(grams, int | float) or not math.isfinite(grams) or grams < 0:
+        raise ValueError(f"emissions are grams of CO2, 0 or more, not {grams!r}")
+    for key, text in entries.items():
+        if key != "emissions" and (not isinstance(text, str) or not text.strip()):
+            raise ValueError(f"{key} is a text, not {text!r}")
+    return found
 
 
 def require_license(license_id: str) -> str:

@@ -23,3 +23,12 @@ def count(number: float, noun: str) -> str:
 def join(parts: Sequence[str]) -> str:
     """Joins the parts of a list in a sentence: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time as `12 s`, `5 min 12 s` or `3 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

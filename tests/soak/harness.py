@@ -385,7 +385,7 @@ def facts(place: Place) -> dict[str, Any]:
 def _fact(path: Path) -> Any:
     content = path.read_bytes()
     if path.name == "stage.json":
-        return {key: value for key, value in json.loads(content).items() if key != "seconds"}
+        return {key: value for key, value in json.loads(content).items() if key not in ("seconds", "effort")}
     if path.name == "recipe.lock.json":
         return {key: json.loads(content)[key] for key in ("recipe", "overrides", "revisions")}
     if path.name == "report.json":
