@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from hfcompress.measure.machine import read_counters, state
-from hfcompress.utils.errors import HfcompressError, did_you_mean
+from hfcompress.utils.errors import HfcompressError, Key, Problem
 from hfcompress.utils.strict_model import StrictModel
 from hfcompress.utils.wording import join
 
@@ -30,13 +30,19 @@ BY_SIZE, BY_TDP = "codecarbon's estimate from its size", "codecarbon's estimate 
 class Energy(StrictModel):
     """Options of measuring energy."""
 
-    country: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
+    country: Annotated[str, Field(min_length=2, max_length=60)] | None = None
     """The country whose electricity this machine uses, by its code of three letters (ISO 3166), such as `DEU`; the
     report then also has grams of CO2, at codecarbon's figure for this country."""
 
 
 def _read_energy(value: Any) -> Any:
-    """Reads `true` as the default options, and `false` as None."""
+    """Reads `true` as the default options, and `false` as None.
+
+    Raises:
+        ValueError: for a country without its key.
+    """
+    if isinstance(value, str):
+        raise ValueError(f"energy is true, false or options, not {value!r}; write true, or country: DEU below it")
     return (Energy() if value else None) if isinstance(value, bool) else value
 
 
@@ -219,14 +225,27 @@ def find_country(code: str) -> tuple[str, float]:
 
     countries = DataSource().get_global_energy_mix_data()
     if code not in countries:
-        named = [key for key, mix in countries.items() if mix["country_name"].lower() == code.lower()]
-        fix = f"did you mean '{named[0]}'?" if named else did_you_mean(code, countries)
+        alike = [key for key, mix in countries.items() if code.lower() in (key.lower(), mix["country_name"].lower())]
+        fix = f"did you mean '{alike[0]}'?" if alike else "name a country by its code of three letters (ISO 3166)"
         raise HfcompressError(f"codecarbon has no data for the electricity of '{code}'", fix)
     geography = GeoMetadata(country_iso_code=code)
     kilograms = Emissions(DataSource()).get_country_emissions(Amount.from_energy(kWh=1), geography)
     return str(countries[code]["country_name"]), round(kilograms * 1000, 2)
 
 
-def is_installed() -> bool:
-    """True if codecarbon is installed."""
-    return importlib.util.find_spec("codecarbon") is not None
+def require_energy(options: Energy | None) -> None:
+    """Requires what measuring energy needs, before minutes of measuring; None needs nothing.
+
+    Raises:
+        HfcompressError: if codecarbon is not installed, or has no data for the country.
+    """
+    if options is None:
+        return
+    key: Key = ("measure", "energy")
+    if importlib.util.find_spec("codecarbon") is None:
+        raise HfcompressError([Problem("codecarbon is not installed", "pip install 'hfcompress[energy]'", key)])
+    try:
+        if options.country is not None:
+            find_country(options.country)
+    except HfcompressError as error:
+        raise HfcompressError(replace(p, key=(*key, "country")) for p in error.problems) from None

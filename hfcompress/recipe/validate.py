@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfcompress.data.source import is_local, model_config, require_weights
-from hfcompress.measure.energy import find_country, is_installed
+from hfcompress.measure.energy import require_energy
 from hfcompress.measure.seeds import LARGEST
 from hfcompress.models.artifact import label_ids
 from hfcompress.models.shape import Shape
@@ -94,14 +94,8 @@ def _find_wrong_seeds(recipe: Recipe) -> list[Problem]:
 
 def _find_energy_problems(recipe: Recipe) -> list[Problem]:
     """Finds out if codecarbon is missing, or has no data for the country."""
-    energy = recipe.measure.energy
-    if energy is None:
-        return []
-    if not is_installed():
-        return [Problem("codecarbon is not installed", "pip install 'hfcompress[energy]'", ("measure", "energy"))]
     try:
-        if energy.country is not None:
-            find_country(energy.country)
+        require_energy(recipe.measure.energy)
     except HfcompressError as error:
-        return [replace(p, key=("measure", "energy", "country")) for p in error.problems]
+        return error.problems
     return []

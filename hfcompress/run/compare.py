@@ -7,6 +7,7 @@ from typing import Any
 
 from hfcompress.data.source import open_model
 from hfcompress.measure.answers import Answers
+from hfcompress.measure.energy import require_energy
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
 from hfcompress.models.artifact import read_config
@@ -36,7 +37,9 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:
             raise HfcompressError(replace(p, message=f"{artifact.stage}: {p.message}", key=()) for p in problems)
-    recipe.task.read_slices(recipe.measure.slices)  # a missing column is told before minutes of measuring
+    # What is missing is told before minutes of measuring.
+    recipe.task.read_slices(recipe.measure.slices)
+    require_energy(recipe.measure.energy)
     measured, answers = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
     content = {
         "schema": report.SCHEMA,

@@ -54,6 +54,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, teacher: Path, data: Path
     return Finished(loaded, done.directory, done.report)
 
 
+def test_the_report_and_the_card_say_how_long_each_stage_took(finished: Finished) -> None:
+    made = finished.report["made"]
+    assert list(made) == STAGES
+    assert all(effort["hours"] > 0 and effort["attempts"] == 1 for effort in made.values())
+    assert made["01-distill"]["hardware"]
+    assert "energy_wh" not in made["01-distill"]
+    assert "Making it took" in finished.card
+
+
 def test_the_run_directory_is_laid_out_as_promised(finished: Finished) -> None:
     files = [
         "recipe.yaml",

@@ -1,0 +1,142 @@
+"""What rows and models cost: money, CO2, hours."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from hfcompress.measure.energy import Energy
+from hfcompress.measure.measure import Measure
+from hfcompress.report import tables
+from hfcompress.report.conditions import describe_conditions
+from hfcompress.report.costs import add_costs, list_card_costs
+from hfcompress.report.effort import describe_effort, format_hours, sum_emissions
+from hfcompress.utils.price import Price
+from tests import factories
+
+RAPL = {"hours": 0.5, "attempts": 1, "hardware": "A processor", "energy_wh": 40.0, "measured_hours": 0.5,
+        "source": "RAPL"}  # fmt: skip
+
+
+def _energy(wh: float, **changes: Any) -> dict[str, Any]:
+    parts = {
+        "processor": {"wh_per_1k": wh * 0.75, "source": "codecarbon's estimate from the processor's TDP"},
+        "memory": {"wh_per_1k": wh * 0.25, "source": "codecarbon's estimate from its size"},
+    }
+    return {
+        "energy_wh_per_1k": wh,
+        "energy": {"wh_per_1k": wh, "source": parts["processor"]["source"], "parts": parts, "tdp_w": 65.0,
+                   "seconds": 10.0, "rows": 5_000, "batch_size": 8, "busy": [], **changes},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    rows = [
+        factories.report_row("source", p50=10.0, **_energy(0.4)),
+        factories.report_row("02-prune", "prune", p50=2.5, **_energy(0.1)),
+    ]
+    return {
+        "name": "tiny",
+        "task": {"metric": "accuracy", "split": "test", "max_length": 16},
+        "environment": {"cpu": "A processor", "cpu_flags": [], "cores": 2, "accelerator": None},
+        "machine": factories.QUIET,
+        "rows": rows,
+        "made": {"01-distill": {**RAPL}, "02-prune": {**RAPL, "hours": 0.1, "measured_hours": 0.1, "energy_wh": 10.0}},
+    }
+
+
+@pytest.fixture
+def in_germany(monkeypatch: pytest.MonkeyPatch) -> Measure:
+    monkeypatch.setattr("hfcompress.report.costs.find_country", lambda _: ("Germany", 400.0))
+    return Measure(energy=Energy(country="DEU"), price=Price(0.36, "EUR"))
+
+
+def test_a_price_becomes_the_cost_of_a_million_rows(content: dict[str, Any], in_germany: Measure) -> None:
+    found = add_costs(content, in_germany)
+    # 100 rows a second are 360,000 an hour.
+    assert [entry["cost_per_million"] for entry in found["rows"][0]["latency"]] == [1.0, 1.0]
+    assert [entry["cost_per_million"] for entry in found["rows"][1]["latency"]] == [0.25, 0.25]
+    assert found["price"] == {"per_hour": 0.36, "currency": "EUR"}
+    (row, *_) = csv.DictReader(io.StringIO(tables.render_csv(found)))
+    assert float(row["batch_1_cost_per_million"]) == 1.0
+    assert row["energy_source"] == "codecarbon's estimate from the processor's TDP"
+
+
+def test_co2_is_told_only_in_a_country(content: dict[str, Any], in_germany: Measure) -> None:
+    there = add_costs(content, in_germany)
+    assert there["rows"][0]["energy"]["co2_g_per_1k"] == pytest.approx(0.16)
+    assert there["rows"][0]["energy"]["country"] == "DEU"
+    assert [effort["co2_g"] for effort in there["made"].values()] == [16.0, 4.0]
+    nowhere = add_costs(there, Measure(energy=Energy()))
+    assert nowhere == content
+    for said in (tables.render_markdown(nowhere), describe_conditions(nowhere), describe_effort(nowhere)):
+        assert "CO2" not in said
+
+
+def test_the_line_below_the_table_names_the_sources(content: dict[str, Any], in_germany: Measure) -> None:
+    found = add_costs(content, in_germany)
+    headings = tables.list_headings(found)
+    assert headings[-4:] == ["Wh / 1k", "g CO2 / 1k", "EUR / M, batch 1", "EUR / M, batch 8"]
+    assert tables.format_cells(found)[1][-4:] == ["0.1", "0.04", "0.25", "0.25"]
+    text = tables.render_markdown(found)
+    for part in (
+        "75% the processor's (codecarbon's estimate from the processor's TDP, taken as 65 W) and 25% the memory's",
+        "400 g/kWh (Germany)",
+        "at 0.36 EUR an hour",
+    ):
+        assert part in text.replace("\\", "")
+
+
+def test_energy_and_cost_of_a_busy_machine_are_not_told(content: dict[str, Any], in_germany: Measure) -> None:
+    content["machine"] = factories.BUSY
+    for row, wh in zip(content["rows"], (0.4, 0.1), strict=True):
+        row |= _energy(wh, busy=["other work took 50% of the processors' time"])
+    found = add_costs(content, in_germany)
+    assert [row[-4:] for row in tables.format_cells(found)] == [["busy"] * 4] * 2
+    assert "busy when energy was measured (other work took 50%" in describe_conditions(found)
+    assert list_card_costs(found, found["rows"][1]) == []
+
+
+def test_the_card_names_the_source_in_its_table(content: dict[str, Any], in_germany: Measure) -> None:
+    found = add_costs(content, in_germany)
+    assert list_card_costs(found, found["rows"][1]) == [
+        ("energy for 1,000 rows, Wh (codecarbon's estimate from the processor's TDP)", "0.4", "0.1"),
+        ("CO2 for 1,000 rows, g (Germany)", "0.16", "0.04"),
+        ("cost of a million rows, batch 1, EUR", "1", "0.25"),
+        ("cost of a million rows, batch 8, EUR", "1", "0.25"),
+    ]
+
+
+def test_making_a_model_took_hours_and_energy(content: dict[str, Any], in_germany: Measure) -> None:
+    found = add_costs(content, in_germany)
+    assert describe_effort(found) == (
+        "Making it took 36 minutes on A processor (01-distill 30 minutes, 02-prune 6 minutes). The machine used 50 Wh "
+        "meanwhile (source: RAPL), which is 20.0 g of CO2 at 400 g/kWh (Germany)."
+    )
+    assert describe_effort(found, "01-distill").startswith("Making it took 30 minutes on A processor. ")
+    assert describe_effort({**content, "made": {}}) == ""
+
+
+def test_attempts_and_unmeasured_hours_are_told(content: dict[str, Any]) -> None:
+    content["made"]["02-prune"] = {"hours": 1.0, "attempts": 3}
+    said = describe_effort(content)
+    assert "02-prune took 3 attempts, all of which are counted" in said
+    assert "used 40 Wh in the 30 minutes that were measured" in said
+
+
+def test_emissions_are_known_only_if_all_hours_were_measured(content: dict[str, Any], in_germany: Measure) -> None:
+    made = add_costs(content, in_germany)["made"]
+    assert sum_emissions(made) == 20.0
+    assert sum_emissions({**made, "03-quantize": {"hours": 0.1, "attempts": 1}}) is None
+    assert sum_emissions(content["made"]) is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [(1 / 3600, "1 second"), (0.025, "90 seconds"), (0.5, "30 minutes"), (3.44, "3.4 hours")]
+)
+def test_a_time_is_told_in_its_unit(hours: float, told: str) -> None:
+    assert format_hours(hours) == told
