@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from hfcompress.measure.energy import Energy
 from hfcompress.measure.measure import Measure
 from hfcompress.report import tables
+from hfcompress.report.card_table import render_comparison
 from hfcompress.report.conditions import describe_conditions
-from hfcompress.report.costs import add_costs, list_card_costs
-from hfcompress.report.effort import describe_effort, format_hours, sum_emissions
+from hfcompress.report.costs import add_costs, list_row_costs
+from hfcompress.report.effort import describe_effort, sum_emissions
 from hfcompress.utils.price import Price
 from tests import factories
 
@@ -98,26 +100,28 @@ def test_energy_and_cost_of_a_busy_machine_are_not_told(content: dict[str, Any],
     found = add_costs(content, in_germany)
     assert [row[-4:] for row in tables.format_cells(found)] == [["busy"] * 4] * 2
     assert "busy when energy was measured (other work took 50%" in describe_conditions(found)
-    assert list_card_costs(found, found["rows"][1]) == []
+    assert list(list_row_costs(found, found["rows"][1])) == []
 
 
 def test_the_card_names_the_source_in_its_table(content: dict[str, Any], in_germany: Measure) -> None:
     found = add_costs(content, in_germany)
-    assert list_card_costs(found, found["rows"][1]) == [
-        ("energy for 1,000 rows, Wh (codecarbon's estimate from the processor's TDP)", "0.4", "0.1"),
-        ("CO2 for 1,000 rows, g (Germany)", "0.16", "0.04"),
-        ("cost of a million rows, batch 1, EUR", "1", "0.25"),
-        ("cost of a million rows, batch 8, EUR", "1", "0.25"),
-    ]
+    task: Any = SimpleNamespace(greater_is_better=True)
+    table = render_comparison(task, found, found["rows"][1])
+    for line in (
+        "| energy for 1,000 rows (codecarbon's estimate from the processor's TDP) | 0.4 Wh | 0.1 Wh | 4.00x less |",
+        "| CO2 for 1,000 rows (Germany) | 0.16 g | 0.04 g | 4.00x less |",
+        "| cost of a million rows, batch 8 | 1 EUR | 0.25 EUR | 4.00x less |",
+    ):
+        assert line in table
 
 
 def test_making_a_model_took_hours_and_energy(content: dict[str, Any], in_germany: Measure) -> None:
     found = add_costs(content, in_germany)
     assert describe_effort(found) == (
-        "Making it took 36 minutes on A processor (01-distill 30 minutes, 02-prune 6 minutes). The machine used 50 Wh "
+        "Making it took 36 min 0 s on A processor (01-distill 30 min 0 s, 02-prune 6 min 0 s). The machine used 50 Wh "
         "meanwhile (source: RAPL), which is 20.0 g of CO2 at 400 g/kWh (Germany)."
     )
-    assert describe_effort(found, "01-distill").startswith("Making it took 30 minutes on A processor. ")
+    assert describe_effort(found, "01-distill").startswith("Making it took 30 min 0 s on A processor. ")
     assert describe_effort({**content, "made": {}}) == ""
 
 
@@ -125,7 +129,7 @@ def test_attempts_and_unmeasured_hours_are_told(content: dict[str, Any]) -> None
     content["made"]["02-prune"] = {"hours": 1.0, "attempts": 3}
     said = describe_effort(content)
     assert "02-prune took 3 attempts, all of which are counted" in said
-    assert "used 40 Wh in the 30 minutes that were measured" in said
+    assert "used 40 Wh in the 30 min 0 s that were measured" in said
 
 
 def test_emissions_are_known_only_if_all_hours_were_measured(content: dict[str, Any], in_germany: Measure) -> None:
@@ -133,10 +137,3 @@ def test_emissions_are_known_only_if_all_hours_were_measured(content: dict[str, 
     assert sum_emissions(made) == 20.0
     assert sum_emissions({**made, "03-quantize": {"hours": 0.1, "attempts": 1}}) is None
     assert sum_emissions(content["made"]) is None
-
-
-@pytest.mark.parametrize(
-    ("hours", "told"), [(1 / 3600, "1 second"), (0.025, "90 seconds"), (0.5, "30 minutes"), (3.44, "3.4 hours")]
-)
-def test_a_time_is_told_in_its_unit(hours: float, told: str) -> None:
-    assert format_hours(hours) == told
