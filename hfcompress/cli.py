@@ -329,6 +329,13 @@ def gate(
     raise typer.Exit(status)
 
 
+def _refuse_to_write_into_a_run(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
+    if (output / "recipe.lock.json").exists():
+        raise HfcompressError(f"{output} is a run directory and has its own report", "choose another one with --output")
+
+
 @app.command()
 def evaluate(
     models: Annotated[
@@ -358,10 +365,8 @@ def evaluate(
     from hfcompress.run.directory import exclusive
     from hfcompress.utils.files import write_text
 
-    if output is not None and output.exists() and not output.is_dir():
-        raise HfcompressError(f"{output} is a file, not a directory", "choose another one with --output")
-    if output is not None and (output / "recipe.lock.json").exists():
-        raise HfcompressError(f"{output} is a run directory and has its own report", "choose another one with --output")
+    if output is not None:
+        _refuse_to_write_into_a_run(output)
     limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
     _hide_foreign_progress()
     content, answers = compare(models, _load(task, overrides))
@@ -437,6 +442,9 @@ def report(
         str | None,
         typer.Option("--format", help="Write the scores as files of another format: every-eval-ever."),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the comparison of several runs into this directory.")
+    ] = None,
 ) -> None:
     """Print the report of a run again, and redraw its plots; of several runs, put their last models side by side.
 
@@ -445,6 +453,8 @@ def report(
     from hfcompress.report.report import read, write
     from hfcompress.run.directory import exclusive
 
+    if output is not None and len(runs) == 1:
+        raise HfcompressError("--output is for several runs", "one run has its report in its own directory")
     if format_ is not None:
         if len(runs) > 1 or measure:
             raise HfcompressError("--format writes the scores of one run", "name one run, without --measure")
@@ -453,7 +463,9 @@ def report(
     if len(runs) > 1:
         if measure:
             raise HfcompressError("--measure times the models of one run", "name one run at a time")
-        _print_side_by_side(runs, wide)
+        if output is not None:
+            _refuse_to_write_into_a_run(output)
+        _print_side_by_side(runs, wide, output)
         return
     (run_directory,) = runs
     if measure:
@@ -484,19 +496,24 @@ def _write_format(run_directory: Path, name: str) -> None:
             out().print(str(path))
 
 
-def _print_side_by_side(runs: list[Path], wide: bool) -> None:
-    from hfcompress.report.report import read
+def _print_side_by_side(runs: list[Path], wide: bool, output: Path | None) -> None:
+    from hfcompress.report.report import read, write
     from hfcompress.report.seeds import group_by_seed, read_recipe, render_group
     from hfcompress.report.side_by_side import join_reports
 
     distinct = len({run.name for run in runs}) == len(runs)
     directories = {run.name if distinct else str(run): run for run in runs}
     contents = {name: read(run) for name, run in directories.items()}
-    _print_report(join_reports(contents), wide)
+    joined = join_reports(contents)
+    _print_report(joined, wide)
     recipes = {name: read_recipe(run, contents[name]) for name, run in directories.items()}
     for group in group_by_seed(contents, recipes):
         out().print()
         print_table(render_group(group))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write(joined, output)
+        out().print(f"page   {output / 'report.html'}")
 
 
 @app.command()

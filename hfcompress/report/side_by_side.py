@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcompress.report.sections import REPORTED
 from hfcompress.utils.errors import HfcompressError
 
 SAME = ("type", "dataset", "config", "text", "split", "max_length", "metric")
 """Keys of a report's task that must agree: other rows or another metric give figures that cannot be compared."""
+OF_ONE_RUN = {"key", "recipe", "weights", "seconds", *(cls.report_key for cls in REPORTED)}
+"""What a report says of the stages of its run, and of nothing else."""
 
 
 def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     rows = [{**each["rows"][-1], "stage": name} for name, each in contents.items()]
     busy = next((each["machine"] for each in contents.values() if each.get("machine", {}).get("busy")), None)
     machine = {"machine": busy} if busy is not None else {}
-    return {**content, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
+    shared = {key: value for key, value in content.items() if key not in OF_ONE_RUN}
+    return {**shared, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
 
 
 def _batch_sizes(content: Mapping[str, Any]) -> Sequence[int]:

@@ -105,3 +105,23 @@ def test_the_report_command_takes_several_runs(tmp_path: Path, capsys: pytest.Ca
     assert "2 runs" in said
     assert "seeds" not in said  # these are no runs: no recipe tells that they differ in the seed alone
     assert factories.run_cli("report", tmp_path / "one", tmp_path / "two", "--measure") == 2
+
+
+def test_the_comparison_of_several_runs_is_written_as_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, quality in (("one", 0.8), ("two", 0.7)):
+        (tmp_path / name).mkdir()
+        of_a_run = {"key": "0", "environment": {"cpu": "A processor", "cpu_flags": [], "cores": 2, "accelerator": None}}
+        (tmp_path / name / "report.json").write_text(json.dumps(_content(quality) | of_a_run))
+    runs = (tmp_path / "one", tmp_path / "two")
+    assert factories.run_cli("report", *runs, "--output", tmp_path / "both") == 0
+    assert str(tmp_path / "both" / "report.html") in capsys.readouterr().out
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "What each model saves" in page  # these are not the stages of one run
+    assert [row["stage"] for row in json.loads((tmp_path / "both" / "report.json").read_text())["rows"]][1:] == [
+        "one", "two",
+    ]  # fmt: skip
+    assert factories.run_cli("report", tmp_path / "one", "--output", tmp_path / "both") == 2
+    (tmp_path / "two" / "recipe.lock.json").write_text("{}")
+    assert factories.run_cli("report", *runs, "--output", tmp_path / "two") == 2
