@@ -67,6 +67,7 @@ class Profile:
         leaks: By split other than train, how many of its rows have a text that train has too.
         duplicates: Rows of train whose text stands there before.
         conflicts: Texts of train that have more than one label.
+        seen_in_dev: Rows of test whose text dev has too, and train has not.
     """
 
     rows: Mapping[str, int]
@@ -75,6 +76,7 @@ class Profile:
     leaks: Mapping[str, int] = field(default_factory=dict)
     duplicates: int = 0
     conflicts: int = 0
+    seen_in_dev: int = 0
 
     @property
     def rare_classes(self) -> list[str]:
@@ -114,6 +116,12 @@ class Profile:
             for split, rows in self.leaks.items()
             if rows
         ]
+        if self.seen_in_dev:
+            has = "has" if self.seen_in_dev == 1 else "have"
+            found.append(
+                f"{count(self.seen_in_dev, 'row')} of {self.rows['test']:,} in test {has} a text of dev, by which "
+                "models are chosen; leave them out of dev"
+            )
         if self.conflicts:
             has = "has" if self.conflicts == 1 else "have"
             found.append(f"{count(self.conflicts, 'text')} of train {has} more than one label; correct them")
@@ -264,16 +272,17 @@ def profile(task: Task, tokenizer: PreTrainedTokenizerBase | None) -> Profile:
                 labels = [str(value) for value in spell_class_names(rows)[task.label][:]]
     train = [normalize(text) for text in texts["train"]]
     known = set(train)
-    leaks = {
-        split: sum(normalize(text) in known for text in found) for split, found in texts.items() if split != "train"
-    }
+    others = {split: [normalize(text) for text in found] for split, found in texts.items() if split != "train"}
+    leaks = {split: sum(text in known for text in found) for split, found in others.items()}
+    dev = {*others.get("dev", ())} - known
+    seen_in_dev = sum(text in dev for text in others.get("test", ()))
     pairs = set(zip(train, labels, strict=True)) if labels else set()
     conflicts = sum(n > 1 for n in Counter(text for text, _ in pairs).values())
     names = Counter(labels) if task.type == "text-classification" else {}
     lengths = _count_tokens(texts["train"], tokenizer) if tokenizer is not None else []
     return Profile(
         {split: len(found) for split, found in texts.items()},
-        dict(names), lengths, leaks, len(train) - len(known), conflicts,
+        dict(names), lengths, leaks, len(train) - len(known), conflicts, seen_in_dev,
     )  # fmt: skip
 
 

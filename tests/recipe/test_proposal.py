@@ -189,6 +189,20 @@ def test_lists_of_words_make_a_token_task(teacher: Path, tmp_path: Path) -> None
     assert [stage.kind for stage in load(made.path).recipe.stages] == ["finetune", "quantize"]
 
 
+def test_a_text_that_stands_in_two_splits_is_told(teacher: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, first, last in (("train", 0, 120), ("dev", 116, 160), ("test", 159, 200)):
+        _write_csv(folder / f"{split}.csv", ROWS[first:last])
+
+    assert factories.run_cli("init", "--model", teacher, "--data", folder, "--output", tmp_path / "r.yaml") == 0
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 rows of 44 in dev have a text of train" in said
+    assert "1 row of 41 in test has a text of dev" in said
+    assert "1 row of 41 in test has a text of dev" in " ".join((tmp_path / "r.yaml").read_text().split())
+
+
 def test_repeated_and_contradicting_texts_are_told() -> None:
     warnings = Profile({"train": 10, "dev": 5}, {"a": 9, "b": 1}, (), {"dev": 2}, 3, 1).warnings()
     assert ["leave them out" in warnings[0], "more than one label" in warnings[1], "repeat" in warnings[2]] == [
