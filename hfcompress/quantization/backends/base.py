@@ -119,9 +119,10 @@ class Backend(Component):
     def unavailable(self) -> tuple[str, str] | None:
         """Returns the reason why the backend cannot run here, and a fix; None if it can run."""
         missing = self.missing_modules()
-        return (
-            (f"{', '.join(missing)} is not installed", f"pip install 'hfcompress[{self.extra}]'") if missing else None
-        )
+        if not missing:
+            return None
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{' and '.join(missing)} {verb} not installed", f"pip install 'hfcompress[{self.extra}]'"
 
     def advice(self, machine: Abilities) -> list[str]:
         """Returns a sentence for each thing that is slow or inaccurate on such a machine."""
