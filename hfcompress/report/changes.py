@@ -60,7 +60,19 @@ def _render_classes(classes: Sequence[Mapping[str, Any]]) -> list[Markdown]:
     ]
     shown = f"{len(worst)} of {len(classes)} classes have a lower F1 than before"
     told = f"{shown}{f'; the {MOST} with the largest loss' if len(worst) > MOST else ''}:"
-    return [Markdown(told), render_table(head, rows)]
+    return [Markdown(told), render_table(head, rows), *_explain_marks(worst)]
+
+
+def _explain_marks(classes: Sequence[Mapping[str, Any]]) -> list[Markdown]:
+    """Explains how classes are marked; reports of earlier versions do not tell noise apart."""
+    sentences, test = [], "McNemar's exact test, Holm's correction over all classes"
+    if any(each.get("reading") == "worse" for each in classes):
+        sentences.append(f"Of a class marked *worse*, fewer items are found than by the source, beyond noise ({test}).")
+    elif any("reading" in each for each in classes):
+        sentences.append(f"In none of them is the number of items that are found lower beyond noise ({test}).")
+    if any(each["rare"] for each in classes):
+        sentences.append("A *rare* class has fewer than 30 items, so its change says little.")
+    return [Markdown(" ".join(sentences))] if sentences else []
 
 
 def _mark(each: Mapping[str, Any]) -> str:

@@ -180,7 +180,10 @@ def test_the_classes_of_all_models_are_tested_together(task: TextClassification)
         "Class yes is worse beyond noise (Holm's correction over classes)."
     )
     assert "beyond noise" not in describe_verdict(among, among["rows"][1])
-    assert "yes (worse)" in "".join(describe_changes(alone, alone["rows"][1]))
+    told = "\n".join(describe_changes(alone, alone["rows"][1]))
+    assert "yes (worse)" in told
+    assert "Of a class marked *worse*, fewer items are found" in told
+    assert "In none of them" in "\n".join(describe_changes(among, among["rows"][1]))
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(2.9, "pass"), (3.0, "not shown"), (3.2, "fail")])
