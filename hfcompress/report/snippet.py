@@ -145,13 +145,15 @@ _UNEQUAL = "The texts of a batch may differ in length: shorter ones are padded, 
 def _write_optimum(task: Task, graph: str, place: str, example: Example) -> Snippet:
     auto = task.auto_class.replace("AutoModel", "ORTModel", 1)
     folder, _, file = graph.rpartition("/")
-    where = f'subfolder="{folder}", file_name="{file}"' if folder else f'file_name="{file}"'
+    where = f'file_name="{file}"' + (f', subfolder="{folder}"' if folder else "")
     code = f"""from optimum.onnxruntime import {auto}
 from transformers import AutoTokenizer, pipeline
 
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = {auto}.from_pretrained(path, {where})
+model = {auto}.from_pretrained(
+    path, {where}
+)
 answer = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer{_choose_strategy(task)})
 {_spell_call(example)}"""
     return Snippet("Optimum", ("optimum-onnx[onnxruntime]",), code)
