@@ -10,7 +10,7 @@ from hfcompress.data.source import BUILTIN
 from hfcompress.report.conditions import find_metric, name_timing_command, was_busy
 from hfcompress.report.hub_metadata import METRIC_NAMES, find_base_model, find_dataset, list_stages
 from hfcompress.report.plain_runtime import ONNX
-from hfcompress.report.verdicts import describe_margin
+from hfcompress.report.verdicts import describe_margin, format_change
 from hfcompress.utils.escape import Markdown, code, markdown
 from hfcompress.utils.places import last_part
 from hfcompress.utils.wording import count, format_ratio, join, significant
@@ -93,8 +93,9 @@ def describe_judgement(row: Mapping[str, Any]) -> Markdown:
     badge = {"shown": "within {}", "worse": "worse by more than {}", "not shown": "not shown to be within {}"}
     told = badge[found["verdict"]].format(found["margin"])
     reading = {"within noise": "is within noise", "worse": "is a real loss", "better": "is a real gain"}
-    change = f"The change {reading[found['reading']]} (95% interval)."
-    return Markdown(f"**Verdict: {markdown(told)}.** {markdown(describe_margin(found))} {change}")
+    change = f"The change, {format_change(found)}, {reading[found['reading']]}."
+    margin = f" {markdown(describe_margin(found))}" if found["verdict"] != "worse" else ""
+    return Markdown(f"**Verdict: {markdown(told)}.**{margin} {change}")
 
 
 def name_metric(metric: str) -> str:

@@ -90,6 +90,11 @@ def _list_sizes(source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[C
     if row.get("embedding_bytes") and source.get("embedding_bytes"):
         ratio = _compare(source, row, "embedding_bytes", "smaller", "larger")
         yield ("of which embeddings", *_megabytes(source, row, "embedding_bytes"), ratio)
+    parts = [each.get("bytes_by_part") or {} for each in (source, row)]
+    if all(part.get("encoder") for part in parts):
+        before, after = parts
+        ratio = _compare(before, after, "encoder", "smaller", "larger")
+        yield ("of which layers", *_megabytes(before, after, "encoder"), ratio)
     if row.get("parameters") and source.get("parameters"):
         counts = [f"{each['parameters']:,}" for each in (source, row)]
         yield ("parameters", *counts, _compare(source, row, "parameters", "fewer", "more"))
@@ -106,6 +111,11 @@ def _list_latencies(content: Mapping[str, Any], source: Mapping[str, Any], row: 
         if runtime in plain and after.get("speedup_plain") and after["runtime"] != "torch" and not busy:
             times, ratio = _format_times(plain[runtime][number]), _describe_speedup(after, "speedup_plain")
             yield (f"against the {runtime}", times, _format_times(after), ratio)
+    before, after = (each.get("cold_start") or {} for each in (source, row))
+    if before and after:
+        seconds = [f"{start['seconds']:.2f} s" for start in (before, after)]
+        ratio = "the machine was busy" if busy else _compare(before, after, "seconds", "faster", "slower")
+        yield ("cold start, to the first answer", *seconds, ratio)
 
 
 def _list_costs(content: Mapping[str, Any], source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Cells]:

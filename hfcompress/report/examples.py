@@ -55,16 +55,15 @@ _MASKS = """for ids, scores in zip(batch["input_ids"], logits):
     print(tokenizer.decode([int(scores[place].argmax())]))"""
 _SHOWN_LABEL = """found["label"], f"{found['score']:.3f}\""""
 _SHOWN_WORDS = """[(part["word"], part["entity_group"]) for part in found]"""
-_MASKED = '["A man is playing a [MASK].", "The [MASK] sleeps."]'
 
 _EXAMPLES = {
-    "token-classification": Example(f"texts = {_WORDS}", "texts", _TOKENS, _WORDS, _SHOWN_WORDS, _WORDS),
+    "token-classification": Example(f"texts = {_WORDS}", "texts", _TOKENS, "texts", _SHOWN_WORDS, _WORDS),
     "question-answering": Example(_QUESTIONS, "questions, contexts", _SPANS),
     "fill-mask": Example(
         'texts = [f"A man is playing a {tokenizer.mask_token}.", f"The {tokenizer.mask_token} sleeps."]',
         "texts",
         _MASKS,
-        '[text.replace("[MASK]", answer.tokenizer.mask_token) for text in ' + _MASKED + "]",
+        "texts",
         'found[0]["token_str"]',
     ),
 }
@@ -79,4 +78,4 @@ def find_example(task: Task) -> Example:
     if len(task.text) == 2:
         return Example(_PAIRS, "first, second", answers.replace("TEXTS", "first"), _ASKED_PAIRS, shown)
     javascript = "" if regression else _LIST
-    return Example(f"texts = {_LIST}", "texts", answers.replace("TEXTS", "texts"), _LIST, shown, javascript)
+    return Example(f"texts = {_LIST}", "texts", answers.replace("TEXTS", "texts"), "texts", shown, javascript)

@@ -11,6 +11,7 @@ from hfcompress.models.artifact import Artifact, read_config
 from hfcompress.models.weights import ADAPTER, GRAPH_FILES
 from hfcompress.onnx.graph_io import JAVASCRIPT_TYPES
 from hfcompress.report.examples import Example, find_example
+from hfcompress.utils.escape import Markdown
 
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
@@ -37,7 +38,7 @@ class Snippet:
         packages: The packages that the code imports or needs, as their registry names them.
         code: The code; it runs unchanged if its `path` is an existing directory or repository.
         language: `python`, or `js`.
-        note: What a user should know of it, as a sentence; empty if there is nothing.
+        note: What a user should know of it, in sentences; empty if there is nothing.
     """
 
     title: str
@@ -70,7 +71,7 @@ def _write_torch(task: Task, artifact: Artifact, place: str, example: Example) -
     adapted = (artifact.path / ADAPTER).is_dir()
     if task.pipeline and not adapted:  # a pipeline does not load adapters from a subdirectory
         yield Snippet("A pipeline", packages, _spell_pipeline(task, place, example, first, trust), note=note)
-        note = ""
+        note = Markdown()
     peft = "from peft import PeftModel\n" if adapted else ""
     adapters = f'\nmodel = PeftModel.from_pretrained(model, path, subfolder="{ADAPTER}").eval()' if adapted else ""
     code = f"""{first}import torch
@@ -139,7 +140,9 @@ logits = {run}
     return code + answers
 
 
-_UNEQUAL = "The texts of a batch may differ in length: shorter ones are padded, and the mask hides the padding."
+_UNEQUAL = Markdown(
+    "The texts of a batch may differ in length: shorter ones are padded, and the mask hides the padding."
+)
 
 
 def _write_optimum(task: Task, graph: str, place: str, example: Example) -> Snippet:
@@ -155,7 +158,7 @@ model = {auto}.from_pretrained(
     path, {where}
 )
 answer = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer{_choose_strategy(task)})
-{_spell_call(example)}"""
+{_spell_call(task, example)}"""
     return Snippet("Optimum", ("optimum-onnx[onnxruntime]",), code)
 
 
@@ -181,7 +184,7 @@ def _spell_pipeline(task: Task, place: str, example: Example, first: str, trust:
 
 path = "{place}"
 answer = pipeline("{task.pipeline}", model=path{_choose_strategy(task)}{trust})
-{_spell_call(example)}"""
+{_spell_call(task, example)}"""
 
 
 def _choose_strategy(task: Task) -> str:
@@ -189,8 +192,11 @@ def _choose_strategy(task: Task) -> str:
     return ', aggregation_strategy="simple"' if task.head == "token" else ""
 
 
-def _spell_call(example: Example) -> str:
-    return f"""for found in answer({example.asked}):
+def _spell_call(task: Task, example: Example) -> str:
+    """Spells the call of a pipeline; texts are cut where they were cut when the model was evaluated."""
+    options = f", truncation=True, max_length={task.max_length}" if task.head == "sequence" else ""
+    texts = example.texts.replace("tokenizer.", "answer.tokenizer.") + "\n" if example.asked == "texts" else ""
+    return f"""{texts}for found in answer({example.asked}{options}):
     print({example.shown})"""
 
 
@@ -212,17 +218,19 @@ def _list_packages(artifact: Artifact) -> tuple[str, ...]:
     return _PACKAGES.get(str(quantization.get("quant_method", "")), ())
 
 
-def _explain_code(artifact: Artifact) -> str:
+def _explain_code(artifact: Artifact) -> Markdown:
     """Explains why a model needs code that is not in transformers; empty if it needs none."""
     if artifact.is_pruned:
-        return (
+        return Markdown(
             "No stock config can express the heads, FFN widths and hidden width of this model. So `modeling_pruned.py` "
             "lies beside the weights, and `trust_remote_code=True` runs it: read it first. It imports torch and "
             "transformers alone. After `import hfcompress` no flag is needed."
         )
     if artifact.needs_import:
-        return "Transformers has no such int8 layers; `import hfcompress` adds them. No code comes with the weights."
-    return ""
+        return Markdown(
+            "Transformers has no such int8 layers; `import hfcompress` adds them. No code comes with the weights."
+        )
+    return Markdown("")
 
 
 _WRITERS = {"torch": _write_torch, "onnx": _write_onnx, "openvino": _write_openvino}
