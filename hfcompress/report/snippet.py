@@ -110,7 +110,7 @@ def _write_openvino(task: Task, artifact: Artifact, place: str, example: Example
         run='model(inputs)["logits"]',
     )  # fmt: skip
     optimum = f"`{task.auto_class.replace('Auto', 'OV', 1)}` of optimum-intel loads the directory too."
-    yield Snippet("OpenVINO", ("openvino", "transformers"), code, note=f"{_UNEQUAL} {optimum}")
+    yield Snippet("OpenVINO", ("openvino", "transformers"), code, note=Markdown(f"{_UNEQUAL} {optimum}"))
 
 
 def _spell_graph(task: Task, place: str, example: Example, library: str, load: str, inputs: str, run: str) -> str:
@@ -148,15 +148,14 @@ _UNEQUAL = Markdown(
 def _write_optimum(task: Task, graph: str, place: str, example: Example) -> Snippet:
     auto = task.auto_class.replace("AutoModel", "ORTModel", 1)
     folder, _, file = graph.rpartition("/")
-    where = f'file_name="{file}"' + (f', subfolder="{folder}"' if folder else "")
+    where = f'"file_name": "{file}"' + (f', "subfolder": "{folder}"' if folder else "")
     code = f"""from optimum.onnxruntime import {auto}
 from transformers import AutoTokenizer, pipeline
 
 path = "{place}"
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = {auto}.from_pretrained(
-    path, {where}
-)
+graph = {{{where}}}
+model = {auto}.from_pretrained(path, **graph)
 answer = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer{_choose_strategy(task)})
 {_spell_call(task, example)}"""
     return Snippet("Optimum", ("optimum-onnx[onnxruntime]",), code)
