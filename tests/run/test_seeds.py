@@ -12,6 +12,7 @@ import pytest
 
 from hfcompress.measure.seeds import list_seeds, parse_seeds
 from hfcompress.recipe.loader import load
+from hfcompress.report.seeds import add_seeds
 from hfcompress.run import runner, seeds
 from hfcompress.run.directory import open_finished
 from tests import factories
@@ -108,6 +109,21 @@ def test_each_seed_makes_its_own_models_and_the_report_tells_both(seeded: Seeded
         assert found["change"]["mean"] == pytest.approx(found["mean"] - source["quality"]["accuracy"])
     ours, theirs = (path / "01-distill" / "model.safetensors" for path in (seeded.directory, other))
     assert ours.read_bytes() != theirs.read_bytes()
+
+
+def test_a_source_that_is_trained_has_seeds_and_is_paired_with_its_model(
+    tmp_path: Path, teacher: Path, data: Path
+) -> None:
+    stages = [{"kind": "finetune", "train": TRAIN}, STAGES[1]]
+    recipe = load(factories.recipe(tmp_path / "r.yaml", teacher, data, stages=stages)).recipe
+    rows = [factories.report_row("source", quality=0.9), factories.report_row("02-quantize", quality=0.8)]
+    scores = {43: {"source": 0.7, "02-quantize": 0.65}}
+
+    source, result = add_seeds({"rows": rows}, recipe, scores)["rows"]
+
+    assert (source["seeds"]["values"], source["seeds"].get("change")) == ([0.9, 0.7], None)
+    assert result["seeds"]["values"] == [0.8, 0.65]
+    assert result["seeds"]["change"]["mean"] == pytest.approx(-0.075)
 
 
 def test_card_and_tables_tell_the_spread(seeded: Seeded) -> None:
