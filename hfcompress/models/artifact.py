@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcompress.models.architectures import ARCHITECTURES, OWN_METHOD, PRUNED, UnsupportedError
 from hfcompress.models.bounds import require_bounds
+from hfcompress.models.foreign_directories import explain_missing_tokenizer, find_backbone
 from hfcompress.models.loading_checks import require_complete_weights, require_finite_weights
 from hfcompress.models.loading_report import loading_report, not_finite
 from hfcompress.models.padding import pad_in_config, settle_padding
@@ -235,7 +236,13 @@ def read_config(path: Path) -> dict[str, Any]:
             raise HfcompressError(f"{file} is not a file", "a model directory is what save_pretrained writes")
         if (path / ADAPTER_CONFIG).is_file():
             choose(names_in(path), str(path))
-        raise HfcompressError(f"{path} holds no config.json", "a model directory is what save_pretrained writes")
+        backbone = find_backbone(path)
+        raise HfcompressError(
+            f"{path} holds no config.json",
+            f"its transformer, without a task head, is {backbone}; name that, and put a `finetune` stage first"
+            if backbone
+            else "a model directory is what save_pretrained writes",
+        )
     if file.stat().st_size > CONFIG_BYTES:
         raise HfcompressError(f"{file} has {file.stat().st_size:,} bytes, which no model's config has")
     try:
@@ -386,7 +393,7 @@ def load_tokenizer(path: Path, task: TextReader | None = None) -> PreTrainedToke
 def _tokenizer_in(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    fix = "put the tokenizer's files, as save_pretrained writes them, beside the model"
+    fix = explain_missing_tokenizer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read

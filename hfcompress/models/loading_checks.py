@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.models.architectures import TASK_HEADS, class_name_of, task_head_of
+from hfcompress.models.foreign_directories import gives_embeddings
 from hfcompress.utils.errors import HfcompressError
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked)$")
@@ -47,7 +48,7 @@ def require_complete_weights(
         headless = all(name not in body or ".pooler." in name for name in missing)
         raise HfcompressError(
             f"{path} lacks {_count(missing)} of the weights that {auto_class} needs ({_list_some(missing)}): "
-            + ("its task head was never trained" if headless else "they would be random"),
+            + (_tell_headless(path) if headless else "they would be random"),
             "put a `finetune` stage first, or name a model that was fine-tuned for this task"
             if headless
             else "fetch or save the model again; names that differ from transformers' belong to another class",
@@ -68,6 +69,12 @@ def require_complete_weights(
             f"without them: {auto_class}.from_pretrained(OLD).save_pretrained(NEW)",
         )
     _require_own_head(path, auto_class, config, fresh_head)
+
+
+def _tell_headless(path: Path) -> str:
+    if gives_embeddings(path):
+        return "it is a sentence-transformers model, which gives embeddings and has no task head"
+    return "its task head was never trained"
 
 
 def require_finite_weights(path: Path, not_finite: Sequence[str]) -> None:
