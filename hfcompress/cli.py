@@ -272,12 +272,18 @@ MaxDrop = Annotated[
 PerClass = Annotated[str | None, typer.Option(metavar="MARGIN", help="The largest loss of F1 of any class.")]
 MinSpeedup = Annotated[float | None, typer.Option(min=0.0, help="How many times faster it must be.")]
 MaxMb = Annotated[float | None, typer.Option(min=0.0, help="The largest size of its weights, in MB.")]
+MaxWh = Annotated[float | None, typer.Option(min=0.0, help="The largest energy of 1,000 rows, in watt-hours.")]
 ByEstimate = Annotated[bool, typer.Option("--by-estimate", help="Judge the measured figures, however unsure they are.")]
 Model = Annotated[str | None, typer.Option("--model", help="The row to judge; default: the last.")]
 
 
 def _read_limits(
-    max_drop: str | None, per_class: str | None, min_speedup: float | None, max_mb: float | None, by_estimate: bool
+    max_drop: str | None,
+    per_class: str | None,
+    min_speedup: float | None,
+    max_mb: float | None,
+    max_wh: float | None,
+    by_estimate: bool,
 ) -> Limits:
     from hfcompress.report.gate import Limits
     from hfcompress.utils.margin import Margin, parse_margin
@@ -289,7 +295,7 @@ def _read_limits(
             raise HfcompressError(f"{option}: {error}") from None
 
     drop, classes = read("--max-drop", max_drop), read("--per-class", per_class)
-    return Limits(drop, classes, min_speedup, max_mb, by_estimate)
+    return Limits(drop, classes, min_speedup, max_mb, max_wh, by_estimate)
 
 
 def _judge(content: dict[str, Any], limits: Limits, model: str | None) -> tuple[str, int]:
@@ -312,6 +318,7 @@ def gate(
     per_class: PerClass = None,
     min_speedup: MinSpeedup = None,
     max_mb: MaxMb = None,
+    max_wh: MaxWh = None,
     by_estimate: ByEstimate = False,
     model: Model = None,
 ) -> None:
@@ -321,7 +328,7 @@ def gate(
     """
     from hfcompress.report.report import read, read_file
 
-    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate)
     if not limits:
         raise HfcompressError("no limit is given", "such as --max-drop 1%, --min-speedup 3 or --max-mb 30")
     verdict, status = _judge(read_file(report) if report.is_file() else read(report), limits, model)
@@ -352,6 +359,7 @@ def evaluate(
     per_class: PerClass = None,
     min_speedup: MinSpeedup = None,
     max_mb: MaxMb = None,
+    max_wh: MaxWh = None,
     by_estimate: ByEstimate = False,
     model: Model = None,
 ) -> None:
@@ -367,7 +375,7 @@ def evaluate(
 
     if output is not None:
         _refuse_to_write_into_a_run(output)
-    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, by_estimate)
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate)
     _hide_foreign_progress()
     content, answers = compare(models, _load(task, overrides))
     _print_report(content, wide)

@@ -42,6 +42,13 @@ def add_costs(content: Mapping[str, Any], options: Measure) -> dict[str, Any]:
     price = None
     if options.price is not None:
         price = {"per_hour": options.price.amount, "currency": options.price.currency}
+    return put_costs(content, price, electricity)
+
+
+def put_costs(
+    content: Mapping[str, Any], price: Mapping[str, Any] | None, electricity: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Does what `add_costs` does, with the report's entries for price and electricity."""
     found = {key: value for key, value in content.items() if key not in ("price", "electricity")}
     found |= {key: value for key, value in (("price", price), ("electricity", electricity)) if value}
     found["rows"] = [_add_to_row(row, price, electricity) for row in content["rows"]]

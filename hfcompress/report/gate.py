@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.costs import BY_CODECARBON
 from hfcompress.utils.errors import HfcompressError, did_you_mean
 from hfcompress.utils.margin import Margin
 
@@ -29,6 +30,7 @@ class Limits:
         per_class: The largest loss of F1 of any class that has at least 30 items.
         min_speedup: How many times faster it must be at the first batch size.
         max_mb: The largest size of its weights, in MB (10^6 bytes).
+        max_wh: The largest energy of 1,000 rows, in watt-hours.
         by_estimate: Judge by the measured figures, without regard to how sure they are.
     """
 
@@ -36,10 +38,11 @@ class Limits:
     per_class: Margin | None = None
     min_speedup: float | None = None
     max_mb: float | None = None
+    max_wh: float | None = None
     by_estimate: bool = False
 
     def __bool__(self) -> bool:
-        return (self.max_drop, self.per_class, self.min_speedup, self.max_mb) != (None,) * 4
+        return (self.max_drop, self.per_class, self.min_speedup, self.max_mb, self.max_wh) != (None,) * 5
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def check_limits(content: Mapping[str, Any], limits: Limits, model: str | None =
         size = row["disk_bytes"] / 1e6
         sentence = f"{size:.1f} MB, at most {limits.max_mb:g} allowed"
         checks.append(Check(f"--max-mb {limits.max_mb:g}", _make_verdict(size <= limits.max_mb), sentence, size, size))
+    if limits.max_wh is not None:
+        checks.append(_check_energy(row, limits.max_wh))
     return checks
 
 
@@ -184,6 +189,17 @@ def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limit: fl
     told += f", 95% interval {low:.2f}-{high:.2f}"
     verdict: Verdict = "pass" if low >= limit else "fail" if high < limit else "not shown"
     return Check(name, verdict, told, speedup, low)
+
+
+def _check_energy(row: Mapping[str, Any], limit: float) -> Check:
+    name, used = f"--max-wh {limit:g}", row.get("energy_wh_per_1k")
+    if used is None:
+        raise HfcompressError("--max-wh: energy was not measured", "set `measure: {energy: true}` and run again")
+    energy = row.get("energy", {})
+    if energy.get("busy"):
+        return Check(name, "not shown", "the machine was busy when energy was measured", None, None)
+    told = f"{used:.4g} Wh for 1,000 rows ({energy.get('source', BY_CODECARBON)}), at most {limit:g} allowed"
+    return Check(name, _make_verdict(used <= limit), told, used, used)
 
 
 def _make_verdict(value: bool) -> Verdict:

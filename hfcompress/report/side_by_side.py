@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfcompress.report.costs import put_costs
 from hfcompress.report.sections import REPORTED
 from hfcompress.utils.errors import HfcompressError
 
 SAME = ("type", "dataset", "config", "text", "split", "max_length", "metric")
 """Keys of a report's task that must agree: other rows or another metric give figures that cannot be compared."""
-OF_ONE_RUN = {"key", "recipe", "weights", "seconds", *(cls.report_key for cls in REPORTED)}
+OF_ONE_RUN = {"key", "recipe", "weights", "seconds", "made", *(cls.report_key for cls in REPORTED)}
 """What a report says of the stages of its run, and of nothing else."""
+DERIVED = ("price", "electricity")
+"""Keys of a report that costs and CO2 follow from."""
 
 
 def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -39,8 +42,11 @@ def join_reports(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     rows = [{**each["rows"][-1], "stage": name} for name, each in contents.items()]
     busy = next((each["machine"] for each in contents.values() if each.get("machine", {}).get("busy")), None)
     machine = {"machine": busy} if busy is not None else {}
-    shared = {key: value for key, value in content.items() if key not in OF_ONE_RUN}
-    return {**shared, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
+    # Costs at different prices, and CO2 of different countries, cannot stand in one column.
+    differing = {key for key in DERIVED if any(each.get(key) != content.get(key) for each in contents.values())}
+    shared = {key: value for key, value in content.items() if key not in OF_ONE_RUN | differing}
+    joined = {**shared, "name": f"{len(contents)} runs", **machine, "rows": [content["rows"][0], *rows]}
+    return put_costs(joined, shared.get("price"), shared.get("electricity"))
 
 
 def _batch_sizes(content: Mapping[str, Any]) -> Sequence[int]:

@@ -16,6 +16,9 @@ from hfcompress.report.card_table import render_comparison
 from hfcompress.report.conditions import describe_conditions
 from hfcompress.report.costs import add_costs, list_row_costs
 from hfcompress.report.effort import describe_effort, sum_emissions
+from hfcompress.report.gate import Limits, check_limits
+from hfcompress.report.side_by_side import join_reports
+from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.price import Price
 from tests import factories
 
@@ -137,3 +140,26 @@ def test_emissions_are_known_only_if_all_hours_were_measured(content: dict[str, 
     assert sum_emissions(made) == 20.0
     assert sum_emissions({**made, "03-quantize": {"hours": 0.1, "attempts": 1}}) is None
     assert sum_emissions(content["made"]) is None
+
+
+def test_reports_at_different_prices_share_no_cost(content: dict[str, Any], in_germany: Measure) -> None:
+    content["rows"][0]["quality"] = {"accuracy": 0.9, "n": 48}
+    here, dearer = add_costs(content, in_germany), add_costs(content, in_germany.model_copy(update={"price": Price(9)}))
+    assert "EUR / M, batch 1" in tables.list_headings(join_reports({"a": here, "b": here}))
+    joined = join_reports({"a": here, "b": dearer})
+    assert "price" not in joined
+    assert not any("cost_per_million" in entry for row in joined["rows"] for entry in row["latency"])
+    assert "g CO2 / 1k" in tables.list_headings(joined)
+
+
+@pytest.mark.parametrize(("limit", "busy", "verdict"), [(0.1, [], "pass"), (0.09, [], "fail"), (1, ["x"], "not shown")])
+def test_a_gate_limits_the_energy(content: dict[str, Any], limit: float, busy: list[str], verdict: str) -> None:
+    content["rows"][1]["energy"]["busy"] = busy
+    (check,) = check_limits(content, Limits(max_wh=limit))
+    assert check.verdict == verdict
+
+
+def test_a_gate_needs_measured_energy(content: dict[str, Any]) -> None:
+    content["rows"][1] = factories.report_row("02-prune", "prune")
+    with pytest.raises(HfcompressError, match="energy was not measured"):
+        check_limits(content, Limits(max_wh=1.0))
