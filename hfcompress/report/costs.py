@@ -157,10 +157,10 @@ def _describe_energy(stage: str, energy: Mapping[str, Any]) -> str:
     """Says how the energy of a model was measured, and what measured each part of it."""
     whole, tdp = energy["wh_per_1k"] or 1.0, f", taken as {energy['tdp_w']:g} W" if "tdp_w" in energy else ""
     parts = [
-        f"{part['wh_per_1k'] / whole:.0%} the {name}'s ({part['source']}{tdp if name == 'processor' else ''})"
+        f"{part['wh_per_1k'] / whole:.0%} is the {name}'s ({part['source']}{tdp if name == 'processor' else ''})"
         for name, part in energy["parts"].items()
     ]
     return (
         f"Energy is that of the whole machine while a model answers batches of {energy['batch_size']} for "
-        f"{energy['seconds']:.0f} seconds; of {stage}'s, {join(parts)}."
+        f"{energy['seconds']:.0f} seconds. Of the energy of {stage}, {join(parts)}."
     )

@@ -89,7 +89,7 @@ def test_the_line_below_the_table_names_the_sources(content: dict[str, Any], in_
     assert tables.format_cells(found)[1][-4:] == ["0.1", "0.04", "0.25", "0.25"]
     text = tables.render_markdown(found)
     for part in (
-        "75% the processor's (codecarbon's estimate from the processor's TDP, taken as 65 W) and 25% the memory's",
+        "75% is the processor's (codecarbon's estimate from the processor's TDP, taken as 65 W) and 25% is",
         "400 g/kWh (Germany)",
         "at 0.36 EUR an hour",
     ):
