@@ -62,6 +62,22 @@ def test_a_model_of_an_earlier_version_answers_as_it_did(name: str, logits: Any,
     np.testing.assert_allclose(found, EXPECTED["logits"][name.partition("/")[0]], atol=tolerance)
 
 
+def test_a_graph_beside_its_config_is_found_weighed_and_published(tmp_path: Path) -> None:
+    from hfcompress.models.artifact import open_artifact, weights_hash
+    from hfcompress.run.push import list_uploads
+
+    made = tmp_path / "qat"
+    shutil.copytree(BEFORE / "written" / "qat" / "01-quantize", made)
+    artifact = open_artifact(made)
+    assert artifact.weight_files == [made / "model.onnx"]
+    (made / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert {"model.onnx", "config.json", "README.md"} <= {file.name for file in list_uploads(made)}
+    before = weights_hash(made)
+    (made / "onnx").mkdir()
+    (made / "model.onnx").rename(made / "onnx" / "model.onnx")
+    assert weights_hash(made) == before  # it is the same model in its new place
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of everything, in a directory in which commands run."""
