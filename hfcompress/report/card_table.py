@@ -119,9 +119,12 @@ def _list_latencies(content: Mapping[str, Any], source: Mapping[str, Any], row: 
 
 
 def _list_costs(content: Mapping[str, Any], source: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Cells]:
-    """Lists memory, and what a report need not have: energy, CO2 and money."""
+    """Lists memory, and what a report need not have: memory of the GPU, energy, CO2 and money."""
     memory = [f"{each['peak_memory_bytes'] / 1e6:.0f} MB" for each in (source, row)]
     yield ("peak memory of the process", *memory, _compare(source, row, "peak_memory_bytes", "less", "more"))
+    if row.get("device_memory_bytes") and source.get("device_memory_bytes"):
+        memory = [f"{each['device_memory_bytes'] / 1e6:.0f} MB" for each in (source, row)]
+        yield ("peak memory of the GPU", *memory, _compare(source, row, "device_memory_bytes", "less", "more"))
     for name, unit, before, after in list_row_costs(content, row):
         if before is not None and after is not None:
             figures = [f"{value:.4g} {unit}".rstrip() for value in (before, after)]
