@@ -237,12 +237,16 @@ KINDS = ("finetune", "distill", "prune", "quantize")
 def _print_report(content: dict[str, Any], wide: bool = False) -> None:
     """Prints the table, how the last model (or, if wide, each) compares with the source, and how it was measured."""
     from hfcompress.report.conditions import describe_conditions
+    from hfcompress.report.cost_tables import render_cost_tables
     from hfcompress.report.tables import describe_left_out, render_table
     from hfcompress.report.verdicts import describe_verdicts
 
     print_table(render_table(content, wide))
     for line in describe_left_out(content, wide):
         out().print(line)
+    for table in render_cost_tables(content) if wide else ():
+        out().print()
+        print_table(table)
     for sentence in describe_verdicts(content)[0 if wide else -1 :]:
         print_text(sentence)
     print_text(describe_conditions(content))
@@ -270,7 +274,12 @@ MaxDrop = Annotated[
     str | None, typer.Option(metavar="MARGIN", help="The largest loss of quality: 1% of the source's, or 0.01.")
 ]
 PerClass = Annotated[str | None, typer.Option(metavar="MARGIN", help="The largest loss of F1 of any class.")]
-MinSpeedup = Annotated[float | None, typer.Option(min=0.0, help="How many times faster it must be.")]
+MinSpeedup = Annotated[
+    float | None, typer.Option(min=0.0, help="How many times faster it must be, at each batch size and length timed.")
+]
+At = Annotated[
+    str | None, typer.Option(metavar="BATCH[xLENGTH]", help="Judge the speed-up there alone: 32, or 1x64 for a length.")
+]
 MaxMb = Annotated[float | None, typer.Option(min=0.0, help="The largest size of its weights, in MB.")]
 MaxWh = Annotated[float | None, typer.Option(min=0.0, help="The largest energy of 1,000 rows, in watt-hours.")]
 ByEstimate = Annotated[bool, typer.Option("--by-estimate", help="Judge the measured figures, however unsure they are.")]
@@ -284,6 +293,7 @@ def _read_limits(
     max_mb: float | None,
     max_wh: float | None,
     by_estimate: bool,
+    at: str | None,
 ) -> Limits:
     from hfcompress.report.gate import Limits
     from hfcompress.utils.margin import Margin, parse_margin
@@ -294,8 +304,10 @@ def _read_limits(
         except ValueError as error:
             raise HfcompressError(f"{option}: {error}") from None
 
+    if at is not None and min_speedup is None:
+        raise HfcompressError(f"--at {at} says where a speed-up is judged", "give --min-speedup too")
     drop, classes = read("--max-drop", max_drop), read("--per-class", per_class)
-    return Limits(drop, classes, min_speedup, max_mb, max_wh, by_estimate)
+    return Limits(drop, classes, min_speedup, max_mb, max_wh, by_estimate, at)
 
 
 def _judge(content: dict[str, Any], limits: Limits, model: str | None) -> tuple[str, int]:
@@ -320,6 +332,7 @@ def gate(
     max_mb: MaxMb = None,
     max_wh: MaxWh = None,
     by_estimate: ByEstimate = False,
+    at: At = None,
     model: Model = None,
 ) -> None:
     """Judge a measured model by limits: exit 0 if it keeps to all of them, 3 if not or if that is not shown.
@@ -328,7 +341,7 @@ def gate(
     """
     from hfcompress.report.report import read, read_file
 
-    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate)
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate, at)
     if not limits:
         raise HfcompressError("no limit is given", "such as --max-drop 1%, --min-speedup 3 or --max-mb 30")
     verdict, status = _judge(read_file(report) if report.is_file() else read(report), limits, model)
@@ -361,6 +374,7 @@ def evaluate(
     max_mb: MaxMb = None,
     max_wh: MaxWh = None,
     by_estimate: ByEstimate = False,
+    at: At = None,
     model: Model = None,
 ) -> None:
     """Measure any models side by side on the same rows; DIRECTORY:FILE.onnx picks one of several graphs.
@@ -375,7 +389,7 @@ def evaluate(
 
     if output is not None:
         _refuse_to_write_into_a_run(output)
-    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate)
+    limits = _read_limits(max_drop, per_class, min_speedup, max_mb, max_wh, by_estimate, at)
     _hide_foreign_progress()
     content, answers = compare(models, _load(task, overrides))
     _print_report(content, wide)

@@ -174,7 +174,8 @@ def recipe(path: Path, teacher: Path, data: Path, **changes: Any) -> Path:
              "recover": {"epochs": 1, "batch_size": 16}},
             {"kind": "quantize", "backend": "onnx_int8"},
         ],
-        "measure": {"latency": {"batch_sizes": [1, 8], "rounds": 1, "rows": 8, "threads": 1}, "bootstrap": 100},
+        "measure": {"latency": {"batch_sizes": [1, 8], "rounds": 1, "rows": 8, "threads": 1, "cold_starts": 0},
+                    "bootstrap": 100},
     }  # fmt: skip
     path.write_text(dump_yaml(content | changes), encoding="utf-8")
     return path

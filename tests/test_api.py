@@ -22,7 +22,10 @@ from tests import factories, loopback_hub
 pytestmark = pytest.mark.usefixtures("in_process")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK: dict[str, Any] = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
+QUICK: dict[str, Any] = {
+    "latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1, "cold_starts": 0},
+    "bootstrap": 100,
+}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from hfcompress.run import finish, runner
 from tests import factories
 from tests.in_process import in_this_process
 
-MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, batch_sizes: [1, 2]}, bootstrap: 100}"
+MEASURE = "measure={latency: {rounds: 1, rows: 4, threads: 1, cold_starts: 0, batch_sizes: [1, 2]}, bootstrap: 100}"
 HAS_OPENVINO = BACKENDS.parse("openvino_int8").unavailable() is None
 LEARNS, GOES_ON = (f"{{batch_size: 32, learning_rate: 5.0e-3, max_steps: {steps}}}" for steps in (60, 24))
 """Long enough to learn the data from scratch, and from a teacher."""

@@ -5,44 +5,37 @@ Each model stays in a process of its own from the start to the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from hfcompress.data.labels import names_by_id
 from hfcompress.measure.answers import Answer, Answers, align
+from hfcompress.measure.batch_sensitivity import measure_batch_sensitivity
+from hfcompress.measure.cold_start import time_cold_starts
 from hfcompress.measure.energy import AnyEnergy, measure_energy
 from hfcompress.measure.environment import device_facts
+from hfcompress.measure.plain_runtime import PlainRuntime, open_plain_runtimes
 from hfcompress.measure.plain_runtime import describe as describe_plain_runtime
-from hfcompress.measure.plain_runtime import export_source
-from hfcompress.measure.process import Batch, ModelProcess
+from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.measure.quality import QUALITY_BATCH, compute_outputs, judge_outputs, judge_rows, require_padding_unread
+from hfcompress.measure.rows import Rows
 from hfcompress.measure.seeds import AnySeeds
 from hfcompress.measure.sizes import sizes
+from hfcompress.measure.sustained import measure_sustained
 from hfcompress.measure.timing import Latency, time_models
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
-from hfcompress.models.weights import first_not_finite
-from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.logging import log
 from hfcompress.utils.margin import AnyMargin, Margin
 from hfcompress.utils.price import AnyPrice
 from hfcompress.utils.processors import default_threads, thread_counts
 from hfcompress.utils.strict_model import StrictModel
 
 if TYPE_CHECKING:
-    import datasets
-    from numpy.typing import NDArray
-
     from hfcompress.data.task import Task
-
-TOKENS = ("input_ids", "attention_mask", "token_type_ids")
-QUALITY_BATCH = {"sequence": 32, "token": 32, "span": 32, "mask": 8}
-"""Rows in a batch when quality is measured; the logits of a mask head span the whole vocabulary for each token."""
-
-PADDED_ROWS = 8
-"""Rows that a model gets alone and, padded, in one batch."""
-PADDING_TOLERANCE = 1e-3
-"""Largest difference of these outputs, relative to the largest or 1: kernels round differently for other lengths."""
 
 
 class Measure(StrictModel):
@@ -61,8 +54,8 @@ class Measure(StrictModel):
     """The largest loss of quality that is accepted: `1%` of the source's score, or `0.01` of the metric. The report
     says whether a loss beyond it is ruled out, and how many rows could tell."""
     plain_runtime: bool = True
-    """If a model runs in ONNX Runtime or OpenVINO, also time the source in ONNX Runtime, in float32, to tell how much
-    of a speed-up is due to the runtime alone."""
+    """If a model runs in ONNX Runtime or OpenVINO, also time the source in ONNX Runtime in float32, and in PyTorch in
+    bfloat16 if the processor multiplies that natively, to tell how much of a speed-up is due to the runtime alone."""
     slices: list[str] = []
     """Columns of the data; the report also compares the models for each of their values."""
     seeds: AnySeeds = None
@@ -91,17 +84,22 @@ def measure(
         `machine`, its state while the models were timed, and `rows`, one for each artifact, in order; and the answers
         of the models.
     """
-    with _load_models(artifacts, task, options, progress) as (processes, encoded):
-        latencies, timing = _time(processes, encoded, len(artifacts), options.latency, seed, progress)
+    with _load_models(artifacts, task, options, progress) as loaded:
+        speeds, timing = _time(loaded, options.latency, seed, progress)
         rows, answers = [], []
-        for process, data, latency in zip(processes, encoded, latencies, strict=False):
+        for process, data in zip(loaded.processes, loaded.rows, strict=True):
             progress(f"{process.artifact.stage}: memory" + (", energy" if options.energy else "") + ", quality")
-            memory = process.peak_bytes()
+            memory = process.peak_memory()
             energy = measure_energy(process) if options.energy else None
             require_padding_unread(process, data)
-            answers.append(judge_rows(process, data))
+            outputs = compute_outputs(process, data)
+            answers.append(judge_outputs(outputs, data))
             quality, interval = _score_answers(answers[-1], task, options.bootstrap, seed)
-            rows.append(_make_row(process, task, quality, interval, latency, memory, energy))
+            row = _make_row(process, task, quality, interval, memory, energy)
+            sensitivity = measure_batch_sensitivity(process, data, outputs, QUALITY_BATCH[task.head])
+            rows.append({**row, "batch_sensitivity": sensitivity})
+        sustained = _measure_sustained(loaded, options.latency, seed, progress)
+    rows = [{**row, **speed, "sustained": each} for row, speed, each in zip(rows, speeds, sustained, strict=True)]
     content: dict[str, Any] = {**timing, "rows": [_compare(row, rows[0]) for row in rows]}
     if answers[0].logits is not None:
         content["labels"] = names_by_id(label_ids(read_config(artifacts[0].path)))
@@ -116,8 +114,8 @@ def score_models(artifacts: Sequence[Artifact], task: Task, options: Measure) ->
         task, options: See `measure`.
     """
     alone = options.model_copy(update={"plain_runtime": False})
-    with _load_models(artifacts, task, alone, lambda _: None) as (processes, encoded):
-        answers = [judge_rows(process, data) for process, data in zip(processes, encoded, strict=True)]
+    with _load_models(artifacts, task, alone, lambda _: None) as loaded:
+        answers = [judge_rows(process, data) for process, data in zip(loaded.processes, loaded.rows, strict=True)]
     return [task.score(answer.predictions, answer.references) for answer in answers]
 
 
@@ -139,35 +137,67 @@ def time_again(
     Returns:
         The report with the new times.
     """
-    with _load_models(artifacts, task, options, progress) as (processes, encoded):
-        latencies, timing = _time(processes, encoded, len(artifacts), options.latency, seed, progress)
+    with _load_models(artifacts, task, options, progress) as loaded:
+        speeds, timing = _time(loaded, options.latency, seed, progress)
+        sustained = _measure_sustained(loaded, options.latency, seed, progress)
     rows = [
-        {**row, "latency": latency, "speedup": latency[0]["speedup"]}
-        for row, latency in zip(content["rows"], latencies, strict=True)
+        {**row, **speed, "speedup": speed["latency"][0]["speedup"], "sustained": each}
+        for row, speed, each in zip(content["rows"], speeds, sustained, strict=True)
     ]
     return {**content, **timing, "rows": rows}
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The loaded models.
+
+    Attributes:
+        processes: The models, the source first.
+        rows: The judged rows as each of them reads them.
+        plain: The source in plain runtimes, with the process of each.
+    """
+
+    processes: list[ModelProcess]
+    rows: list[Rows]
+    plain: list[tuple[PlainRuntime, ModelProcess]]
+
+
 def _time(
-    processes: Sequence[ModelProcess],
-    encoded: Sequence[Rows],
-    models: int,
-    options: Latency,
-    seed: int,
-    progress: Callable[[str], None],
-) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Times the models; a process more than there are models holds the source in another runtime.
+    loaded: _Loaded, options: Latency, seed: int, progress: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Times the models, and the source in plain runtimes with them.
 
     Returns:
-        For each model an entry for each batch size; and `machine` and `plain_runtime` of the report.
+        For each model `latency`, `latency_grid` and `cold_start` of its row; and `machine` and `plain_runtime` of the
+        report.
     """
-    plain = len(processes) > models
-    latencies, state = time_models(processes, encoded, options, seed, progress, plain)
-    latencies = [_note_dtype(process, latency) for process, latency in zip(processes, latencies, strict=True)]
-    timing = {"machine": _describe_machine(state, options)}
-    if plain:
-        timing["plain_runtime"] = describe_plain_runtime(latencies[-1])
-    return latencies[:models], timing
+    processes = [*loaded.processes, *(process for _, process in loaded.plain)]
+    encoded = [*loaded.rows, *(loaded.rows[0] for _ in loaded.plain)]
+    entries, state = time_models(processes, encoded, options, seed, progress, len(loaded.plain))
+    entries = [_note_dtype(process, own) for process, own in zip(processes, entries, strict=True)]
+    split, models = len(options.batch_sizes), len(loaded.processes)
+    timing: dict[str, Any] = {"machine": _describe_machine(state, options)}
+    if loaded.plain:
+        timing["plain_runtime"] = [
+            describe_plain_runtime(plain, own[:split], own[split:])
+            for (plain, _), own in zip(loaded.plain, entries[models:], strict=True)
+        ]
+    firsts = [next(rows.batches([[0]])) for rows in loaded.rows] if options.cold_starts else []
+    starts = time_cold_starts(loaded.processes, firsts, options.cold_starts, progress)
+    speeds = [
+        {"latency": own[:split], "latency_grid": own[split:], "cold_start": start}
+        for own, start in zip(entries[:models], starts, strict=True)
+    ]
+    return speeds, timing
+
+
+def _measure_sustained(
+    loaded: _Loaded, options: Latency, seed: int, progress: Callable[[str], None]
+) -> list[list[dict[str, Any]]]:
+    """Measures the sustained throughput of each model last of all, because graphs are loaded again for it."""
+    if not options.sustained:
+        return [[] for _ in loaded.processes]
+    return measure_sustained(loaded.processes, loaded.rows, options, seed, progress)
 
 
 def _note_dtype(process: ModelProcess, latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -186,40 +216,31 @@ def _describe_machine(state: Mapping[str, Any], options: Latency) -> dict[str, A
 @contextmanager
 def _load_models(
     artifacts: Sequence[Artifact], task: Task, options: Measure, progress: Callable[[str], None]
-) -> Iterator[tuple[list[ModelProcess], list[Rows]]]:
+) -> Iterator[_Loaded]:
     """Loads each model in a process of its own, and encodes the judged rows with its tokenizer.
 
-    A last process may hold the source in another runtime (`plain_runtime.export_source`).
+    A plain runtime that cannot load the source is left out.
     """
-    rows = task.read(task.judged_split())
+    rows, device = task.read(task.judged_split()), options.latency.device
     threads = options.latency.threads or default_threads()
     with ExitStack() as stack:
-        exported = export_source(artifacts, task, options.latency.device) if options.plain_runtime else nullcontext()
-        plain = stack.enter_context(exported)
-        artifacts = [*artifacts, *([plain] if plain else [])]
+        runtimes = list[PlainRuntime]()
+        if options.plain_runtime:
+            runtimes = stack.enter_context(open_plain_runtimes(artifacts, task, device))
         progress("loading every model in a process of its own")
         processes = [
-            stack.enter_context(ModelProcess(a, task.auto_class, options.latency.device, threads, task.head))
-            for a in artifacts
+            stack.enter_context(ModelProcess(a, task.auto_class, device, threads, task.head)) for a in artifacts
         ]
-        yield (
-            processes,
-            [Rows(task, load_tokenizer(a.path, task), rows, label_ids(read_config(a.path))) for a in artifacts],
-        )
-
-
-class Rows:
-    """The judged rows, encoded with one model's tokenizer."""
-
-    def __init__(self, task: Task, tokenizer: Any, rows: datasets.Dataset, labels: Mapping[str, int]) -> None:
-        self.task, self.tokenizer = task, tokenizer
-        self.encoded: datasets.Dataset = task.encode(rows, tokenizer, labels)
-
-    def batches(self, groups: Iterable[Sequence[int]], names: Sequence[str] = TOKENS) -> Iterator[Batch]:
-        """Makes a batch of arrays from each group of rows, padded to the longest row of the group."""
-        for group in groups:
-            batch = self.task.batch(self.encoded.__getitems__(list(group)), self.tokenizer)
-            yield {name: batch[name].numpy() for name in names if name in batch}
+        plain = []
+        for each in runtimes:
+            try:
+                process = ModelProcess(each.artifact, task.auto_class, device, threads, task.head, dtype=each.dtype)
+            except WorkerError as error:
+                log.info(f"the {each.artifact.stage} is not timed: {str(error).partition(chr(10))[0]}")
+                continue
+            plain.append((each, stack.enter_context(process)))
+        encoded = [Rows(task, load_tokenizer(a.path, task), rows, label_ids(read_config(a.path))) for a in artifacts]
+        yield _Loaded(processes, encoded, plain)
 
 
 def _score_answers(answer: Answer, task: Task, samples: int, seed: int) -> tuple[dict[str, float], list[float]]:
@@ -228,95 +249,16 @@ def _score_answers(answer: Answer, task: Task, samples: int, seed: int) -> tuple
     return {task.metric_name: task.score(predictions, references), "n": len(references)}, [low, high]
 
 
-def judge_rows(process: ModelProcess, rows: Rows) -> Answer:
-    """Computes a model's answers to all rows, in the order of the data; rows of similar length share a batch.
-
-    Raises:
-        HfcompressError: if a logit of the model is not finite.
-    """
-    import numpy as np
-
-    task, lengths = rows.task, np.asarray(rows.encoded["length"][:])
-    order, size = np.argsort(lengths, kind="stable"), QUALITY_BATCH[task.head]
-    groups = [order[i : i + size].tolist() for i in range(0, len(order), size)]
-    outputs = process.logits(rows.batches(groups, (*TOKENS, "labels")))
-    if not np.isfinite(outputs).all():
-        raise HfcompressError(
-            f"{process.artifact.path} answers with values that are not finite{_name_odd_tensor(process.artifact)}",
-            "train or quantize the model again, or start from an earlier checkpoint",
-        )
-    outputs = _restore_order(outputs, order, lengths, by_token=task.head in ("token", "span"))
-    predictions, references = task.judge(outputs, rows.encoded)
-    classes = task.head == "sequence" and task.type != "regression"
-    return Answer(predictions, references, outputs if classes else None, lengths if task.head != "span" else None)
-
-
-def _restore_order(outputs: NDArray[Any], order: NDArray[Any], lengths: NDArray[Any], by_token: bool) -> NDArray[Any]:
-    """Outputs in the order of the data.
-
-    Args:
-        outputs: One a row, or one a token of each row, in the order in which the rows were read.
-        order: The numbers of the rows in that order.
-        lengths: Tokens of each row, in the order of the data.
-        by_token: True for outputs of tokens.
-    """
-    import numpy as np
-
-    place = np.argsort(order)
-    if not by_token:
-        return outputs[place]
-    parts = np.split(outputs, np.cumsum(lengths[order])[:-1])
-    return np.concatenate([parts[number] for number in place])
-
-
-def require_padding_unread(process: ModelProcess, rows: Rows) -> None:
-    """Requires that a float model gives a few rows of all lengths the same logits alone and padded to the longest.
-
-    It passes every quantized model, because the grid of its inputs can depend on the whole batch.
-
-    Args:
-        process: The model.
-        rows: The judged rows.
-
-    Raises:
-        HfcompressError: for a model whose logits depend on padding.
-    """
-    import numpy as np
-
-    if process.dtype != "float32":
-        return
-    order = np.argsort(np.asarray(rows.encoded["length"][:]), kind="stable")
-    few = [int(order[i]) for i in sorted({*np.linspace(0, len(order) - 1, PADDED_ROWS).round().astype(int)})]
-    names = (*TOKENS, "labels")
-    alone, together = (process.logits(rows.batches(groups, names)) for groups in ([[row] for row in few], [few]))
-    if rows.task.head == "mask":  # the count of right answers may change with a tie, so only the loss is compared
-        alone, together = alone[:, 2], together[:, 2]
-    difference = float(np.abs(alone - together).max(initial=0.0)) / max(1.0, float(np.abs(alone).max(initial=0.0)))
-    if not difference <= PADDING_TOLERANCE:
-        raise HfcompressError(
-            f"{process.artifact.path} answers differently (by {difference:.2g}) once a row is padded to the length of "
-            "another, so its quality would depend on the batch",
-            "see which token its config.json and its tokenizer pad with, and on which side the model was trained to "
-            "be padded; hfcompress pads on the right",
-        )
-
-
-def _name_odd_tensor(artifact: Artifact) -> str:
-    """Names the first weights of an ONNX graph that are not finite; loading has checked those of a PyTorch model."""
-    found = first_not_finite(artifact.path / artifact.choice.file) if artifact.runtime == "onnx" else None
-    return f": its weights {found} are not" if found else ""
-
-
 def _make_row(
     process: ModelProcess,
     task: Task,
     quality: dict[str, float],
     interval: list[float],
-    latency: list[dict[str, Any]],
-    memory: int,
+    memory: tuple[int, int | None],
     energy: dict[str, Any] | None,
 ) -> dict[str, Any]:
     artifact, shape = process.artifact, process.artifact.shape
+    parts = sizes(artifact)
     return {
         "stage": artifact.stage,
         "kind": artifact.kind,
@@ -325,10 +267,11 @@ def _make_row(
         "parameters": shape.parameters if shape else process.loaded["parameters"],
         "encoder_parameters": shape.encoder_parameters if shape else None,
         "disk_bytes": artifact.disk_bytes,
-        "embedding_bytes": (sizes(artifact) or {}).get("embeddings"),
+        "embedding_bytes": parts and parts["embeddings"],
+        "bytes_by_part": parts,
         "macs": shape.macs(task.max_length) if shape else None,
-        "latency": latency,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": memory[0],
+        "device_memory_bytes": memory[1],
         "energy_wh_per_1k": energy and energy["wh_per_1k"],
         **({"energy": energy} if energy else {}),
     }

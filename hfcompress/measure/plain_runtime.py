@@ -1,11 +1,16 @@
-"""The source in ONNX Runtime, unchanged: it tells how much of a graph's speed-up is due to the runtime alone."""
+"""The source in plain runtimes, unchanged: they tell how much of a graph's speed-up is due to the runtime alone.
+
+They are ONNX Runtime in float32, and PyTorch in bfloat16 if the processor multiplies that type natively.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.measure.hardware import Abilities, abilities
 from hfcompress.models.artifact import Artifact, load_tokenizer, open_artifact
 from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.export import load_and_export
@@ -17,28 +22,56 @@ from hfcompress.utils.logging import log
 if TYPE_CHECKING:
     from hfcompress.data.task import Task
 
-NAME = "source in ONNX Runtime"
+NAME, BFLOAT16 = "source in ONNX Runtime", "source in bfloat16"
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Flags of processors that multiply bfloat16; others convert each number, and are slower with it than in float32."""
 GRAPHS = ("onnx", "openvino")
 """Runtimes whose models gain speed by the runtime alone."""
 
 
+@dataclass(frozen=True)
+class PlainRuntime:
+    """The source in another runtime or number type.
+
+    Attributes:
+        artifact: The source, under the name that the report shows.
+        dtype: The type to compute in; None for that of the artifact.
+    """
+
+    artifact: Artifact
+    dtype: str | None = None
+
+
 @contextmanager
-def export_source(artifacts: Sequence[Artifact], task: Task, device: str) -> Iterator[Artifact | None]:
-    """Exports the source as a float32 graph that exists within this context.
+def open_plain_runtimes(
+    artifacts: Sequence[Artifact], task: Task, device: str, able: Abilities | None = None
+) -> Iterator[list[PlainRuntime]]:
+    """Prepares the source for the plain runtimes of this machine; they exist within this context.
 
     Args:
         artifacts: The models of a report, the source first.
         task: The task that they answer.
         device: The device that they are timed on.
+        able: What the machine can do; by default this machine.
 
     Returns:
-        The graph; None if no other model is a graph, if the source is no float model of PyTorch, if they are timed on a
-        GPU, or if the source cannot be exported.
+        The plain runtimes; none if no other model is a graph, if the source is no float model of PyTorch, or if they
+        are timed on a GPU.
     """
     source, *others = artifacts
     if device != "cpu" or not source.trainable or not any(other.runtime in GRAPHS for other in others):
-        yield None
+        yield []
         return
+    found = []
+    if (able or abilities()).has(*NATIVE_BFLOAT16):
+        found.append(PlainRuntime(replace(source, stage=BFLOAT16), "bfloat16"))
+    with _export_source(source, task) as graph:
+        yield [*([PlainRuntime(graph)] if graph else []), *found]
+
+
+@contextmanager
+def _export_source(source: Artifact, task: Task) -> Iterator[Artifact | None]:
+    """Exports the source as a float32 graph that exists within this context; None if it cannot be exported."""
     with scratch_directory() as folder:
         try:
             inputs = make_dummy_inputs(source.path)
@@ -52,6 +85,12 @@ def export_source(artifacts: Sequence[Artifact], task: Task, device: str) -> Ite
         yield open_artifact(folder, NAME, "source")
 
 
-def describe(latency: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Describes it for the report."""
-    return {"runtime": "onnxruntime", "dtype": "float32", "latency": list(latency)}
+def describe(plain: PlainRuntime, latency: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describes one for the report."""
+    return {
+        "name": plain.artifact.stage,
+        "runtime": "torch" if plain.artifact.runtime == "torch" else "onnxruntime",
+        "dtype": plain.dtype or plain.artifact.dtype,
+        "latency": list(latency),
+        "latency_grid": list(grid),
+    }

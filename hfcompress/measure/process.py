@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ class ModelProcess:
         head: The kind of task head, which decides how `worker.reduce_logits` reduces the logits; `sequence` keeps them.
         as_stored: Compute in the type in which the weights are stored, see `Artifact.computed_on`; OpenVINO then
             computes floats in float32.
+        dtype: Compute in this type instead, such as `bfloat16`; for float models of PyTorch.
+        examine: Check the loaded weights. A start that is timed leaves it out: it reads them once more.
 
     Raises:
         WorkerError: if it does not load.
@@ -61,8 +64,11 @@ class ModelProcess:
         threads: int | None = None,
         head: str = "sequence",
         as_stored: bool = False,
+        dtype: str | None = None,
+        examine: bool = True,
     ) -> None:
         self.artifact, self.auto_class, self.head, self.as_stored = artifact, auto_class, head, as_stored
+        self._dtype, self._examine = dtype, examine
         self.device = device if artifact.runtime == "torch" else "cpu"
         self.threads = threads or default_threads()
         self.batch_size = 0
@@ -104,6 +110,7 @@ class ModelProcess:
             dtype=self._requested_dtype(),
             trust=trust,
             register=register,
+            examine=self._examine,
             changes=find_missing_config(artifact.path) if artifact.runtime == "torch" else {},
         )
         if self.loaded["loading"] is not None:
@@ -116,14 +123,14 @@ class ModelProcess:
             return "float32" if self.as_stored else None
         if not self.artifact.trainable:
             return None
-        return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
+        return self._dtype or (self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device))
 
     @property
     def dtype(self) -> str:
         """The type that the model computes in; the stored type if its weights are quantized."""
         if self.loaded["computing_type"] is not None:
             return str(self.loaded["computing_type"])
-        return self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device)
+        return self._dtype or (self.artifact.dtype if self.as_stored else self.artifact.computed_on(self.device))
 
     def _environment(self) -> dict[str, str]:
         threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
@@ -178,9 +185,36 @@ class ModelProcess:
         answer = self._ask("time", threads=threads, most=most)
         return Turn(threads=threads, **answer)
 
-    def peak_bytes(self) -> int:
-        """Returns the peak memory so far, in bytes."""
-        return int(self._ask("memory")["bytes"])
+    def use_threads(self, threads: int) -> None:
+        """Sets the threads of one operator; a graph is loaded again for that."""
+        if threads != self.threads and self.artifact.runtime != "torch":
+            self.threads = threads
+            self.load(self.artifact, **choose_code(self.artifact))
+        self.threads = threads
+
+    def sustain(self, seconds: float) -> tuple[int, float]:
+        """Runs the prepared batches for some seconds; returns the number of rows, and the seconds that they took."""
+        answer = self._ask("sustain", threads=self.threads, seconds=seconds)
+        return int(answer["rows"]), float(answer["seconds"])
+
+    def start_again(self, batch: Batch) -> dict[str, float]:
+        """Starts the model in one more process, and times that until the answer to a batch.
+
+        Returns:
+            `seconds` of all of it. Of these, `import_seconds` for the packages of the runtime and `load_seconds` for
+            the model; the rest is Python's own start and the first answer.
+        """
+        start = time.perf_counter()
+        options = (self.auto_class, self.device, self.threads, self.head, self.as_stored, self._dtype)
+        with ModelProcess(self.artifact, *options, examine=False) as fresh:
+            fresh.logits([batch])
+            seconds = time.perf_counter() - start
+            return {"seconds": seconds} | {key: fresh.loaded[key] for key in ("import_seconds", "load_seconds")}
+
+    def peak_memory(self) -> tuple[int, int | None]:
+        """Returns the peak resident memory of the process so far, and that of the GPU (None on a CPU), in bytes."""
+        answer = self._ask("memory")
+        return int(answer["process"]), answer["device"]
 
     def run_for(self, seconds: float) -> tuple[int, float]:
         """Runs the prepared batches over and over, for at least some seconds; returns the rows and the seconds."""

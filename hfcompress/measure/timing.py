@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -50,12 +51,38 @@ class Latency(StrictModel):
     speed-up's 95% interval is within 5% of it, at most 20."""
     rows: int = Field(default=256, ge=1)
     """Rows of the judged split in a round, in at most 64 batches, each padded to its longest row."""
+    lengths: list[Annotated[int, Field(ge=4)]] = []
+    """Also time each batch size with rows of exactly these lengths, in tokens: a grid of batch x length. The rows are
+    made from the judged ones, by cutting or joining them."""
+    cold_starts: int = Field(default=3, ge=0, le=20)
+    """How many times each model is started in a fresh process, to time that until its first answer; 0 leaves it out."""
+    sustained: bool = False
+    """Also measure rows/s over 3 s at the largest batch size, on 1, 2, 4, … threads and the most permitted."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A batch size and a length: one cell of the grid.
+
+    Attributes:
+        batch_size: Rows of a batch.
+        length: The exact length of all rows, in tokens; None for the judged rows as they are.
+    """
+
+    batch_size: int
+    length: int | None = None
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_size}" + (f" of {self.length} tokens" if self.length else "")
 
 
 class Rows(Protocol):
     """The judged rows, encoded with one model's tokenizer."""
 
     encoded: Sized
+
+    def exact_batches(self, groups: Iterable[Sequence[int]], length: int) -> Iterator[Batch]:
+        """Makes a batch of arrays from each group of rows, with rows of an exact length."""
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """Makes a batch of arrays from each group of rows."""
@@ -67,9 +94,9 @@ def time_models(
     options: Latency,
     seed: int,
     progress: Callable[[str], None],
-    plain: bool = False,
+    plain: int = 0,
 ) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """Times all models at each batch size.
+    """Times all models at each batch size, and then in each cell of the grid of batch sizes and lengths.
 
     Args:
         processes: The models, the source first.
@@ -77,53 +104,62 @@ def time_models(
         options: Batch sizes, threads and so on.
         seed: Seed of the choice of rows.
         progress: Called with a line about each round.
-        plain: True if the last model is the source in ONNX Runtime; the entries of graphs then also have
-            `speedup_plain`, how many times faster they are than it.
+        plain: How many of the last models are the source in plain runtimes. The entries of graphs then also have
+            `speedup_plain`, how many times faster they are than the fastest of these, and `plain`, its name.
 
     Returns:
-        For each model a list with an entry for each batch size, as in the report; and the state of the machine.
+        For each model a list with an entry for each cell of `list_cells`, as in the report; and the machine's state.
     """
     import numpy as np
 
     found: list[list[dict[str, Any]]] = [[] for _ in processes]
     watched: list[tuple[list[Span], list[Turn]]] = []
     order = np.random.default_rng(seed).permutation(min(len(each.encoded) for each in rows))
-    for size in options.batch_sizes:
-        groups = _draw_groups(order, size, options.rows)
-        lengths = [_prepare(process, each, groups) for process, each in zip(processes, rows, strict=True)]
+    for cell in list_cells(options):
+        groups = draw_groups(order, cell.batch_size, options.rows)
+        lengths = [prepare(process, each, groups, cell) for process, each in zip(processes, rows, strict=True)]
         threads = [options.threads or fastest_threads(process) for process in processes]
-        turns, spans = _run_rounds(processes, threads, options.rounds, partial(_tell, progress, size))
+        turns, spans = _run_rounds(processes, threads, options.rounds, partial(_tell, progress, cell))
         watched.append((spans, list(chain.from_iterable(turns))))
-        for entries, process, length, own in zip(found, processes, lengths, turns, strict=True):
+        models = len(processes) - plain
+        fastest = min(range(models, len(processes)), key=lambda n: milliseconds(turns[n], 0.5), default=None)
+        for n, (entries, process, length, own) in enumerate(zip(found, processes, lengths, turns, strict=True)):
             same_device = process.device == processes[0].device
             speed = (
                 compare_speed(turns[0], own)
                 if same_device
                 else dict.fromkeys(("speedup", "speedup_interval", "narrow"))
             )
-            entry = {**summarize_turns(process, size, length, own), **speed}
-            if plain and process.artifact.runtime != "torch":
-                beside = compare_speed(turns[-1], own)
+            entry = {**summarize_turns(process, cell.batch_size, length, own), **speed}
+            if fastest is not None and n < models and process.artifact.runtime != "torch":
+                beside = compare_speed(turns[fastest], own)
                 entry |= {"speedup_plain": beside["speedup"], "speedup_plain_interval": beside["speedup_interval"]}
+                entry["plain"] = processes[fastest].artifact.stage
             entries.append(entry)
     return found, machine.judge_all(watched)
 
 
-def _tell(progress: Callable[[str], None], size: int, number: int) -> None:
-    progress(f"latency, batch {size}: round {number}")
+def list_cells(options: Latency) -> list[Cell]:
+    """Lists what is timed: the judged rows as they are at each batch size, then each batch size with each length."""
+    sizes = options.batch_sizes
+    return [*map(Cell, sizes), *(Cell(size, length) for size in sizes for length in options.lengths)]
 
 
-def _draw_groups(order: np.ndarray[Any, Any], size: int, rows: int) -> list[list[int]]:
+def _tell(progress: Callable[[str], None], cell: Cell, number: int) -> None:
+    progress(f"latency, {cell}: round {number}")
+
+
+def draw_groups(order: np.ndarray[Any, Any], size: int, rows: int) -> list[list[int]]:
     """Chooses the rows of each batch."""
     number = min(max(min(rows, len(order)) // size, 1), MAX_BATCHES)
     return [[int(order[i % len(order)]) for i in range(b * size, (b + 1) * size)] for b in range(number)]
 
 
-def _prepare(process: ModelProcess, rows: Rows, groups: list[list[int]]) -> int:
+def prepare(process: ModelProcess, rows: Rows, groups: list[list[int]], cell: Cell) -> int:
     """Sends a model its batches and returns their mean length."""
     import numpy as np
 
-    batches = list(rows.batches(groups))
+    batches = list(rows.exact_batches(groups, cell.length) if cell.length else rows.batches(groups))
     process.prepare(batches)
     return round(float(np.mean([batch["input_ids"].shape[1] for batch in batches])))
 

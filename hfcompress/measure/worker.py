@@ -33,6 +33,7 @@ class TorchModel:
         register: str | None,
         changes: dict[str, Any],
         dtype: str | None = None,
+        examine: bool = True,
         **_: Any,
     ) -> None:
         import torch
@@ -58,7 +59,8 @@ class TorchModel:
             **placed,
             **changes,
         )
-        self.loading = run_file("../models/loading_report.py")["loading_report"](model, info)
+        # A start that is timed skips this, because it reads all weights once more.
+        self.loading = run_file("../models/loading_report.py")["loading_report"](model, info) if examine else None
         if (Path(path) / "adapter").is_dir():
             model.load_adapter(str(Path(path) / "adapter"))
         self.model = (model if placed else model.to(device)).eval()
@@ -91,11 +93,14 @@ class TorchModel:
         if self.device.startswith("cuda"):
             self.torch.cuda.synchronize()
 
-    def peak_bytes(self) -> int:
-        """Returns the peak memory of the GPU if there is one, else the peak resident memory of the process."""
-        if self.device.startswith("cuda"):
-            return int(self.torch.cuda.max_memory_allocated())
-        return resident_peak()
+    def device_peak(self) -> int | None:
+        """Returns the peak memory of PyTorch's tensors on the GPU, in bytes; None on a CPU.
+
+        The CUDA context and the cache of PyTorch's allocator are not in it.
+        """
+        if not self.device.startswith("cuda"):
+            return None
+        return int(self.torch.cuda.max_memory_allocated(self.device))
 
 
 def has_heads(config: dict[str, Any]) -> bool:
@@ -176,9 +181,9 @@ class GraphModel:
     def finish(self) -> None:
         """Does nothing: a graph's answer is complete when the call returns."""
 
-    def peak_bytes(self) -> int:
-        """Returns the peak resident memory of the process."""
-        return resident_peak()
+    def device_peak(self) -> int | None:
+        """Returns None: graphs run on the CPU."""
+        return None
 
 
 class OnnxModel(GraphModel):
@@ -246,6 +251,8 @@ class OpenVinoModel(GraphModel):
 
 
 RUNTIMES: dict[str, Any] = {"torch": TorchModel, "onnx": OnnxModel, "openvino": OpenVinoModel}
+IMPORTS = {"torch": ("torch", "transformers"), "onnx": ("onnxruntime",), "openvino": ("openvino",)}
+"""The packages of each runtime."""
 
 
 ONNX_KINDS = {
@@ -353,6 +360,13 @@ def import_hfcompress(place: str) -> None:
     """Imports hfcompress, which needs not be installed, so that its models load without a flag."""
     sys.path.append(place)
     importlib.import_module("hfcompress")
+
+
+def import_runtime(runtime: str, auto_class: str) -> None:
+    """Imports the packages of a runtime, and the module of a model's class, which transformers imports late."""
+    modules = [importlib.import_module(name) for name in IMPORTS[runtime]]
+    if runtime == "torch":
+        getattr(modules[-1], auto_class, None)
 
 
 def resident_peak() -> int:
@@ -468,14 +482,16 @@ class Worker:
         self, runtime: str, auto_class: str, head: str = "sequence", classes: int | None = None, **options: Any
     ) -> dict[str, Any]:
         start = time.perf_counter()
+        import_runtime(runtime, auto_class)
+        imported = time.perf_counter()
         self.head, self.auto_class, self.classes = head, auto_class, classes
         self.model = RUNTIMES[runtime](auto_class=auto_class, **options)
-        seconds = time.perf_counter() - start
         return {
             "parameters": self.model.parameters,
             "loading": self.model.loading,
             "computing_type": self.model.computing_type(),
-            "seconds": seconds,
+            "import_seconds": imported - start,
+            "load_seconds": time.perf_counter() - imported,
             "pid": os.getpid(),
         }
 
@@ -548,8 +564,21 @@ class Worker:
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds, **subtract_usage(before, read_usage())}
 
+    def sustain(self, threads: int, seconds: float) -> dict[str, Any]:
+        """Runs the prepared batches again and again for some seconds, the one at hand to its end."""
+        self.model.use_threads(threads)
+        self.model(self.batches[0])
+        self.model.finish()
+        rows, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            batch = self.batches[rows // len(self.batches[0]["input_ids"]) % len(self.batches)]
+            self.model(batch)
+            self.model.finish()
+            rows += len(batch["input_ids"])
+        return {"rows": rows, "seconds": time.perf_counter() - start}
+
     def memory(self) -> dict[str, Any]:
-        return {"bytes": self.model.peak_bytes()}
+        return {"process": resident_peak(), "device": self.model.device_peak()}
 
     def run_for(self, seconds: float) -> dict[str, Any]:
         """Runs the prepared batches over and over, for at least some seconds, and counts the rows."""

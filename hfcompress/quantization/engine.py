@@ -85,7 +85,7 @@ def _write(stage: Quantize, context: StageContext, job: QuantizationJob, facts: 
 
 def read_calibration_rows(parent: Artifact, context: StageContext, count: int) -> Sequence[Batch]:
     """Returns at most `count` rows of the train split, tokenized, in padded batches of similar length."""
-    from hfcompress.measure.measure import TOKENS
+    from hfcompress.measure.rows import TOKENS
     from hfcompress.training.batches import make_batches
 
     tokenizer = load_tokenizer(parent.path, context.task)

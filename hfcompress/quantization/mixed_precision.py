@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import StageContext
-from hfcompress.measure.measure import Rows, judge_rows
 from hfcompress.measure.process import ModelProcess
+from hfcompress.measure.quality import judge_rows
+from hfcompress.measure.rows import Rows
 from hfcompress.models.architectures import spec_of
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, read_config
 from hfcompress.models.linears import linears

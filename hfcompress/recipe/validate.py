@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.data.source import is_local, model_config, require_weights
 from hfcompress.measure.energy import require_energy
+from hfcompress.measure.rows import find_length_problems
 from hfcompress.measure.seeds import LARGEST
 from hfcompress.models.artifact import label_ids
 from hfcompress.models.shape import Shape
@@ -42,6 +43,7 @@ def check(loaded: Loaded, weights: bool = True, download: bool = False) -> list[
     recipe, shapes = loaded.recipe, list[Shape]()
     problems = [*recipe.task.problems(), *_check_stages(recipe, weights), *_find_energy_problems(recipe)]
     problems += _find_wrong_seeds(recipe)
+    problems += find_length_problems(recipe.measure.latency.lengths, recipe.task.max_length)
     try:
         config = model_config(recipe.model)
         problems += [] if recipe.trains_source_head else recipe.task.head_problems(config)

@@ -139,16 +139,16 @@ def compare(factor: float, more: str, less: str, same: str) -> str:
 
 
 def _describe_runtime(speeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Says how much of the speed-up is left if the source runs in ONNX Runtime too."""
+    """Says how much of the speed-up is left against the source in the plain runtime that is fastest there."""
     known = [entry for entry in speeds if entry.get("speedup_plain") and entry["runtime"] != "torch"]
     if not known:
         return []
-    shares = [
-        f"{compare(entry['speedup_plain'], 'faster', 'slower', 'as fast')} at batch {entry['batch_size']}"
-        for entry in known
-    ]
-    runtimes = list(dict.fromkeys(markdown(entry.get("plain", ONNX)) for entry in known))
-    return [f"Part of that is the runtime's: against the {join(runtimes)}, it is {join(shares)}."]
+    shares: dict[str, list[str]] = {}
+    for entry in known:
+        share = f"{compare(entry['speedup_plain'], 'faster', 'slower', 'as fast')} at batch {entry['batch_size']}"
+        shares.setdefault(markdown(entry.get("plain", ONNX)), []).append(share)
+    told = [f"against the {runtime}, it is {join(found)}" for runtime, found in shares.items()]
+    return [f"Part of that is the runtime's: {'; '.join(told)}."]
 
 
 def describe_source(loaded: Loaded, content: Mapping[str, Any]) -> Markdown:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfcompress.report.card_table import render_table
+from hfcompress.report.conditions import describe_batch_sensitivity
 from hfcompress.report.verdicts import format_change
 from hfcompress.utils.escape import Markdown, code, markdown
 
@@ -22,6 +23,7 @@ def describe_changes(content: Mapping[str, Any], row: Mapping[str, Any]) -> list
     found = row.get("against_source", {})
     parts = [
         _describe_answers(found),
+        Markdown(markdown(describe_batch_sensitivity(row))),
         *_render_classes(found.get("classes", ())),
         *(part for name, slices in found.get("slices", {}).items() for part in _render_slices(name, slices)),
         *_render_confidence(content["rows"][0].get("confidence"), row.get("confidence")),

@@ -44,7 +44,9 @@ def list_conditions(content: Mapping[str, Any]) -> list[str]:
         *([] if was_busy(content) else _describe_plain_runtime(content)),
         *_describe_casts(content),
         *describe_costs(content),
-        f"Peak memory is that of the whole process. MACs are counted at {task['max_length']} tokens.",
+        *_describe_cold_starts(content),
+        f"Peak memory is that of the whole process{_describe_gpu_memory(content)}. "
+        f"MACs are counted at {task['max_length']} tokens.",
     ]
 
 
@@ -110,11 +112,9 @@ def _describe_intervals(content: Mapping[str, Any]) -> list[str]:
 def _describe_plain_runtime(content: Mapping[str, Any]) -> list[str]:
     """Says how fast the unchanged source is in other runtimes, and the last model compared with the fastest of them."""
     plain, last = list_plain_runtimes(content), content["rows"][-1]
-    sentences = [
-        f"Without compression, the {each['name']} has a speed-up of {_list_speedups(each['latency'])}."
-        for each in plain
-        if _list_speedups(each["latency"])
-    ]
+    alone = [(each["name"], speedups) for each in plain if (speedups := _list_speedups(each["latency"]))]
+    told = "; ".join(f"the {name} has a speed-up of {speedups}" for name, speedups in alone)
+    sentences = [f"Without compression, {told}."] if alone else []
     rest = _list_speedups(last["latency"], "speedup_plain")
     against = "the fastest of these at each batch size" if len(plain) > 1 else "that"
     return [*sentences, *([f"Compared with {against}, {last['stage']} has one of {rest}."] if plain and rest else [])]
@@ -122,6 +122,35 @@ def _describe_plain_runtime(content: Mapping[str, Any]) -> list[str]:
 
 def _list_speedups(latency: Sequence[Mapping[str, Any]], key: str = "speedup") -> str:
     return join([f"{e[key]:.2f}x at batch {e['batch_size']}" for e in latency if e.get(key)] or [""])
+
+
+def _describe_cold_starts(content: Mapping[str, Any]) -> list[str]:
+    starts = (content["rows"][0].get("cold_start") or {}).get("starts", 0)
+    return [
+        "A cold start is the time from the start of a process to its first answer, with the model's files in memory; "
+        f"it is the median of {count(starts, 'start')}."
+    ] * bool(starts)
+
+
+def _describe_gpu_memory(content: Mapping[str, Any]) -> str:
+    known = any(row.get("device_memory_bytes") is not None for row in content["rows"])
+    return "; that of the GPU is the memory of PyTorch's tensors" if known else ""
+
+
+def describe_batch_sensitivity(row: Mapping[str, Any]) -> str:
+    """Says how far the answers of a quantized model depend on the other rows of the batch; empty if unknown."""
+    found = row.get("batch_sensitivity")
+    if not found:
+        return ""
+    size = f"the largest change of a logit is {found['largest_difference']:.2g}"
+    if not found["largest_difference"]:
+        return f"The first {found['rows']:,} answers do not depend on the other rows of their batch."
+    if found["answers_changed"] is None:
+        return f"A score depends a little on the other rows of the batch: {size} in {found['rows']:,} answers."
+    return (
+        f"An answer can depend on the other rows of the batch: {found['answers_changed']} of the first "
+        f"{found['rows']:,} answers change if rows are answered alone or in the order of the file; {size}."
+    )
 
 
 def _describe_casts(content: Mapping[str, Any]) -> list[str]:

@@ -1,14 +1,14 @@
 """A gate for pipelines: does a model of a report keep within given limits?
 
 A limit on quality passes if a larger loss is ruled out on the judged rows (one-sided, 5%), a limit on speed if the 95%
-interval of the speed-up lies above it. What the rows or the rounds cannot show does not pass; `by_estimate` takes the
-measured figures themselves.
+interval of the speed-up lies above it at every batch size and length that was timed, or at the one that is named. What
+the rows or the rounds cannot show does not pass; `by_estimate` takes the measured figures themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hfcompress.report.conditions import find_metric, was_busy
@@ -28,7 +28,10 @@ class Limits:
     Attributes:
         max_drop: The largest loss of quality against the source.
         per_class: The largest loss of F1 of any class that has at least 30 items.
-        min_speedup: How many times faster it must be at the first batch size.
+        min_speedup: How many times faster it must be, in each cell that was timed: at each batch size, and at each
+            length of `measure.latency.lengths`.
+        at: Judge the speed-up in this cell alone: `32` for batch size 32 with the judged rows as they are, `1x64` for
+            batch size 1 with rows of 64 tokens.
         max_mb: The largest size of its weights, in MB (10^6 bytes).
         max_wh: The largest energy of 1,000 rows, in watt-hours.
         by_estimate: Judge by the measured figures, without regard to how sure they are.
@@ -40,6 +43,7 @@ class Limits:
     max_mb: float | None = None
     max_wh: float | None = None
     by_estimate: bool = False
+    at: str | None = None
 
     def __bool__(self) -> bool:
         return (self.max_drop, self.per_class, self.min_speedup, self.max_mb, self.max_wh) != (None,) * 5
@@ -82,7 +86,7 @@ def check_limits(content: Mapping[str, Any], limits: Limits, model: str | None =
     if limits.per_class is not None:
         checks.append(_check_classes(row, limits.per_class, limits.by_estimate))
     if limits.min_speedup is not None:
-        checks.append(_check_speedup(content, row, limits.min_speedup, limits.by_estimate))
+        checks.append(_check_speedup(content, row, limits))
     if limits.max_mb is not None:
         size = row["disk_bytes"] / 1e6
         sentence = f"{size:.1f} MB, at most {limits.max_mb:g} allowed"
@@ -177,14 +181,33 @@ def _check_classes(row: Mapping[str, Any], limit: Margin, by_estimate: bool) -> 
     return Check(name, verdict, sentence, losses[worst], losses[worst])
 
 
-def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limit: float, by_estimate: bool) -> Check:
-    name, entry = f"--min-speedup {limit:g}", row["latency"][0]
-    speedup = entry["speedup"]
-    if was_busy(content) or speedup is None:
+def _check_speedup(content: Mapping[str, Any], row: Mapping[str, Any], limits: Limits) -> Check:
+    """Judges the speed-up in each cell, or in the named one; that in which it is worst is told.
+
+    All cells must show it, so none needs a correction for their number (an intersection-union test).
+    """
+    limit = limits.min_speedup or 0.0
+    name = f"--min-speedup {limit:g}" + (f" --at {limits.at}" if limits.at else "")
+    cells = _list_speedups(row, limits.at)
+    if was_busy(content):
         return Check(name, "not shown", "the machine was busy, so no speed-up is known", None, None)
+    unknown = next((cell for cell, entry in cells if entry["speedup"] is None), None)
+    if unknown:
+        return Check(name, "not shown", f"no speed-up is known at batch {unknown}: the devices differ", None, None)
+    checks = [_check_cell(name, cell, entry, limits) for cell, entry in cells]
+    worst = min(checks, key=lambda check: (_SEVERITY[check.verdict], check.bound))
+    others = f"; the worst of {len(checks)} cells" if len(checks) > 1 else ""
+    return replace(worst, sentence=worst.sentence + others)
+
+
+_SEVERITY: Mapping[str, int] = {"fail": 0, "not shown": 1, "pass": 2}
+
+
+def _check_cell(name: str, cell: str, entry: Mapping[str, Any], limits: Limits) -> Check:
+    limit, speedup = limits.min_speedup or 0.0, entry["speedup"]
     low, high = entry.get("speedup_interval") or (speedup, speedup)
-    told = f"{speedup:.2f}x at batch {entry['batch_size']}"
-    if by_estimate:
+    told = f"{speedup:.2f}x at batch {cell}"
+    if limits.by_estimate:
         return Check(name, _make_verdict(speedup >= limit), told, speedup, speedup)
     told += f", 95% interval {low:.2f}-{high:.2f}"
     verdict: Verdict = "pass" if low >= limit else "fail" if high < limit else "not shown"
@@ -200,6 +223,20 @@ def _check_energy(row: Mapping[str, Any], limit: float) -> Check:
         return Check(name, "not shown", "the machine was busy when energy was measured", None, None)
     told = f"{used:.4g} Wh for 1,000 rows ({energy.get('source', BY_CODECARBON)}), at most {limit:g} allowed"
     return Check(name, _make_verdict(used <= limit), told, used, used)
+
+
+def _list_speedups(row: Mapping[str, Any], at: str | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """Lists the cells that were timed, `32` or `1x64`, with the times of each; with `at`, that cell alone."""
+    cells = {str(entry["batch_size"]): entry for entry in row["latency"]}
+    cells |= {f"{entry['batch_size']}x{entry['sequence_length']}": entry for entry in row.get("latency_grid") or ()}
+    if at is None:
+        return list(cells.items())
+    if at not in cells:
+        raise HfcompressError(
+            f"--at {at}: that was not timed",
+            f"one of {', '.join(cells)}; `measure.latency` names batch sizes and lengths",
+        )
+    return [(at, cells[at])]
 
 
 def _make_verdict(value: bool) -> Verdict:

@@ -82,6 +82,8 @@ def _collect_values(content: Mapping[str, Any]) -> dict[str, Any]:
         "size": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         "waterfalls": html_parts.make_waterfalls(content),
         "grid": html_grid.make_latency_grid(content),
+        "heat_maps": html_grid.make_heat_maps(content),
+        "throughput": html_grid.make_throughput(content),
         "changes": changes,
         "direction": "better or worse" if lower else "worse or better",
         "verdicts": describe_verdicts(content),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfcompress.report.conditions import find_metric, was_busy
+from hfcompress.report.conditions import describe_batch_sensitivity, find_metric, was_busy
 from hfcompress.report.names import list_names
 from hfcompress.report.plain_runtime import describe_plain_speedup
 from hfcompress.report.tables import split_columns
@@ -203,6 +203,7 @@ def list_changes(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             "change": format_change(found),
             "interval": _place_interval(found, extent, margin),
             "slices": {name: _make_slices(parts) for name, parts in found.get("slices", {}).items() if len(parts) > 1},
+            "batch": describe_batch_sensitivity(rows[n]),
             "last": n == len(rows) - 1,
         }
         for n, found, margin in zip(compared, every, margins, strict=True)

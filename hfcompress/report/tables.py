@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report.conditions import find_metric, render_conditions, was_busy
+from hfcompress.report.conditions import describe_batch_sensitivity, find_metric, render_conditions, was_busy
+from hfcompress.report.cost_tables import format_speedup, render_cost_markdown
 from hfcompress.report.costs import list_cost_columns
 from hfcompress.report.names import list_names, list_renamed
 from hfcompress.report.seeds import format_spread
 from hfcompress.report.verdicts import describe_verdicts
 from hfcompress.utils.escape import markdown
-from hfcompress.utils.wording import format_ratio, significant
+from hfcompress.utils.wording import significant
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,13 @@ _COMPARED = {
 """Columns of the CSV about the comparison with the source, by key of the report."""
 _ENERGY = {"source": "energy_source", "co2_g_per_1k": "co2_g_per_1k"}
 """Columns of the CSV about energy, beside the watt-hours, by key of the report."""
-_NESTED = ("quality", "quality_interval", "latency", "against_source", "confidence", "seeds", "energy")
+_NESTED = ("quality", "quality_interval", "latency", "latency_grid", "bytes_by_part", "cold_start", "sustained",
+           "batch_sensitivity", "against_source", "confidence", "seeds", "energy")  # fmt: skip
+_FLATTENED = {
+    "bytes_by_part": ("encoder", "head", "other"), "cold_start": ("seconds", "import_seconds", "load_seconds"),
+    "batch_sensitivity": ("rows", "answers_changed", "largest_difference"),
+}  # fmt: skip
+"""Figures of a row that are columns of the CSV, by the key that holds them."""
 WIDTH, LEAST_NAME = 80, 12
 """Characters of the narrow table, and of a model's name at least."""
 READINGS = {"within noise": "noise", "worse": "worse", "better": "better"}
@@ -89,7 +96,19 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
             Column("faster", partial(_format_speedup, number, busy), f"faster, batch {size}"),
         )
     ]
-    embeddings = [Column("embeddings MB", lambda row: _format_megabytes(row.get("embedding_bytes")))]
+    parts = [
+        Column("embeddings MB", lambda row: _format_megabytes(row.get("embedding_bytes"))),
+        *(
+            [
+                Column("encoder MB", lambda row: _format_megabytes((row.get("bytes_by_part") or {}).get("encoder"))),
+                Column("rest MB", lambda row: _format_megabytes(_count_rest(row.get("bytes_by_part")))),
+            ]
+            if _has(content, "bytes_by_part")
+            else []
+        ),
+    ]
+    start = [Column("cold start s (import)", lambda row: _format_cold_start(row.get("cold_start")))]
+    gpu = [Column("peak GPU MB", lambda row: _format_megabytes(row.get("device_memory_bytes")))]
     return [
         *head,
         Column("95% interval", lambda row: "{:.3f}-{:.3f}".format(*row["quality_interval"])),
@@ -99,10 +118,12 @@ def list_columns(content: Mapping[str, Any], wide: bool = True) -> list[Column]:
         Column("parameters", lambda row: _format_count(row["parameters"])),
         Column("encoder", lambda row: _format_count(row["encoder_parameters"])),
         Column("MB", lambda row: significant(row["disk_bytes"] / 1e6)),
-        *(embeddings if _has_embedding_sizes(content) else []),
+        *(parts if _has(content, "embedding_bytes") else []),
         smaller,
         *timed,
+        *(start if _has(content, "cold_start") else []),
         Column("peak MB", lambda row: f"{row['peak_memory_bytes'] / 1e6:.0f}"),
+        *(gpu if _has(content, "device_memory_bytes") else []),
         *(Column(heading, format) for heading, format in list_cost_columns(content, busy)),
     ]
 
@@ -165,18 +186,21 @@ def _list_seed_columns(content: Mapping[str, Any]) -> list[Column]:
     return [Column(f"{count} seeds", lambda row: format_spread(row["seeds"]) if "seeds" in row else "-")]
 
 
-def _has_embedding_sizes(content: Mapping[str, Any]) -> bool:
-    """True if the size of some model's embeddings is known; reports of earlier versions do not have it."""
-    return any(row.get("embedding_bytes") is not None for row in content["rows"])
+def _has(content: Mapping[str, Any], key: str) -> bool:
+    """True if some model has a figure; reports of earlier versions do not have all of them."""
+    return any(row.get(key) is not None for row in content["rows"])
+
+
+def _count_rest(parts: Mapping[str, int] | None) -> int | None:
+    return None if parts is None else parts["head"] + parts["other"]
+
+
+def _format_cold_start(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['seconds']:.2f} ({found['import_seconds']:.2f})"
 
 
 def _format_speedup(number: int, busy: bool, row: Mapping[str, Any]) -> str:
-    """Formats a speed-up with its interval, `3.90x (3.82-3.98)`; an interval that rounds to one number is left out."""
-    entry = row["latency"][number]
-    if busy or entry["speedup"] is None:
-        return "busy" if busy else "-"
-    ends = [format_ratio(value) for value in entry.get("speedup_interval") or ()]
-    return f"{entry['speedup']:.2f}x" + (f" ({'-'.join(ends)})" if len(set(ends)) > 1 else "")
+    return "busy" if busy else format_speedup(row["latency"][number])
 
 
 def _format_megabytes(count: int | None) -> str:
@@ -195,7 +219,10 @@ def render_markdown(content: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(map(markdown, head)) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in format_cells(content)]
     verdicts = "".join(f"- {markdown(sentence)}\n" for sentence in describe_verdicts(content))
-    parts = ["\n".join(lines) + "\n", verdicts, f"{render_conditions(content)}\n"]
+    told = [(row["stage"], describe_batch_sensitivity(row)) for row in content["rows"]]
+    sensitive = "".join(f"- {markdown(f'{stage}: {sentence}')}\n" for stage, sentence in told if sentence)
+    conditions = f"{render_conditions(content)}\n"
+    parts = ["\n".join(lines) + "\n", verdicts + sensitive, conditions, render_cost_markdown(content)]
     return "\n".join(part for part in parts if part)
 
 
@@ -218,6 +245,16 @@ def render_csv(content: Mapping[str, Any]) -> str:
             low, high = entry.get("speedup_interval") or (None, None)
             figures = {**entry, "speedup_low": low, "speedup_high": high}
             flat |= {f"batch_{entry['batch_size']}_{key}": figures.get(key) for key in timed}
+        for entry in row.get("latency_grid") or ():
+            low, high = entry["speedup_interval"] or (None, None)
+            figures = {**entry, "speedup_low": low, "speedup_high": high}
+            cell = f"batch_{entry['batch_size']}_length_{entry['sequence_length']}"
+            flat |= {f"{cell}_{key}": figures.get(key) for key in timed}
+        for entry in row.get("sustained") or ():
+            flat[f"sustained_samples_per_s_{entry['threads']}_threads"] = entry["samples_per_s"]
+        for key, names in _FLATTENED.items():
+            if _has(content, key):
+                flat |= {f"{key}_{name}": (row.get(key) or {}).get(name) for name in names}
         if was_busy(content):
             flat |= {key: "busy" for key in flat if "speedup" in key or "cost_" in key}
         lines.append(flat)

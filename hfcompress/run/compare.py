@@ -10,8 +10,10 @@ from hfcompress.measure.answers import Answers
 from hfcompress.measure.energy import require_energy
 from hfcompress.measure.environment import environment
 from hfcompress.measure.measure import measure
-from hfcompress.models.artifact import read_config
+from hfcompress.measure.rows import find_length_problems
+from hfcompress.models.artifact import Artifact, read_config
 from hfcompress.recipe.loader import Loaded
+from hfcompress.recipe.schema import Recipe
 from hfcompress.report import report
 from hfcompress.report.costs import add_costs
 from hfcompress.report.judge import add_comparisons
@@ -37,9 +39,10 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
         problems = recipe.task.head_problems(read_config(artifact.path))
         if problems:
             raise HfcompressError(replace(p, message=f"{artifact.stage}: {p.message}", key=()) for p in problems)
-    # What is missing is told before minutes of measuring.
+    # What cannot be measured is told before minutes of measuring.
     recipe.task.read_slices(recipe.measure.slices)
     require_energy(recipe.measure.energy)
+    _require_lengths(recipe, artifacts)
     measured, answers = measure(artifacts, recipe.task, recipe.measure, recipe.seed, log.info)
     content = {
         "schema": report.SCHEMA,
@@ -50,3 +53,13 @@ def compare(models: list[str], loaded: Loaded) -> tuple[dict[str, Any], Answers]
     }
     content = add_comparisons(content, answers, recipe.task, recipe.measure, recipe.seed)
     return add_costs(content, recipe.measure), answers
+
+
+def _require_lengths(recipe: Recipe, artifacts: list[Artifact]) -> None:
+    """Requires that each model takes rows of the lengths that are timed."""
+    lengths, longest = recipe.measure.latency.lengths, recipe.task.max_length
+    problems = find_length_problems(lengths, longest, "task.max_length is")
+    for stage, shape in [(each.stage, each.shape) for each in artifacts] if not problems else []:
+        problems += find_length_problems(lengths, shape.usable_positions, f"{stage} takes at most") if shape else []
+    if problems:
+        raise HfcompressError(problems)

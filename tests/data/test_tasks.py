@@ -778,7 +778,7 @@ def test_a_model_is_measured_as_it_is_scored_by_hand(placed: tuple[Any, Path]) -
     from hfcompress.models.forward import observe
 
     task, path = placed
-    options = Measure(latency=Latency(batch_sizes=[2], rounds=1, rows=4, threads=1), bootstrap=100)
+    options = Measure(latency=Latency(batch_sizes=[2], rounds=1, rows=4, threads=1, cold_starts=0), bootstrap=100)
     (row,) = measure([open_artifact(path)], task, options)[0]["rows"]
     model = getattr(transformers, task.auto_class).from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)

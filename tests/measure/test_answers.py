@@ -9,7 +9,7 @@ import pytest
 
 from hfcompress.data.metrics import object_array
 from hfcompress.measure.answers import Answer, Answers, align, read_answers, write_answers
-from hfcompress.measure.measure import _restore_order
+from hfcompress.measure.quality import _restore_order
 
 REFERENCES = np.array([0, 1, 1, 0, 2])
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [2, 1, 0], [1, 0, 0], [0, 0, 4]], dtype="float32")

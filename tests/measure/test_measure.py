@@ -17,6 +17,8 @@ from hfcompress import cli
 from hfcompress.measure import measure as m
 from hfcompress.measure.machine import Turn
 from hfcompress.measure.process import ModelProcess, WorkerError
+from hfcompress.measure.quality import judge_rows
+from hfcompress.measure.rows import Rows
 from hfcompress.measure.timing import time_models
 from hfcompress.measure.verify import ReloadError, verify
 from hfcompress.measure.worker import reduce_logits
@@ -66,7 +68,7 @@ def test_a_process_answers_times_and_weighs(graph: Artifact) -> None:
         assert turn.wall >= sum(turn.seconds)
         assert min(turn.cpu, turn.involuntary, turn.waited or 0.0) >= 0
         assert len(process.time(most=1).seconds) == 1
-        assert process.peak_bytes() > 10e6  # an interpreter alone takes more
+        assert process.peak_memory()[0] > 10e6  # an interpreter alone takes more
 
 
 def test_a_graph_is_never_put_on_a_gpu(graph: Artifact) -> None:
@@ -100,7 +102,7 @@ def test_a_process_that_has_no_room_for_its_answers(graph: Artifact, said: str) 
         process._process.stdout.close()  # type: ignore[union-attr]
         process._process.stdout = io.StringIO(json.dumps({"ok": False, "error": said, "fix": ""}) + "\n")
         with pytest.raises(OSError, match="No space left") as error:
-            process.peak_bytes()
+            process.peak_memory()
     assert (disk_problem(error.value) or "").startswith("the disk is full: ")
 
 
@@ -151,7 +153,7 @@ def task(recipe: Path) -> Any:
 
 def read(task: Any, model: Path) -> Any:
     """The test rows as a model reads them."""
-    return m.Rows(task, load_tokenizer(model), task.read("test"), label_ids(read_config(model)))
+    return Rows(task, load_tokenizer(model), task.read("test"), label_ids(read_config(model)))
 
 
 def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher: Path) -> None:
@@ -167,7 +169,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
         return np.eye(2)[answers]
 
     process: Any = SimpleNamespace(artifact=artifact, logits=logits)
-    quality, (low, high) = m._score_answers(m.judge_rows(process, rows), task, 400, 0)
+    quality, (low, high) = m._score_answers(judge_rows(process, rows), task, 400, 0)
     assert quality == {"accuracy": 45 / 48, "n": 48}
     # The normal approximation of the interval: p ± 1.96 sqrt(p (1 - p) / n).
     half = 1.96 * (45 / 48 * 3 / 48 / 48) ** 0.5
@@ -178,7 +180,7 @@ def test_quality_is_the_metric_of_all_rows_with_its_interval(task: Any, teacher:
 def test_answers_that_are_not_finite_are_refused(task: Any, teacher: Path) -> None:
     process: Any = SimpleNamespace(artifact=open_artifact(teacher), logits=lambda _: np.full((48, 2), np.nan))
     with pytest.raises(HfcompressError, match="values that are not finite"):
-        m.judge_rows(process, read(task, teacher))
+        judge_rows(process, read(task, teacher))
 
 
 def test_batches_are_arrays_in_the_order_of_the_groups(task: Any, teacher: Path) -> None:

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from hfcompress.data.sequence import TextClassification
-from hfcompress.measure.plain_runtime import NAME, export_source
+from hfcompress.measure.hardware import Abilities
+from hfcompress.measure.plain_runtime import BFLOAT16, NAME, open_plain_runtimes
+from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.timing import Latency, time_models
 from hfcompress.models.artifact import Artifact, open_artifact
 from hfcompress.models.dummy_inputs import make_dummy_inputs
 from hfcompress.onnx.graph_io import run_onnx
 from hfcompress.report.conditions import describe_conditions
 from tests import factories
+
+OLD, NEW = Abilities("A processor", frozenset({"avx2"})), Abilities("A processor", frozenset({"avx512_bf16"}))
 
 
 @pytest.fixture
@@ -29,8 +33,8 @@ def test_the_source_becomes_a_graph_with_its_answers(teacher: Path, task: TextCl
 
     source = open_artifact(teacher)
     graph = replace(source, runtime="onnx")
-    with export_source([source, graph], task, "cpu") as plain:
-        assert plain is not None
+    with open_plain_runtimes([source, graph], task, "cpu", OLD) as (runtime,):
+        plain = runtime.artifact
         assert (plain.stage, plain.runtime, plain.dtype) == (NAME, "onnx", "float32")
         inputs = make_dummy_inputs(teacher)
         found = run_onnx(plain.path / "onnx" / "model.onnx", inputs)
@@ -46,8 +50,25 @@ def test_models_of_pytorch_and_of_a_gpu_are_compared_with_pytorch(teacher: Path,
     source = open_artifact(teacher)
     graph: Artifact = replace(source, runtime="onnx")
     for artifacts, device in (([source, source], "cpu"), ([source, graph], "cuda"), ([graph, graph], "cpu")):
-        with export_source(artifacts, task, device) as plain:
-            assert plain is None
+        with open_plain_runtimes(artifacts, task, device, NEW) as plain:
+            assert plain == []
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_processor_that_multiplies_bfloat16_runs_the_source_in_it_too(
+    teacher: Path, task: TextClassification, flag: str
+) -> None:
+    source = open_artifact(teacher)
+    able = Abilities("A processor", frozenset({flag}))
+    with open_plain_runtimes([source, replace(source, runtime="onnx")], task, "cpu", able) as (graph, cast):
+        assert (graph.artifact.stage, graph.dtype) == (NAME, None)
+        assert (cast.artifact.stage, cast.artifact.path, cast.dtype) == (BFLOAT16, teacher, "bfloat16")
+    with ModelProcess(cast.artifact, task.auto_class, threads=1, dtype=cast.dtype) as process:
+        assert process.dtype == "bfloat16"
+        rounded = process.logits([make_dummy_inputs(teacher)])
+    with ModelProcess(source, task.auto_class, threads=1) as process:
+        exact = process.logits([make_dummy_inputs(teacher)])
+    assert 0 < np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
 
 
 class _Clock:
@@ -74,14 +95,18 @@ class _Rows:
         return [{"input_ids": np.zeros((1, 4))}]
 
 
-def test_each_model_is_also_compared_with_the_plain_runtime(teacher: Path) -> None:
+def test_graphs_are_also_compared_with_the_fastest_plain_runtime(teacher: Path) -> None:
     artifact = open_artifact(teacher)
-    graph = replace(artifact, runtime="onnx")
-    clocks = [_Clock(artifact, 0.008), _Clock(artifact, 0.004), _Clock(graph, 0.002), _Clock(graph, 0.004)]
+    graph, cast = replace(artifact, runtime="onnx", stage=NAME), replace(artifact, stage=BFLOAT16)
+    clocks = [
+        _Clock(artifact, 0.008), _Clock(artifact, 0.004), _Clock(graph, 0.002), _Clock(graph, 0.004),
+        _Clock(cast, 0.003),
+    ]  # fmt: skip
     options = Latency(batch_sizes=[1], rounds=6)
-    found, _ = time_models(clocks, [_Rows()] * 4, options, 0, lambda _: None, plain=True)  # type: ignore[arg-type, list-item]
-    assert [entry["speedup"] for (entry,) in found] == [1.0, 2.0, 4.0, 2.0]
-    assert [entry.get("speedup_plain") for (entry,) in found] == [None, None, 2.0, 1.0]
+    found, _ = time_models(clocks, [_Rows()] * 5, options, 0, lambda _: None, plain=2)  # type: ignore[arg-type, list-item]
+    assert [entry["speedup"] for (entry,) in found] == [1.0, 2.0, 4.0, 2.0, pytest.approx(8 / 3, abs=1e-3)]
+    assert [entry.get("speedup_plain") for (entry,) in found] == [None, None, 1.5, None, None]
+    assert [entry.get("plain") for (entry,) in found] == [None, None, BFLOAT16, None, None]
 
 
 def test_the_conditions_tell_runtime_and_compression_apart() -> None:

@@ -37,8 +37,11 @@ class Rows:
     encoded = range(12)
 
     def batches(self, groups: list[list[int]]) -> Iterator[dict[str, Any]]:
+        return self.exact_batches(groups, 5)
+
+    def exact_batches(self, groups: list[list[int]], length: int) -> Iterator[dict[str, Any]]:
         for group in groups:
-            yield {"input_ids": np.zeros((len(group), 5), "int64")}
+            yield {"input_ids": np.zeros((len(group), length), "int64")}
 
 
 class Process:
@@ -50,7 +53,7 @@ class Process:
         self.threads, self.pid, self.told = 4, os.getpid(), []  # type: ignore[var-annotated]
 
     def prepare(self, batches: list[Any]) -> None:
-        self.size = len(batches[0]["input_ids"])
+        self.size, self.length = batches[0]["input_ids"].shape
 
     def time(self, threads: int, most: int | None = None) -> Turn:
         if most is None:
@@ -174,6 +177,17 @@ def test_there_is_no_speedup_between_devices(monkeypatch: pytest.MonkeyPatch) ->
     (own,), (other,), (same,) = timed(source, graph, small, batch_sizes=[1])
     assert (own["speedup"], same["speedup"]) == (1.0, 2.0)
     assert (other["speedup"], other["speedup_interval"], other["narrow"]) == (None, None, None)
+
+
+def test_each_batch_size_is_also_timed_with_rows_of_each_length() -> None:
+    source, own = Process(lambda *_: 1.0), Process(lambda *_: 0.5)
+    source.clock = lambda *_: source.length
+    found = timed(source, own, batch_sizes=[1, 2], lengths=[8, 4], threads=1)
+    cells = [(1, 5), (2, 5), (1, 8), (1, 4), (2, 8), (2, 4)]
+    assert [[(e["batch_size"], e["sequence_length"]) for e in entries] for entries in found] == [cells, cells]
+    assert [entry["speedup"] for entry in found[1]] == [10.0, 10.0, 16.0, 8.0, 16.0, 8.0]
+    assert {entry["rounds"] for entry in found[1]} == {LEAST_ROUNDS}
+    assert all(entry["narrow"] for entry in found[1])
 
 
 # Threads

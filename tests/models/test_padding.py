@@ -13,7 +13,8 @@ import torch
 from hfcompress.data.tasks import TextClassification
 from hfcompress.distillation.teacher_checks import same_inputs
 from hfcompress.distillation.teachers import Member, TeacherEnsemble, Teachers
-from hfcompress.measure.measure import Rows, require_padding_unread
+from hfcompress.measure.quality import require_padding_unread
+from hfcompress.measure.rows import Rows
 from hfcompress.models.artifact import label_ids, load_model, load_tokenizer, open_artifact, pad_token_of, read_config
 from hfcompress.models.forward import observe
 from hfcompress.training.batches import make_batches

@@ -255,17 +255,46 @@ def test_macs_fall_by_exactly_what_is_cut() -> None:
     assert whole.macs(s) - cut.macs(s) == (4 * s * h * d + 2 * s * s * d) + 2 * (2 * s * h)
 
 
-@pytest.mark.parametrize(("family", "head"), factories.headed())
-def test_macs_are_the_multiplications_that_torch_counts(family: str, head: str) -> None:
+def count_flops(model: Any, length: int) -> int:
+    """What torch counts in one forward pass of a row; it counts a multiplication and an addition as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    built = factories.model(family, hidden=32, heads=4, ffn=48, layers=2, head=head).requires_grad_(False)
-    built.set_attn_implementation("eager")
+    model.requires_grad_(False).set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.full((1, length), 6), attention_mask=torch.ones(1, length, dtype=torch.long))
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(("family", "head"), factories.headed())
+def test_macs_are_the_multiplications_that_torch_counts(family: str, head: str) -> None:
+    built = factories.model(family, hidden=32, heads=4, ffn=48, layers=2, head=head)
     for length in (9, 30):
-        with FlopCounterMode(display=False) as counter:
-            built(input_ids=torch.full((1, length), 6), attention_mask=torch.ones(1, length, dtype=torch.long))
-        assert 2 * shape_from(built, head).macs(length) == counter.get_total_flops()
+        assert 2 * shape_from(built, head).macs(length) == count_flops(built, length)
+
+
+@pytest.mark.parametrize("family", OWN_LAYERS)
+@pytest.mark.parametrize("layers", [(Layer(3, 16), Layer(1, 40)), (Layer(2, 1), Layer(4, 24), Layer(1, 8))], ids=str)
+def test_macs_of_pruned_models_are_those_that_torch_counts(family: str, layers: tuple[Layer, ...]) -> None:
+    """Uneven heads and neurons, and a hidden width that the heads do not fill."""
+    from hfcompress.models.surgery import empty_model
+
+    stock = factories.model(family)
+    built = empty_model(type(stock).__name__, replace(shape_from(stock), layers=layers, hidden=30), stock.config)
+    assert str(built.config.model_type).startswith("pruned_")
+    assert 2 * shape_from(built).macs(9) == count_flops(built, 9)
+
+
+@pytest.mark.parametrize("family", OWN_LAYERS)
+def test_macs_of_students_are_those_that_torch_counts(family: str) -> None:
+    """Fewer layers, heads and neurons, and a smaller hidden width, as a `distill` stage builds them."""
+    from hfcompress.distillation.student import Student
+    from hfcompress.models.surgery import empty_model
+
+    stock = factories.model(family, layers=3)
+    shape = Student(layers=1, hidden=16, heads=2, ffn=24).shape(shape_from(stock))
+    built = empty_model(type(stock).__name__, shape, stock.config)
+    assert 2 * shape.macs(9) == count_flops(built, 9)
 
 
 def test_bytes_count_each_part_at_its_bits() -> None:

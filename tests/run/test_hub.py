@@ -33,7 +33,7 @@ from tests.soak import push as soak
 
 TOKEN = "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"
 TASK = {"type": "text-classification", "dataset": "user/tiny-data", "text": ["sentence"], "max_length": 16}
-MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
+MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1, "cold_starts": 0}, "bootstrap": 100}
 TEACHER_CARD = b"---\nlicense: cc-by-nc-4.0\n---\n# tiny\n"
 DATA_CARD = """---
 dataset_info:

@@ -20,7 +20,7 @@ from tests.run.test_hub import point_at
 
 HALF = {"kind": "quantize", "backend": "float16"}
 CHAIN = [{"kind": "prune", "criterion": "magnitude", "ffn": 0.25}, HALF]
-MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100}
+MEASURE = {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1, "cold_starts": 0}, "bootstrap": 100}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hfcompress.measure.answers import Answer, Answers, align
-from hfcompress.measure.plain_runtime import NAME
+from hfcompress.measure.plain_runtime import BFLOAT16, NAME
 from hfcompress.models.artifact import open_artifact
 from hfcompress.recipe.loader import Loaded, load
 from hfcompress.recipe.plan import plan
@@ -150,8 +150,9 @@ def test_the_report_has_every_key_of_its_contract(finished: Finished) -> None:
     for number, row in enumerate(report["rows"]):
         assert set(row) - (compared if number else set()) == {
             "stage", "kind", "quality", "quality_interval", "parameters", "encoder_parameters", "disk_bytes",
-            "embedding_bytes", "macs", "latency", "peak_memory_bytes", "energy_wh_per_1k", "speedup", "compression",
-            "confidence",
+            "embedding_bytes", "bytes_by_part", "macs", "latency", "latency_grid", "cold_start", "sustained",
+            "peak_memory_bytes", "device_memory_bytes", "energy_wh_per_1k", "speedup", "compression", "confidence",
+            "batch_sensitivity",
         }  # fmt: skip
         assert row["quality"]["n"] == 48
         low, high = row["quality_interval"]
@@ -323,6 +324,7 @@ def rendered(finished: Finished, state: dict[str, Any], *speeds: tuple[float, fl
     for entry, (ratio, low, high) in zip(content["rows"][-1]["latency"], speeds, strict=True):
         narrow = (high - low) / 2 <= 0.05 * ratio
         entry |= {"speedup": ratio, "speedup_interval": [low, high], "narrow": narrow, "speedup_plain": ratio / 2}
+        entry["plain"] = NAME
     return card.render(finished.loaded, content, open_artifact(finished.directory / "final", STAGES[-1]))
 
 
@@ -419,13 +421,13 @@ def again(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree(finished.directory, directory)
     asked: list[Any] = []
 
-    def process(artifact: Any, *_: Any) -> Any:
+    def process(artifact: Any, *_: Any, **__: Any) -> Any:
         asked.append(artifact)
         return nullcontext(SimpleNamespace(artifact=artifact, stage=artifact.stage, dtype=artifact.dtype))
 
     def times(processes: Any, *_: Any) -> Any:
         by_stage = {row["stage"]: row["latency"] for row in finished.report["rows"]}
-        by_stage[NAME] = finished.report["plain_runtime"]["latency"]
+        by_stage |= {plain["name"]: plain["latency"] for plain in finished.report["plain_runtime"]}
         new = {"p50_ms": 77.0, "speedup": 3.21, "speedup_interval": [3.2, 3.22], "narrow": True}
         return [[entry | new for entry in by_stage[p.stage]] for p in processes], again.state
 
@@ -439,7 +441,7 @@ def _without_times(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     del content["machine"], content["plain_runtime"]
     for row in content["rows"]:
-        del row["latency"], row["speedup"]
+        del row["latency"], row["latency_grid"], row["cold_start"], row["sustained"], row["speedup"]
     return content
 
 
@@ -452,7 +454,7 @@ def test_timing_anew_changes_times_alone(finished: Finished, again: Any, capsys:
     assert changed <= {"report.json", "report.csv", "report.md", "report.html", "plots/tradeoff.png",
                        "final/README.md", "final/tradeoff.png"}  # fmt: skip
     assert {"report.json", "report.csv", "report.md", "final/README.md"} <= changed
-    places = [artifact.path for artifact in again.asked if artifact.stage != NAME]
+    places = [artifact.path for artifact in again.asked if artifact.stage not in (NAME, BFLOAT16)]
     assert places == [Path(finished.loaded.recipe.model), *(again.directory / stage for stage in STAGES)]
     assert _without_times(again.directory / "report.json") == _without_times(finished.directory / "report.json")
     assert list(json.loads(after["report.json"])) == list(json.loads(before["report.json"]))

@@ -141,7 +141,8 @@ def make_world(folder: Path) -> Path:
                  "recover": {"epochs": 1, "batch_size": 16, "checkpoint_steps": 4}},
                 {"kind": "quantize", "backend": "onnx_int8"},
             ],
-            "measure": {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1}, "bootstrap": 100},
+            "measure": {"latency": {"batch_sizes": [1], "rounds": 1, "rows": 4, "threads": 1, "cold_starts": 0},
+                        "bootstrap": 100},
         }  # fmt: skip
         (folder / "recipe.yaml").write_text(dump_yaml(content), encoding="utf-8")
 
