@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfcompress.api import evaluate as evaluate
     from hfcompress.api import prune as prune
     from hfcompress.api import quantize as quantize
+    from hfcompress.api import search as search
     from hfcompress.data.fill_mask import FillMask as FillMask
     from hfcompress.data.sequence import Regression as Regression
     from hfcompress.data.sequence import TextClassification as TextClassification
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hfcompress.quantization.qat.options import QatTraining as QatTraining
     from hfcompress.quantization.stage import Quantize as Quantize
     from hfcompress.recipe.schema import Hub as Hub
+    from hfcompress.recipe.target import Target as Target
     from hfcompress.report.notebook import Report as Report
     from hfcompress.training.lora import Lora as Lora
     from hfcompress.training.loss import Loss as Loss
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from hfcompress.utils.errors import HfcompressError as HfcompressError
 
 _EXPORTS = {
-    "hfcompress.api": ["Recipe", "Run", "distill", "evaluate", "prune", "push", "quantize"],
+    "hfcompress.api": ["Recipe", "Run", "distill", "evaluate", "prune", "push", "quantize", "search"],
     "hfcompress.data.fill_mask": ["FillMask"],
     "hfcompress.data.sequence": ["Regression", "TextClassification"],
     "hfcompress.data.spans": ["QuestionAnswering"],
@@ -63,6 +65,7 @@ _EXPORTS = {
     "hfcompress.quantization.qat.options": ["QatTraining"],
     "hfcompress.quantization.stage": ["Quantize"],
     "hfcompress.recipe.schema": ["Hub"],
+    "hfcompress.recipe.target": ["Target"],
     "hfcompress.report.notebook": ["Report"],
     "hfcompress.training.loss": ["Loss"],
     "hfcompress.training.lora": ["Lora"],

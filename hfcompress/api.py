@@ -108,7 +108,7 @@ class Recipe:
             **({"measure": measure} if measure is not None else {}),
             **({"hub": hub} if hub is not None else {}),
         }
-        self.loaded = _load_objects(content)
+        self.loaded = loader.load_objects(content)
 
     @classmethod
     def load(cls, path: str | Path, *overrides: str) -> Recipe:
@@ -167,11 +167,6 @@ class Recipe:
         if finished.push_problem:
             log.error(str(finished.push_problem))
         return Run(finished.directory, Report(finished.report), self.loaded.recipe.task.auto_class)
-
-
-def _load_objects(content: dict[str, Any]) -> loader.Loaded:
-    recipe = schema.Recipe.model_validate(content)
-    return loader.Loaded(recipe, loader.parse(dump_yaml(schema.spell_out(recipe)), Path("recipe.yaml")))
 
 
 # The three functions below repeat their arguments: editors and notebooks complete and explain only what a signature
@@ -322,6 +317,85 @@ def evaluate(
     stages = [Quantize(backend=BACKENDS.parse("float16"))]  # a recipe needs a stage; this one does not run
     recipe = Recipe(names[0], task, stages, measure=measure, seed=seed)
     return Report(compare(names, recipe.loaded)[0])
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of `search`.
+
+    Attributes:
+        run: The run of the chosen model.
+        found: True if the model keeps to all limits; false if it is the nearest attempt.
+        recipe: The plain recipe that makes it, as YAML.
+        trials: The content of `search/search.json`: all candidates, with what was measured of each.
+    """
+
+    run: Run
+    found: bool
+    recipe: str
+    trials: Mapping[str, Any]
+
+
+def search(
+    model: str | Path | PreTrainedModel,
+    dataset: Any = None,
+    *,
+    max_drop: str | float = "1%",
+    goal: str = "latency",
+    hours: float = 1.0,
+    min_speedup: float | None = None,
+    max_mb: float | None = None,
+    task: Task | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str = "search",
+    output: str | Path | None = None,
+    measure: Any = None,
+    seed: int = 42,
+) -> SearchResult:
+    """Finds the fastest, or smallest, model within a limit on the loss of quality. The same call again goes on.
+
+    Args:
+        model: A model in memory, a directory or a Hub id.
+        dataset: A Hub id, a directory, or a `Dataset` or `DatasetDict`; not needed beside `task`.
+        max_drop: The largest loss of quality: `"1%"` of the source's score, or 0.01 of the metric.
+        goal: `latency` or `size`.
+        hours: Time for the whole search.
+        min_speedup: How many times faster than the source the model must be.
+        max_mb: The largest size of its weight files, in MB.
+        task: The task; needed if the model and the columns of the data leave a choice.
+        tokenizer: The tokenizer of a model in memory.
+        name: The name of the run.
+        output: The run directory, by default `runs/<name>`.
+        measure: A `Measure`; by default that of a recipe file without `measure:`.
+        seed: The seed of everything random.
+
+    Raises:
+        HfcompressError: for everything that the user can fix, and if every trial fails.
+    """
+    import json
+
+    from hfcompress.searching.run import FOLDER, find_model
+
+    task = task if task is not None else infer_task(model, dataset)
+    limits = {"max_drop": max_drop, "goal": goal, "hours": hours, "min_speedup": min_speedup, "max_mb": max_mb}
+    content: dict[str, Any] = {
+        "name": name,
+        "model": name_model(model, tokenizer),
+        "task": task,
+        "search": {key: value for key, value in limits.items() if value is not None},
+        "seed": seed,
+        **({"measure": measure} if measure is not None else {}),
+    }
+    directory = Path(output) if output is not None else Path("runs") / name
+    found = find_model(loader.load_objects(content), directory)
+    if found.run is None or found.loaded is None:
+        raise HfcompressError("every trial failed", f"see {directory / FOLDER / 'search.json'}")
+    return SearchResult(
+        Run(found.run.directory, Report(found.run.report), task.auto_class),
+        found.ending.best is not None,
+        found.loaded.document.text,
+        json.loads((directory / FOLDER / "search.json").read_text(encoding="utf-8")),
+    )
 
 
 def push(run: str | Path | Run, repo: str | None = None, *, private: bool = False, stage: int | None = None) -> str:

@@ -357,6 +357,79 @@ def _refuse_to_write_into_a_run(output: Path) -> None:
 
 
 @app.command()
+def search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    max_drop: MaxDrop = None,
+    goal: Annotated[str | None, typer.Option(help="latency or size.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time for the whole search.")] = None,
+    min_speedup: MinSpeedup = None,
+    max_mb: MaxMb = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="A database for the trials; default: a file in the run.")
+    ] = None,
+) -> None:
+    """Find the fastest (or smallest) model within a limit on the loss of quality, by trying chains of stages.
+
+    Exit 0 if one was found, 3 if not: the nearest attempt is then kept. The same command again goes on.
+    """
+    from hfcompress.recipe.loader import load_with_target
+
+    named = {"max_drop": max_drop, "goal": goal, "hours": hours, "min_speedup": min_speedup, "max_mb": max_mb}
+    _search(load_with_target(recipe, overrides, named), output, storage)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="A directory or Hub id.")],
+    data: Annotated[str, typer.Argument(help="A data file, or a directory with splits.")],
+    text: Annotated[str, typer.Option(help="The column with the text, or two with a comma; guessed by default.")] = "",
+    label: Annotated[str | None, typer.Option(help="The column with the label; guessed by default.")] = None,
+    max_drop: MaxDrop = None,
+    goal: Annotated[str | None, typer.Option(help="latency or size.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time for the whole search.")] = None,
+    min_speedup: MinSpeedup = None,
+    max_mb: MaxMb = None,
+    output: Output = None,
+) -> None:
+    """Make a model as fast as a limit on the loss of quality allows: `init`, then `search`, in one command."""
+    from hfcompress.recipe.loader import load_with_target
+    from hfcompress.recipe.proposal import name_recipe, propose
+
+    path = name_recipe(data)
+    _hide_foreign_progress()
+    if path.exists():
+        log.info(f"{path} is there, and is used")
+    else:
+        columns = tuple(name.strip() for name in text.split(",") if name.strip())
+        made = propose(model, data, path, columns, label)
+        for warning in made.profile.warnings():
+            log.warning(warning)
+    named = {"max_drop": max_drop, "goal": goal, "hours": hours, "min_speedup": min_speedup, "max_mb": max_mb}
+    _search(load_with_target(str(path), None, named), output, None)
+
+
+def _search(loaded: Any, output: Path | None, storage: str | None) -> None:
+    import json
+
+    from hfcompress.report.gate import EXIT
+    from hfcompress.searching.run import FOLDER, find_model
+    from hfcompress.searching.table import render_trials
+
+    _hide_foreign_progress()
+    directory = output or Path("runs") / loaded.recipe.name
+    found = find_model(loaded, directory, storage)
+    print_table(render_trials(json.loads((directory / FOLDER / "search.json").read_text(encoding="utf-8"))))
+    if found.run is None:
+        raise HfcompressError("every trial failed", f"see {directory / FOLDER / 'search.json'}")
+    _print_run(found.run.report, found.run.directory)
+    if found.ending.best is None:
+        err().print("no model keeps to the limits; the one above is the nearest attempt")
+        raise typer.Exit(EXIT)
+
+
+@app.command()
 def evaluate(
     models: Annotated[
         list[str],

@@ -11,7 +11,13 @@ from unittest import mock
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.worker import Worker, answer
 
-USERS = ("measure.measure", "measure.verify", "quantization.mixed_precision", "pruning.convert.convert")
+USERS = (
+    "measure.measure",
+    "measure.verify",
+    "searching.workshop",
+    "quantization.mixed_precision",
+    "pruning.convert.convert",
+)
 
 
 class _Served:

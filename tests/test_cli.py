@@ -38,8 +38,8 @@ def in_a_process(code: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 def test_help_names_every_command(capsys: Capture) -> None:
     assert set(re.findall(r"^  (\w+)  ", printed(capsys, "--help"), re.MULTILINE)) == {
-        "list", "show", "copy", "init", "schema", "check", "plan", "run", "evaluate", "gate", "report", "card", "push",
-        "doctor", "convert",
+        "list", "show", "copy", "init", "schema", "check", "plan", "run", "search", "compress", "evaluate", "gate",
+        "report", "card", "push", "doctor", "convert",
     }  # fmt: skip
 
 

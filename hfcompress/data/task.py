@@ -112,6 +112,9 @@ class Task(StrictModel):
     """The number of tokens to which a row is truncated."""
     splits: Splits = Splits()
     """Other names of the splits, such as `{dev: heldout}`."""
+    dev_rows: int | None = Field(default=None, ge=1)
+    """Rows that the dev split has at least: missing ones are taken from train, by a fixed draw. More rows rule out a
+    smaller loss."""
     encoding: str = "utf-8"
     """The encoding of the text files in a directory, such as `cp1252`, `utf-16` or `gb18030`."""
 
@@ -264,7 +267,7 @@ class Task(StrictModel):
         Raises:
             HfcompressError: if the split or a column is missing, or there are no rows.
         """
-        found = self._find(split)
+        found = self._move_rows(split, self._find(split))
         if found is None:
             raise HfcompressError(
                 f"the data set {self.dataset} has no {split} split", "name it in `task.splits`, or add the file"
@@ -273,6 +276,29 @@ class Task(StrictModel):
             raise HfcompressError(f"the {split} split of {self.dataset} has no rows", "give it at least one")
         self._require_values(found, split)
         return found
+
+    def _move_rows(self, split: Split, rows: datasets.Dataset | None) -> datasets.Dataset | None:
+        """Moves rows from train to a dev split that has fewer than `dev_rows`; leaves every other split as it is."""
+        if rows is None or self.dev_rows is None or split == "test":
+            return rows
+        import datasets
+        import numpy as np
+
+        train, dev = (rows if name == split else self._find(name) for name in ("train", "dev"))
+        missing = self.dev_rows - (0 if dev is None else len(dev))
+        if train is None or missing <= 0:
+            return rows
+        if missing >= len(train):
+            raise HfcompressError(
+                f"task.dev_rows: {self.dev_rows:,} rows are asked for, and train and dev of {self.dataset} have "
+                f"{len(train) + self.dev_rows - missing:,}",
+                "ask for fewer",
+            )
+        moved = np.random.default_rng(0).permutation(len(train))[:missing]
+        if split == "train":
+            return train.select(np.setdiff1d(np.arange(len(train)), moved))
+        extra = train.select(np.sort(moved))
+        return extra if dev is None else datasets.concatenate_datasets([dev, extra])
 
     def _find(self, split: Split) -> datasets.Dataset | None:
         return self.table.read(split)

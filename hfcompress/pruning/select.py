@@ -17,6 +17,7 @@ from hfcompress.pruning.budget import target_of
 from hfcompress.pruning.costs import Target
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.criteria.obs import Obs
+from hfcompress.pruning.score_cache import find_scores
 from hfcompress.pruning.state import PruningRun, PruningState
 from hfcompress.utils.distributed import process_state
 from hfcompress.utils.logging import log
@@ -82,8 +83,7 @@ def _select_units(run: PruningRun, state: PruningState, share: float) -> Selecte
     options, model = run.options, state.model
     if "units" not in options.granularities:
         return state, None
-    log.info(f"prune: scoring heads and neurons by {options.criterion.name}")
-    scores = options.criterion.scores(model, run.calibration)
+    scores = find_scores(run, model)
     if options.sensitivity is not None:
         state = replace(state, facts=replace(state.facts, sensitivity=_find_sensitivity(run, model, scores)))
     keep = select_units(run, model, scores, share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from hfcompress.data.metrics import OF_TASK
 from hfcompress.data.task import Task
 from hfcompress.data.tasks import AnyTask
-from hfcompress.recipe.schema import Recipe
-from hfcompress.recipe.yaml_text import MAX_DEPTH, SHOWN, parse_yaml
+from hfcompress.recipe.schema import Recipe, spell_out
+from hfcompress.recipe.yaml_text import MAX_DEPTH, SHOWN, dump_yaml, parse_yaml
 from hfcompress.utils.errors import HfcompressError, Key, Problem, did_you_mean
 
 MAX_BYTES = 1_000_000
@@ -168,6 +168,23 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> Loaded:
     return validate(document)
 
 
+def load_with_target(name: str, overrides: Sequence[str] | None, target: Mapping[str, Any]) -> Loaded:
+    """Reads and validates a recipe for a search.
+
+    Args:
+        name: The file, or the name of a shipped recipe.
+        overrides: `KEY.PATH=VALUE` assignments.
+        target: Keys of `search:` that replace those of the file; None for keys that are not given.
+    """
+    document = read(find(name))
+    for assignment in overrides or ():
+        document = override(document, assignment)
+    held = document.data.get("search")
+    given = {key: value for key, value in target.items() if value is not None}
+    data = {**document.data, "search": {**(held if isinstance(held, dict) else {}), **given}}
+    return validate(replace(document, data=data))
+
+
 def validate(document: Document) -> Loaded:
     """Validates a document and makes a recipe of it.
 
@@ -180,6 +197,16 @@ def validate(document: Document) -> Loaded:
     except ValidationError as error:
         problems = [_make_problem(document, details) for details in error.errors(include_url=False)]
         raise HfcompressError([*problems, *_find_task_problems(document)]) from None
+
+
+def load_objects(content: dict[str, Any]) -> Loaded:
+    """Makes a recipe of Python values or objects; its file is written with every default.
+
+    Raises:
+        pydantic.ValidationError: for an option that does not exist or has a wrong value.
+    """
+    recipe = Recipe.model_validate(content)
+    return Loaded(recipe, parse(dump_yaml(spell_out(recipe)), Path("recipe.yaml")))
 
 
 def _find_task_problems(document: Document) -> list[Problem]:

@@ -100,9 +100,7 @@ def propose(
     place, is_hub = Path(data), is_hub_id(data)
     if subset is not None and not is_hub:
         raise HfcompressError("--config names a part of a data set on the Hub, and --data names none", "leave it out")
-    stem = "-".join([data.partition("@")[0].split("/")[-1], *([subset] if subset else [])])
-    name = re.sub(r"[^\w.-]+", "-", stem if is_hub else place.resolve().stem).strip("-.") or "mine"
-    path = path or Path(f"{name}.yaml")
+    path = path or name_recipe(data, subset)
     _require_free(path)
     if type is not None and type not in TYPES:
         raise HfcompressError(f"there is no type of task '{type}'", did_you_mean(type, TYPES))
@@ -128,6 +126,13 @@ def propose(
             remove(made)
         raise
     return Proposal(path, columns, facts, made, left_out, tuple(stage["kind"] for stage in recipe["stages"]))
+
+
+def name_recipe(data: str, subset: str | None = None) -> Path:
+    """The recipe file for data: `NAME.yaml` here, named after the file, the directory, or the data set on the Hub."""
+    stem = "-".join([data.partition("@")[0].split("/")[-1], *([subset] if subset else [])])
+    name = re.sub(r"[^\w.-]+", "-", stem if is_hub_id(data) else Path(data).resolve().stem).strip("-.") or "mine"
+    return Path(f"{name}.yaml")
 
 
 def _write_recipe(

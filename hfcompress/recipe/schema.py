@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from hfcompress.context import Stage
 from hfcompress.data.tasks import AnyTask
@@ -16,6 +16,7 @@ from hfcompress.measure.measure import Measure
 from hfcompress.measure.seeds import list_seeds
 from hfcompress.pruning.stage import Prune
 from hfcompress.quantization.stage import Quantize
+from hfcompress.recipe.target import Target
 from hfcompress.utils.card_metadata import require_hub_id, require_language, require_license
 from hfcompress.utils.registry import Component
 from hfcompress.utils.strict_model import StrictModel
@@ -84,10 +85,19 @@ class Recipe(StrictModel):
     model: str = Field(min_length=1)
     """A Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
     task: AnyTask
-    stages: list[AnyStage] = Field(min_length=1)
+    stages: list[AnyStage] = []
+    """The steps, in order; `hfcompress search` finds those of a recipe that has `search`."""
+    search: Target | None = None
+    """The limits for `hfcompress search`."""
     measure: Measure = Measure()
     hub: Hub = Hub()
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _require_stages(self) -> Recipe:
+        if not self.stages and self.search is None:
+            raise ValueError("a recipe needs at least one stage, or `search:` with limits")
+        return self
 
     @property
     def trains_source_head(self) -> bool:
@@ -105,7 +115,9 @@ class Recipe(StrictModel):
 
 def spell_out(recipe: Recipe) -> dict[str, Any]:
     """Converts a recipe to YAML values, with every default."""
-    return {**recipe.model_dump(mode="json"), "stages": [spell_out_stage(stage) for stage in recipe.stages]}
+    left_out = {"search"} if recipe.search is None else set()
+    content = recipe.model_dump(mode="json", exclude=left_out)
+    return {**content, "stages": [spell_out_stage(stage) for stage in recipe.stages]}
 
 
 def spell_out_stage(stage: Stage) -> dict[str, Any]:

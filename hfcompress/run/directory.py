@@ -108,8 +108,8 @@ def require_ours(loaded: Loaded, directory: Path, fresh: bool) -> None:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """True if a file may come from a run that was killed before it wrote its recipe.lock.json."""
-    return path.name == LOCK or path.name.endswith(PARTIAL)
+    """True if a file may come from a search, or from a run that was killed before it wrote its recipe.lock.json."""
+    return path.name in (LOCK, "search") or path.name.endswith(PARTIAL)
 
 
 def _read_held_recipe(directory: Path, loaded: Loaded) -> Mapping[str, Any]:

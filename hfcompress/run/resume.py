@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfcompress.context import Stage, StageContext
 from hfcompress.measure.environment import versions
@@ -21,7 +21,7 @@ from hfcompress.utils.hashing import hash_file, hash_json
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
-    pass
+    from hfcompress.data.task import Task
 
 
 KEY = "key"
@@ -35,13 +35,18 @@ def make_key(stage: Stage, parent: Artifact, context: StageContext) -> str:
             "stage": spell_out_stage(stage),
             "parent": weights_hash(parent.path),
             "named": [weights_hash(context.artifact(spec, parent).path) for spec in stage.specs().values()],
-            "task": context.task.model_dump(exclude={"dataset"}),
+            "task": describe_task(context.task),
             "data": context.fingerprint(),
             "seed": context.seed,
             "versions": versions(),
             "device": process_state().device.type,
         }
     )
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Describes what a task does with its rows; an option of later versions is left out at its default."""
+    return task.model_dump(exclude={"dataset", *(["dev_rows"] if task.dev_rows is None else [])})
 
 
 def find_finished(path: Path, key: str, stage: Stage) -> Artifact | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from hfcompress.run.seeds import find_directory, replace_seed, score_seeds
 from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.files import (
+    new_directory,
     remove,
     replace_directory,
     write_text,
@@ -67,6 +69,7 @@ def run(
     only: str | None = None,
     fresh: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    store: Path | None = None,
 ) -> Run | None:
     """Runs the stages that are not done yet, measures all models, and writes report and card.
 
@@ -76,6 +79,7 @@ def run(
         only: Run only the stages of this kind; those before them must be done. A leading finetune always runs.
         fresh: Start over instead of resuming.
         callbacks: `transformers` callbacks for every training.
+        store: A directory that may hold finished stages, as `store/KEY/NAME`; they are copied, not made again.
 
     Returns:
         The run, on the first process of a distributed run; None on the others.
@@ -86,10 +90,11 @@ def run(
     with ExitStack() as stack:
         on_main_process(lambda: require_free_directory(directory))
         on_main_process(lambda: require_ours(loaded, directory, fresh))
+        _require_any_stage(loaded)
         shapes = check(loaded, download=True)
         _require_stages(loaded, only, fresh)
         on_main_process(lambda: open_run(stack, loaded, directory, fresh, max(s.bytes for s in shapes)))
-        finished = _run(loaded, directory, only, callbacks)
+        finished = _run(loaded, directory, only, callbacks, store)
         if finished is None or not loaded.recipe.hub.push or not _is_whole(loaded, only):
             return finished
         return _push(finished)
@@ -124,12 +129,22 @@ def make_models(loaded: Loaded, directory: Path, callbacks: Sequence[TrainerCall
         on_main_process(lambda: require_ours(loaded, directory, fresh=False))
         shapes = check(loaded, download=True)
         on_main_process(lambda: open_run(stack, loaded, directory, False, max(s.bytes for s in shapes), False))
-        return _run_stages(loaded, directory, None, callbacks)
+        return run_stages(loaded, lambda name, _: directory / name, None, callbacks)
 
 
-def _run(loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]) -> Run | None:
+def _run(
+    loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback], store: Path | None
+) -> Run | None:
+    def place(name: str, key: str) -> Path:
+        target = directory / name
+        kept = store / key / name if store else target
+        if kept.is_dir() and not target.exists():
+            with new_directory(target) as scratch:
+                shutil.copytree(kept, scratch, dirs_exist_ok=True)
+        return target
+
     state = process_state()
-    artifacts = _run_stages(loaded, directory, only, callbacks)
+    artifacts = run_stages(loaded, place, only, callbacks)
     others = _make_with_other_seeds(loaded, directory, callbacks) if _is_whole(loaded, only) else {}
     state.wait_for_everyone()
     # The first process does the rest; the others end before it and must not abort its communication threads.
@@ -166,6 +181,13 @@ def _make_with_other_seeds(
     return found
 
 
+def _require_any_stage(loaded: Loaded) -> None:
+    if not loaded.recipe.stages:
+        raise HfcompressError(
+            "the recipe has no stages", f"`hfcompress search {loaded.document.path}` finds them, by its `search:`"
+        )
+
+
 def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
     """Requires that `only` names a stage, and that `--fresh` does not remove stages that it needs."""
     kinds = [stage.kind for stage in loaded.recipe.stages]
@@ -181,21 +203,37 @@ def _require_stages(loaded: Loaded, only: str | None, fresh: bool) -> None:
 
 
 def _find_last(recipe: Recipe, only: str | None) -> int:
-    """Finds the index of the last stage that runs."""
-    return max(i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind))
+    """Finds the index of the last stage that runs; -1 if there is no stage."""
+    return max((i for i, stage in enumerate(recipe.stages) if only in (None, stage.kind)), default=-1)
 
 
-def _run_stages(
-    loaded: Loaded, directory: Path, only: str | None, callbacks: Sequence[TrainerCallback]
+def run_stages(
+    loaded: Loaded,
+    place: Callable[[str, str], Path],
+    only: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[Artifact]:
+    """Runs the stages of a recipe that are not done yet.
+
+    Args:
+        loaded: The recipe.
+        place: Gives the directory of a stage by its name and its key, see `make_key`; the directory above it exists.
+        only: Run only the stages of this kind.
+        callbacks: `transformers` callbacks for every training.
+
+    Returns:
+        The source and the model of each stage, on every process.
+    """
     recipe = loaded.recipe
     source = open_artifact(model_directory(recipe.model), "source", "source")
     artifacts, made = [source], {"model": replace(source, stage="model", kind="model")}
     for name, stage in zip(recipe.stage_names()[: _find_last(recipe, only) + 1], recipe.stages, strict=False):
         task = stage.task_of(recipe.task)
-        context = StageContext(task, recipe.seed, source, made, directory / f"{name}.partial", callbacks)
+        context = StageContext(task, recipe.seed, source, made, Path(f"{name}.partial"), callbacks)
         key = make_key(stage, artifacts[-1], context)
-        done = find_finished(directory / name, key, stage)
+        target = place(name, key)
+        context.directory = target.with_name(f"{target.name}.partial")
+        done = find_finished(target, key, stage)
         if done is not None:
             log.info(f"{name}: done before")
             on_main_process(partial(remove, context.directory))
@@ -205,7 +243,7 @@ def _run_stages(
                     f"{name} comes first and is not done", f"run it: `hfcompress run RECIPE --only {stage.kind}`"
                 )
             energy = recipe.measure.energy is not None
-            done = _run_stage(name, stage, artifacts[-1], context, key, directory, energy)
+            done = _run_stage(name, stage, artifacts[-1], context, key, target, energy)
         made[name] = done
         if stage.compresses:
             artifacts.append(done)
@@ -218,7 +256,7 @@ def _run_stages(
 
 
 def _run_stage(
-    name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, directory: Path, energy: bool
+    name: str, stage: Stage, parent: Artifact, context: StageContext, key: str, target: Path, energy: bool
 ) -> Artifact:
     from transformers import set_seed
 
@@ -228,12 +266,12 @@ def _run_stage(
         set_seed(context.seed)
         result = stage.run(parent, context)
     sums = effort.sums if effort else Sums()
-    on_main_process(lambda: _complete(name, stage, context, result, key, directory, sums))
-    return open_artifact(directory / name, name, stage.kind)
+    on_main_process(lambda: _complete(name, stage, context, result, key, target, sums))
+    return open_artifact(target, name, stage.kind)
 
 
 def _complete(
-    name: str, stage: Stage, context: StageContext, result: StageResult, key: str, directory: Path, sums: Sums
+    name: str, stage: Stage, context: StageContext, result: StageResult, key: str, target: Path, sums: Sums
 ) -> None:
     """Checks the saved model in a fresh process, then gives the stage's directory its name."""
     mark = context.directory / KEY
@@ -253,7 +291,7 @@ def _complete(
         **result.facts,
     }
     write_text(result.directory / "stage.json", json.dumps(record, indent=2) + "\n")
-    replace_directory(result.directory, directory / name)
+    replace_directory(result.directory, target)
     remove(context.directory)
     told = ", ".join(f"{way} {difference:.1g}" for way, difference in differences.items())
     log.info(f"{name}: done in {sums.seconds:.0f} s, reloaded in a fresh process, with difference: {told}")

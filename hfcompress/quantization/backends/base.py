@@ -79,6 +79,8 @@ class Backend(Component):
     """True if it can leave the layers of `QuantizationJob.keep` in float32. It then has `fake_quantize`."""
     fuses: ClassVar[bool] = False
     """True if it joins layers that read the same tensor (queries, keys and values; an FFN and its gate)."""
+    searched: ClassVar[bool] = False
+    """True if `hfcompress search` tries it by default."""
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = ""
     """The training that it supports: of all weights under `training_overlay`, of LoRA adapters on the quantized model,
     or none."""

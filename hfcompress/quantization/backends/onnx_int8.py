@@ -35,6 +35,7 @@ class OnnxInt8(Backend):
     extra: ClassVar[str] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+    searched: ClassVar[bool] = True
     keeps_layers: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     trains: ClassVar[Literal["", "fake_quantization", "adapters"]] = "fake_quantization"
