@@ -66,7 +66,7 @@ def test_the_plain_recipe_makes_the_same_model(found: Path, tmp_path: Path) -> N
 
 
 def test_the_recipe_of_a_trial_on_the_front_makes_its_model(found: Path, tmp_path: Path) -> None:
-    trial = next(trial for trial in read(found)["trials"] if trial["recipe"] and trial["candidate"]["macs"] == 1)
+    trial = next(trial for trial in read(found)["trials"] if trial["recipe"])
     assert run_cli("run", found / "search" / trial["recipe"], "-o", tmp_path / "again") == 0
     report = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
     assert report["rows"][-1]["disk_bytes"] == trial["bytes"]
