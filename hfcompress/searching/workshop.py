@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.measure.hardware import abilities
-from hfcompress.measure.measure import Rows, judge_rows
 from hfcompress.measure.process import ModelProcess
+from hfcompress.measure.quality import judge_rows
+from hfcompress.measure.rows import Rows
 from hfcompress.measure.timing import Latency, time_models
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
 from hfcompress.recipe.loader import Loaded, load_objects
