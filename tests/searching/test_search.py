@@ -25,7 +25,7 @@ def write(path: Path, teacher: Path, data: Path, **keys: Any) -> Path:
             "max_length": 16,
         },
         "search": {"max_drop": 0.3, "hours": 1},
-        "measure": {"latency": {"batch_sizes": [2], "rows": 8, "threads": 1}, "plain_runtime": False},
+        "measure": {"latency": {"batch_sizes": [2], "rows": 8, "threads": 1, "cold_starts": 0}, "plain_runtime": False},
         "hub": {"license": "apache-2.0"},
         **keys,
     }  # fmt: skip
@@ -150,6 +150,7 @@ def test_rows_move_from_train_to_dev(tmp_path: Path) -> None:
     assert plain.model_copy(update={"dev_rows": 5}).read("dev")["sentence"][:] == plain.read("dev")["sentence"][:]
 
 
+@pytest.mark.slow
 def test_compress_needs_no_recipe(
     tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -166,7 +167,7 @@ def test_the_python_function(tmp_path: Path, teacher: Path, data: Path) -> None:
     import hfcompress as hfc
 
     task = hfc.TextClassification(dataset=str(data), text=["sentence"], max_length=16)
-    measure = hfc.Measure(latency=hfc.Latency(batch_sizes=[2], rows=8, threads=1), plain_runtime=False)
+    measure = hfc.Measure(latency=hfc.Latency(batch_sizes=[2], rows=8, threads=1, cold_starts=0), plain_runtime=False)
     output = tmp_path / "run"
     best = hfc.search(teacher, task=task, max_drop=0.3, hours=0.0001, measure=measure, output=output)
     assert best.found
