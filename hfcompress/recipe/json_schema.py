@@ -41,6 +41,8 @@ def make_json_schema() -> dict[str, Any]:
             "description": f"The name of a {registry.what}, or a mapping with `use: NAME` and options.",
             "anyOf": [{"enum": names}, *components],
         }
+    some = {"required": ["stages"], "properties": {"stages": {"minItems": 1}}}
+    schema["anyOf"] = [some, {"required": ["search"]}]
     finished: dict[str, Any] = _finish({"$schema": GenerateJsonSchema.schema_dialect, **schema})
     return finished
 

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from hfcompress.context import Stage
 from hfcompress.data.tasks import AnyTask
@@ -85,19 +85,20 @@ class Recipe(StrictModel):
     model: str = Field(min_length=1)
     """A Hub id (`id@revision` picks a revision), a directory, or `builtin:quickstart`."""
     task: AnyTask
-    stages: list[AnyStage] = []
-    """The steps, in order; `hfcompress search` finds those of a recipe that has `search`."""
     search: Target | None = None
     """The limits for `hfcompress search`."""
+    stages: list[AnyStage] = Field(default=[], validate_default=True)
+    """The steps, in order; `hfcompress search` finds those of a recipe that has `search`."""
     measure: Measure = Measure()
     hub: Hub = Hub()
     seed: int = Field(default=42, ge=0, lt=2**32)
 
-    @model_validator(mode="after")
-    def _require_stages(self) -> Recipe:
-        if not self.stages and self.search is None:
+    @field_validator("stages")
+    @classmethod
+    def _require_stages(cls, stages: list[AnyStage], info: ValidationInfo) -> list[AnyStage]:
+        if not stages and info.data.get("search") is None:
             raise ValueError("a recipe needs at least one stage, or `search:` with limits")
-        return self
+        return stages
 
     @property
     def trains_source_head(self) -> bool:

@@ -269,7 +269,7 @@ def test_quantized_it_answers_nearly_the_same_and_reloads(
     found = BACKENDS.parse(backend).quantize(QuantizationJob(source, tmp_path, AUTO, probe)).logits
     assert 0 < np.abs(found - expected).max() <= near * np.abs(expected).max()
     if backend == "onnx_int8":
-        assert np.array_equal(run_onnx(tmp_path / "model.onnx", probe), found)
+        assert np.array_equal(run_onnx(tmp_path / "onnx" / "model_quantized.onnx", probe), found)
     else:
         again = getattr(transformers, AUTO).from_pretrained(tmp_path, device_map="cpu", dtype=torch.float32)
         assert np.allclose(logits_of(again, probe), found, atol=1e-5)
