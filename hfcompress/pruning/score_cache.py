@@ -10,7 +10,7 @@ from hfcompress.measure.environment import versions
 from hfcompress.models.artifact import weights_hash
 from hfcompress.pruning.criteria.base import Scores
 from hfcompress.pruning.schedules import OneShot
-from hfcompress.utils.distributed import on_main_process, process_state
+from hfcompress.utils.distributed import broadcast, on_main_process, process_state
 from hfcompress.utils.hashing import hash_json
 from hfcompress.utils.lock import shared_file
 from hfcompress.utils.logging import log
@@ -40,7 +40,8 @@ def find_scores(run: PruningRun, model: PreTrainedModel) -> Scores:
         log.info(f"prune: scoring heads and neurons by {options.criterion.name}")
         return options.criterion.scores(model, run.calibration)
     path = cache_home() / "scores" / f"{_make_key(run)}.safetensors"
-    found = _read(path)
+    # One process looks: if some found the file and others computed, those would wait for one another.
+    found = broadcast(_read(path) if process_state().is_main_process else None)
     if found is None:
         log.info(f"prune: scoring heads and neurons by {options.criterion.name}, once for all budgets")
         found = options.criterion.scores(model, run.calibration)
