@@ -25,6 +25,8 @@ from tests.factories import run_cli
 from tests.run.test_hub import point_at
 
 ROOT = documents.ROOT
+SHORT = {"hours=1": "hours=0.0001"}
+"""A search tries one candidate, however little time it has."""
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 Capture = pytest.CaptureFixture[str]
@@ -166,7 +168,7 @@ def test_python_of_the_readme(here: Path, deep_teacher: Path, data: Path) -> Non
     (_, text), *more = documents.read_blocks(ROOT / "README.md", "python")
     assert not more
     space: dict[str, Any] = {}
-    exec(documents.replace_names(text, {"my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"'}), space)
+    exec(documents.replace_names(text, {**SHORT, "my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"'}), space)
     assert [row["stage"] for row in space["run"].report.rows] == ["source", "01-distill", "02-quantize"]
 
 
@@ -180,7 +182,7 @@ def test_python_of_the_api_page(
 
     model = AutoModelForSequenceClassification.from_pretrained(deep_teacher)
     files = {"train": str(data / "train.tsv"), "validation": str(data / "dev.tsv")}
-    names = {"my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"', "directory-b": deep_teacher,
+    names = {**SHORT, "my-org/my-classifier": deep_teacher, '"data/"': f'"{data}"', "directory-b": deep_teacher,
              "user/model-c": deep_teacher}  # fmt: skip
     space: dict[str, Any] = {
         "hfc": hfc,

@@ -44,6 +44,14 @@ def render_comparison(task: Task, content: Mapping[str, Any], row: Mapping[str, 
     return render_table(("", "source", "this model", "difference"), rows)
 
 
+def _describe_margin_test(found: Mapping[str, Any]) -> str:
+    """Names the test of the margin; its p-value is that of "no such loss", so a loss that is shown has none here."""
+    if "margin_test" not in found:
+        return str(found["why"])
+    p_value = "" if found["verdict"] == "worse" else f", p {format_p(found['p_margin'])}"
+    return f"{found['margin_test']}{p_value}"
+
+
 def render_stages(content: Mapping[str, Any]) -> Markdown:
     """Renders the table of the source and of the model after each stage, with the columns that matter most."""
     head = list_headings(content, wide=False)[:MOST_COLUMNS]
@@ -74,7 +82,7 @@ def _list_quality(
     if "change" in found:
         yield ("change on the same rows", "", format_change(found), found["reading"])
     if "verdict" in found:
-        test = f"{found['margin_test']}, p {format_p(found['p_margin'])}" if "margin_test" in found else found["why"]
+        test = _describe_margin_test(found)
         yield (f"loss of more than {found['margin']}", "", _VERDICTS[found["verdict"]], test)
     if "broken" in found:
         flips = f"{found['broken']} and {found['repaired']} of {found['units']:,}"
