@@ -267,7 +267,7 @@ def test_an_export_that_differs_from_the_model_fails(
     quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = quantized()
-    monkeypatch.setattr("hfcompress.onnx.graph_io.run_onnx", lambda *given: run_onnx(*given) + 1)
+    monkeypatch.setattr("hfcompress.quantization.backends.optimum_onnx.run_onnx", lambda *given: run_onnx(*given) + 1)
     with pytest.raises(HfcompressError, match="the exported graph differs from the model"):
         BACKENDS.parse("optimum_onnx").quantize(
             QuantizationJob(made.source, tmp_path, auto_class("sequence"), made.probe)
