@@ -167,7 +167,8 @@ def describe_outcome(outcome: Outcome, target: Target) -> str:
     speeds = ", ".join(f"{ends[0]:.1f}x at batch {size}" for size, ends in (outcome.speedups or {}).items())
     faults = find_faults(outcome, target)
     return (
-        f"{outcome.candidate}: loss {scale * outcome.drop:.3g}{unit} (at most {scale * outcome.largest:.3g}{unit}), "
+        f"{outcome.candidate}: loss {scale * outcome.drop + 0.0:.3g}{unit} "  # + 0.0: a negative zero reads as a gain
+        f"(at most {scale * outcome.largest:.3g}{unit}), "
         f"{speeds}, {(outcome.bytes or 0) / 1e6:.1f} MB" + (f"; {'; '.join(faults)}" if faults else "")
     )
 

@@ -43,4 +43,5 @@ def render_trials(content: Mapping[str, Any]) -> Table:
 
 
 def _format_loss(value: float, relative: bool) -> str:
+    value = value + 0.0 if abs(value) >= 5e-5 else 0.0  # no negative zero
     return f"{100 * value:.2f}%" if relative else f"{value:.4f}"
