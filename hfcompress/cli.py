@@ -400,7 +400,13 @@ def compress(
     path = name_recipe(data)
     _hide_foreign_progress()
     if path.exists():
-        log.info(f"{path} is there, and is used")
+        held = _load(str(path), None).recipe
+        if held.model != model:
+            raise HfcompressError(
+                f"{path} is there, and is a recipe for {held.model}, not for {model}",
+                f"remove it, or use it as it is: `hfcompress search {path}`",
+            )
+        log.info(f"{path} is there, and is used: its data is {held.task.dataset}, columns {', '.join(held.task.text)}")
     else:
         columns = tuple(name.strip() for name in text.split(",") if name.strip())
         made = propose(model, data, path, columns, label)

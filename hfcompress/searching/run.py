@@ -66,6 +66,11 @@ def find_model(loaded: Loaded, directory: Path, storage: str | None = None) -> F
         HfcompressError: for everything that the user can fix.
     """
     target = loaded.recipe.search or Target()
+    if loaded.recipe.task.head == "mask":
+        raise HfcompressError(
+            f"a {loaded.recipe.task.type} task is judged on blocks of several rows, and a search compares row by row",
+            "compress the model with a recipe, or search after it was fine-tuned for a task",
+        )
     base = make_base(loaded)
     backends = list_backends(target.backends)
     require_free_directory(directory)
@@ -133,8 +138,7 @@ def require_skill(workshop: Workshop) -> None:
     task, answer = workshop.task, workshop.source_answer
     if task.head not in ("sequence", "token"):
         return
-    rows = workshop.encode_dev()
-    blind = task.answer_blindly(answer.references, rows)
+    blind = task.answer_blindly(answer.references, workshop.source_rows.encoded)
     if task.gain(answer.predictions, blind, answer.references, seed=workshop.seed) <= 0:
         score = task.score(answer.predictions, answer.references)
         raise HfcompressError(

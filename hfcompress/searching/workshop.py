@@ -12,7 +12,7 @@ from hfcompress.measure.hardware import abilities
 from hfcompress.measure.process import ModelProcess
 from hfcompress.measure.quality import judge_rows
 from hfcompress.measure.rows import Rows
-from hfcompress.measure.timing import Latency, time_models
+from hfcompress.measure.timing import time_models
 from hfcompress.models.artifact import Artifact, label_ids, load_tokenizer, read_config
 from hfcompress.recipe.loader import Loaded, load_objects
 from hfcompress.recipe.schema import spell_out
@@ -112,16 +112,17 @@ class Workshop:
     def source_answer(self) -> Answer:
         """The source's answers to the dev split."""
         log.info(f"search: the source answers the {len(self.rows):,} rows of the dev split")
-        return judge_rows(self._source_process, self._read(self.source, range(len(self.rows))))
+        return judge_rows(self._source_process, self.source_rows)
 
     def _read(self, artifact: Artifact, numbers: Sequence[int]) -> Rows:
         """Encodes rows of the dev split for a model."""
         tokenizer = load_tokenizer(artifact.path, self.task)
         return Rows(self.task, tokenizer, self.rows.select(numbers), label_ids(read_config(artifact.path)))
 
-    def encode_dev(self) -> Any:
-        """The dev split, encoded for the source."""
-        return self._read(self.source, range(len(self.rows))).encoded
+    @cached_property
+    def source_rows(self) -> Rows:
+        """The dev split as the source reads it."""
+        return self._read(self.source, range(len(self.rows)))
 
     @cached_property
     def _source_process(self) -> ModelProcess:
@@ -152,7 +153,8 @@ class Workshop:
             For each batch size the speed-up and, if it is known, the ends of its 95% interval.
         """
         options = self.loaded.recipe.measure.latency
-        options = Latency(**{**options.model_dump(), "rows": min(options.rows, TIMED_ROWS)})
+        # Without a grid of lengths, there is one entry for each batch size.
+        options = options.model_copy(update={"rows": min(options.rows, TIMED_ROWS), "lengths": []})
         with wait_for(self.folder / "timing"), self._open(artifact) as process:
             models, numbers = [self.source, artifact], range(min(len(self.rows), options.rows))
             rows = [self._read(model, numbers) for model in models]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from hfcompress.measure.timing import time_models
 from hfcompress.models.artifact import weights_hash
 from hfcompress.recipe.yaml_text import dump_yaml
 from tests.factories import model, run_cli, save, write_data
@@ -93,6 +95,29 @@ def test_nothing_keeps_to_the_limits(tmp_path: Path, teacher: Path, data: Path, 
 def refused(capsys: Capture, *arguments: object) -> str:
     assert run_cli(*arguments) == 2
     return capsys.readouterr().err
+
+
+def test_fill_mask_is_not_searched(tmp_path: Path, teacher: Path, data: Path, capsys: Capture) -> None:
+    task = {"type": "fill-mask", "dataset": str(data), "text": ["sentence"], "max_length": 16}
+    said = refused(capsys, "search", write(tmp_path / "r.yaml", teacher, data, task=task), "-o", tmp_path / "run")
+    assert "is judged on blocks of several rows" in said
+
+
+def test_compress_does_not_use_the_recipe_of_another_model(
+    tmp_path: Path, teacher: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / f"{data.name}.yaml", tmp_path / "another", data)
+    assert f"is a recipe for {tmp_path / 'another'}, not for {teacher}" in refused(capsys, "compress", teacher, data)
+
+
+def test_a_grid_of_lengths_does_not_replace_the_times_of_the_rows(tmp_path: Path, teacher: Path, data: Path) -> None:
+    latency = {"batch_sizes": [2], "rows": 8, "threads": 1, "cold_starts": 0, "lengths": [8, 16]}
+    measure = {"latency": latency, "plain_runtime": False}
+    recipe = write(tmp_path / "r.yaml", teacher, data, search={"max_drop": 0.3, "hours": 0.0001}, measure=measure)
+    with mock.patch("hfcompress.searching.workshop.time_models", wraps=time_models) as timed:
+        assert run_cli("search", recipe, "-o", tmp_path / "run") == 0
+    assert [call.args[2].lengths for call in timed.call_args_list] == [[]]
 
 
 def test_a_source_at_chance_is_refused(tmp_path: Path, data: Path, capsys: Capture) -> None:
