@@ -38,16 +38,35 @@ def require_better_than_chance(member: Member, dev: Any, task: Task, made_by: st
     if not task.has_labels:
         return None
     predictions, references, features = judge(member.model, dev, member.tokenizer, task, shared=True)
+    score = compare_with_chance(f"the teacher {member.stage}", predictions, references, features, task, made_by)
+    log.info(f"teacher: {member.stage}, {task.metric_name} {score:.4f} on dev")
+    return score
+
+
+def compare_with_chance(
+    name: str, predictions: Any, references: Any, features: Any, task: Task, made_by: str | None = None
+) -> float:
+    """Requires that answers to the dev split score better than the best ones that ignore the texts; returns the score.
+
+    Args:
+        name: The model that gave the answers, in words.
+        predictions, references: Its answers and the right ones, see `Task.judge`.
+        features: The encoded rows.
+        task: The task.
+        made_by: The stage of this recipe that made the model; None if it came from elsewhere.
+
+    Raises:
+        HfcompressError: if the difference of the scores is not above 0 with 95% certainty.
+    """
     blind = task.answer_blindly(references, features)
     score, chance = (float(task.score(answers, references)) for answers in (predictions, blind))
     if task.gain(predictions, blind, references) <= 0:
         raise HfcompressError(
-            f"the teacher {member.stage} is at chance: its {task.metric_name} on the dev split is {score:.4f}, that of "
+            f"{name} is at chance: its {task.metric_name} on the dev split is {score:.4f}, that of "
             f"the best answers without the texts is {chance:.4f}, and over "
             f"{len(references):,} units the difference is not above 0 with 95% certainty",
             "\n    ".join(_list_fixes(task, blind, references, made_by)),
         )
-    log.info(f"teacher: {member.stage}, {task.metric_name} {score:.4f} on dev")
     return score
 
 

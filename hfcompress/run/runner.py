@@ -33,6 +33,7 @@ from hfcompress.utils.distributed import on_main_process, process_state
 from hfcompress.utils.errors import HfcompressError, Problem
 from hfcompress.utils.files import (
     new_directory,
+    read_json,
     remove,
     replace_directory,
     write_text,
@@ -138,7 +139,8 @@ def _run(
     def place(name: str, key: str) -> Path:
         target = directory / name
         kept = store / key / name if store else target
-        if kept.is_dir() and not target.exists():
+        held = (read_json(target / "stage.json") or {}).get("key")
+        if store and kept.is_dir() and held != key:
             with new_directory(target) as scratch:
                 shutil.copytree(kept, scratch, dirs_exist_ok=True)
         return target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,19 +11,19 @@ from hfcompress.report.statistics.power import rows_needed, smallest_margin
 from hfcompress.searching.candidate import Candidate
 from hfcompress.searching.outcome import Outcome, choose_best, choose_nearest, find_faults, score
 from hfcompress.searching.policy import propose
-from hfcompress.searching.trials import POLL, Trials
+from hfcompress.searching.trials import Trials
 from hfcompress.utils.errors import HfcompressError
 from hfcompress.utils.logging import log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hfcompress.models.artifact import Artifact
     from hfcompress.recipe.target import Target
     from hfcompress.searching.race import Verdict
 
 RESERVE = 0.1
 """The share of the time that is kept for the last measurement."""
+POLL = 0.5
+"""Seconds between two looks at what other workers do."""
 EXPECTED_DISCORDANCE = 0.06
 """The share of answers that a candidate is expected to change, before any was measured."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfcompress.data.metrics import RowMetric
+from hfcompress.distillation.teacher_quality import compare_with_chance
 from hfcompress.measure.environment import environment, versions
 from hfcompress.models.artifact import weights_hash
 from hfcompress.quantization.backends.base import BACKENDS
@@ -80,8 +82,7 @@ def find_model(loaded: Loaded, directory: Path, storage: str | None = None) -> F
         require_ours(first, directory, fresh=False)
         check(first, download=True)
         folder.mkdir(parents=True, exist_ok=True)
-        require_skill(workshop)
-        tell_power(workshop, target)
+        tell_power(workshop, target, require_skill(workshop))
         trials = Trials(folder, make_name(workshop, target, backends), storage)
         ending = search(workshop, trials, target, backends, list_steps(workshop.train_rows))
         write_results(workshop, ending, folder, target, backends)
@@ -129,30 +130,28 @@ def _is_searched(name: str) -> bool:
     return backend.searched and backend().unavailable() is None
 
 
-def require_skill(workshop: Workshop) -> None:
-    """Requires that the source answers better than the best constant answer does.
+def require_skill(workshop: Workshop) -> float:
+    """Requires that the source is better than chance: else no model could lose anything against it; returns its score.
 
     Raises:
-        HfcompressError: if it does not: no model could lose anything against it.
+        HfcompressError: if it is not.
     """
-    task, answer = workshop.task, workshop.source_answer
-    if task.head not in ("sequence", "token"):
+    answer, features = workshop.source_answer, workshop.source_rows.encoded
+    return compare_with_chance("the source", answer.predictions, answer.references, features, workshop.task)
+
+
+def tell_power(workshop: Workshop, target: Target, source: float) -> None:
+    """Says if the dev split is too small to rule out the accepted loss of a metric whose rows are right or wrong.
+
+    Args:
+        workshop: Knows the rows.
+        target: The limits.
+        source: The source's score.
+    """
+    metric = workshop.task.metric_function
+    if not (isinstance(metric, RowMetric) and metric.right_or_wrong):
         return
-    blind = task.answer_blindly(answer.references, workshop.source_rows.encoded)
-    if task.gain(answer.predictions, blind, answer.references, seed=workshop.seed) <= 0:
-        score = task.score(answer.predictions, answer.references)
-        raise HfcompressError(
-            f"the source scores {score:.4g} on the dev split ({task.metric_name}), not better than one answer for all "
-            "rows: there is nothing that a smaller model could lose",
-            "fine-tune it first: a leading `finetune` stage does it",
-        )
-
-
-def tell_power(workshop: Workshop, target: Target) -> None:
-    """Says if the dev split is too small to rule out the accepted loss."""
-    task, answer = workshop.task, workshop.source_answer
-    told = describe_power(len(workshop.rows), task.score(answer.predictions, answer.references), target)
-    if told and isinstance(task.metric_name, str):
+    if told := describe_power(len(workshop.rows), source, target):
         log.warning(f"search: {told}; `task.dev_rows` takes more rows from train")
 
 

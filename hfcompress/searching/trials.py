@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.searching.candidate import MACS, STEPS, Candidate
 from hfcompress.searching.outcome import Outcome
 from hfcompress.utils.errors import HfcompressError
-from hfcompress.utils.lock import HeldError, hold, require_free
+from hfcompress.utils.lock import HeldError, hold, require_free, wait_for
 
 if TYPE_CHECKING:
     import optuna
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 JOURNAL = "trials.log"
 """The file of the trials, in the directory of the search."""
 OUTCOME, WORKER = "outcome", "worker"
-POLL = 0.5
-"""Seconds between two looks at what other workers do."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,9 @@ class Trials:
     def seconds(self, value: float) -> None:
         self._study.set_user_attr("seconds", value)
 
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
+    def _one_at_a_time(self) -> AbstractContextManager[None]:
         """Lets one worker at a time choose what it tries."""
-        with wait_for(self.folder / "choosing"):
-            yield
+        return wait_for(self.folder / "choosing")
 
     def _list_running(self) -> list[Any]:
         return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
@@ -138,22 +133,6 @@ class Trials:
 
     def _mark(self, worker: str) -> Path:
         return self.folder / "workers" / (worker or "none")
-
-
-@contextmanager
-def wait_for(path: Path) -> Iterator[None]:
-    """Takes a lock, and waits as long as another process holds it."""
-    while True:
-        try:
-            lock = hold(path)
-            lock.__enter__()
-            break
-        except HeldError:
-            time.sleep(POLL)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _make_distributions(backends: Sequence[str]) -> dict[str, Any]:

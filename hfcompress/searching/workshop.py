@@ -20,8 +20,8 @@ from hfcompress.recipe.validate import check
 from hfcompress.run.runner import run_stages
 from hfcompress.searching.candidate import Candidate
 from hfcompress.searching.race import Verdict, race
-from hfcompress.searching.trials import wait_for
 from hfcompress.utils.errors import HfcompressError
+from hfcompress.utils.lock import wait_for
 from hfcompress.utils.logging import log
 from hfcompress.utils.margin import spell_margin
 from hfcompress.utils.processors import default_threads

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ from hfcompress.utils.logging import log
 
 BEAT = 5.0
 """Seconds between two touches."""
+POLL = 0.5
+"""Seconds between two tries to take a lock that another process holds."""
 LAPSE = 30.0
 """Seconds without a touch after which an owner on another machine counts as dead."""
 LOCK = ".lock"
@@ -147,6 +149,19 @@ def hold(path: Path, on_loss: Callable[[], None] | None = None) -> Iterator[Lock
         yield lock
     finally:
         lock.release()
+
+
+@contextmanager
+def wait_for(path: Path) -> Iterator[None]:
+    """Takes a lock for as long as the block lasts, after waiting for any other process that holds it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(path))
+                break
+            except HeldError:
+                time.sleep(POLL)
+        yield
 
 
 def require_free(path: Path) -> None:

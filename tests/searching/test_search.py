@@ -123,7 +123,8 @@ def test_a_grid_of_lengths_does_not_replace_the_times_of_the_rows(tmp_path: Path
 def test_a_source_at_chance_is_refused(tmp_path: Path, data: Path, capsys: Capture) -> None:
     untrained = save(model(), tmp_path / "model")
     said = refused(capsys, "search", write(tmp_path / "r.yaml", untrained, data), "-o", tmp_path / "run")
-    assert "not better than one answer for all rows" in said
+    assert "the source is at chance: its accuracy on the dev split is" in said
+    assert "the difference is not above 0 with 95% certainty" in said
 
 
 def test_a_small_dev_split_is_told(tmp_path: Path, teacher: Path, data: Path, capsys: Capture) -> None:
